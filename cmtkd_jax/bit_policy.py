@@ -1,0 +1,92 @@
+"""Which layer is quantized to how many bits: network widths, first and last layer, shortcuts, ordered regex rules."""
+
+import dataclasses
+import re
+
+from cmtkd_jax import quantizers
+from cmtkd_jax.errors import UserError
+
+FULL_PRECISION = 32
+WIDTHS = (*range(1, quantizers.MAX_BITS + 1), FULL_PRECISION)
+ROLES = ('body', 'first', 'last', 'shortcut')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """Bits of every layer whose whole path matches `pattern`, e.g. 'student/stage4/.*'."""
+  pattern: str
+  weight_bits: int
+  activation_bits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BitPolicy:
+  """Bits and quantizers of one network's layers. The first rule that matches decides; then the role; then the width.
+
+  weight_bits, activation_bits: the network's widths, 1..8 or 32 (none).
+  first_last_bits: weights of the first and the last layer, 32 (the paper) or 8.
+  quantize_shortcuts: whether 1x1 projection shortcuts are quantized like the rest.
+  rules: ordered, matched against the full path, e.g. 'teacher1_4bit/stage2/block1/conv1'.
+  quantizer, weight_options, activation_options: a name in `quantizers.QUANTIZERS` and `(field, value)` pairs.
+  """
+  weight_bits: int
+  activation_bits: int
+  first_last_bits: int = FULL_PRECISION
+  quantize_shortcuts: bool = True
+  rules: tuple[Rule, ...] = ()
+  quantizer: str = 'hwgq'
+  weight_options: tuple[tuple[str, object], ...] = ()
+  activation_options: tuple[tuple[str, object], ...] = ()
+
+  def resolve_weight_bits(self, path, role):
+    """Returns the bits of the weights of the layer at `path`, whose place in the network is `role`."""
+    rule = self._rule(path)
+    if rule:
+      return rule.weight_bits
+    if role in ('first', 'last'):
+      return self.first_last_bits if self.weight_bits != FULL_PRECISION else FULL_PRECISION
+    if role == 'shortcut' and not self.quantize_shortcuts:
+      return FULL_PRECISION
+    return self.weight_bits
+
+  def resolve_activation_bits(self, path):
+    """Returns the bits of the activation layer at `path`; 32 is a plain ReLU."""
+    rule = self._rule(path)
+    return rule.activation_bits if rule else self.activation_bits
+
+  def weight_quantizer(self, path, role):
+    """Returns the weight quantizer of the layer at `path`, or None for full precision."""
+    return self._quantizer('Weight', self.resolve_weight_bits(path, role), self.weight_options)
+
+  def activation_quantizer(self, path):
+    """Returns the quantizer of the activation layer at `path`, or None for a plain ReLU."""
+    return self._quantizer('Activation', self.resolve_activation_bits(path), self.activation_options)
+
+  def _rule(self, path):
+    return next((rule for rule in self.rules if re.fullmatch(rule.pattern, path)), None)
+
+  def _quantizer(self, role, bits, options):
+    if bits == FULL_PRECISION:
+      return None
+    return getattr(quantizers.QUANTIZERS[self.quantizer], role)(bits=bits, **dict(options))
+
+
+def parse_rules(rules):
+  """Returns `Rule`s from `(pattern, weight_bits, activation_bits)` triples, or raises `UserError`."""
+  parsed = []
+  for rule in rules:
+    try:
+      pattern, weight_bits, activation_bits = rule
+      re.compile(pattern)
+    except (ValueError, TypeError, re.error) as e:
+      raise UserError(f'config.bits.rules: {rule!r} is not (regex, weight bits, activation bits): {e}') from None
+    for bits in (weight_bits, activation_bits):
+      check_bits(bits, f'config.bits.rules: {rule!r}')
+    parsed.append(Rule(pattern, weight_bits, activation_bits))
+  return tuple(parsed)
+
+
+def check_bits(bits, where):
+  """Raises `UserError`, beginning with `where`, unless `bits` is a width that exists."""
+  if isinstance(bits, bool) or bits not in WIDTHS:
+    raise UserError(f'{where}: {bits!r} is not a bit-width; allowed: {", ".join(map(str, WIDTHS))}')

@@ -1,0 +1,134 @@
+"""Convolution, dense and activation layers with a quantizer in them, and the pieces every backbone is built from."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmtkd_jax.bit_policy import BitPolicy
+from cmtkd_jax.quantizers import Quantizer
+
+QUANTIZER_STATE = 'quantizer_state'  # the variable collection of values that are fitted, not trained
+_he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+class FakeQuantize(nn.Module):
+  """Holds a quantizer's learned and fitted values and applies it; both start from the first data it sees."""
+  quantizer: Quantizer
+
+  @nn.compact
+  def __call__(self, x, train):
+    quantizer, x = self.quantizer, x.astype(jnp.float32)
+    initial = lambda name: quantizer.init(x)[name]
+    parameters = {name: self.param(name, lambda _, name=name: initial(name)) for name in quantizer.learned}
+    fitted = {name: self.variable(QUANTIZER_STATE, name, initial, name) for name in quantizer.fitted}
+    parameters |= {name: variable.value for name, variable in fitted.items()}
+    quantized = quantizer.quantize(x, parameters)
+    if train and fitted and not self.is_initializing():
+      updated = quantizer.update(jax.lax.stop_gradient(x), parameters)
+      for name, variable in fitted.items():
+        variable.value = updated[name]
+    return quantized
+
+
+class Conv(nn.Module):
+  """2-D convolution [B, H, W, C] -> [B, H', W', features] with quantized weights, without bias.
+
+  role: the layer's place in the network, see `bit_policy.ROLES`.
+  """
+  features: int
+  kernel: int
+  policy: BitPolicy
+  stride: int = 1
+  padding: int | None = None  # None: (kernel - 1) // 2
+  role: str = 'body'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train):
+    kernel = self.param('kernel', _he_fan_out, (self.kernel, self.kernel, x.shape[-1], self.features), jnp.float32)
+    quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
+    if quantizer is not None:
+      kernel = FakeQuantize(quantizer, name='weight_quantizer')(kernel, train)
+    pad = (self.kernel - 1) // 2 if self.padding is None else self.padding
+    return jax.lax.conv_general_dilated(
+        x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), ((pad, pad), (pad, pad)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+class Dense(nn.Module):
+  """Matrix product [B, C] -> [B, features] with quantized weights; the last layer has a bias."""
+  features: int
+  policy: BitPolicy
+  role: str = 'body'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train):
+    # The classifier starts small, uniform(-1, 1) / sqrt(fan-in); hidden layers, which a normalisation follows, as He.
+    init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform') if self.role == 'last' else _he_fan_out
+    kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
+    quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
+    if quantizer is not None:
+      kernel = FakeQuantize(quantizer, name='weight_quantizer')(kernel, train)
+    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    if self.role == 'last':
+      y += self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)[None]
+    return y
+
+
+class Activation(nn.Module):
+  """The quantizer in place of a ReLU, or the ReLU itself where the policy says 32 bits."""
+  policy: BitPolicy
+
+  @nn.compact
+  def __call__(self, x, train):
+    quantizer = self.policy.activation_quantizer('/'.join(self.path))
+    if quantizer is None:
+      return nn.relu(x)
+    return FakeQuantize(quantizer, name='activation_quantizer')(x, train)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerFactory:
+  """Builds the layers of one network with its bit policy, compute type and normalisation settings."""
+  policy: BitPolicy
+  dtype: jnp.dtype = jnp.float32
+  bn_affine: bool = True
+  bn_momentum: float = 0.9
+
+  def conv(self, features, kernel, stride=1, padding=None, role='body', name=None):
+    """A `Conv`."""
+    return Conv(features, kernel, self.policy, stride, padding, role, self.dtype, name=name)
+
+  def dense(self, features, role='body', name=None):
+    """A `Dense`."""
+    return Dense(features, self.policy, role, self.dtype, name=name)
+
+  def activation(self, name=None):
+    """An `Activation`."""
+    return Activation(self.policy, name=name)
+
+  def norm(self, train, name=None):
+    """Batch normalisation in float32: under a sharded `jit` its statistics are those of the global batch."""
+    return nn.BatchNorm(use_running_average=not train, momentum=self.bn_momentum, epsilon=1e-5,
+                        use_scale=self.bn_affine, use_bias=self.bn_affine, dtype=jnp.float32, name=name)
+
+
+def max_pool(x, window, stride, padding=0):
+  """Max-pooling [B, H, W, C] whose gradient needs no scatter and goes to the first maximum in row-major order.
+
+  Value and gradient equal `flax.linen.max_pool`, ties included; quantized maps are full of ties. Its usual gradient,
+  select-and-scatter, is slow on CPU and has no deterministic form on GPU.
+  """
+  if padding:
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-np.inf)
+  height, width = ((size - window) // stride + 1 for size in x.shape[1:3])
+  best = None
+  for dy in range(window):
+    for dx in range(window):
+      view = x[:, dy:dy + (height - 1) * stride + 1:stride, dx:dx + (width - 1) * stride + 1:stride]
+      best = view if best is None else jnp.where(best >= view, best, view)
+  return best

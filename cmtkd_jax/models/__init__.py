@@ -1,0 +1,18 @@
+"""Backbones, cut into stages at the tapped layers."""
+
+import functools
+
+from cmtkd_jax.models import alexnet, resnet
+from cmtkd_jax.models.network import Network
+
+# Adding a backbone: its file, one line here, its config, its test. A value takes (num_classes, layers, width, stem,
+# block_order) by name and returns a `Network`.
+MODELS = {
+    'resnet8': functools.partial(resnet.resnet_cifar, 8),
+    'resnet20': functools.partial(resnet.resnet_cifar, 20),
+    'resnet32': functools.partial(resnet.resnet_cifar, 32),
+    'resnet18': resnet.resnet18,
+    'alexnet': alexnet.alexnet,
+}
+
+__all__ = ['MODELS', 'Network']

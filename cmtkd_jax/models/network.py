@@ -1,0 +1,44 @@
+"""A backbone cut into stages at its tapped layers: what every method sees of a network."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+
+class Network(nn.Module):
+  """Stages 0..K-1, each closed by an activation whose output is the tap, and a head.
+
+  A method that fuses maps runs the parts itself: `stage` takes a quantized map (stage 0: images) and returns the map
+  before its closing quantizer, `activate` applies that quantizer, `classify` turns the last map into logits. The parts
+  are given as functions that build modules, so that a method can build a second head from the same recipe.
+
+  taps: number of the layer that closes each stage, counting the first convolution as 1 and no 1x1 shortcuts.
+  """
+  taps: tuple[int, ...]
+  make_stages: tuple[Callable[[], nn.Module], ...]
+  make_activation: Callable[[], nn.Module]
+  make_head: Callable[[], nn.Module]
+
+  def setup(self):
+    for k, make_stage in enumerate(self.make_stages, 1):
+      setattr(self, f'stage{k}', make_stage())
+      setattr(self, f'stage{k}_activation', self.make_activation())
+    self.head = self.make_head()
+
+  def stage(self, k, x, train):
+    """Returns the map [B, H, W, C] before the closing quantizer of stage `k` (from 0)."""
+    return getattr(self, f'stage{k + 1}')(x, train)
+
+  def activate(self, k, x, train):
+    """Returns `x` through the closing quantizer of stage `k`."""
+    return getattr(self, f'stage{k + 1}_activation')(x, train)
+
+  def classify(self, x, train):
+    """Returns logits float32 [B, classes] from the last map."""
+    return self.head(x, train)
+
+  def __call__(self, x, train):
+    """Returns the logits of images [B, H, W, C]: the network on its own."""
+    for k in range(len(self.taps)):
+      x = self.activate(k, self.stage(k, x, train), train)
+    return self.classify(x, train)

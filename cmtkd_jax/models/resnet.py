@@ -1,0 +1,118 @@
+"""ResNets of basic blocks: ResNet18 with ImageNet or CIFAR stem, and the CIFAR family of He et al. (ResNet8/20/32).
+
+Block order `pre` (EdMIPS, the order HWGQ's constants assume): a stage takes an activated, quantized map;
+conv - BN - quantizer - conv + shortcut, then BN - quantizer, ..., and ends with the BN before its closing quantizer.
+Both the main branch and the shortcut of its first block read the stage's input.
+Block order `post` (He et al. 2016a): conv - BN - quantizer - conv - BN + shortcut, then quantizer.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cmtkd_jax.layers import LayerFactory, max_pool
+from cmtkd_jax.models.network import Network
+
+
+class Stem(nn.Module):
+  """The first convolution up to the quantized map that stage 1 reads: 3x3, or 7x7/2 with a 3x3/2 max-pool."""
+  features: int
+  form: str
+  order: str
+  layers: LayerFactory
+
+  @nn.compact
+  def __call__(self, x, train):
+    imagenet = self.form == 'imagenet'
+    kernel, stride = (7, 2) if imagenet else (3, 1)
+    x = self.layers.conv(self.features, kernel, stride, role='first', name='conv')(x, train)
+    # HWGQ's constants want the normalisation right before the quantizer, so `pre` pools before both.
+    if imagenet and self.order == 'pre':
+      x = max_pool(x, 3, 2, padding=1)
+    x = self.layers.norm(train, name='norm')(x)
+    x = self.layers.activation(name='activation')(x, train)
+    if imagenet and self.order == 'post':
+      x = max_pool(x, 3, 2, padding=1)
+    return x
+
+
+class Block(nn.Module):
+  """Two 3x3 convolutions and a shortcut: returns the sum, without what follows it in either order.
+
+  `x` is the quantized input, `identity` what an identity shortcut adds (`pre`: the sum before x's normalisation).
+  """
+  features: int
+  stride: int
+  order: str
+  layers: LayerFactory
+
+  @nn.compact
+  def __call__(self, x, identity, train):
+    y = self.layers.conv(self.features, 3, self.stride, name='conv1')(x, train)
+    y = self.layers.norm(train, name='norm1')(y)
+    y = self.layers.activation(name='activation1')(y, train)
+    y = self.layers.conv(self.features, 3, name='conv2')(y, train)
+    if self.order == 'post':
+      y = self.layers.norm(train, name='norm2')(y)
+    if self.stride != 1 or identity.shape[-1] != self.features:
+      identity = self.layers.conv(self.features, 1, self.stride, role='shortcut', name='shortcut')(x, train)
+      if self.order == 'post':
+        identity = self.layers.norm(train, name='shortcut_norm')(identity)
+    return y + identity.astype(y.dtype)
+
+
+class Stage(nn.Module):
+  """The blocks of one resolution, after the stem if there is one: images or a quantized map -> the map to quantize."""
+  features: int
+  blocks: int
+  stride: int
+  order: str
+  layers: LayerFactory
+  stem: str = ''
+
+  @nn.compact
+  def __call__(self, x, train):
+    if self.stem:
+      x = Stem(self.features, self.stem, self.order, self.layers, name='stem')(x, train)
+    identity = x
+    for b in range(1, self.blocks + 1):
+      stride = self.stride if b == 1 else 1
+      total = Block(self.features, stride, self.order, self.layers, name=f'block{b}')(x, identity, train)
+      y = self.layers.norm(train, name=f'norm{b}')(total) if self.order == 'pre' else total
+      if b < self.blocks:
+        x = self.layers.activation(name=f'activation{b}')(y, train)
+        identity = total if self.order == 'pre' else x
+    return y
+
+
+class PooledHead(nn.Module):
+  """Global average pooling and one dense layer: [B, H, W, C] -> logits float32 [B, classes]."""
+  num_classes: int
+  layers: LayerFactory
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+    return self.layers.dense(self.num_classes, role='last', name='classifier')(x, train).astype(jnp.float32)
+
+
+def _resnet(blocks, widths, num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
+  features = [max(1, round(w * width)) for w in widths]
+  taps = tuple(1 + 2 * sum(blocks[:k + 1]) for k in range(len(blocks)))
+  make_stages = tuple(
+      functools.partial(Stage, features[k], blocks[k], 1 if k == 0 else 2, block_order, layers,
+                        stem=stem if k == 0 else '')
+      for k in range(len(blocks)))
+  return Network(taps, make_stages, layers.activation, functools.partial(PooledHead, num_classes, layers))
+
+
+def resnet18(**settings):
+  """ResNet18, widths 64-128-256-512, taps at layers 5, 9, 13, 17 (He et al. 2016; CMT-KD section 4.1)."""
+  return _resnet((2, 2, 2, 2), (64, 128, 256, 512), **settings)
+
+
+def resnet_cifar(depth, **settings):
+  """The CIFAR ResNet of 6n + 2 layers, widths 16-32-64, one tap a stage (He et al. 2016, section 4.2)."""
+  n = (depth - 2) // 6
+  return _resnet((n, n, n), (16, 32, 64), **settings)

@@ -1,0 +1,144 @@
+"""LSQ: learned step size quantization (Esser et al., ICLR 2020)."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from cmtkd_jax.quantizers import base
+
+SMALLEST_STEP = 1e-6
+
+
+def bounds(bits, signed):
+  """Returns (Q_N, Q_P): (0, 2^b - 1) unsigned, (2^(b-1), 2^(b-1) - 1) signed."""
+  return (2**(bits - 1), 2**(bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def is_binary(bits, signed):
+  """Whether the signed grid has no room for a positive level (Q_P = 0), so that sign(v) * s takes its place."""
+  return signed and bits == 1
+
+
+def init_step(v, bits, signed, per_channel=False):
+  """Initial step s = 2 mean|v| / sqrt(Q_P); s = mean|v| for binary weights.
+
+  Args:
+    v: float32 [..., C]; an unsigned quantizer sees max(v, 0).
+    bits: 1..8.
+    signed: weights are signed, activations unsigned.
+    per_channel: one step a channel.
+
+  Returns:
+    float32 scalar or [C], positive; 1 where all of v is zero.
+  """
+  magnitude = jnp.mean(jnp.abs(v) if signed else jnp.maximum(v, 0), base.reduction_axes(v, per_channel))
+  s = magnitude if is_binary(bits, signed) else 2 * magnitude / math.sqrt(bounds(bits, signed)[1])
+  return jnp.where(s > SMALLEST_STEP, s, 1.0)
+
+
+def gradient_scale(v, bits, signed, per_channel=False, count='features'):
+  """Factor on the step's gradient: 1 / sqrt(N Q_P), with Q_P = 1 for binary weights.
+
+  N is the number of weights that share the step; for activations the number of features of one example
+  (count='features', the paper) or of the whole batch (count='batch', as public codes have it).
+  """
+  n = v.size
+  if signed and per_channel:
+    n //= v.shape[-1]
+  elif not signed and count == 'features':
+    n //= v.shape[0]
+  return 1 / math.sqrt(n * max(1, bounds(bits, signed)[1]))
+
+
+def encode(v, step, bits, signed):
+  """Codes round(clip(v / s, -Q_N, Q_P)), half to even; binary weights: 1[v >= 0], value s * (2 code - 1).
+
+  Args:
+    v: float32 [..., C].
+    step: float32 scalar or [C]; values below `SMALLEST_STEP` count as that.
+    bits: 1..8.
+    signed: see `bounds`.
+
+  Returns:
+    `Coded` with codes in -Q_N..Q_P (binary: 0..1).
+  """
+  s = base.broadcast_to_channels(jnp.maximum(step, SMALLEST_STEP), v)
+  if is_binary(bits, signed):
+    return base.Coded((v >= 0).astype(jnp.int32), 2 * s, 0.5)
+  q_n, q_p = bounds(bits, signed)
+  return base.Coded(jnp.round(jnp.clip(v / s, -q_n, q_p)).astype(jnp.int32), s)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def quantize(v, step, bits, signed, step_gradient_scale=1.0):
+  """Learned step quantization: v_hat = s * round(clip(v / s, -Q_N, Q_P)).
+
+  Gradients:
+    dv_hat/dv = 1 inside (-Q_N < v/s < Q_P), 0 outside
+    dv_hat/ds = round(v/s) - v/s inside, -Q_N below, Q_P above; times `step_gradient_scale`
+  A step that training has pushed below `SMALLEST_STEP` still receives its gradient, so that it can come back.
+  Binary weights: v_hat = s * sign(v), sign(0) = 1, dv_hat/dv = 1, dv_hat/ds = sign(v).
+
+  Args: as `encode`. Returns float32 of v's shape.
+  """
+  del step_gradient_scale
+  return base.dequantize(encode(v, step, bits, signed))
+
+
+def _quantize_forward(v, step, bits, signed, step_gradient_scale):
+  return quantize(v, step, bits, signed, step_gradient_scale), (v, step)
+
+
+def _quantize_backward(bits, signed, step_gradient_scale, residuals, g):
+  v, step = residuals
+  ratio = v / base.broadcast_to_channels(jnp.maximum(step, SMALLEST_STEP), v)
+  if is_binary(bits, signed):
+    dv, ds = g, jnp.where(v >= 0, 1.0, -1.0)
+  else:
+    q_n, q_p = bounds(bits, signed)
+    below, above = ratio <= -q_n, ratio >= q_p
+    dv = jnp.where(below | above, 0, g)
+    ds = jnp.where(below, -q_n, jnp.where(above, q_p, jnp.round(ratio) - ratio))
+  return dv, step_gradient_scale * jnp.sum(g * ds, base.reduction_axes(v, per_channel=step.ndim > 0))
+
+
+quantize.defvjp(_quantize_forward, _quantize_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation(base.Quantizer):
+  """Unsigned `quantize` with one learned step a tensor, under the common contract."""
+  count: str = 'features'
+  learned = ('step',)
+  choices = {'count': ('features', 'batch')}
+
+  def init(self, x):
+    return {'step': init_step(x, self.bits, signed=False)}
+
+  def encode(self, x, parameters=None):
+    return encode(x, parameters['step'], self.bits, signed=False)
+
+  def quantize(self, x, parameters=None):
+    scale = gradient_scale(x, self.bits, signed=False, count=self.count)
+    return quantize(x, parameters['step'], self.bits, False, scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight(base.Quantizer):
+  """Signed `quantize` with a learned step a tensor or a channel, under the common contract."""
+  per_channel: bool = False
+  learned = ('step',)
+  choices = {'per_channel': (False, True)}
+
+  def init(self, x):
+    return {'step': init_step(x, self.bits, signed=True, per_channel=self.per_channel)}
+
+  def encode(self, x, parameters=None):
+    return encode(x, parameters['step'], self.bits, signed=True)
+
+  def quantize(self, x, parameters=None):
+    scale = gradient_scale(x, self.bits, signed=True, per_channel=self.per_channel)
+    return quantize(x, parameters['step'], self.bits, True, scale)
