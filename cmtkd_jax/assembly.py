@@ -1,0 +1,28 @@
+"""The parts that training and evaluation both start from: devices, data and method, as configured."""
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import data, methods
+
+
+def make_mesh():
+  """Returns a mesh of all devices along one axis, 'data'; one device is a mesh of one."""
+  return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh):
+  """Returns the sharding of what every device holds whole: state and metrics."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def load_data(config, mesh):
+  """Returns the configured `data.Dataset`."""
+  return data.load(config.data, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
+                   seed=config.seed, mesh=mesh)
+
+
+def create_method(config, num_classes):
+  """Returns the configured `methods.Method`."""
+  return methods.METHODS[config.method].create(config, config_lib.settings(config, config.method), num_classes)

@@ -1,0 +1,156 @@
+"""Checkpoints: the one module that knows orbax (its stable v0 API)."""
+
+import contextlib
+import json
+import logging
+import math
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cmtkd_jax.errors import UserError
+
+
+# Orbax logs a dozen rows a save, and warns of each without metrics; its other warnings stay.
+logging.getLogger('absl').addFilter(lambda row: 'orbax' not in row.pathname or
+                                    row.levelno > logging.INFO and 'tracked_metric' not in str(row.msg))
+
+
+class Checkpoints(contextlib.AbstractContextManager):
+  """The checkpoints of one directory; each is complete or invisible. Close it, or use it in `with`.
+
+  Args:
+    directory: holds a folder a step; made when missing. Any path that `etils.epath` knows.
+    keep: how many of the newest stay.
+    best_metric: key of `save`'s metrics; the checkpoint where it is greatest stays too. '' keeps no best one.
+  """
+
+  def __init__(self, directory, keep=2, best_metric=''):
+    if keep < 1:
+      raise UserError(f'keep = {keep}: at least one checkpoint of {directory} must stay; set it to 1 or more')
+    self.directory = _absolute(directory)
+    self._metric = best_metric
+    score = lambda metrics: metrics.get(best_metric, -math.inf)
+    policies = [ocp.checkpoint_managers.LatestN(keep), ocp.checkpoint_managers.BestN(
+        get_metric_fn=score, n=1 if best_metric else 0, keep_checkpoints_without_metrics=False)]
+    self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True, best_fn=score if best_metric else None,
+        preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies)))
+    self.wait = self._manager.wait_until_finished  # Blocks until the last save is on disk.
+    self.close = self._manager.close  # Waits and frees the threads.
+
+  def __exit__(self, *unused):
+    self.close()
+
+  def latest(self):
+    """The newest step, or None; a save that still runs counts."""
+    return max(self._manager.all_steps(), default=None)
+
+  def best(self):
+    """The step where `best_metric` is greatest (the newest of equals), or None when it was never measured."""
+    return self._manager.best_step() if self._metric else None
+
+  def save(self, step, state, meta, metrics=None):
+    """Starts to save in the background; `state` may be donated as soon as this returns.
+
+    An error of the writing thread is raised by the next `save`, `wait` or `close`.
+
+    Args:
+      step: the step; one that is there already is not saved again.
+      state: dict with the key 'variables' and at least one more; each value a pytree of arrays and numbers.
+      meta: dict that JSON can hold.
+      metrics: dict of numbers, of which `best_metric` is kept; a NaN counts as not measured.
+    """
+    if step in self._manager.all_steps():
+      return
+    value = float((metrics or {}).get(self._metric, math.nan))
+    items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+    items['meta'] = ocp.args.JsonSave(json.loads(json.dumps(meta)))  # A copy: it is written later.
+    self._manager.save(int(step), args=ocp.args.Composite(**items), force=True,
+                       metrics=None if math.isnan(value) else {self._metric: value})
+
+  def restore(self, abstract_state, step=None):
+    """Reads (state, meta), bit for bit, whatever devices they were saved from.
+
+    Args:
+      abstract_state: `state` as it was saved, with a `jax.ShapeDtypeStruct` with sharding for each array.
+      step: which; None for the newest that can be read: newer ones are moved aside, with a warning.
+
+    Raises:
+      UserError: there is no such checkpoint, it cannot be read, or it holds other arrays than asked for.
+    """
+    self.wait()
+    (items, meta), found = _read_newest(self.directory, step, _items(abstract_state))
+    broken = [later for later in self._manager.all_steps() if step is None and later > found]
+    for later in broken if jax.process_index() == 0 else []:
+      (self.directory / str(later)).rename(self.directory / f'broken_{later}')
+    multihost_utils.sync_global_devices('broken checkpoints are moved aside')
+    self._manager.reload()
+    return dict(items['state'], variables=items['variables']), meta
+
+
+def load_variables(directory, step=None):
+  """Reads the networks of a checkpoint, not its optimizer: (nested dicts of NumPy arrays, meta, step).
+
+  Args:
+    directory: what was given to `Checkpoints`.
+    step: which; None for the newest that can be read.
+
+  Raises:
+    UserError: there is no such checkpoint, or it cannot be read.
+  """
+  (items, meta), step = _read_newest(_absolute(directory), step, {'variables': None})
+  return items['variables'], meta, step
+
+
+def _absolute(directory):
+  path = epath.Path(directory).expanduser()
+  return path if path.is_absolute() else path.absolute()
+
+
+def _items(state):
+  return {'variables': state['variables'], 'state': {key: state[key] for key in state if key != 'variables'}}
+
+
+def _read_newest(directory, step, wanted):
+  """((items, meta), step) for the step asked for, else for the newest that can be read."""
+  steps = sorted(ocp.utils.checkpoint_steps(directory), reverse=True) if directory.is_dir() else []
+  if not steps or step not in [None, *steps]:
+    raise UserError(f'no checkpoint {"" if step is None else f"of step {step} "}in {directory}'
+                    f'{f" (it has {steps})" if steps else ""}; train first, or name another directory')
+  for candidate in steps if step is None else [step]:
+    folder = directory / str(candidate)
+    try:
+      items = {name: _read_item(folder / name, target) for name, target in wanted.items()}
+      return (items, ocp.JsonCheckpointHandler().restore(folder / 'meta')), candidate
+    except UserError:
+      raise
+    except Exception as error:  # Orbax and tensorstore raise many kinds.
+      reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
+      logging.getLogger(__name__).warning('cannot read %s: %s', folder, reason)
+  raise UserError(f'no readable checkpoint in {directory}: {reason}; use another one')
+
+
+def _read_item(path, target):
+  """The pytree saved there, in the structure of `target`; as NumPy arrays where that is None."""
+  with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+    saved = handler.metadata(path).tree
+    if target is None:
+      target = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), saved)
+    there, here = _signature({path.name: saved}), _signature({path.name: target})
+    lines = [f'{leaf} is {there.get(leaf, "absent")} there, {here.get(leaf, "absent")} here'
+             for leaf in sorted(there.keys() | here.keys()) if there.get(leaf) != here.get(leaf)]
+    if lines:
+      raise UserError(f'checkpoint {path.parent} does not fit: {"; ".join(lines[:3] + ["..."] * (len(lines) > 3))}; '
+                      'use the configuration that it was trained with, or another directory')
+    return handler.restore(path, args=ocp.args.StandardRestore(target))
+
+
+def _signature(tree):
+  """{path: 'float32[3, 4]'} of abstract arrays or orbax metadata."""
+  return {jax.tree_util.keystr(path, simple=True, separator='/'):
+          'a number' if isinstance(leaf, int | float | ocp.metadata.value.ScalarMetadata) else f'{leaf.dtype}{list(leaf.shape)}'
+          for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}

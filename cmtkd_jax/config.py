@@ -1,0 +1,234 @@
+"""The base configuration, how a config file changes it, and the checks that refuse what cannot be honoured."""
+
+import dataclasses
+import json
+import types
+import typing
+
+import ml_collections
+from ml_collections import config_dict
+
+from cmtkd_jax import methods, models, quantizers
+from cmtkd_jax.bit_policy import FULL_PRECISION, check_bits, parse_rules
+from cmtkd_jax.errors import UserError
+
+CHOICES = {
+    'method': tuple(methods.METHODS),
+    'dtype': ('float32', 'bfloat16'),
+    'model.name': tuple(models.MODELS),
+    'model.stem': ('cifar', 'imagenet'),
+    'model.block_order': ('pre', 'post'),
+    'bits.first_last': (FULL_PRECISION, 8),
+    'bits.shortcut': ('quantized', 'full_precision'),
+    'quantizer.name': tuple(quantizers.QUANTIZERS),
+    'optimizer.schedule': ('step', 'cosine'),
+}
+POSITIVE = ('batch_size', 'eval_batch_size', 'keep_checkpoints', 'model.width', 'optimizer.learning_rate',
+            'optimizer.decay_factor', 'optimizer.gradient_clip')
+NON_NEGATIVE = ('seed', 'optimizer.momentum', 'optimizer.importance_lr_factor', 'optimizer.weight_decay',
+                'optimizer.weight_decay_low_bits')
+
+
+def default():
+  """Returns the base `ConfigDict`: CMT-KD with HWGQ, a 2-bit student and 4/6/8-bit teachers, on the digits."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.method = 'cmtkd'
+  config.dtype = 'float32'  # of convolutions and products; parameters, statistics and losses are float32
+  config.init_from = ''  # a work directory, or 'student=DIR,teacher1_4bit=DIR': start from trained networks
+  config.init_from_allow = ''  # regex of parameters that may be missing or mismatched there
+
+  config.data = dict(
+      name='digits',  # 'digits', a tfds name, 'folder:PATH', 'npy:PATH', 'generated:HxWxC:CLASSES:N'
+      dir='',  # tfds data_dir
+      minival=0.0,  # fraction of train held out, for choosing
+      augment='pad_crop', pad=1, image_size=8, resize=0, mean=(0.5,), std=(0.5,),
+      resident='auto', num_workers=4)
+  config.model = dict(
+      name='resnet8', width=1.0, stem='cifar', block_order='pre', bn_affine=True, bn_momentum=0.9)
+  config.student = dict(weight_bits=2, activation_bits=2)
+  config.bits = dict(
+      first_last=32, shortcut='quantized',
+      rules=())  # ordered (regex on 'student/stage1/..', weight bits, activation bits); the first match wins
+
+  config.quantizer = dict(name='hwgq')
+  for name, module in quantizers.QUANTIZERS.items():
+    config.quantizer[name] = dict(weight=_field_defaults(module.Weight), activation=_field_defaults(module.Activation))
+  for name, module in methods.METHODS.items():
+    config[name] = _field_defaults(module.Settings)
+
+  config.optimizer = dict(
+      learning_rate=0.1, momentum=0.9, nesterov=False, schedule='step', decay_at='', decay_factor=0.1, warmup='',
+      importance_lr_factor=0.1, weight_decay=1e-4,
+      weight_decay_low_bits=25e-6,  # of networks whose weights have 1 or 2 bits
+      gradient_clip=config_dict.placeholder(float))
+  config.batch_size = 64
+  config.eval_batch_size = 256
+  # Durations: '120 epochs', '3000 steps' or '1000000 examples'.
+  config.duration = '60 epochs'
+  config.log_every = '50 steps'
+  config.eval_every = '10 epochs'
+  config.checkpoint_every = '10 epochs'
+  config.keep_checkpoints = 2
+  config.tensorboard = True  # also write TensorBoard files where clu and TensorFlow are installed
+  return config
+
+
+def settings(config, name):
+  """Returns the checked `Settings` of method `name`, from `config.<name>`.
+
+  Raises:
+    UserError: a value is not one of its choices, or out of range.
+  """
+  cls, values = methods.METHODS[name].Settings, config[name]
+  for field, allowed in getattr(cls, 'choices', {}).items():
+    _check_choice(f'{name}.{field}', values[field], allowed)
+  for field in dataclasses.fields(cls):
+    value = values[field.name]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+      lowest = 'positive' if 'temperature' in field.name or 'power' in field.name else 'not negative'
+      if value < 0 or value == 0 and lowest == 'positive':
+        raise UserError(f'config.{name}.{field.name}: {value!r} must be {lowest}')
+  return cls(**values)
+
+
+def check(config):
+  """Raises `UserError`, naming field, value and what is allowed, for a configuration that cannot be honoured."""
+  known = _flat(default())
+  for field, value in _flat(config).items():
+    if field not in known:
+      raise UserError(f'config.{field}: there is no such field (its value is {value!r}); {_siblings(field, known)}')
+    expected = known[field]
+    if expected is not None and value is not None and not _same_kind(value, expected):
+      raise UserError(f'config.{field}: {value!r} is {type(value).__name__}; '
+                      f'it must be {type(expected).__name__}, such as {expected!r}')
+  for field in known:
+    if field not in _flat(config):
+      raise UserError(f'config.{field} is missing; start the config file from cmtkd_jax.config.default()')
+  flat = _flat(config)
+  for field, allowed in CHOICES.items():
+    _check_choice(field, flat[field], allowed)
+  for field in POSITIVE:
+    if flat[field] is not None and not flat[field] > 0:
+      raise UserError(f'config.{field}: {flat[field]!r} must be positive')
+  for field in NON_NEGATIVE:
+    if not flat[field] >= 0:
+      raise UserError(f'config.{field}: {flat[field]!r} must not be negative')
+  for field in ('weight_bits', 'activation_bits'):
+    check_bits(config.student[field], f'config.student.{field}')
+  parse_rules(config.bits.rules)
+  for role in ('weight', 'activation'):
+    quantizer = getattr(quantizers.QUANTIZERS[config.quantizer.name], role.capitalize())
+    try:
+      quantizer(bits=quantizer.widths[-1], **config.quantizer[config.quantizer.name][role])
+    except ValueError as e:
+      raise UserError(f'config.quantizer.{config.quantizer.name}.{role}: {e}') from None
+  settings(config, config.method)
+
+
+def to_json(config):
+  """Returns `config` as indented JSON text."""
+  return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text):
+  """Returns the `ConfigDict` that `to_json` wrote, checked."""
+  config = default()
+  with config.unlocked():
+    _assign(config, json.loads(text))
+  check(config)
+  return config
+
+
+def difference(a, b):
+  """Returns lines 'field: value in a -> value in b' of the fields in which two configurations differ."""
+  a, b = _flat(a), _flat(b)
+  return [f'{field}: {a.get(field)!r} -> {b.get(field)!r}' for field in sorted(a.keys() | b.keys())
+          if a.get(field) != b.get(field)]
+
+
+def apply_argument(config, argument, **variants):
+  """Applies the part of `--config=FILE.py:ARGUMENT` after the colon, names from `variants` joined by commas.
+
+  Args:
+    config: changed in place.
+    argument: '' or e.g. 'smoke'.
+    **variants: `{name: function of config}`.
+
+  Returns:
+    config.
+
+  Raises:
+    UserError: a name is unknown.
+  """
+  for name in filter(None, argument.split(',')):
+    if name not in variants:
+      raise UserError(f'--config=...:{argument}: {name!r} is not one of {", ".join(sorted(variants))}')
+    variants[name](config)
+  return config
+
+
+def smoke(config, image_size, channels=3, classes=10):
+  """Shrinks `config` to a few seconds anywhere: generated images, narrow layers, three steps."""
+  config.data.name = f'generated:{image_size}x{image_size}x{channels}:{classes}:48'
+  config.data.image_size, config.data.resize = image_size, 0
+  if config.data.augment in ('inception_crop_flip', 'resize_crop_flip'):
+    config.data.augment = 'pad_crop_flip'
+  config.model.width = min(config.model.width, 8 / 64)
+  config.batch_size = config.eval_batch_size = 16
+  config.duration, config.optimizer.decay_at, config.optimizer.warmup = '3 steps', '2 steps', ''
+  config.log_every = '1 steps'
+  config.eval_every = config.checkpoint_every = '3 steps'
+  config.optimizer.learning_rate = min(config.optimizer.learning_rate, 0.01)
+  config.tensorboard = False
+
+
+def _field_defaults(cls):
+  hints = typing.get_type_hints(cls)
+  return {field.name: field.default if field.default is not None else config_dict.placeholder(_optional(hints[field.name]))
+          for field in dataclasses.fields(cls) if field.name != 'bits'}
+
+
+def _optional(hint):
+  return next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+
+
+def _flat(config, prefix=''):
+  flat = {}
+  for name, value in config.items():
+    nested = isinstance(value, ml_collections.ConfigDict)
+    flat |= _flat(value, f'{prefix}{name}.') if nested else {f'{prefix}{name}': value}
+  return flat
+
+
+def _siblings(field, known):
+  parent = field.rpartition('.')[0]
+  names = sorted({name[len(parent) + bool(parent):].split('.')[0] for name in known if name.startswith(parent)})
+  return f'fields of config{"." * bool(parent)}{parent}: {", ".join(names)}'
+
+
+def _same_kind(value, expected):
+  if isinstance(expected, bool) or isinstance(value, bool):
+    return isinstance(expected, bool) and isinstance(value, bool)
+  if isinstance(expected, float):
+    return isinstance(value, (int, float))
+  if isinstance(expected, tuple):
+    return isinstance(value, (tuple, list))
+  return isinstance(value, type(expected))
+
+
+def _check_choice(field, value, allowed):
+  if value not in allowed:
+    raise UserError(f'config.{field}: {value!r} is not allowed; it is one of {", ".join(map(repr, allowed))}')
+
+
+def _assign(config, values):
+  for name, value in values.items():
+    if isinstance(value, dict) and name in config:
+      _assign(config[name], value)
+    else:
+      config[name] = _tuples(value)
+
+
+def _tuples(value):
+  return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,173 @@
+"""`load`: from `config.data` to loaders and preprocessing."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from cmtkd_jax.data import augment as augment_lib
+from cmtkd_jax.data import decode, loaders, order, resident, sources
+from cmtkd_jax.errors import UserError
+
+_RESIDENT_LIMIT = 2**30
+
+
+class Dataset(NamedTuple):
+  """What training needs of a data set.
+
+  Attributes:
+    num_classes: number of classes.
+    class_names: their names, in the order of the labels.
+    input_shape: (H, W, C) of the network's input.
+    train: training batches.
+    evals: 'test' and, where config.data.minival > 0, 'minival'.
+    augment: (key, uint8[B, h, w, C]) -> float32[B, H, W, C]; pure, to be called inside the train step.
+    normalize: uint8[B, h, w, C] -> float32[B, H, W, C]; pure, to be called inside the eval step.
+    resident: whether the images lie on the device.
+  """
+  num_classes: int
+  class_names: tuple[str, ...]
+  input_shape: tuple[int, int, int]
+  train: loaders.TrainLoader
+  evals: Mapping[str, loaders.EvalLoader]
+  augment: Callable[[jax.Array, jax.Array], jax.Array]
+  normalize: Callable[[jax.Array], jax.Array]
+  resident: bool
+
+
+def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int, mesh: jax.sharding.Mesh) -> Dataset:
+  """Opens a data set.
+
+  Args:
+    config: the fields of `config.data` as attributes: name, dir, minival, augment, pad, image_size, resize, mean,
+      std, resident, num_workers.
+    batch_size: global batch size for training.
+    eval_batch_size: global batch size for evaluation; rounded up to a multiple of the device count.
+    seed: seed of the order and, when streaming, of the random crops. The held-out slice does not depend on it.
+    mesh: devices, with an axis 'data' over which batches are sharded.
+
+  Returns:
+    The data set.
+
+  Raises:
+    UserError: a field is out of range or does not fit the images, or the data are missing or broken.
+  """
+  _check_fields(config)
+  _check_batch_sizes(batch_size, eval_batch_size, mesh.shape['data'])
+  splits = _open(config)
+  channels, size = len(config.mean), config.image_size
+  _check_images(config, splits)
+  is_resident = _is_resident(config, splits)
+  if not is_resident and channels not in (1, 3) and (config.resize or config.augment == 'inception_crop_flip'):
+    raise UserError(f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 channels, '
+                    f"not {channels}; set resident='yes', or resize=0 and another augment")
+
+  train_records, minival_records = order.split_minival(len(splits.train), config.minival)
+  if config.minival and not len(minival_records):
+    raise UserError(f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; '
+                    'raise it, or set it to 0')
+  if len(train_records) < batch_size:
+    raise UserError(f'config.batch_size={batch_size} is more than the {len(train_records)} training examples of '
+                    f'{config.name!r}; lower it')
+
+  if is_resident:
+    readers = [resident.Reader(*resident.read_all(s, config.num_workers), mesh) for s in splits[:2]]
+    train_reader, test_reader = readers
+    minival_reader = train_reader
+  else:
+    from cmtkd_jax.data import streaming  # Needs grain, which resident data sets do not.
+    def reader(source, seed):
+      transform = decode.build(config.augment, size=size, resize=config.resize, channels=channels, seed=seed)
+      return streaming.Reader(source, (size, size, channels), transform, config.num_workers, mesh)
+    train_reader, minival_reader, test_reader = (
+        reader(splits.train, seed), reader(splits.train, None), reader(splits.test, None))
+
+  sharding = NamedSharding(mesh, P('data'))
+  devices = mesh.shape['data']
+  eval_batch_size = -(-eval_batch_size // devices) * devices
+  make_eval = lambda reader, records: loaders.EvalLoader(reader, records, eval_batch_size, sharding)
+  evals = {'minival': make_eval(minival_reader, minival_records)} if config.minival else {}
+  evals['test'] = make_eval(test_reader, np.arange(len(splits.test)))
+  augment, normalize = augment_lib.build(
+      config.augment, size=size, resize=config.resize, pad=config.pad, mean=tuple(config.mean),
+      std=tuple(config.std), raw=is_resident)
+  return Dataset(len(splits.class_names), splits.class_names, (size, size, channels),
+                 loaders.TrainLoader(train_reader, train_records, batch_size, seed), evals, augment, normalize,
+                 is_resident)
+
+
+def _open(config) -> sources.Splits:
+  kind, _, rest = config.name.partition(':')
+  if config.name == 'digits':
+    return sources.digits()
+  if kind == 'generated':
+    return sources.generated(rest)
+  if kind == 'npy':
+    return sources.npy(rest)
+  if kind == 'folder':
+    from cmtkd_jax.data import folder
+    return folder.read(rest, channels=len(config.mean))
+  from cmtkd_jax.data import tfds_source  # Imports tensorflow_datasets, which may not be installed.
+  return tfds_source.read(rest if kind == 'tfds' else config.name, config.dir)
+
+
+def _check_fields(config):
+  def check(field, good, mend):
+    if not good:
+      raise UserError(f'config.data.{field}={getattr(config, field)!r}: {mend}')
+
+  is_int = lambda v: isinstance(v, int) and not isinstance(v, bool)
+  check('name', isinstance(config.name, str) and config.name,
+        "give the name of a data set, such as 'digits' or 'cifar100'")
+  check('minival', isinstance(config.minival, (int, float)) and 0 <= config.minival < 0.5,
+        'must be a fraction, 0 <= minival < 0.5')
+  check('augment', config.augment in augment_lib.AUGMENTS, f'choose one of {", ".join(augment_lib.AUGMENTS)}')
+  check('resident', config.resident in ('auto', 'yes', 'no'), 'choose one of auto, yes, no')
+  check('image_size', is_int(config.image_size) and config.image_size > 0, 'must be a positive whole number')
+  check('pad', is_int(config.pad) and config.pad >= 0, 'must be a whole number, 0 or more')
+  check('num_workers', is_int(config.num_workers) and config.num_workers >= 0, 'must be a whole number, 0 or more')
+  check('resize', is_int(config.resize) and (config.resize == 0 or config.resize >= config.image_size),
+        f'must be 0 (no resizing) or at least config.data.image_size={config.image_size}')
+  check('resize', config.resize or config.augment != 'resize_crop_flip',
+        "augment='resize_crop_flip' needs the shorter side after resizing; set config.data.resize")
+  check('std', len(config.std) == len(config.mean), f'must have one number per channel, as mean={tuple(config.mean)}')
+  check('std', all(s > 0 for s in config.std), 'must be positive')
+  check('mean', all(0 <= m <= 1 for m in config.mean), 'must lie between 0 and 1 (the 0..255 pixels are divided by 255)')
+
+
+def _check_batch_sizes(batch_size, eval_batch_size, devices):
+  if batch_size < 1 or batch_size % devices:
+    lower = batch_size // devices * devices
+    nearest = f'{lower} or {lower + devices}' if lower > 0 else f'{devices}'
+    raise UserError(f'config.batch_size={batch_size} does not divide over {devices} devices; use {nearest}')
+  if eval_batch_size < 1:
+    raise UserError(f'config.eval_batch_size={eval_batch_size}: must be positive')
+
+
+def _check_images(config, splits):
+  size, channels = config.image_size, len(config.mean)
+  for source in splits[:2]:
+    h, w, c = source.first_shape
+    if c != channels:
+      raise UserError(f'config.data.mean={tuple(config.mean)} has {channels} numbers, but the images of '
+                      f'{config.name!r} have {c} channels; give mean and std of length {c}')
+    if not config.resize and (h, w) != (size, size):
+      raise UserError(f'config.data.image_size={size}, but the images of {config.name!r} are {h}x{w} and '
+                      f'config.data.resize=0; set image_size={h if h == w else min(h, w)}'
+                      + (' or set resize' if h == w else ' and set resize'))
+
+
+def _is_resident(config, splits) -> bool:
+  if config.resident == 'no':
+    return False
+  total = sum(len(s) * math.prod(s.first_shape) for s in splits[:2])
+  if config.resident == 'auto' and total > _RESIDENT_LIMIT:
+    return False  # Decided before `shape`, which may open every file.
+  same = all(s.shape is not None for s in splits[:2])
+  if config.resident == 'yes' and not same:
+    raise UserError(f"config.data.resident='yes', but the images of {config.name!r} differ in size; "
+                    "set resident='no'")
+  return same

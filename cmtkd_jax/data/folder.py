@@ -1,0 +1,127 @@
+"""Images in folders: PATH/train/<class>/*.jpg and PATH/test/ or PATH/val/ likewise, or Tiny ImageNet as it is shipped."""
+
+import functools
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from cmtkd_jax.data import decode
+from cmtkd_jax.data.sources import Source, Splits
+from cmtkd_jax.errors import UserError
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png')
+_TINY_LABELS = 'val_annotations.txt'
+
+
+class FolderSource(Source):
+  """Image files with a label each; opened when read, decoded when used."""
+
+  def __init__(self, files: list[pathlib.Path], labels: list[int], channels: int):
+    self._files, self._labels, self._channels = files, np.asarray(labels, np.int32), channels
+
+  def __len__(self):
+    return len(self._files)
+
+  def read(self, records):
+    return _Opened(self, records), self._labels[records]
+
+  def open(self, record: int) -> Image.Image:
+    """Opens one file; only its header is read."""
+    with decode.blame(self, record):
+      return Image.open(self._files[record])
+
+  def describe(self, record):
+    return f'file {self._files[record]}'
+
+  def _shape_of(self, record):
+    with self.open(record) as image:
+      return image.height, image.width, self._channels
+
+  @functools.cached_property
+  def first_shape(self):
+    return self._shape_of(0)
+
+  @functools.cached_property
+  def shape(self):
+    same = all(self._shape_of(r) == self.first_shape for r in range(1, len(self)))
+    return self.first_shape if same else None
+
+
+class _Opened:
+  """Opens the files one by one, so that a chunk of records does not hold as many file handles."""
+
+  def __init__(self, source: FolderSource, records: np.ndarray):
+    self._source, self._records = source, records
+
+  def __iter__(self):
+    for record in self._records:
+      with self._source.open(record) as image:
+        yield image
+
+
+def read(path: str, channels: int) -> Splits:
+  """Finds the images of a folder data set; class names are folder names, sorted.
+
+  Where test/ and val/ both exist, test/ is used, except in Tiny ImageNet, whose test images have no labels.
+
+  Args:
+    path: the folder that holds train/.
+    channels: 1 (read as grey) or 3 (read as RGB).
+
+  Raises:
+    UserError: no images, or the classes of the splits differ.
+  """
+  name = f"config.data.name='folder:{path}'"
+  root = pathlib.Path(path).expanduser()
+  if channels not in (1, 3):
+    raise UserError(f'{name}: image files are read with 1 or 3 channels, but config.data.mean has {channels} numbers')
+  if not (root / 'train').is_dir():
+    raise UserError(f'{name}: there is no folder {root / "train"}; '
+                    'put the images under train/<class>/ and test/<class>/ (or val/<class>/)')
+  train = _by_class(root / 'train', name)
+  if (root / 'val' / _TINY_LABELS).is_file():
+    test = _tiny_val(root / 'val', name)
+  else:
+    folders = [root / d for d in ('test', 'val') if (root / d).is_dir()]
+    if not folders:
+      raise UserError(f'{name}: there is neither {root / "test"} nor {root / "val"}; one must hold the images to test on')
+    test = _by_class(folders[0], name)
+  classes = sorted(train)
+  if unknown := sorted(set(test) - set(train)):
+    raise UserError(f'{name}: class {unknown[0]!r} has images to test on, but none in {root / "train"}; '
+                    'both must have the same class folders')
+  if missing := sorted(set(train) - set(test)):
+    raise UserError(f'{name}: class {missing[0]!r} of {root / "train"} has no images to test on; '
+                    'both must have the same class folders')
+
+  def source(files_of):
+    pairs = [(file, label) for label, c in enumerate(classes) for file in files_of[c]]
+    return FolderSource([f for f, _ in pairs], [l for _, l in pairs], channels)
+
+  return Splits(source(train), source(test), tuple(classes))
+
+
+def _by_class(folder, name):
+  """{class: sorted image files}, from <class>/* or <class>/images/*."""
+  files_of = {}
+  for class_dir in sorted(d for d in folder.iterdir() if d.is_dir()):
+    inner = class_dir / 'images'
+    files = sorted(f for f in (inner if inner.is_dir() else class_dir).iterdir() if f.suffix.lower() in _SUFFIXES)
+    if not files:
+      raise UserError(f'{name}: folder {class_dir} holds no {", ".join(_SUFFIXES)} file; fill or remove it')
+    files_of[class_dir.name] = files
+  if not files_of:
+    raise UserError(f'{name}: folder {folder} holds no class folders; put the images under {folder}/<class>/')
+  return files_of
+
+
+def _tiny_val(folder, name):
+  """{class: image files} from lines "file<TAB>class<TAB>..." about folder/images/."""
+  files_of = {}
+  for line in (folder / _TINY_LABELS).read_text().splitlines():
+    file, _, rest = line.partition('\t')
+    if not rest:
+      raise UserError(f'{name}: {folder / _TINY_LABELS} has the line {line!r}; write "FILE<TAB>CLASS"')
+    files_of.setdefault(rest.split('\t')[0], []).append(folder / 'images' / file)
+  return files_of

@@ -1,0 +1,155 @@
+"""Where records come from: `Source`, and the sources that are plain arrays (digits, generated, npy).
+
+A reader of a data set returns `Splits`. Sources are read by several threads at once.
+"""
+
+import functools
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cmtkd_jax.errors import UserError
+
+
+class Source:
+  """Records by number: images that are uint8 arrays or PIL images (opened, maybe not decoded yet), and labels."""
+
+  def __len__(self) -> int:
+    raise NotImplementedError
+
+  def read(self, records: np.ndarray) -> tuple[Any, np.ndarray]:
+    """Returns (images, labels): a sequence of images, and int32[len(records)]. Thread-safe."""
+    raise NotImplementedError
+
+  def describe(self, record: int) -> str:
+    """Names one record for an error line."""
+    raise NotImplementedError
+
+  @property
+  def first_shape(self) -> tuple[int, int, int]:
+    """(h, w, C) of record 0."""
+    raise NotImplementedError
+
+  @property
+  def shape(self) -> tuple[int, int, int] | None:
+    """(h, w, C) of all records, None where they differ; may have to look at every file."""
+    raise NotImplementedError
+
+
+class Splits(NamedTuple):
+  """A data set as its reader found it."""
+  train: Source
+  test: Source
+  class_names: tuple[str, ...]
+
+
+class ArraySource(Source):
+  """uint8[N, h, w, C] and int32[N] in memory or memory-mapped."""
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray, name: str):
+    self.images, self.labels, self._name = images, labels.astype(np.int32), name
+
+  def __len__(self):
+    return len(self.images)
+
+  def read(self, records):
+    return self.images[records], self.labels[records]
+
+  def describe(self, record):
+    return f'record {record} of {self._name}'
+
+  @property
+  def first_shape(self):
+    return self.images.shape[1:]
+
+  shape = first_shape
+
+
+def digits() -> Splits:
+  """The 1797 8x8 digits that come with scikit-learn; every fifth of each class is test. No download."""
+  try:
+    from sklearn.datasets import load_digits
+  except ImportError as e:
+    raise UserError("config.data.name='digits' needs scikit-learn, which is not installed; "
+                    'pip install scikit-learn, or choose another data set') from e
+  raw = load_digits()
+  images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]
+  labels = raw.target
+  test = np.zeros(len(labels), bool)
+  for c in range(10):
+    test[np.flatnonzero(labels == c)[4::5]] = True
+  return Splits(ArraySource(images[~test], labels[~test], 'digits train'),
+                ArraySource(images[test], labels[test], 'digits test'), tuple(map(str, range(10))))
+
+
+def generated(spec: str) -> Splits:
+  """Random images, N to train on and N // 5 (at least 1) to test on, the same in every run.
+
+  Args:
+    spec: 'HxWxC:CLASSES:N'. An image is half a coarse pattern of its class, half noise.
+
+  Raises:
+    UserError: spec does not parse, or has a zero.
+  """
+  match = re.fullmatch(r'(\d+)x(\d+)x(\d+):(\d+):(\d+)', spec)
+  if not match or not all(numbers := [int(g) for g in match.groups()]):
+    raise UserError(f"config.data.name='generated:{spec}' does not parse; write 'generated:HxWxC:CLASSES:N' "
+                    "with positive whole numbers, as in 'generated:32x32x3:10:1000'")
+  h, w, c, classes, n = numbers
+  rng = np.random.default_rng(0)
+  patterns = rng.integers(0, 256, (classes, -(-h // 4), -(-w // 4), c), dtype=np.uint8)
+  patterns = patterns.repeat(4, axis=1).repeat(4, axis=2)[:, :h, :w]
+
+  def split(size, name):
+    labels = rng.permutation(np.arange(size) % classes)
+    noise = rng.integers(0, 256, (size, h, w, c), dtype=np.uint8)
+    return ArraySource(noise // 2 + patterns[labels] // 2, labels, f'generated {name}')
+
+  return Splits(split(n, 'train'), split(max(1, n // 5), 'test'), tuple(map(str, range(classes))))
+
+
+def npy(path: str) -> Splits:
+  """Reads PATH/{train,test}_{images,labels}.npy and, if there, PATH/class_names.npy; images stay memory-mapped.
+
+  Args:
+    path: folder with images uint8[N, h, w, C], labels integer[N] and class names str[num_classes].
+
+  Raises:
+    UserError: a file is missing or unreadable, has another dtype or shape, or labels out of range.
+  """
+  name = f"config.data.name='npy:{path}'"
+  folder = pathlib.Path(path).expanduser()
+
+  def read(file, **kwargs):
+    try:
+      return np.load(folder / file, allow_pickle=False, **kwargs)
+    except FileNotFoundError as e:
+      raise UserError(f'{name}: {folder / file} does not exist; the folder must hold train_images.npy, '
+                      'train_labels.npy, test_images.npy and test_labels.npy') from e
+    except (OSError, ValueError, EOFError) as e:
+      raise UserError(f'{name}: {folder / file} is no plain .npy array ({e}); write it with numpy.save') from e
+
+  names = read('class_names.npy') if (folder / 'class_names.npy').exists() else None
+  if names is not None and (names.ndim != 1 or names.dtype.kind != 'U'):
+    raise UserError(f'{name}: {folder}/class_names.npy is {names.dtype}{list(names.shape)}; '
+                    'save a vector of strings')
+
+  sources, num_classes = {}, None if names is None else len(names)
+  for split in ('train', 'test'):
+    images = read(f'{split}_images.npy', mmap_mode='r')
+    labels = read(f'{split}_labels.npy')
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+      raise UserError(f'{name}: {split}_images.npy is {images.dtype}{list(images.shape)}; save uint8[N, H, W, C], N > 0')
+    if labels.dtype.kind not in 'iu' or labels.shape != images.shape[:1]:
+      raise UserError(f'{name}: {split}_labels.npy is {labels.dtype}{list(labels.shape)}; '
+                      f'save integers [{len(images)}], one for each image')
+    if num_classes is None:  # Training comes first: a class that only the test set has is a mistake.
+      num_classes = int(labels.max()) + 1
+    if labels.min() < 0 or labels.max() >= num_classes:
+      raise UserError(f'{name}: {split}_labels.npy has labels {labels.min()}..{labels.max()}, but there are '
+                      f'{num_classes} classes; labels must lie in 0..{num_classes - 1}')
+    sources[split] = ArraySource(images, labels, f'{folder}/{split}_images.npy')
+  class_names = map(str, range(num_classes) if names is None else names)
+  return Splits(sources['train'], sources['test'], tuple(class_names))

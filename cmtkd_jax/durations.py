@@ -1,0 +1,40 @@
+"""Durations in one field: '120 epochs', '3000 steps' or '2000000 examples', so that exactly one unit is given."""
+
+import re
+
+from cmtkd_jax.errors import UserError
+
+_FORM = re.compile(r'\s*(\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?)*)\s*(steps?|epochs?|examples?)\s*')
+
+
+def parse(text, field, *, steps_per_epoch, batch_size):
+  """Returns the durations in `text`, e.g. '50, 100 epochs', as a tuple of whole training steps.
+
+  Args:
+    text: numbers separated by commas, then one unit; '' is no duration.
+    field: name of the config field, for the error.
+    steps_per_epoch, batch_size: what an epoch and a step are.
+
+  Returns:
+    tuple of ints >= 0, rounded to the nearest step.
+
+  Raises:
+    UserError: `text` is not of that form.
+  """
+  if not text.strip():
+    return ()
+  match = _FORM.fullmatch(text)
+  if not match:
+    raise UserError(f"{field}: {text!r} is no duration; give numbers and one unit, such as '120 epochs', "
+                    "'3000 steps' or '50, 100 epochs' (steps, epochs or examples)")
+  numbers, unit = match.groups()
+  steps_per_unit = {'step': 1, 'epoch': steps_per_epoch, 'example': 1 / batch_size}[unit.removesuffix('s')]
+  return tuple(round(float(number) * steps_per_unit) for number in numbers.split(','))
+
+
+def parse_one(text, field, **sizes):
+  """Returns the single duration in `text` as steps; 0 for ''. Raises `UserError` where there are several."""
+  durations = parse(text, field, **sizes)
+  if len(durations) > 1:
+    raise UserError(f'{field}: {text!r} gives {len(durations)} durations where one is wanted')
+  return durations[0] if durations else 0

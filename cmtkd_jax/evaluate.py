@@ -1,0 +1,50 @@
+"""Evaluation: every example of a split exactly once, at top-1 and top-5, for every network that has logits."""
+
+import functools
+
+import jax
+
+from cmtkd_jax import assembly, checkpoint, init_from, run_files
+from cmtkd_jax.step import eval_step
+
+
+class Evaluator:
+  """Evaluates a method's networks on the evaluation splits of a data set, with one compiled step."""
+
+  def __init__(self, method, dataset):
+    self._splits = dataset.evals
+    self._step = jax.jit(functools.partial(eval_step, method=method, normalize=dataset.normalize))
+
+  def run(self, variables):
+    """Returns {'<split>/<network>/top1': percent, '.../top5': percent, '.../cross_entropy': nats}."""
+    results = {}
+    for split, loader in self._splits.items():
+      sums = [self._step(variables, batch) for batch in loader.batches()]
+      totals = jax.tree.map(lambda *values: float(sum(values)), *jax.device_get(sums))
+      for network, total in totals.items():
+        if round(total['count']) != loader.num_examples:
+          raise AssertionError(f'{split}: counted {total["count"]} of {loader.num_examples} examples')
+        for name, scale in (('top1', 100), ('top5', 100), ('cross_entropy', 1)):
+          results[f'{split}/{network}/{name}'] = scale * total[name] / total['count']
+    return results
+
+
+def evaluate_run(workdir, config=None):
+  """Evaluates the newest checkpoint of a run.
+
+  Args:
+    workdir: directory of the run.
+    config: a `ConfigDict` whose `data` replaces the run's, for data that lies elsewhere; None for the run's own.
+
+  Returns:
+    JSON-able dict: the step, and `Evaluator.run`'s results.
+  """
+  run_config = run_files.read_config(workdir)
+  if config is not None:
+    run_config.data = config.data
+  mesh = assembly.make_mesh()
+  dataset = assembly.load_data(run_config, mesh)
+  method = assembly.create_method(run_config, dataset.num_classes)
+  variables, _, step = checkpoint.load_variables(f'{workdir}/{init_from.CHECKPOINTS}')
+  results = Evaluator(method, dataset).run(jax.device_put(variables, assembly.replicated(mesh)))
+  return {'workdir': str(workdir), 'step': step, **results}

@@ -1,0 +1,48 @@
+"""FitNets: distance between a teacher's feature map and the adapted one of the student."""
+
+import jax
+import jax.numpy as jnp
+
+NORMS = ('mean_square', 'l2', 'l1')
+
+
+def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mean_square') -> jax.Array:
+  """Distance between the teacher's features and the student's behind the adaptor r.
+
+      d = F_T - r(F_S)
+      'mean_square':  mean over all elements of d^2
+      'l2':           mean_b (sum_{h,w,c} d_bhwc^2)^(1/2)
+      'l1':           mean over all elements of |d|
+
+  The gradient flows into both arguments and is zero at d = 0.
+
+  Args:
+    teacher: [B, H, W, C], floating, finite.
+    adapted_student: [B, H, W, C], floating, finite: r(F_S), the student's map after the adaptor.
+    norm: one of 'mean_square', 'l2', 'l1'.
+
+  Returns:
+    Scalar, float32, >= 0.
+
+  Raises:
+    ValueError: the shapes differ or are not [B, H, W, C], or `norm` is unknown.
+
+  Source: CMT-KD eq. (6); Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015.
+  """
+  if norm not in NORMS:
+    raise ValueError(f'norm must be one of {", ".join(NORMS)}; got {norm!r}')
+  if teacher.ndim != 4 or teacher.shape != adapted_student.shape:
+    raise ValueError(
+      'teacher and adapted_student must both be [B, H, W, C]; '
+      f'got {teacher.shape} and {adapted_student.shape}'
+    )
+  difference = teacher.astype(jnp.float32) - adapted_student.astype(jnp.float32)
+  if norm == 'mean_square':
+    return jnp.mean(jnp.square(difference))
+  if norm == 'l2':
+    squared = jnp.sum(jnp.square(difference), axis=(1, 2, 3))
+    positive = squared > 0
+    # The inner `where` keeps the infinite slope of the root at 0 out of the gradient.
+    return jnp.mean(jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0))
+  # |d| as d sign(d): its gradient at 0 is 0, where that of `jnp.abs` is 1.
+  return jnp.mean(difference * jnp.sign(difference))

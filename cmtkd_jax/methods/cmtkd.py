@@ -1,0 +1,225 @@
+"""CMT-KD: collaborative multi-teacher knowledge distillation (Pham, Hoang, Do, WACV 2023).
+
+Several teachers of one architecture, quantized to different higher bit-widths, train together with the student. At
+each tap their quantized maps are mixed by learned importance factors into the shared knowledge, which is every
+teacher's next input and the student's target; the logits of the combined teacher and of the student are ensembled
+into the target of mutual learning.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cmtkd_jax import losses
+from cmtkd_jax.bit_policy import check_bits
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods.base import Method, Outputs, network_recipe
+from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
+
+STUDENT, COMBINED = 'student', 'combined_teacher'
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Fields of `config.cmtkd`. F-numbers name the questions the paper leaves open (README, departures)."""
+  teacher_bits: tuple = (4, 6, 8)  # an int for both, or (weight bits, activation bits)
+  taps: tuple = ()  # numbers of tapped layers; () = every stage of the backbone
+  alpha: float = 1.0  # weight of the cross entropies, eq. (10)
+  beta: float = 0.5  # weight of the mutual KL terms; 0 = without mutual learning
+  gamma: float | None = None  # weight of the feature loss; None = 100 for attention, 1 for FitNet (F5, F6)
+  temperature: float = 2.0  # F1
+  ce_temperature: float = 1.0  # F11
+  feature_loss: str = 'attention'  # 'attention' eq. (5), 'fitnet' eq. (6), 'none'
+  attention_power: float = 2.0  # p of the attention map
+  attention_norm: str = 'mean_square'  # F5: 'mean_square', 'sum_square', 'l2', 'l1'
+  fitnet_norm: str = 'mean_square'  # F6: 'mean_square', 'l2', 'l1'
+  fitnet_adaptor: str = 'conv'  # F6: 1x1 'conv', 'conv_norm' (with batch normalisation), 'identity'
+  stop_gradient_target: bool = True  # F2: the min-logit ensemble is a constant for the KL terms
+  stop_gradient_shared: bool = False  # F3: the feature loss does not reach teachers and importance factors
+  combined_head: str = 'shared'  # F4: one classifier on the last shared map, or the 'mean' of a head per teacher
+  fused: str = 'quantized'  # F7: what eq. (1) mixes; 'pre_quantizer' mixes before, each teacher quantizes the mixture
+  student_map: str = 'quantized'  # F7: the student's side of the feature loss, or 'pre_quantizer'
+  requantize: bool = False  # F8: each teacher quantizes the mixture again before its next stage
+  importance_init: tuple = ()  # F10: initial theta of each teacher; () = zeros, uniform importance
+
+  choices = {
+      'feature_loss': ('attention', 'fitnet', 'none'),
+      'attention_norm': losses.attention.NORMS,
+      'fitnet_norm': losses.fitnet.NORMS,
+      'fitnet_adaptor': ('conv', 'conv_norm', 'identity'),
+      'combined_head': ('shared', 'mean'),
+      'fused': ('quantized', 'pre_quantizer'),
+      'student_map': ('quantized', 'pre_quantizer'),
+  }
+
+  @property
+  def feature_weight(self):
+    """gamma of eq. (10), its default resolved."""
+    if self.feature_loss == 'none':
+      return 0.0
+    return self.gamma if self.gamma is not None else {'attention': 100.0, 'fitnet': 1.0}[self.feature_loss]
+
+
+class CMTKD(Method):
+  """Teachers, student, importance factors, combined classifier and adaptors."""
+  make_teachers: tuple[Callable, ...]
+  make_student: Callable
+  make_combined_head: Callable | None  # None: the mean of the teachers' own heads
+  teacher_names: tuple[str, ...]
+  teacher_weight_bits: tuple[int, ...]
+  student_weight_bits: int
+  taps: tuple[int, ...]  # the taps in use
+  settings: Settings
+
+  def setup(self):
+    self.student = self.make_student()
+    for name, make_teacher in zip(self.teacher_names, self.make_teachers):
+      setattr(self, name, make_teacher())
+    if self.make_combined_head is not None:
+      self.combined_head = self.make_combined_head()
+    theta = jnp.array(self.settings.importance_init or (0.0,) * len(self.make_teachers), jnp.float32)
+    self.importance = self.param(
+        self.importance_group, lambda _: {f'tap{tap}': theta for tap in self.taps})
+    if self.settings.feature_loss == 'fitnet':
+      for tap in self.taps:
+        setattr(self, f'adaptor_tap{tap}', Adaptor(self.settings.fitnet_adaptor))
+
+  @property
+  def weight_bits(self):
+    return {STUDENT: self.student_weight_bits, **dict(zip(self.teacher_names, self.teacher_weight_bits))}
+
+  def __call__(self, images, train):
+    settings = self.settings
+    teachers = [getattr(self, name) for name in self.teacher_names]
+    teacher_maps, student_map = [images] * len(teachers), images
+    pairs = {}
+    for k, tap in enumerate(self.student.taps):
+      before = [teacher.stage(k, x, train) for teacher, x in zip(teachers, teacher_maps)]
+      student_before = self.student.stage(k, student_map, train)
+      student_map = self.student.activate(k, student_before, train)
+      activate = lambda maps: [teacher.activate(k, x, train) for teacher, x in zip(teachers, maps)]
+      if tap not in self.taps:
+        teacher_maps = activate(before)
+        continue
+      # Eq. (1), and the shared map as the input of every teacher's next stage.
+      mixed = before if settings.fused == 'pre_quantizer' else activate(before)
+      shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])
+      quantize_again = settings.requantize or settings.fused == 'pre_quantizer'
+      teacher_maps = activate([shared] * len(teachers)) if quantize_again else [shared] * len(teachers)
+      target = student_before if settings.student_map == 'pre_quantizer' else student_map
+      if settings.feature_loss == 'fitnet':
+        target = getattr(self, f'adaptor_tap{tap}')(target, shared.shape[-1], train)
+      pairs[f'tap{tap}'] = (shared, target)
+    if self.make_combined_head is not None:
+      # After the last tap all teachers hold the same map; mixed before the quantizer, it lacks its non-linearity.
+      last = nn.relu(shared) if settings.fused == 'pre_quantizer' else shared
+      combined = self.combined_head(last, train)
+    else:
+      combined = sum(teacher.classify(x, train) for teacher, x in zip(teachers, teacher_maps)) / len(teachers)
+    return Outputs({STUDENT: self.student.classify(student_map, train), COMBINED: combined}, pairs)
+
+  def loss(self, outputs, labels):
+    return cmtkd_loss(outputs.logits[COMBINED], outputs.logits[STUDENT], labels, outputs.extras, self.settings)
+
+  def summary(self, params):
+    return {f'{self.importance_group}/{tap}/{name}': pi
+            for tap, theta in params[self.importance_group].items()
+            for name, pi in zip(self.teacher_names, jnp.unstack(importance(theta)))}
+
+
+class Adaptor(nn.Module):
+  """r of eq. (6): brings the student's map [B, H, W, C] to the shared map's channels by a 1x1 convolution."""
+  kind: str
+
+  @nn.compact
+  def __call__(self, x, features, train):
+    x = x.astype(jnp.float32)
+    if self.kind == 'identity':
+      return x
+    x = nn.Conv(features, (1, 1), use_bias=False, name='conv')(x)
+    return nn.BatchNorm(use_running_average=not train, name='norm')(x) if self.kind == 'conv_norm' else x
+
+
+def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings):
+  """Total loss: L = alpha (L_CE^S + L_CE^T) + beta (L_KL^S + L_KL^T) + gamma sum_k D(F_T^k, F_S^k).
+
+  Args:
+    teacher_logits, student_logits: float [B, C], of the combined teacher and the student.
+    labels: int32 [B] in 0..C-1.
+    pairs: `{tap: (F_T, F_S)}`, shared and (for FitNet: adapted) student map, float [B, H, W, C'].
+    settings: `Settings`.
+
+  Returns:
+    (L, terms): float32 scalar, and every unweighted term by name.
+
+  Source: CMT-KD eqs. (4)-(10).
+  """
+  ce_s = losses.cross_entropy(student_logits, labels, settings.ce_temperature)
+  ce_t = losses.cross_entropy(teacher_logits, labels, settings.ce_temperature)
+
+  target = losses.min_logit(teacher_logits, student_logits, labels)
+  if settings.stop_gradient_target:
+    target = jax.lax.stop_gradient(target)
+  kl_s = losses.kl_divergence(target, student_logits, settings.temperature)
+  kl_t = losses.kl_divergence(target, teacher_logits, settings.temperature)
+
+  feature = {}
+  for tap, (shared, student) in pairs.items():
+    if settings.stop_gradient_shared:
+      shared = jax.lax.stop_gradient(shared)
+    if settings.feature_loss == 'attention':
+      feature[tap] = losses.attention_loss(shared, student, settings.attention_power, settings.attention_norm)
+    elif settings.feature_loss == 'fitnet':
+      feature[tap] = losses.fitnet_loss(shared, student, settings.fitnet_norm)
+
+  total = settings.alpha * (ce_s + ce_t) + settings.beta * (kl_s + kl_t)
+  if feature:
+    total += settings.feature_weight * sum(feature.values())
+  terms = {f'cross_entropy/{STUDENT}': ce_s, f'cross_entropy/{COMBINED}': ce_t,
+           f'mutual/{STUDENT}': kl_s, f'mutual/{COMBINED}': kl_t}
+  return total, terms | {f'{settings.feature_loss}/{tap}': value for tap, value in feature.items()}
+
+
+def create(config, settings, num_classes):
+  """Returns the method for `config`, whose `config.cmtkd` is `settings`.
+
+  Raises:
+    UserError: teachers, taps or initial importances do not fit.
+  """
+  widths = [bits if isinstance(bits, (tuple, list)) else (bits, bits) for bits in settings.teacher_bits]
+  if not widths:
+    raise UserError("config.cmtkd.teacher_bits: () names no teacher; give at least one width, such as (4, 6, 8), "
+                    "or train the student alone with config.method='single'")
+  for pair in widths:
+    if len(pair) != 2:
+      raise UserError(f'config.cmtkd.teacher_bits: {pair!r} is neither a width nor (weight bits, activation bits)')
+    for bits in pair:
+      check_bits(bits, 'config.cmtkd.teacher_bits')
+  if settings.importance_init and len(settings.importance_init) != len(widths):
+    raise UserError(f'config.cmtkd.importance_init: {settings.importance_init!r} has {len(settings.importance_init)} '
+                    f'values for {len(widths)} teachers; give one each, or () for uniform importance')
+
+  recipe = lambda weight_bits, activation_bits: network_recipe(config, weight_bits, activation_bits, num_classes)
+  make_teachers = tuple(recipe(*pair) for pair in widths)
+  student = config.student
+  make_student = recipe(student.weight_bits, student.activation_bits)
+  backbone_taps = make_student().taps
+  taps = tuple(settings.taps) or backbone_taps
+  if not set(taps) <= set(backbone_taps):
+    raise UserError(f'config.cmtkd.taps: {taps!r}; {config.model.name} can be tapped at {backbone_taps!r}')
+  make_head = None
+  if settings.combined_head == 'shared':
+    if backbone_taps[-1] not in taps:
+      raise UserError(f'config.cmtkd.combined_head: \'shared\' needs a tap at the last stage, layer '
+                      f'{backbone_taps[-1]}, but config.cmtkd.taps is {taps!r}; add it or use \'mean\'')
+    make_head = max(zip(widths, make_teachers), key=lambda pair: pair[0])[1]().make_head
+  names = tuple(f'teacher{i}_{_width_name(*pair)}' for i, pair in enumerate(widths, 1))
+  return CMTKD(make_teachers, make_student, make_head, names, tuple(w for w, _ in widths), student.weight_bits,
+               taps, settings)
+
+
+def _width_name(weight_bits, activation_bits):
+  return f'{weight_bits}bit' if weight_bits == activation_bits else f'w{weight_bits}a{activation_bits}'

@@ -1,0 +1,21 @@
+"""What `--mode` can be: one function of (config, workdir) each."""
+
+import json
+
+from cmtkd_jax import evaluate, train
+from cmtkd_jax.errors import UserError
+
+
+def run_train(config, workdir):
+  """Trains, resuming what is in `workdir`."""
+  if config is None:
+    raise UserError('--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py')
+  train.train_and_evaluate(config, workdir)
+
+
+def run_evaluate(config, workdir):
+  """Evaluates the newest checkpoint in `workdir` and prints one JSON object."""
+  print(json.dumps(evaluate.evaluate_run(workdir, config), indent=1))
+
+
+MODES = {'train': run_train, 'evaluate': run_evaluate}

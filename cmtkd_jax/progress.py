@@ -1,0 +1,120 @@
+"""Progress of training on the terminal: one line that is rewritten, or a log line now and then."""
+
+import math
+import os
+import shutil
+import sys
+import time
+
+_LOG_SECONDS = 10.0  # Between lines of a log.
+_TERMINAL_SECONDS = 0.1  # Between rewrites of the terminal line.
+_CLEAR = '\r\x1b[K'
+
+
+class Progress:
+  """Shows how far training is.
+
+  Args:
+    total_steps: steps of the whole run.
+    start_step: step the run starts or resumes from.
+    stream: where to write; None for standard error.
+    steps_per_epoch: to show epochs; None hides them.
+    enabled: False writes nothing (processes other than the first).
+    clock: function that returns seconds.
+  """
+
+  def __init__(self, total_steps, start_step=0, stream=None, steps_per_epoch=None, enabled=True, clock=time.monotonic):
+    self._stream = sys.stderr if stream is None else stream
+    self._terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
+    self._total = total_steps
+    self._steps_per_epoch = steps_per_epoch
+    self._enabled = enabled
+    self._clock = clock
+    self._step = start_step
+    self._origin = None  # (seconds, step) from which the time per step is measured.
+    self._line = ''
+    self._shown = ''
+    self._shown_at = -math.inf
+
+  def compiled(self, seconds):
+    """Tells how long the compilation took; the time per step is measured from here on."""
+    self.note(f'compiled the train step in {format_duration(seconds)}')
+    self._origin = self._clock(), self._step
+
+  def update(self, step, images_per_second, **scalars):
+    """Shows a step.
+
+    Args:
+      step: steps done.
+      images_per_second: throughput to show.
+      **scalars: numbers to show to four digits, or texts to show as they are.
+    """
+    now = self._clock()
+    self._step = step
+    if self._origin is None:
+      self._origin = now, step
+    self._line = self._describe(now, images_per_second, scalars)
+    seconds = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
+    if step >= self._total or now - self._shown_at >= seconds:
+      self._show(now)
+
+  def eta(self):
+    """Seconds to the end at the mean pace since compilation (evaluations included); None before the first step."""
+    if self._origin is None or self._step <= self._origin[1]:
+      return None
+    seconds, step = self._origin
+    return (self._clock() - seconds) / (self._step - step) * max(self._total - self._step, 0)
+
+  def note(self, text):
+    """Prints a line of its own above the progress line."""
+    if self._enabled:
+      self._stream.write(f'{_CLEAR}{text}\n{self._shown}' if self._terminal else f'{text}\n')
+      self._stream.flush()
+
+  def close(self):
+    """Shows the last step, if it was not yet, and ends the line."""
+    if self._line:
+      self._show(self._clock())
+      if self._terminal and self._enabled:
+        self._stream.write('\n')
+        self._stream.flush()
+    self._line = self._shown = ''
+
+  def _describe(self, now, images_per_second, scalars):
+    parts = [f'step {self._step}/{self._total}', f'{100 * self._step // max(self._total, 1)} %']
+    if self._steps_per_epoch:
+      parts.append(f'epoch {self._step / self._steps_per_epoch:.1f}/{self._total / self._steps_per_epoch:.4g}')
+    parts.append(f'{images_per_second:.0f} img/s')
+    parts += [f'{name} {value if isinstance(value, str) else format(value, ".4g")}' for name, value in scalars.items()]
+    eta = self.eta()
+    if eta is not None and self._step < self._total:
+      parts.append(f'ETA {format_duration(eta)}')
+    return '  '.join(parts)
+
+  def _show(self, now):
+    if not self._enabled or self._line == self._shown:
+      return
+    if self._terminal:
+      self._shown = self._line[:shutil.get_terminal_size().columns - 1]
+      self._stream.write(_CLEAR + self._shown)
+    else:
+      self._shown = self._line
+      self._stream.write(self._line + '\n')
+    self._stream.flush()
+    self._shown_at = now
+
+
+def format_duration(seconds):
+  """A duration for people: '12.3 s', '1 min 20 s', '3 h 5 min' or '2 d 4 h'; '?' when it is no such thing."""
+  if not 0 <= seconds < math.inf:
+    return '?'
+  if round(seconds, 1) < 60:
+    return f'{seconds:.1f} s'
+  seconds = round(seconds)
+  if seconds < 3600:
+    return f'{seconds // 60} min {seconds % 60} s'
+  minutes = round(seconds / 60)
+  if minutes < 1440:
+    return f'{minutes // 60} h {minutes % 60} min'
+  hours = round(minutes / 60)
+  return f'{hours // 24} d {hours % 24} h'

@@ -1,0 +1,123 @@
+"""What a run leaves in its work directory beside checkpoints and metrics: config, bits, summary."""
+
+import importlib.metadata
+import json
+import subprocess
+
+import jax
+from etils import epath
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import metric_log
+from cmtkd_jax.errors import UserError
+
+CONFIG, BITS, SUMMARY = 'config.json', 'bits.json', 'summary.json'
+
+
+def open_run(workdir, config, dataset, rows):
+  """Makes the work directory, or checks that it belongs to this configuration; returns its path.
+
+  Raises:
+    UserError: the directory cannot be written, or holds a run of another configuration.
+  """
+  workdir = epath.Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / CONFIG
+    if path.exists():
+      differing = config_lib.difference(read_config(workdir), config)
+      if differing:
+        raise UserError(f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
+                        f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same configuration')
+    elif jax.process_index() == 0:
+      _write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
+      _write(workdir / 'classes.json', json.dumps(list(dataset.class_names)))
+      _write(path, config_lib.to_json(config))
+  except OSError as e:
+    raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror or e}); choose another one') from None
+  return workdir
+
+
+def read_config(workdir):
+  """Returns the configuration of the run in `workdir`.
+
+  Raises:
+    UserError: there is no run.
+  """
+  path = epath.Path(workdir) / CONFIG
+  if not path.exists():
+    raise UserError(f'--workdir: there is no {CONFIG} in {workdir}; name the directory of a run, or train one first '
+                    'with --mode=train')
+  try:
+    return config_lib.from_json(path.read_text())
+  except json.JSONDecodeError as e:
+    raise UserError(f'{path} is damaged ({e}); restore it, or train in another --workdir') from None
+
+
+def meta(config, step, rows):
+  """Returns what a checkpoint says about itself."""
+  return {'step': step, 'data_position': step, 'config': config.to_dict(), 'versions': _versions(), 'commit': _commit(),
+          'bits': [row._asdict() for row in rows]}
+
+
+def write_summary(workdir, config, dataset):
+  """Writes and returns the run's summary: last and best evaluation of every network, importance factors.
+
+  'best' is the evaluation with the highest top-1 of that network on that split. On 'test' it is reported, as papers do,
+  and never used to choose anything.
+  """
+  rows = metric_log.read(workdir)
+  evaluations = [row for row in rows if any(name.startswith('test/') for name in row)]
+  summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': _commit(), 'versions': _versions(),
+             'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+             'epochs': round(rows[-1]['step'] / dataset.train.steps_per_epoch, 3), 'results': {}, 'importance': {}}
+  for name in evaluations[-1]:
+    if name.endswith('/top1'):
+      network = name.removesuffix('/top1')
+      best = max(evaluations, key=lambda row: row[name])
+      of = lambda row: {kind: row[f'{network}/{kind}'] for kind in ('top1', 'top5')}
+      summary['results'][network] = {
+          'last': of(evaluations[-1]),
+          'best': of(best) | {'epoch': round(best['step'] / dataset.train.steps_per_epoch, 3)}}
+  trained = [row for row in rows if 'train/loss' in row]
+  summary['importance'] = {name.removeprefix('importance/'): value
+                           for name, value in trained[-1].items() if name.startswith('importance/')}
+  if jax.process_index() == 0:
+    _write(epath.Path(workdir) / SUMMARY, json.dumps(summary, indent=1))
+  return summary
+
+
+def closing_table(summary):
+  """Returns the summary as text: accuracies, then the importance of each teacher at each tap."""
+  lines = [f'{"":28}{"last epoch":>20}{"best epoch":>27}', f'{"network":28}{"top-1":>10}{"top-5":>10}'
+           f'{"top-1":>10}{"top-5":>10}{"at":>7}']
+  for network, result in summary['results'].items():
+    last, best = result['last'], result['best']
+    lines.append(f'{network:28}{last["top1"]:>8.2f} %{last["top5"]:>8.2f} %{best["top1"]:>8.2f} %'
+                 f'{best["top5"]:>8.2f} %{best["epoch"]:>7.4g}')
+  if summary['importance']:
+    taps = list(dict.fromkeys(name.split('/')[0] for name in summary['importance']))
+    teachers = list(dict.fromkeys(name.split('/')[1] for name in summary['importance']))
+    lines += ['', f'{"importance factors":28}' + ''.join(f'{teacher:>16}' for teacher in teachers)]
+    for tap in taps:
+      lines.append(f'{tap:28}' + ''.join(f'{summary["importance"][f"{tap}/{t}"]:>16.3f}' for t in teachers))
+  return '\n'.join(lines)
+
+
+def _write(path, text):
+  """Writes whole or not at all."""
+  temporary = path.parent / f'{path.name}.tmp'
+  temporary.write_text(text)
+  temporary.replace(path)
+
+
+def _versions():
+  return {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')}
+
+
+def _commit():
+  """The commit of the checkout this package runs from, '' elsewhere."""
+  package = epath.Path(__file__).parent
+  git = subprocess.run(['git', '-C', str(package), 'describe', '--always', '--dirty', '--exclude=*'],
+                       capture_output=True, text=True, check=False)
+  return git.stdout.strip() if git.returncode == 0 else ''

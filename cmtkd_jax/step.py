@@ -1,0 +1,100 @@
+"""The train step and the evaluation step: pure functions of (state, batch) for one `jax.jit` each."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """Everything that training changes; saved and restored whole.
+
+  step: int32 scalar, also the position in the data.
+  params: parameters of every network, by name.
+  model_state: `{collection: ...}` of BN statistics and fitted quantizer values.
+  opt_state: of the optax transformation.
+  key: PRNG key of the run; the randomness of step s is `fold_in(key, s)`.
+  """
+  step: jax.Array
+  params: Any
+  model_state: Any
+  opt_state: Any
+  key: jax.Array
+
+  def to_tree(self):
+    """Returns the form in which checkpoints hold it: networks apart from the rest."""
+    return {'variables': {'params': self.params, **self.model_state}, 'optimizer': self.opt_state,
+            'step': self.step, 'key': self.key}
+
+  @classmethod
+  def from_tree(cls, tree):
+    """Undoes `to_tree`."""
+    model_state = dict(tree['variables'])
+    params = model_state.pop('params')
+    return cls(tree['step'], params, model_state, tree['optimizer'], tree['key'])
+
+
+def train_step(state, batch, *, method, optimizer, augment):
+  """One step of everything that trains together.
+
+  Args:
+    state: `TrainState`.
+    batch: {'image': uint8 [B, h, w, C], 'label': int32 [B]}, sharded over the devices.
+    method: `methods.Method`.
+    optimizer: optax transformation.
+    augment: (key, uint8 images) -> float32 [B, H, W, C].
+
+  Returns:
+    (new state, metrics): float32 scalars 'loss', each loss term, 'top1/<network>' and 'gradient_norm/<network>'.
+  """
+  images = augment(jax.random.fold_in(state.key, state.step), batch['image'])
+
+  def objective(params):
+    outputs, model_state = method.apply(
+        {'params': params, **state.model_state}, images, train=True, mutable=list(state.model_state))
+    loss, terms = method.loss(outputs, batch['label'])
+    return loss, (terms, outputs.logits, model_state)
+
+  (loss, (terms, logits, model_state)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+  metrics = {'loss': loss, **terms}
+  metrics |= {f'top1/{name}': jnp.mean(label_rank(z, batch['label']) < 1) for name, z in logits.items()}
+  metrics |= {f'gradient_norm/{name}': optax.global_norm(g) for name, g in gradients.items()}
+  state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
+                        model_state=model_state, opt_state=opt_state)
+  return state, metrics
+
+
+def eval_step(variables, batch, *, method, normalize):
+  """Counts of one evaluation batch.
+
+  Args:
+    variables: {'params': ..., collections}.
+    batch: as `train_step`'s, with 'mask': bool [B], False for padding.
+    method, normalize: the method, and uint8 images -> float32 [B, H, W, C].
+
+  Returns:
+    {network: {'top1', 'top5', 'cross_entropy', 'count'}}: float32 sums over the batch's examples.
+  """
+  outputs = method.apply(variables, normalize(batch['image']), train=False)
+  mask = batch['mask'].astype(jnp.float32)
+  sums = {}
+  for name, logits in outputs.logits.items():
+    rank = label_rank(logits, batch['label'])
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    sums[name] = {'top1': jnp.sum(mask * (rank < 1)), 'top5': jnp.sum(mask * (rank < 5)),
+                  'cross_entropy': jnp.sum(mask * cross_entropy), 'count': jnp.sum(mask)}
+  return sums
+
+
+def label_rank(logits, labels):
+  """Returns how many classes come before the label, int32 [B]; of equal logits the lower class comes first.
+
+  rank < 1 is a top-1 hit as `argmax` has it, rank < 5 a top-5 hit as `top_k` has it, without a sort.
+  """
+  classes = jnp.arange(logits.shape[-1])[None]
+  label = labels[:, None]
+  own = jnp.sum(jnp.where(classes == label, logits, 0), axis=-1, keepdims=True)
+  return jnp.sum((logits > own) | (logits == own) & (classes < label), axis=-1)

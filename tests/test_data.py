@@ -1,0 +1,314 @@
+"""Data: order, resuming, sharding, evaluation, preprocessing. Sources and error lines: test_data_sources.py."""
+
+import functools
+import itertools
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cmtkd_jax import data
+from cmtkd_jax.data import augment, boxes, decode, order
+
+
+def make_mesh(devices=8):
+  return jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def make_config(**fields):
+  config = ConfigDict(dict(
+      name='digits', dir='', minival=0.0, augment='none', pad=2, image_size=8, resize=0, mean=(0.3,), std=(0.35,),
+      resident='auto', num_workers=2))
+  config.update(fields)
+  return config
+
+
+def load(batch_size=64, eval_batch_size=100, seed=0, devices=8, **fields):
+  return data.load(make_config(**fields), batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed,
+                   mesh=make_mesh(devices))
+
+
+def take(loader, start, count):
+  """Host copies of `count` batches; the iterator is closed."""
+  iterator = loader.batches(start)
+  batches = [jax.device_get(b) for b in itertools.islice(iterator, count)]
+  iterator.close()
+  return batches
+
+
+def assert_equal(left, right):
+  assert len(left) == len(right)
+  jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.fixture(scope='module')
+def npy_dir(tmp_path_factory):
+  """300 + 70 images of 6x6x3 whose first pixel tells the record number and whose second tells the split."""
+  folder = tmp_path_factory.mktemp('npy')
+  rng = np.random.default_rng(1)
+  for split, n in (('train', 300), ('test', 70)):
+    images = rng.integers(0, 256, (n, 6, 6, 3), dtype=np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.arange(n) % 256, np.arange(n) // 256
+    images[:, 0, 0, 2] = split == 'test'
+    np.save(folder / f'{split}_images.npy', images)
+    np.save(folder / f'{split}_labels.npy', np.arange(n) % 7)
+  return folder
+
+
+def npy_fields(npy_dir, **fields):
+  return dict(name=f'npy:{npy_dir}', image_size=6, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)) | fields
+
+
+def record_numbers(batch):
+  first = batch['image'][:, 0, 0].astype(int)
+  return first[:, 0] + 256 * first[:, 1]
+
+
+# --- Order.
+
+
+def test_epochs_are_different_permutations():
+  loader = load(batch_size=8, name='generated:4x4x1:3:50', image_size=4).train
+  assert (loader.num_examples, loader.steps_per_epoch) == (50, 6)
+  epochs = [np.concatenate([loader.indices(e * 6 + i) for i in range(6)]) for e in range(3)]
+  for epoch in epochs:
+    assert len(epoch) == len(set(epoch)) == 48 and set(epoch) <= set(range(50))
+  assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
+  full = np.random.Generator(np.random.Philox(key=[0, 1])).permutation(50)
+  np.testing.assert_array_equal(epochs[1], full[:48])
+
+
+def test_order_depends_on_the_seed_and_minival_does_not():
+  a, b = (load(seed=s, minival=0.1) for s in (1, 2))
+  assert not np.array_equal(a.train.indices(0), b.train.indices(0))
+  images = [np.concatenate([x['image'][x['mask']] for x in d.evals['minival'].batches()]) for d in (a, b)]
+  np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+def test_order_is_the_same_on_any_number_of_devices(npy_dir, resident):
+  fields = npy_fields(npy_dir, resident=resident)
+  runs = [take(load(batch_size=24, devices=d, **fields).train, 11, 3) for d in (1, 2, 4, 8)]
+  for run in runs[1:]:
+    assert_equal(run, runs[0])
+
+
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+def test_batches_are_the_indexed_records_sharded_over_the_mesh(npy_dir, resident):
+  dataset = load(batch_size=40, **npy_fields(npy_dir, resident=resident))
+  assert dataset.resident == (resident == 'yes')
+  images = np.load(npy_dir / 'train_images.npy')
+  iterator = dataset.train.batches(5)
+  for step in (5, 6, 7):  # Steps 0..6 are the first epoch.
+    batch = next(iterator)
+    rows = dataset.train.indices(step)
+    np.testing.assert_array_equal(batch['image'], images[rows])
+    np.testing.assert_array_equal(batch['label'], rows % 7)
+    assert batch['image'].dtype == jnp.uint8 and batch['label'].dtype == jnp.int32
+    for x in batch.values():
+      assert {s.data.shape[0] for s in x.addressable_shards} == {5}
+  iterator.close()
+
+
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+def test_resuming_is_the_tail_of_an_undisturbed_run(npy_dir, resident):
+  loader = load(batch_size=64, minival=0.1, **npy_fields(npy_dir, resident=resident)).train
+  assert loader.steps_per_epoch == 4
+  assert_equal(take(loader, 0, 10)[7:], take(loader, 7, 3))
+
+
+@pytest.mark.parametrize('fields', [{'augment': 'resize_crop_flip', 'resize': 8},
+                                    {'augment': 'inception_crop_flip', 'resize': 8}, {'augment': 'pad_crop'}])
+def test_resuming_and_threads_do_not_change_host_crops(npy_dir, fields):
+  fields = npy_fields(npy_dir, resident='no', **fields)
+  whole = take(load(batch_size=48, num_workers=0, **fields).train, 0, 6)
+  assert_equal(whole[4:], take(load(batch_size=48, num_workers=3, devices=2, **fields).train, 4, 2))
+  if fields['augment'] != 'pad_crop':
+    other = take(load(batch_size=48, seed=3, **fields).train, 0, 1)
+    assert not np.array_equal(whole[0]['image'], other[0]['image'])
+
+
+def test_streaming_equals_resident(npy_dir):
+  runs = []
+  for resident in ('yes', 'no'):
+    dataset = load(batch_size=56, eval_batch_size=24, minival=0.2, **npy_fields(npy_dir, resident=resident))
+    evals = [jax.device_get(list(dataset.evals[k].batches())) for k in ('minival', 'test')]
+    for batch in itertools.chain(*evals):  # What padding rows hold is left open.
+      batch['image'][~batch['mask']], batch['label'][~batch['mask']] = 0, 0
+    runs.append((take(dataset.train, 2, 4), evals))
+  assert_equal(*runs)
+
+
+def test_streaming_closes_its_threads(npy_dir):
+  before = set(threading.enumerate())
+  iterator = load(batch_size=8, **npy_fields(npy_dir, resident='no')).train.batches(0)
+  next(iterator)
+  started = set(threading.enumerate()) - before
+  assert started
+  iterator.close()
+  for thread in started:
+    thread.join(timeout=5)
+  assert not any(t.is_alive() for t in started)
+
+
+def test_resident_gather_moves_nothing_between_devices(npy_dir):
+  loader = load(batch_size=64, **npy_fields(npy_dir)).train
+  reader = loader._reader
+  batch = next(loader.batches(0))
+  text = reader._gather.lower(*reader._arrays, batch['label']).compile().as_text()
+  assert 'gather' in text and not any(
+      f'{op}(' in text for op in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'))
+
+
+# --- Evaluation.
+
+
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+@pytest.mark.parametrize('batch_size, devices', [(1, 1), (13, 1), (13, 8), (70, 8), (200, 4)])
+def test_evaluation_sees_every_example_once(npy_dir, resident, batch_size, devices):
+  fields = npy_fields(npy_dir, resident=resident, minival=0.21)
+  dataset = load(batch_size=8, eval_batch_size=batch_size, devices=devices, **fields)
+  seen = {}
+  for split, loader in dataset.evals.items():
+    batches = jax.device_get(list(loader.batches()))
+    rows = {len(v) for b in batches for v in b.values()}
+    assert rows == {loader.batch_size} and loader.batch_size % devices == 0 and loader.batch_size >= batch_size
+    assert len(batches) == loader.num_batches
+    assert all(b['mask'].all() for b in batches[:-1])
+    seen[split] = np.concatenate([record_numbers(b)[b['mask']] for b in batches])
+    assert len(seen[split]) == loader.num_examples
+    for b in batches:
+      np.testing.assert_array_equal(b['label'][b['mask']], record_numbers(b)[b['mask']] % 7)
+      assert (b['image'][b['mask']][:, 0, 0, 2] == (split == 'test')).all()
+  np.testing.assert_array_equal(seen['test'], np.arange(70))
+  train = set(dataset.train._records)
+  assert len(set(seen['minival'])) == len(seen['minival']) == 63
+  assert not set(seen['minival']) & train and set(seen['minival']) | train == set(range(300))
+
+
+# --- Preprocessing on the device.
+
+
+def numpy_standardize(image, mean, std):
+  return (image / 255 - np.array(mean)) / np.array(std)
+
+
+def numpy_crops(image, pad, flip):
+  """All images that pad-crop(-flip) may give."""
+  h, w, _ = image.shape
+  padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+  for top, left in itertools.product(range(2 * pad + 1), repeat=2):
+    crop = padded[top:top + h, left:left + w]
+    yield crop
+    if flip:
+      yield crop[:, ::-1]
+
+
+def test_normalize_is_that_of_the_reference(npy_dir):
+  dataset = load(**npy_fields(npy_dir))
+  image = np.load(npy_dir / 'test_images.npy')
+  out = jax.jit(dataset.normalize)(image)
+  assert out.dtype == jnp.float32
+  np.testing.assert_allclose(out, numpy_standardize(image, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)), atol=1e-5)
+  np.testing.assert_array_equal(jax.jit(dataset.augment)(jax.random.key(0), image), out)  # augment='none'
+
+
+@pytest.mark.parametrize('name', ['pad_crop', 'pad_crop_flip'])
+def test_pad_crop_gives_each_allowed_crop_and_no_other(name):
+  pad, flip = 1, name.endswith('flip')
+  image = np.random.default_rng(0).integers(1, 256, (1, 5, 4, 3), dtype=np.uint8)
+  allowed = {c.tobytes() for c in numpy_crops(image[0], pad, flip)}
+  assert len(allowed) == (18 if flip else 9)
+  out = np.asarray(augment.pad_crop(jax.random.key(0), image.repeat(2000, 0), pad, flip))
+  assert out.dtype == np.uint8
+  counts = {}
+  for row in out:
+    counts[row.tobytes()] = counts.get(row.tobytes(), 0) + 1
+  assert set(counts) == allowed
+  expected = 2000 / len(allowed)
+  assert all(0.5 * expected < n < 1.6 * expected for n in counts.values())
+
+
+def test_augment_pads_before_standardizing():
+  dataset = load(name='generated:4x4x1:2:16', image_size=4, augment='pad_crop_flip', pad=2, batch_size=8)
+  out = np.asarray(dataset.augment(jax.random.key(1), np.full((64, 4, 4, 1), 200, np.uint8)))
+  levels = [numpy_standardize(v, 0.3, 0.35) for v in (0, 200)]
+  assert (np.abs(out[..., None] - levels).min(-1) < 1e-5).all() and out.min() < 0 < out.max()
+
+
+@pytest.mark.parametrize('fields', [
+    {'augment': 'pad_crop_flip'}, {'augment': 'resize_crop_flip', 'resize': 7, 'image_size': 5},
+    {'augment': 'inception_crop_flip', 'resize': 7, 'image_size': 5}])
+def test_augment_does_not_depend_on_sharding(npy_dir, fields):
+  outs = []
+  for devices in (1, 8):
+    dataset = load(batch_size=16, devices=devices, **npy_fields(npy_dir, resident='yes', **fields))
+    batch = next(dataset.train.batches(0))
+    out = jax.jit(dataset.augment)(jax.random.key(5), batch['image'])
+    assert out.dtype == jnp.float32 and out.shape == (16, *dataset.input_shape)
+    outs.append(np.asarray(out))
+  np.testing.assert_allclose(*outs, atol=1e-6)
+  again = jax.jit(dataset.augment)(jax.random.key(6), batch['image'])
+  assert not np.allclose(again, outs[0])
+
+
+def test_resident_evaluation_crops_the_centre(npy_dir):
+  # Shorter side 6 -> 6 leaves the pixels alone, so the crop can be read off.
+  dataset = load(**npy_fields(npy_dir, resize=6, image_size=4))
+  image = np.load(npy_dir / 'test_images.npy')
+  expected = numpy_standardize(image[:, 1:5, 1:5], (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+  np.testing.assert_allclose(dataset.normalize(image), expected, atol=1e-4)
+  streamed = load(**npy_fields(npy_dir, resize=6, image_size=4, resident='no'))
+  batch = next(streamed.evals['test'].batches())
+  np.testing.assert_allclose(streamed.normalize(batch['image'])[:70], expected[:100], atol=1e-4)
+
+
+# --- Boxes: one geometry for host and device.
+
+
+def draws(n, seed=0):
+  return np.random.default_rng(seed).random((n, boxes.NUM_DRAWS))
+
+
+def test_inception_boxes_have_the_promised_area_and_ratio():
+  for height, width in ((300, 300), (200, 330)):
+    top, left, h, w = boxes.inception_box(np, draws(2000), height, width)
+    assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
+    area = h * w / (height * width)
+    assert 0.075 < area.min() < 0.1 and area.max() > 0.85
+    assert 0.74 < (w / h).min() < 0.76 and 1.31 < (w / h).max() < 1.35
+
+
+def test_inception_box_falls_back_to_the_centre():
+  top, left, h, w = boxes.inception_box(np, draws(50), 1, 100)  # No box of allowed ratio has 8 % of the area.
+  np.testing.assert_allclose(np.stack([top, left, h, w]).T, [[0, (100 - 4 / 3) / 2, 1, 4 / 3]] * 50)
+
+
+def test_resize_crop_boxes_reach_every_offset():
+  top, left, h, w = boxes.resize_crop_box(np, draws(500), 20, 30, resize=10, size=8)
+  assert set(zip(top, left)) == {(2.0 * a, 2.0 * b) for a in range(3) for b in range(8)}
+  assert set(h) == set(w) == {16.0}
+
+
+@pytest.mark.parametrize('box_of', [boxes.inception_box,
+                                    functools.partial(boxes.resize_crop_box, resize=20, size=12)])
+def test_device_resampling_agrees_with_the_host(box_of):
+  rng = np.random.default_rng(3)
+  coarse = rng.integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)
+  image = np.stack([np.asarray(Image.fromarray(c).resize((42, 30), Image.Resampling.BICUBIC)) for c in coarse])
+  u = draws(6).astype(np.float32)
+  device = augment.resample(jnp.asarray(image), box_of(jnp, jnp.asarray(u), 30, 42), 12)
+  host = np.stack([decode._resample(i, box, 12, 3) for i, box in zip(image, zip(*box_of(np, u, 30, 42)))])
+  assert np.abs(np.asarray(device) - host).max() < 2.5  # PIL rounds twice.
+
+
+def test_random_numbers_of_records_are_their_own():
+  first = [order.record_rng(*k).random() for k in itertools.product((0, 1), repeat=3)]
+  assert len(set(first)) == 8
+  permutation = np.random.Generator(np.random.Philox(key=[0, 0])).random()
+  assert permutation not in first
