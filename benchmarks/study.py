@@ -48,7 +48,7 @@ def run(row, seed, data, workdir):
   summary = json.loads((workdir / f'{row}_seed{seed}' / 'summary.json').read_text())
   del summary['config']
   summary = {'row': row, 'seed': seed, 'command': ' '.join(('python -m cmtkd_jax.main', *flags)),
-             'minutes_of_this_call': round((time.monotonic() - begin) / 60, 1), **summary}
+             'minutes': round((time.monotonic() - begin) / 60, 1), **summary}
   RESULTS.mkdir(parents=True, exist_ok=True)
   result.write_text(json.dumps(summary, indent=1))
 

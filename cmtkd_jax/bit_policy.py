@@ -79,9 +79,9 @@ def parse_rules(rules):
       pattern, weight_bits, activation_bits = rule
       re.compile(pattern)
     except (ValueError, TypeError, re.error) as e:
-      raise UserError(f'config.bits.rules: {rule!r} is not (regex, weight bits, activation bits): {e}') from None
+      raise UserError(f'config.bits.rules={rule!r} is not (regex, weight bits, activation bits): {e}') from None
     for bits in (weight_bits, activation_bits):
-      check_bits(bits, f'config.bits.rules: {rule!r}')
+      check_bits(bits, f'config.bits.rules={rule!r}')
     parsed.append(Rule(pattern, weight_bits, activation_bits))
   return tuple(parsed)
 
@@ -89,4 +89,4 @@ def parse_rules(rules):
 def check_bits(bits, where):
   """Raises `UserError`, beginning with `where`, unless `bits` is a width that exists."""
   if isinstance(bits, bool) or bits not in WIDTHS:
-    raise UserError(f'{where}: {bits!r} is not a bit-width; allowed: {", ".join(map(str, WIDTHS))}')
+    raise UserError(f'{where}={bits!r} is not a bit-width; allowed: {", ".join(map(str, WIDTHS))}')

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 
 from etils import epath
 import jax
@@ -24,17 +23,15 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   Args:
     directory: holds a folder a step; made when missing. Any path that `etils.epath` knows.
-    keep: how many of the newest stay.
+    keep: how many of the newest stay, at least one.
     best_metric: key of `save`'s metrics; the checkpoint where it is greatest stays too. '' keeps no best one.
   """
 
   def __init__(self, directory, keep=2, best_metric=''):
-    if keep < 1:
-      raise UserError(f'keep = {keep}: at least one checkpoint of {directory} must stay; set it to 1 or more')
     self.directory = _absolute(directory)
     self._metric = best_metric
-    score = lambda metrics: metrics.get(best_metric, -math.inf)
-    policies = [ocp.checkpoint_managers.LatestN(keep), ocp.checkpoint_managers.BestN(
+    score = lambda metrics: metrics.get(best_metric, float('-inf'))
+    policies = [ocp.checkpoint_managers.LatestN(max(keep, 1)), ocp.checkpoint_managers.BestN(
         get_metric_fn=score, n=1 if best_metric else 0, keep_checkpoints_without_metrics=False)]
     self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
         cleanup_tmp_directories=True, best_fn=score if best_metric else None,
@@ -66,11 +63,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     """
     if step in self._manager.all_steps():
       return
-    value = float((metrics or {}).get(self._metric, math.nan))
+    kept = {k: float(v) for k, v in (metrics or {}).items() if k == self._metric and v == v}  # No NaN.
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     items['meta'] = ocp.args.JsonSave(json.loads(json.dumps(meta)))  # A copy: it is written later.
-    self._manager.save(int(step), args=ocp.args.Composite(**items), force=True,
-                       metrics=None if math.isnan(value) else {self._metric: value})
+    self._manager.save(int(step), args=ocp.args.Composite(**items), metrics=kept or None, force=True)
 
   def restore(self, abstract_state, step=None):
     """Reads (state, meta), bit for bit, whatever devices they were saved from.
@@ -83,7 +79,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       UserError: there is no such checkpoint, it cannot be read, or it holds other arrays than asked for.
     """
     self.wait()
-    (items, meta), found = _read_newest(self.directory, step, _items(abstract_state))
+    items, meta, found = _read_newest(self.directory, step, _items(abstract_state))
     broken = [later for later in self._manager.all_steps() if step is None and later > found]
     for later in broken if jax.process_index() == 0 else []:
       (self.directory / str(later)).rename(self.directory / f'broken_{later}')
@@ -102,13 +98,12 @@ def load_variables(directory, step=None):
   Raises:
     UserError: there is no such checkpoint, or it cannot be read.
   """
-  (items, meta), step = _read_newest(_absolute(directory), step, {'variables': None})
+  items, meta, step = _read_newest(_absolute(directory), step, {'variables': None})
   return items['variables'], meta, step
 
 
 def _absolute(directory):
-  path = epath.Path(directory).expanduser()
-  return path if path.is_absolute() else path.absolute()
+  return path if (path := epath.Path(directory).expanduser()).is_absolute() else path.absolute()
 
 
 def _items(state):
@@ -116,16 +111,15 @@ def _items(state):
 
 
 def _read_newest(directory, step, wanted):
-  """((items, meta), step) for the step asked for, else for the newest that can be read."""
+  """(items, meta, step) for the step asked for, else for the newest that can be read."""
   steps = sorted(ocp.utils.checkpoint_steps(directory), reverse=True) if directory.is_dir() else []
   if not steps or step not in [None, *steps]:
     raise UserError(f'no checkpoint {"" if step is None else f"of step {step} "}in {directory}'
                     f'{f" (it has {steps})" if steps else ""}; train first, or name another directory')
-  for candidate in steps if step is None else [step]:
-    folder = directory / str(candidate)
+  for folder in [directory / str(candidate) for candidate in (steps if step is None else [step])]:
     try:
       items = {name: _read_item(folder / name, target) for name, target in wanted.items()}
-      return (items, ocp.JsonCheckpointHandler().restore(folder / 'meta')), candidate
+      return items, ocp.JsonCheckpointHandler().restore(folder / 'meta'), int(folder.name)
     except UserError:
       raise
     except Exception as error:  # Orbax and tensorstore raise many kinds.
@@ -138,19 +132,19 @@ def _read_item(path, target):
   """The pytree saved there, in the structure of `target`; as NumPy arrays where that is None."""
   with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
     saved = handler.metadata(path).tree
-    if target is None:
-      target = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), saved)
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved) if target is None else target
     there, here = _signature({path.name: saved}), _signature({path.name: target})
     lines = [f'{leaf} is {there.get(leaf, "absent")} there, {here.get(leaf, "absent")} here'
              for leaf in sorted(there.keys() | here.keys()) if there.get(leaf) != here.get(leaf)]
     if lines:
-      raise UserError(f'checkpoint {path.parent} does not fit: {"; ".join(lines[:3] + ["..."] * (len(lines) > 3))}; '
-                      'use the configuration that it was trained with, or another directory')
+      raise UserError(f'{path.parent} does not fit: {"; ".join(lines[:3])}{"; ..." * bool(lines[3:])}; '
+                      'use the configuration it was trained with, or another directory')
     return handler.restore(path, args=ocp.args.StandardRestore(target))
 
 
 def _signature(tree):
   """{path: 'float32[3, 4]'} of abstract arrays or orbax metadata."""
-  return {jax.tree_util.keystr(path, simple=True, separator='/'):
-          'a number' if isinstance(leaf, int | float | ocp.metadata.value.ScalarMetadata) else f'{leaf.dtype}{list(leaf.shape)}'
-          for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+  numbers = int, float, ocp.metadata.value.ScalarMetadata
+  describe = lambda leaf: 'a number' if isinstance(leaf, numbers) else f'{leaf.dtype}{list(leaf.shape)}'
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): describe(leaf) for path, leaf in leaves}

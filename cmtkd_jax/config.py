@@ -88,19 +88,31 @@ def settings(config, name):
     if isinstance(value, (int, float)) and not isinstance(value, bool):
       lowest = 'positive' if 'temperature' in field.name or 'power' in field.name else 'not negative'
       if value < 0 or value == 0 and lowest == 'positive':
-        raise UserError(f'config.{name}.{field.name}: {value!r} must be {lowest}')
+        raise UserError(f'config.{name}.{field.name}={value!r} must be {lowest}')
   return cls(**values)
+
+
+def check_field(field):
+  """Raises `UserError` unless `field`, such as 'optimizer.learning_rate', is a field of the base configuration."""
+  known = _flat(default())
+  if field not in known:
+    parent = field.rpartition('.')[0]
+    while parent and not any(name.startswith(f'{parent}.') for name in known):
+      parent = parent.rpartition('.')[0]
+    prefix = f'{parent}.' if parent else ''
+    names = sorted({name.removeprefix(prefix).split('.')[0] for name in known if name.startswith(prefix)})
+    raise UserError(f'config.{field}: there is no such field; fields of config{prefix and "."}{parent} are '
+                    f'{", ".join(names)}')
 
 
 def check(config):
   """Raises `UserError`, naming field, value and what is allowed, for a configuration that cannot be honoured."""
   known = _flat(default())
   for field, value in _flat(config).items():
-    if field not in known:
-      raise UserError(f'config.{field}: there is no such field (its value is {value!r}); {_siblings(field, known)}')
+    check_field(field)
     expected = known[field]
     if expected is not None and value is not None and not _same_kind(value, expected):
-      raise UserError(f'config.{field}: {value!r} is {type(value).__name__}; '
+      raise UserError(f'config.{field}={value!r} is {type(value).__name__}; '
                       f'it must be {type(expected).__name__}, such as {expected!r}')
   for field in known:
     if field not in _flat(config):
@@ -110,10 +122,10 @@ def check(config):
     _check_choice(field, flat[field], allowed)
   for field in POSITIVE:
     if flat[field] is not None and not flat[field] > 0:
-      raise UserError(f'config.{field}: {flat[field]!r} must be positive')
+      raise UserError(f'config.{field}={flat[field]!r} must be positive')
   for field in NON_NEGATIVE:
     if not flat[field] >= 0:
-      raise UserError(f'config.{field}: {flat[field]!r} must not be negative')
+      raise UserError(f'config.{field}={flat[field]!r} must not be negative')
   for field in ('weight_bits', 'activation_bits'):
     check_bits(config.student[field], f'config.student.{field}')
   parse_rules(config.bits.rules)
@@ -201,12 +213,6 @@ def _flat(config, prefix=''):
   return flat
 
 
-def _siblings(field, known):
-  parent = field.rpartition('.')[0]
-  names = sorted({name[len(parent) + bool(parent):].split('.')[0] for name in known if name.startswith(parent)})
-  return f'fields of config{"." * bool(parent)}{parent}: {", ".join(names)}'
-
-
 def _same_kind(value, expected):
   if isinstance(expected, bool) or isinstance(value, bool):
     return isinstance(expected, bool) and isinstance(value, bool)
@@ -219,7 +225,7 @@ def _same_kind(value, expected):
 
 def _check_choice(field, value, allowed):
   if value not in allowed:
-    raise UserError(f'config.{field}: {value!r} is not allowed; it is one of {", ".join(map(repr, allowed))}')
+    raise UserError(f'config.{field}={value!r} is not allowed; it is one of {", ".join(map(repr, allowed))}')
 
 
 def _assign(config, values):

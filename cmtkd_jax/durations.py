@@ -25,7 +25,7 @@ def parse(text, field, *, steps_per_epoch, batch_size):
     return ()
   match = _FORM.fullmatch(text)
   if not match:
-    raise UserError(f"{field}: {text!r} is no duration; give numbers and one unit, such as '120 epochs', "
+    raise UserError(f"{field}={text!r} is no duration; give numbers and one unit, such as '120 epochs', "
                     "'3000 steps' or '50, 100 epochs' (steps, epochs or examples)")
   numbers, unit = match.groups()
   steps_per_unit = {'step': 1, 'epoch': steps_per_epoch, 'example': 1 / batch_size}[unit.removesuffix('s')]
@@ -36,5 +36,5 @@ def parse_one(text, field, **sizes):
   """Returns the single duration in `text` as steps; 0 for ''. Raises `UserError` where there are several."""
   durations = parse(text, field, **sizes)
   if len(durations) > 1:
-    raise UserError(f'{field}: {text!r} gives {len(durations)} durations where one is wanted')
+    raise UserError(f'{field}={text!r} gives {len(durations)} durations where one is wanted')
   return durations[0] if durations else 0

@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from cmtkd_jax import assembly, checkpoint, init_from, run_files
+from cmtkd_jax import assembly, checkpoint, run_files
 from cmtkd_jax.step import eval_step
 
 
@@ -45,6 +45,6 @@ def evaluate_run(workdir, config=None):
   mesh = assembly.make_mesh()
   dataset = assembly.load_data(run_config, mesh)
   method = assembly.create_method(run_config, dataset.num_classes)
-  variables, _, step = checkpoint.load_variables(f'{workdir}/{init_from.CHECKPOINTS}')
+  variables, _, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}')
   results = Evaluator(method, dataset).run(jax.device_put(variables, assembly.replicated(mesh)))
   return {'workdir': str(workdir), 'step': step, **results}

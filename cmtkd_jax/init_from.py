@@ -2,13 +2,10 @@
 
 import re
 
-import jax
 from flax import traverse_util
 
-from cmtkd_jax import checkpoint
+from cmtkd_jax import checkpoint, run_files
 from cmtkd_jax.errors import UserError
-
-CHECKPOINTS = 'checkpoints'
 
 
 def parse(text):
@@ -46,7 +43,7 @@ def load(text, allow, abstract):
   for target, directory in parse(text).items():
     if target and target not in networks:
       raise UserError(f'config.init_from: there is no network {target!r}; there are {", ".join(sorted(networks))}')
-    variables, _, step = checkpoint.load_variables(f'{directory}/{CHECKPOINTS}')
+    variables, _, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
     source = traverse_util.flatten_dict(variables)
     used = set()
     for path in wanted:
@@ -74,12 +71,6 @@ def load(text, allow, abstract):
                     'config.init_from_allow, or name a directory that fits')
   kept = {path: array for path, array in found.items() if path not in mismatched}
   return traverse_util.unflatten_dict(kept), lines
-
-
-def merge(created, loaded):
-  """Returns the variables `created`, with the arrays of `loaded` in place of theirs."""
-  flat = traverse_util.flatten_dict(created) | traverse_util.flatten_dict(loaded)
-  return traverse_util.unflatten_dict(flat)
 
 
 def _origin(path, source):

@@ -2,11 +2,13 @@
 
 import os
 import pathlib
+import re
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
+from cmtkd_jax import config as config_lib
 from cmtkd_jax import modes
 from cmtkd_jax.errors import UserError
 
@@ -18,17 +20,33 @@ _MODE = flags.DEFINE_enum('mode', 'train', list(modes.MODES), 'train: train or r
 
 
 def parse(argv):
-  """Parses the flags; whatever is wrong with them becomes a `UserError` of one line."""
+  """Parses the flags and returns (config or None, work directory, mode), or raises a `UserError` of one line."""
+  for field in re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE):
+    config_lib.check_field(field)
   try:
-    rest = flags.FLAGS(argv, known_only=False)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-    raise UserError(' '.join(str(e).split())) from e
+    rest = flags.FLAGS(argv)
+    config = _CONFIG.value
+    getattr(config, 'is_locked', None)  # a file that cannot be read is told at the first look into it
+  except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as e:
+    raise UserError(_one_line(e)) from e
   if rest[1:]:
     raise UserError(f'{rest[1]!r} is no flag; flags are --config, --config.FIELD, --workdir and --mode')
+  workdir = _WORKDIR.value or _default_workdir()
+  return config, workdir, _MODE.value
 
 
-def default_workdir():
-  """Returns runs/<config file>, with the argument after the colon, or raises `UserError` without a config."""
+def _one_line(error):
+  """What an exception of the flag libraries comes down to; they wrap ours, and print stack traces into theirs."""
+  ours, link = None, error
+  while link is not None:
+    ours, link = link if isinstance(link, UserError) else ours, link.__cause__ or link.__context__
+  text = str(ours or error)
+  in_config_file = not ours and ('Failed loading config file' in text or 'whilst parsing config file' in text)
+  return f'--config: {text.strip().splitlines()[-1].strip()}' if in_config_file else ' '.join(text.split())
+
+
+def _default_workdir():
+  """runs/<config file>, with the argument after the colon."""
   if _CONFIG.value is None:
     raise UserError('--workdir is missing; name the directory of a run')
   path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
@@ -38,8 +56,8 @@ def default_workdir():
 def main(argv):
   """Runs one mode; returns the exit status."""
   try:
-    parse(argv)
-    modes.MODES[_MODE.value](_CONFIG.value, _WORKDIR.value or default_workdir())
+    config, workdir, mode = parse(argv)
+    modes.MODES[mode](config, workdir)
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)
     return 2

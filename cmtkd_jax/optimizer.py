@@ -60,6 +60,12 @@ def learning_rate(config, total_steps, **sizes):
   return optax.join_schedules([optax.linear_schedule(0.0, optimizer.learning_rate, warmup), main], [warmup])
 
 
+def rates(config, method, rate):
+  """Returns `{name: learning rate}` to log, where `rate` is that of the networks."""
+  return {'train/learning_rate': float(rate),
+          f'train/learning_rate/{method.importance_group}': config.optimizer.importance_lr_factor * float(rate)}
+
+
 def create(config, method, schedule):
   """Returns the optax transformation for the whole parameter dict of `method`.
 

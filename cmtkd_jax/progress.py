@@ -23,7 +23,8 @@ class Progress:
     clock: function that returns seconds.
   """
 
-  def __init__(self, total_steps, start_step=0, stream=None, steps_per_epoch=None, enabled=True, clock=time.monotonic):
+  def __init__(self, total_steps, start_step=0, stream=None, steps_per_epoch=None, enabled=True,
+               clock=time.monotonic):
     self._stream = sys.stderr if stream is None else stream
     self._terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
     self._total = total_steps
@@ -53,13 +54,13 @@ class Progress:
     self._step = step
     if self._origin is None:
       self._origin = now, step
-    self._line = self._describe(now, images_per_second, scalars)
+    self._line = self._describe(images_per_second, scalars)
     seconds = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
     if step >= self._total or now - self._shown_at >= seconds:
       self._show(now)
 
   def eta(self):
-    """Seconds to the end at the mean pace since compilation (evaluations included); None before the first step."""
+    """Seconds to the end at the mean pace since compilation, evaluations included; None at the start."""
     if self._origin is None or self._step <= self._origin[1]:
       return None
     seconds, step = self._origin
@@ -68,7 +69,7 @@ class Progress:
   def note(self, text):
     """Prints a line of its own above the progress line."""
     if self._enabled:
-      self._stream.write(f'{_CLEAR}{text}\n{self._shown}' if self._terminal else f'{text}\n')
+      self._stream.write(f'{_CLEAR}{text}\n{_cut(self._shown)}' if self._terminal else f'{text}\n')
       self._stream.flush()
 
   def close(self):
@@ -80,12 +81,20 @@ class Progress:
         self._stream.flush()
     self._line = self._shown = ''
 
-  def _describe(self, now, images_per_second, scalars):
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self.close()
+
+  def _describe(self, images_per_second, scalars):
     parts = [f'step {self._step}/{self._total}', f'{100 * self._step // max(self._total, 1)} %']
     if self._steps_per_epoch:
-      parts.append(f'epoch {self._step / self._steps_per_epoch:.1f}/{self._total / self._steps_per_epoch:.4g}')
+      epochs = [steps / self._steps_per_epoch for steps in (self._step, self._total)]
+      parts.append(f'epoch {epochs[0]:.1f}/{epochs[1]:.4g}')
     parts.append(f'{images_per_second:.0f} img/s')
-    parts += [f'{name} {value if isinstance(value, str) else format(value, ".4g")}' for name, value in scalars.items()]
+    parts += [f'{name} {value}' if isinstance(value, str) else f'{name} {float(value):.4g}'
+              for name, value in scalars.items()]
     eta = self.eta()
     if eta is not None and self._step < self._total:
       parts.append(f'ETA {format_duration(eta)}')
@@ -94,14 +103,19 @@ class Progress:
   def _show(self, now):
     if not self._enabled or self._line == self._shown:
       return
-    if self._terminal:
-      self._shown = self._line[:shutil.get_terminal_size().columns - 1]
-      self._stream.write(_CLEAR + self._shown)
-    else:
-      self._shown = self._line
-      self._stream.write(self._line + '\n')
+    self._stream.write(_CLEAR + _cut(self._line) if self._terminal else self._line + '\n')
     self._stream.flush()
+    self._shown = self._line
     self._shown_at = now
+
+
+def _cut(line):
+  """As many parts as the terminal holds, the ETA before the others: a line that wraps cannot be rewritten."""
+  room = shutil.get_terminal_size().columns - 1
+  if len(line) <= room:
+    return line
+  head, mark, eta = line.rpartition('  ETA') if '  ETA' in line else (line, '', '')
+  return (head[:max(room - len(mark + eta), 0) + 2].rpartition('  ')[0] + mark + eta)[:room]
 
 
 def format_duration(seconds):

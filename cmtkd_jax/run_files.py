@@ -11,7 +11,8 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax import metric_log
 from cmtkd_jax.errors import UserError
 
-CONFIG, BITS, SUMMARY = 'config.json', 'bits.json', 'summary.json'
+CONFIG, BITS, CLASSES, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'summary.json'
+CHECKPOINTS = 'checkpoints'
 
 
 def open_run(workdir, config, dataset, rows):
@@ -31,7 +32,7 @@ def open_run(workdir, config, dataset, rows):
                         f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same configuration')
     elif jax.process_index() == 0:
       _write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
-      _write(workdir / 'classes.json', json.dumps(list(dataset.class_names)))
+      _write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
       _write(path, config_lib.to_json(config))
   except OSError as e:
     raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror or e}); choose another one') from None
@@ -60,7 +61,7 @@ def meta(config, step, rows):
           'bits': [row._asdict() for row in rows]}
 
 
-def write_summary(workdir, config, dataset):
+def write_summary(workdir, config, steps_per_epoch):
   """Writes and returns the run's summary: last and best evaluation of every network, importance factors.
 
   'best' is the evaluation with the highest top-1 of that network on that split. On 'test' it is reported, as papers do,
@@ -70,7 +71,7 @@ def write_summary(workdir, config, dataset):
   evaluations = [row for row in rows if any(name.startswith('test/') for name in row)]
   summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': _commit(), 'versions': _versions(),
              'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-             'epochs': round(rows[-1]['step'] / dataset.train.steps_per_epoch, 3), 'results': {}, 'importance': {}}
+             'epochs': round(rows[-1]['step'] / steps_per_epoch, 3), 'results': {}, 'importance': {}}
   for name in evaluations[-1]:
     if name.endswith('/top1'):
       network = name.removesuffix('/top1')
@@ -78,7 +79,7 @@ def write_summary(workdir, config, dataset):
       of = lambda row: {kind: row[f'{network}/{kind}'] for kind in ('top1', 'top5')}
       summary['results'][network] = {
           'last': of(evaluations[-1]),
-          'best': of(best) | {'epoch': round(best['step'] / dataset.train.steps_per_epoch, 3)}}
+          'best': of(best) | {'epoch': round(best['step'] / steps_per_epoch, 3)}}
   trained = [row for row in rows if 'train/loss' in row]
   summary['importance'] = {name.removeprefix('importance/'): value
                            for name, value in trained[-1].items() if name.startswith('importance/')}

@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -15,7 +16,7 @@ class TrainState(flax.struct.PyTreeNode):
   params: parameters of every network, by name.
   model_state: `{collection: ...}` of BN statistics and fitted quantizer values.
   opt_state: of the optax transformation.
-  key: PRNG key of the run; the randomness of step s is `fold_in(key, s)`.
+  key: uint32 [2], data of the run's PRNG key; the randomness of step s is `fold_in(key, s)`.
   """
   step: jax.Array
   params: Any
@@ -36,6 +37,32 @@ class TrainState(flax.struct.PyTreeNode):
     return cls(tree['step'], params, model_state, tree['optimizer'], tree['key'])
 
 
+def initial_state(trained, batch, *, method, optimizer, augment, seed):
+  """The state before the first step.
+
+  Args:
+    trained: variables that networks start from, may be empty or hold a part only; see `init_from`.
+    batch: the first training batch: learned quantizer values start from what the networks make of it.
+    method, optimizer, augment: as in `train_step`.
+    seed: of parameters, augmentation and everything else that is random in the run.
+
+  Returns:
+    `TrainState` at step 0.
+  """
+  key = jax.random.key(seed)
+  images = augment(jax.random.fold_in(key, 0), batch['image'])
+  init_key = jax.random.fold_in(key, 2**31 - 1)  # no step's key
+  if trained:
+    # Whatever is missing in `trained` is created from it and the images; statistics that this pass moved are not kept.
+    _, created = method.apply(trained, images, train=True, mutable=True, rngs={'params': init_key})
+    flat = traverse_util.flatten_dict(created) | traverse_util.flatten_dict(trained)
+    model_state = traverse_util.unflatten_dict(flat)
+  else:
+    model_state = dict(method.init(init_key, images, train=True))
+  params = model_state.pop('params')
+  return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), jax.random.key_data(key))
+
+
 def train_step(state, batch, *, method, optimizer, augment):
   """One step of everything that trains together.
 
@@ -49,7 +76,8 @@ def train_step(state, batch, *, method, optimizer, augment):
   Returns:
     (new state, metrics): float32 scalars 'loss', each loss term, 'top1/<network>' and 'gradient_norm/<network>'.
   """
-  images = augment(jax.random.fold_in(state.key, state.step), batch['image'])
+  key = jax.random.wrap_key_data(state.key)
+  images = augment(jax.random.fold_in(key, state.step), batch['image'])
 
   def objective(params):
     outputs, model_state = method.apply(

@@ -1,4 +1,4 @@
-"""Data: order, resuming, sharding, evaluation, preprocessing. Sources and error lines: test_data_sources.py."""
+"""Data: order, resuming, sharding, evaluation, preprocessing. Sources, errors: test_data_sources."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cmtkd_jax import data
-from cmtkd_jax.data import augment, boxes, decode, order
+from cmtkd_jax.data import augment, boxes, decode, loaders, order, streaming
 
 
 def make_mesh(devices=8):
@@ -22,8 +22,8 @@ def make_mesh(devices=8):
 
 def make_config(**fields):
   config = ConfigDict(dict(
-      name='digits', dir='', minival=0.0, augment='none', pad=2, image_size=8, resize=0, mean=(0.3,), std=(0.35,),
-      resident='auto', num_workers=2))
+      name='digits', dir='', minival=0.0, augment='none', pad=2, image_size=8, resize=0, mean=(0.3,),
+      std=(0.35,), resident='auto', num_workers=2))
   config.update(fields)
   return config
 
@@ -84,7 +84,7 @@ def test_epochs_are_different_permutations():
 
 
 def test_order_depends_on_the_seed_and_minival_does_not():
-  a, b = (load(seed=s, minival=0.1) for s in (1, 2))
+  a, b = (load(seed=s, minival=0.1, name='generated:4x4x1:3:90', image_size=4, batch_size=8) for s in (1, 2))
   assert not np.array_equal(a.train.indices(0), b.train.indices(0))
   images = [np.concatenate([x['image'][x['mask']] for x in d.evals['minival'].batches()]) for d in (a, b)]
   np.testing.assert_array_equal(*images)
@@ -133,14 +133,41 @@ def test_resuming_and_threads_do_not_change_host_crops(npy_dir, fields):
     assert not np.array_equal(whole[0]['image'], other[0]['image'])
 
 
+def test_host_crops_differ_between_epochs():
+  fields = dict(name='generated:40x40x1:2:8', augment='inception_crop_flip', resize=8, resident='no')
+  loader = load(batch_size=8, **fields).train
+  epochs = [b['image'][np.argsort(loader.indices(i))] for i, b in enumerate(take(loader, 0, 2))]
+  assert all(not np.array_equal(a, b) for a, b in zip(*epochs))
+
+
+def test_host_crops_depend_on_seed_position_and_record():
+  image = np.random.default_rng(0).integers(0, 256, (40, 40, 1), dtype=np.uint8)
+  crops = set()
+  for seed, position, record in itertools.product((0, 1), repeat=3):
+    transform = decode.build('inception_crop_flip', size=8, resize=0, channels=1, seed=seed)
+    crops.add(transform(image, position, record).tobytes())
+  assert len(crops) == 8
+
+
+def test_each_process_reads_its_own_rows(npy_dir, monkeypatch):
+  loader = load(batch_size=80, **npy_fields(npy_dir, resident='no')).train
+  monkeypatch.setattr(loaders, 'own_rows', lambda *_: slice(40, 80))  # As in the second of two processes.
+  chunks = streaming._Chunks(loader._reader, loader.indices, 2, None)
+  assert chunks.per_batch == 2
+  labels = np.concatenate([chunks[i][1] for i in range(4)])
+  expected = np.concatenate([loader.indices(step)[40:] for step in (2, 3)]) % 7
+  np.testing.assert_array_equal(labels, expected)
+
+
 def test_streaming_equals_resident(npy_dir):
   runs = []
   for resident in ('yes', 'no'):
     dataset = load(batch_size=56, eval_batch_size=24, minival=0.2, **npy_fields(npy_dir, resident=resident))
-    evals = [jax.device_get(list(dataset.evals[k].batches())) for k in ('minival', 'test')]
-    for batch in itertools.chain(*evals):  # What padding rows hold is left open.
-      batch['image'][~batch['mask']], batch['label'][~batch['mask']] = 0, 0
-    runs.append((take(dataset.train, 2, 4), evals))
+    batches = itertools.chain(*(dataset.evals[k].batches() for k in ('minival', 'test')))
+    # What padding rows hold is left open.
+    evals = [{k: v[b['mask']] for k, v in b.items()} for b in jax.device_get(list(batches))]
+    assert sum(len(b['label']) for b in evals) == 60 + 70
+    runs.append(take(dataset.train, 2, 4) + evals)
   assert_equal(*runs)
 
 
@@ -165,6 +192,12 @@ def test_resident_gather_moves_nothing_between_devices(npy_dir):
       f'{op}(' in text for op in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'))
 
 
+def test_minival_is_spread_over_the_training_set():
+  train, minival = order.split_minival(1000, 0.1)  # Folders are sorted by class.
+  np.testing.assert_array_equal(np.sort(np.concatenate([train, minival])), np.arange(1000))
+  assert len(minival) == 100 and np.histogram(minival, 5, (0, 1000))[0].min() > 8
+
+
 # --- Evaluation.
 
 
@@ -177,7 +210,8 @@ def test_evaluation_sees_every_example_once(npy_dir, resident, batch_size, devic
   for split, loader in dataset.evals.items():
     batches = jax.device_get(list(loader.batches()))
     rows = {len(v) for b in batches for v in b.values()}
-    assert rows == {loader.batch_size} and loader.batch_size % devices == 0 and loader.batch_size >= batch_size
+    assert rows == {loader.batch_size}
+    assert loader.batch_size == {(13, 8): 16, (70, 8): 72}.get((batch_size, devices), batch_size)
     assert len(batches) == loader.num_batches
     assert all(b['mask'].all() for b in batches[:-1])
     seen[split] = np.concatenate([record_numbers(b)[b['mask']] for b in batches])
@@ -224,7 +258,8 @@ def test_pad_crop_gives_each_allowed_crop_and_no_other(name):
   image = np.random.default_rng(0).integers(1, 256, (1, 5, 4, 3), dtype=np.uint8)
   allowed = {c.tobytes() for c in numpy_crops(image[0], pad, flip)}
   assert len(allowed) == (18 if flip else 9)
-  out = np.asarray(augment.pad_crop(jax.random.key(0), image.repeat(2000, 0), pad, flip))
+  out = np.asarray(jax.jit(augment.pad_crop, static_argnums=(2, 3))(
+      jax.random.key(0), image.repeat(2000, 0), pad, flip))
   assert out.dtype == np.uint8
   counts = {}
   for row in out:
@@ -236,7 +271,7 @@ def test_pad_crop_gives_each_allowed_crop_and_no_other(name):
 
 def test_augment_pads_before_standardizing():
   dataset = load(name='generated:4x4x1:2:16', image_size=4, augment='pad_crop_flip', pad=2, batch_size=8)
-  out = np.asarray(dataset.augment(jax.random.key(1), np.full((64, 4, 4, 1), 200, np.uint8)))
+  out = np.asarray(jax.jit(dataset.augment)(jax.random.key(1), np.full((64, 4, 4, 1), 200, np.uint8)))
   levels = [numpy_standardize(v, 0.3, 0.35) for v in (0, 200)]
   assert (np.abs(out[..., None] - levels).min(-1) < 1e-5).all() and out.min() < 0 < out.max()
 
@@ -248,13 +283,13 @@ def test_augment_does_not_depend_on_sharding(npy_dir, fields):
   outs = []
   for devices in (1, 8):
     dataset = load(batch_size=16, devices=devices, **npy_fields(npy_dir, resident='yes', **fields))
-    batch = next(dataset.train.batches(0))
-    out = jax.jit(dataset.augment)(jax.random.key(5), batch['image'])
+    image = next(dataset.train.batches(0))['image']
+    augment_fn = jax.jit(dataset.augment)
+    out = augment_fn(jax.random.key(5), image)
     assert out.dtype == jnp.float32 and out.shape == (16, *dataset.input_shape)
+    assert not np.allclose(out, augment_fn(jax.random.key(6), image))
     outs.append(np.asarray(out))
   np.testing.assert_allclose(*outs, atol=1e-6)
-  again = jax.jit(dataset.augment)(jax.random.key(6), batch['image'])
-  assert not np.allclose(again, outs[0])
 
 
 def test_resident_evaluation_crops_the_centre(npy_dir):
@@ -262,10 +297,10 @@ def test_resident_evaluation_crops_the_centre(npy_dir):
   dataset = load(**npy_fields(npy_dir, resize=6, image_size=4))
   image = np.load(npy_dir / 'test_images.npy')
   expected = numpy_standardize(image[:, 1:5, 1:5], (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
-  np.testing.assert_allclose(dataset.normalize(image), expected, atol=1e-4)
+  np.testing.assert_allclose(jax.jit(dataset.normalize)(image), expected, atol=1e-4)
   streamed = load(**npy_fields(npy_dir, resize=6, image_size=4, resident='no'))
   batch = next(streamed.evals['test'].batches())
-  np.testing.assert_allclose(streamed.normalize(batch['image'])[:70], expected[:100], atol=1e-4)
+  np.testing.assert_allclose(streamed.normalize(batch['image'])[:70], expected, atol=1e-4)
 
 
 # --- Boxes: one geometry for host and device.
@@ -280,7 +315,8 @@ def test_inception_boxes_have_the_promised_area_and_ratio():
     top, left, h, w = boxes.inception_box(np, draws(2000), height, width)
     assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
     area = h * w / (height * width)
-    assert 0.075 < area.min() < 0.1 and area.max() > 0.85
+    largest = min(1, 4 / 3 * height / width)
+    assert 0.075 < area.min() < 0.1 and 0.95 * largest < area.max() <= largest
     assert 0.74 < (w / h).min() < 0.76 and 1.31 < (w / h).max() < 1.35
 
 
@@ -300,9 +336,9 @@ def test_resize_crop_boxes_reach_every_offset():
 def test_device_resampling_agrees_with_the_host(box_of):
   rng = np.random.default_rng(3)
   coarse = rng.integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)
-  image = np.stack([np.asarray(Image.fromarray(c).resize((42, 30), Image.Resampling.BICUBIC)) for c in coarse])
+  image = np.stack([Image.fromarray(c).resize((42, 30), Image.Resampling.BICUBIC) for c in coarse])
   u = draws(6).astype(np.float32)
-  device = augment.resample(jnp.asarray(image), box_of(jnp, jnp.asarray(u), 30, 42), 12)
+  device = jax.jit(lambda i, u: augment.resample(i, box_of(jnp, u, 30, 42), 12))(image, u)
   host = np.stack([decode._resample(i, box, 12, 3) for i, box in zip(image, zip(*box_of(np, u, 30, 42)))])
   assert np.abs(np.asarray(device) - host).max() < 2.5  # PIL rounds twice.
 

@@ -1,4 +1,4 @@
-"""LSQ against float64 NumPy references, values worked by hand, and finite differences of the step where smooth."""
+"""LSQ against float64 NumPy references, values worked by hand, and finite differences of the step."""
 
 import itertools
 import math
@@ -100,7 +100,8 @@ def test_values_and_codes(bits, signed):
   level, clear, _, _ = reference(v, step, bits, signed)
   clear |= v == 0
   assert clear.mean() > 0.98
-  coded, quantized = lsq.encode(f32(v), f32(step), bits, signed), lsq.quantize(f32(v), f32(step), bits, signed)
+  coded = lsq.encode(f32(v), f32(step), bits, signed)
+  quantized = lsq.quantize(f32(v), f32(step), bits, signed)
   assert coded.codes.dtype == jnp.int32 and coded.scale.dtype == quantized.dtype == jnp.float32
   codes = (level + 1) / 2 if signed and bits == 1 else level  # 1-bit weights: -1, 1 are the codes 0, 1
   np.testing.assert_array_equal(np.asarray(coded.codes)[clear], codes[clear])
@@ -149,25 +150,31 @@ def test_number_of_levels(bits, signed):
 
 @pytest.mark.parametrize('bits', BITS)
 def test_codes_stand_for_the_values(bits):
-  """dequantize(encode(x)) is quantize(x) bit for bit, eager, compiled, and when only the encoder is compiled."""
+  """dequantize(encode(x)) is quantize(x) bit for bit: eager, compiled, and with only the encoder compiled."""
   quantizers = [lsq.Activation(bits), lsq.Weight(bits), lsq.Weight(bits, per_channel=True)]
   x = f32(np.concatenate([normal(0, 500, 6), 0.07 * np.arange(-300, 300)[:, None] * np.ones((1, 6))]))
   parameters = [{'step': f32(0.14)}, {'step': f32(0.2 / 3)}, {'step': f32([0.01, 0.05, 0.1, 0.14, 0.3, 1])}]
   encode = lambda x, p: [q.encode(x, p) for q, p in zip(quantizers, p, strict=True)]
   quantize = lambda x, p: [q.quantize(x, p) for q, p in zip(quantizers, p, strict=True)]
-  decoded_by_jit = jax.jit(lambda x, p: [dequantize(c) for c in encode(x, p)])(x, parameters)
+
+  def both(x, p):
+    coded = encode(x, p)
+    return coded, [dequantize(c) for c in coded]
+
+  coded_by_jit, decoded_by_jit = jax.jit(both)(x, parameters)
   for eager, value, compiled, decoded, value_by_jit in zip(
-      encode(x, parameters), quantize(x, parameters), jax.jit(encode)(x, parameters), decoded_by_jit,
+      encode(x, parameters), quantize(x, parameters), coded_by_jit, decoded_by_jit,
       jax.jit(quantize)(x, parameters), strict=True):
     assert same_bits(dequantize(eager), value)
     assert same_bits(dequantize(compiled), value_by_jit)
     assert same_bits(decoded, value_by_jit)
     np.testing.assert_array_equal(eager.codes, compiled.codes)
+    assert same_bits(value, value_by_jit)
 
 
 @pytest.mark.parametrize('bits, signed', GRIDS)
 def test_gradient_masks_and_zones(bits, signed):
-  """A step of 1/4 divides exactly, so that the thresholds themselves can be tested; 3 eps is far above rounding."""
+  """A step of 1/4 divides exactly, so that the thresholds themselves can be tested."""
   s, eps = 0.25, 1e-4
   low, high = (-2**(bits - 1) * s, (2**(bits - 1) - 1) * s) if signed else (0, (2**bits - 1) * s)
   v = f32([low - 3, low - eps, low, low + eps, s / 2, high - eps, high, high + eps, high + 3, -eps, 0.0, eps])
@@ -183,7 +190,7 @@ def test_gradient_masks_and_zones(bits, signed):
     zones = np.where(ratio <= low / s, low / s, np.where(ratio >= high / s, high / s, np.rint(ratio) - ratio))
   np.testing.assert_array_equal(dv, g * f32(expected_dv))
   np.testing.assert_allclose(ds, (np.asarray(g) * zones).sum(), rtol=1e-5)
-  # Of the first nine points, only those strictly inside pass a gradient (s/2 is outside nothing but a 1-bit grid).
+  # Of the first nine points, only those strictly inside pass a gradient.
   if bits > 1:
     np.testing.assert_array_equal(np.asarray(dv)[:9] != 0, [0, 0, 0, 1, 1, 1, 0, 0, 0])
 
@@ -191,7 +198,7 @@ def test_gradient_masks_and_zones(bits, signed):
 @pytest.mark.parametrize('bits, signed', GRIDS)
 def test_step_gradient_by_finite_differences(bits, signed):
   """In the clipped zones (1-bit weights: everywhere) v_hat = s * constant is smooth in s."""
-  v, s, h = f32([-50.0, -40.0, 30.0, 60.0]), 0.125, 2.0**-7
+  v, s, h = f32([-50.0, -40.0, 45.0, 60.0]), 0.125, 2.0**-7
   g = f32([1, -3, 2, 0.5])
   loss = lambda s: jnp.sum(g * lsq.quantize(v, s, bits, signed))
   measured = (loss(f32(s + h)) - loss(f32(s - h))) / (2 * h)
@@ -260,21 +267,29 @@ def test_bounds():
 
 
 @pytest.mark.parametrize('bits, signed', GRIDS)
-@pytest.mark.parametrize('step', [0.0, -0.5, 1e-12])
+@pytest.mark.parametrize('step', [0.0, -0.5])
 def test_lost_step_comes_back(bits, signed, step):
   """A step at or below zero quantizes to finite values, receives a gradient, and training brings it back."""
   v = f32(np.abs(normal(0, 64)) + 0.5)
-  loss = lambda s: jnp.mean((lsq.quantize(v, s, bits, signed) - v)**2)
-  assert np.isfinite(lsq.quantize(v, f32(step), bits, signed)).all()
-  assert np.abs(lsq.quantize(v, f32(step), bits, signed)).max() < 1e-3
+  loss = jax.value_and_grad(lambda s: jnp.mean((lsq.quantize(v, s, bits, signed) - v)**2))
+  quantized = np.asarray(lsq.quantize(v, f32(step), bits, signed))
+  assert np.isfinite(quantized).all() and np.abs(quantized).max() < 1e-3
   # Every value is above the grid, so that d/ds is Q_P each: 2 mean((s Q_P - v) Q_P), with s all but 0.
   q_p = max(1, lsq.bounds(bits, signed)[1])
-  np.testing.assert_allclose(jax.grad(loss)(f32(step)), -2 * q_p * np.mean(v), rtol=1e-3)
   s = f32(step)
-  for _ in range(8):
-    s = s - 0.1 / q_p * jnp.sign(jax.grad(loss)(s))
-  assert s > 0.01 / q_p
-  assert loss(s) < loss(f32(step))
+  before, gradient = loss(s)
+  np.testing.assert_allclose(gradient, -2 * q_p * np.mean(v), rtol=1e-3)
+  rate = (step - 0.5 / q_p) / gradient  # of one step of descent back into the usable range
+  after, gradient = loss(s - rate * gradient)
+  assert rate > 0 and after < before and gradient != 0
+
+
+def test_nan_is_not_hidden():
+  """Codes have no NaN; values keep it, so that a network that has diverged shows it in its loss."""
+  v = f32([np.nan, 1, np.nan, -2])
+  for bits, signed in GRIDS:
+    np.testing.assert_array_equal(np.isnan(lsq.quantize(v, f32(0.5), bits, signed)), np.isnan(v))
+    assert np.isnan(lsq.quantize(v, f32(np.nan), bits, signed)).all()
 
 
 DEGENERATE = {
@@ -292,7 +307,7 @@ DEGENERATE = {
 @pytest.mark.parametrize('name', DEGENERATE)
 def test_degenerate_input_stays_finite(name):
   x = f32(DEGENERATE[name])
-  for bits in BITS:
+  for bits in (1, 2, 8):
     for quantizer in (lsq.Activation(bits), lsq.Weight(bits), lsq.Weight(bits, per_channel=True)):
       step = quantizer.init(x)['step']
       assert np.isfinite(step).all() and (np.asarray(step) >= lsq.SMALLEST_STEP).all()
@@ -316,7 +331,8 @@ def test_init_step_where_there_is_nothing_to_measure():
     (lambda: lsq.Activation(9), ('lsq.activation', 'bits=9', '1, 2, 3, 4, 5, 6, 7, 8')),
     (lambda: lsq.Activation(2, count='all'), ("count='all'", "'features', 'batch'")),
     (lambda: lsq.Weight(2, per_channel=None), ('per_channel=None', 'False, True')),
-    (lambda: BitPolicy(2, 16, quantizer='lsq').activation_quantizer('a'), ('bits=16', '1, 2, 3, 4, 5, 6, 7, 8')),
+    (lambda: BitPolicy(2, 16, quantizer='lsq').activation_quantizer('a'),
+     ('bits=16', '1, 2, 3, 4, 5, 6, 7, 8')),
 ])
 def test_refusals_name_what_is_allowed(make, words):
   with pytest.raises(ValueError) as refusal:

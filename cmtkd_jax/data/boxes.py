@@ -1,7 +1,7 @@
 """Crop boxes in source-image coordinates, for NumPy (host decoding) and jax.numpy (device) alike.
 
-A box is (top, left, height, width), floats in pixels; resampling a box to S x S pixels is resize and crop in one.
-`xp` is the array module; `u` holds uniform numbers in [0, 1) whose last axis is named in each function.
+A box is (top, left, height, width), floats in pixels; resampling a box to S x S pixels is resize and crop in
+one. `xp` is the array module; `u` holds uniform numbers in [0, 1) whose last axis is named in each function.
 """
 
 import math

@@ -38,15 +38,16 @@ class Dataset(NamedTuple):
   resident: bool
 
 
-def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int, mesh: jax.sharding.Mesh) -> Dataset:
+def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
+         mesh: jax.sharding.Mesh) -> Dataset:
   """Opens a data set.
 
   Args:
-    config: the fields of `config.data` as attributes: name, dir, minival, augment, pad, image_size, resize, mean,
-      std, resident, num_workers.
+    config: the fields of `config.data` as attributes: name, dir, minival, augment, pad, image_size, resize,
+      mean, std, resident, num_workers.
     batch_size: global batch size for training.
     eval_batch_size: global batch size for evaluation; rounded up to a multiple of the device count.
-    seed: seed of the order and, when streaming, of the random crops. The held-out slice does not depend on it.
+    seed: seed of the order and, when streaming, of the random crops; the held-out slice is always the same.
     mesh: devices, with an axis 'data' over which batches are sharded.
 
   Returns:
@@ -61,17 +62,18 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int, mesh:
   channels, size = len(config.mean), config.image_size
   _check_images(config, splits)
   is_resident = _is_resident(config, splits)
-  if not is_resident and channels not in (1, 3) and (config.resize or config.augment == 'inception_crop_flip'):
-    raise UserError(f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 channels, '
-                    f"not {channels}; set resident='yes', or resize=0 and another augment")
+  resizes = config.resize or config.augment == 'inception_crop_flip'
+  if resizes and not is_resident and channels not in (1, 3):
+    raise UserError(f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 '
+                    f"channels, not {channels}; set resident='yes', or resize=0 and another augment")
 
   train_records, minival_records = order.split_minival(len(splits.train), config.minival)
   if config.minival and not len(minival_records):
     raise UserError(f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; '
                     'raise it, or set it to 0')
   if len(train_records) < batch_size:
-    raise UserError(f'config.batch_size={batch_size} is more than the {len(train_records)} training examples of '
-                    f'{config.name!r}; lower it')
+    raise UserError(f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
+                    f'of {config.name!r}; lower it')
 
   if is_resident:
     readers = [resident.Reader(*resident.read_all(s, config.num_workers), mesh) for s in splits[:2]]
@@ -94,9 +96,10 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int, mesh:
   augment, normalize = augment_lib.build(
       config.augment, size=size, resize=config.resize, pad=config.pad, mean=tuple(config.mean),
       std=tuple(config.std), raw=is_resident)
-  return Dataset(len(splits.class_names), splits.class_names, (size, size, channels),
-                 loaders.TrainLoader(train_reader, train_records, batch_size, seed), evals, augment, normalize,
-                 is_resident)
+  return Dataset(
+      num_classes=len(splits.class_names), class_names=splits.class_names, input_shape=(size, size, channels),
+      train=loaders.TrainLoader(train_reader, train_records, batch_size, seed), evals=evals, augment=augment,
+      normalize=normalize, resident=is_resident)
 
 
 def _open(config) -> sources.Splits:
@@ -128,14 +131,17 @@ def _check_fields(config):
   check('resident', config.resident in ('auto', 'yes', 'no'), 'choose one of auto, yes, no')
   check('image_size', is_int(config.image_size) and config.image_size > 0, 'must be a positive whole number')
   check('pad', is_int(config.pad) and config.pad >= 0, 'must be a whole number, 0 or more')
-  check('num_workers', is_int(config.num_workers) and config.num_workers >= 0, 'must be a whole number, 0 or more')
+  check('num_workers', is_int(config.num_workers) and config.num_workers >= 0,
+        'must be a whole number, 0 or more')
   check('resize', is_int(config.resize) and (config.resize == 0 or config.resize >= config.image_size),
         f'must be 0 (no resizing) or at least config.data.image_size={config.image_size}')
   check('resize', config.resize or config.augment != 'resize_crop_flip',
         "augment='resize_crop_flip' needs the shorter side after resizing; set config.data.resize")
-  check('std', len(config.std) == len(config.mean), f'must have one number per channel, as mean={tuple(config.mean)}')
+  check('std', len(config.std) == len(config.mean),
+        f'must have one number per channel, as mean={tuple(config.mean)}')
   check('std', all(s > 0 for s in config.std), 'must be positive')
-  check('mean', all(0 <= m <= 1 for m in config.mean), 'must lie between 0 and 1 (the 0..255 pixels are divided by 255)')
+  check('mean', all(0 <= m <= 1 for m in config.mean),
+        'must lie between 0 and 1 (the pixels 0..255 are divided by 255)')
 
 
 def _check_batch_sizes(batch_size, eval_batch_size, devices):

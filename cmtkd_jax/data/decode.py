@@ -20,7 +20,8 @@ def blame(source, record: int):
   except UserError:
     raise
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-    raise UserError(f'config.data.name: {source.describe(record)} cannot be decoded ({e}); repair or remove it') from e
+    raise UserError(f'config.data.name: {source.describe(record)} cannot be decoded ({e}); '
+                    'repair or remove it') from e
 
 
 def to_array(image: np.ndarray | Image.Image, channels: int) -> np.ndarray:

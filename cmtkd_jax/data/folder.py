@@ -1,4 +1,4 @@
-"""Images in folders: PATH/train/<class>/*.jpg and PATH/test/ or PATH/val/ likewise, or Tiny ImageNet as it is shipped."""
+"""Images in folders: train/<class>/*.jpg, likewise test/ or val/; or Tiny ImageNet as shipped."""
 
 import functools
 import pathlib
@@ -75,7 +75,8 @@ def read(path: str, channels: int) -> Splits:
   name = f"config.data.name='folder:{path}'"
   root = pathlib.Path(path).expanduser()
   if channels not in (1, 3):
-    raise UserError(f'{name}: image files are read with 1 or 3 channels, but config.data.mean has {channels} numbers')
+    raise UserError(f'{name}: image files are read with 1 or 3 channels, but config.data.mean has {channels} '
+                    'numbers; give 1 or 3')
   if not (root / 'train').is_dir():
     raise UserError(f'{name}: there is no folder {root / "train"}; '
                     'put the images under train/<class>/ and test/<class>/ (or val/<class>/)')
@@ -85,7 +86,8 @@ def read(path: str, channels: int) -> Splits:
   else:
     folders = [root / d for d in ('test', 'val') if (root / d).is_dir()]
     if not folders:
-      raise UserError(f'{name}: there is neither {root / "test"} nor {root / "val"}; one must hold the images to test on')
+      raise UserError(f'{name}: there is neither {root / "test"} nor {root / "val"}; '
+                      'one must hold the images to test on')
     test = _by_class(folders[0], name)
   classes = sorted(train)
   if unknown := sorted(set(test) - set(train)):
@@ -107,7 +109,8 @@ def _by_class(folder, name):
   files_of = {}
   for class_dir in sorted(d for d in folder.iterdir() if d.is_dir()):
     inner = class_dir / 'images'
-    files = sorted(f for f in (inner if inner.is_dir() else class_dir).iterdir() if f.suffix.lower() in _SUFFIXES)
+    place = inner if inner.is_dir() else class_dir
+    files = sorted(f for f in place.iterdir() if f.suffix.lower() in _SUFFIXES)
     if not files:
       raise UserError(f'{name}: folder {class_dir} holds no {", ".join(_SUFFIXES)} file; fill or remove it')
     files_of[class_dir.name] = files

@@ -1,4 +1,4 @@
-"""Loaders: which records make up which batch. How a batch is made is the business of `resident` or `streaming`."""
+"""Loaders: which records make up which batch. How a batch is made is for `resident` or `streaming`."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -25,8 +25,8 @@ class Reader(Protocol):
 class TrainLoader:
   """Endless shuffled batches; the position in the stream is one integer, the global step.
 
-  Step s is batch s % steps_per_epoch of epoch s // steps_per_epoch. What a partial batch would hold is left out of
-  its epoch (another epoch leaves out other records).
+  Step s is batch s % steps_per_epoch of epoch s // steps_per_epoch. What a partial batch would hold is
+  left out of its epoch (another epoch leaves out other records).
 
   Attributes:
     num_examples: records in the training split, less the held-out ones.
@@ -37,11 +37,12 @@ class TrainLoader:
     self.num_examples = len(records)
     self.steps_per_epoch = len(records) // batch_size
     self._reader, self._records, self._batch_size = reader, records, batch_size
-    # Reader threads straddle the border of two epochs.
-    self._order = functools.lru_cache(maxsize=2)(functools.partial(order.epoch_permutation, len(records), seed))
+    # Two, since reader threads straddle the border of two epochs.
+    self._order = functools.lru_cache(maxsize=2)(
+        functools.partial(order.epoch_permutation, len(records), seed))
 
   def indices(self, step: int) -> np.ndarray:
-    """Returns the record numbers (int64[batch_size], numbered as in the whole training split) of one batch."""
+    """Returns the record numbers of one batch, int64[batch_size], as in the training split before minival."""
     epoch, position = divmod(step, self.steps_per_epoch)
     rows = slice(position * self._batch_size, (position + 1) * self._batch_size)
     return self._records[self._order(epoch)[rows]]
@@ -49,8 +50,8 @@ class TrainLoader:
   def batches(self, start: int = 0) -> Iterator[Batch]:
     """Yields the batches of steps start, start + 1, ... without end, sharded over mesh axis 'data'.
 
-    Each is {'image': uint8[B, h, w, C], 'label': int32[B]}. Nothing before `start` is read. Closing the iterator
-    (or dropping it) ends its threads.
+    Each is {'image': uint8[B, h, w, C], 'label': int32[B]}. Nothing before `start` is read. Closing the
+    iterator (or dropping it) ends its threads.
     """
     return self._reader.stream(self.indices, start, None)
 
@@ -64,7 +65,8 @@ class EvalLoader:
     num_batches: number of batches in one pass.
   """
 
-  def __init__(self, reader: Reader, records: np.ndarray, batch_size: int, sharding: jax.sharding.NamedSharding):
+  def __init__(self, reader: Reader, records: np.ndarray, batch_size: int,
+               sharding: jax.sharding.NamedSharding):
     self.num_examples = len(records)
     self.batch_size = batch_size
     self.num_batches = -(-len(records) // batch_size)
@@ -75,7 +77,7 @@ class EvalLoader:
     return np.pad(rows, (0, self.batch_size - len(rows)), constant_values=-1)
 
   def batches(self) -> Iterator[Batch]:
-    """Yields {'image': uint8[B, h, w, C], 'label': int32[B], 'mask': bool[B]}; mask is False on padding rows."""
+    """Yields {'image': uint8[B, h, w, C], 'label': int32[B], 'mask': bool[B]}; mask is False on padding."""
     batches = self._reader.stream(self._rows, 0, self.num_batches)
     for step, batch in enumerate(batches):
       yield batch | {'mask': to_global(self._rows(step) >= 0, self._sharding)}

@@ -57,7 +57,8 @@ class Reader:
 
     self._gather = jax.jit(gather, out_shardings=self._sharding)
 
-  def stream(self, rows: Callable[[int], np.ndarray], start: int, stop: int | None) -> Iterator[loaders.Batch]:
+  def stream(self, rows: Callable[[int], np.ndarray], start: int,
+             stop: int | None) -> Iterator[loaders.Batch]:
     """See `loaders.Reader`."""
     for step in itertools.count(start) if stop is None else range(start, stop):
       yield self._gather(*self._arrays, loaders.to_global(rows(step).astype(np.int32), self._sharding))

@@ -14,7 +14,7 @@ from cmtkd_jax.errors import UserError
 
 
 class Source:
-  """Records by number: images that are uint8 arrays or PIL images (opened, maybe not decoded yet), and labels."""
+  """Records by number: images (uint8 arrays, or PIL images that may not be decoded yet), and labels."""
 
   def __len__(self) -> int:
     raise NotImplementedError
@@ -111,7 +111,7 @@ def generated(spec: str) -> Splits:
 
 
 def npy(path: str) -> Splits:
-  """Reads PATH/{train,test}_{images,labels}.npy and, if there, PATH/class_names.npy; images stay memory-mapped.
+  """Reads PATH/{train,test}_{images,labels}.npy and, if there, class_names.npy; images stay memory-mapped.
 
   Args:
     path: folder with images uint8[N, h, w, C], labels integer[N] and class names str[num_classes].
@@ -129,7 +129,8 @@ def npy(path: str) -> Splits:
       raise UserError(f'{name}: {folder / file} does not exist; the folder must hold train_images.npy, '
                       'train_labels.npy, test_images.npy and test_labels.npy') from e
     except (OSError, ValueError, EOFError) as e:
-      raise UserError(f'{name}: {folder / file} is no plain .npy array ({e}); write it with numpy.save') from e
+      raise UserError(f'{name}: {folder / file} is no plain .npy array ({e}); '
+                      'write it with numpy.save') from e
 
   names = read('class_names.npy') if (folder / 'class_names.npy').exists() else None
   if names is not None and (names.ndim != 1 or names.dtype.kind != 'U'):
@@ -141,7 +142,8 @@ def npy(path: str) -> Splits:
     images = read(f'{split}_images.npy', mmap_mode='r')
     labels = read(f'{split}_labels.npy')
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-      raise UserError(f'{name}: {split}_images.npy is {images.dtype}{list(images.shape)}; save uint8[N, H, W, C], N > 0')
+      raise UserError(f'{name}: {split}_images.npy is {images.dtype}{list(images.shape)}; '
+                      'save uint8[N, H, W, C], N > 0')
     if labels.dtype.kind not in 'iu' or labels.shape != images.shape[:1]:
       raise UserError(f'{name}: {split}_labels.npy is {labels.dtype}{list(labels.shape)}; '
                       f'save integers [{len(images)}], one for each image')

@@ -12,12 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from cmtkd_jax.data import decode, loaders, sources
 
 _BATCHES_IN_FLIGHT = 2
-# Rows that one thread reads at a time: enough to amortize the cost of a task, few enough to share a batch out.
+# Rows that one thread reads at a time: enough to amortize a task's cost, few enough to share out a batch.
 _CHUNK = 32
 
 
 class _Chunks:
-  """Random access to the pieces of this process's rows, in the order of the stream; what Grain's threads read."""
+  """Random access to pieces of this process's rows, in the order of the stream; what Grain's threads read."""
 
   def __init__(self, reader: 'Reader', rows: Callable[[int], np.ndarray], start: int, stop: int | None):
     self._reader, self._rows, self._start = reader, rows, start
@@ -50,13 +50,13 @@ class Reader:
     mesh: devices with an axis 'data'.
   """
 
-  def __init__(self, source: sources.Source, shape: tuple[int, int, int], transform: Callable, num_workers: int,
-               mesh: jax.sharding.Mesh):
+  def __init__(self, source: sources.Source, shape: tuple[int, int, int], transform: Callable,
+               num_workers: int, mesh: jax.sharding.Mesh):
     self.sharding = NamedSharding(mesh, P('data'))
     self._source, self._shape, self._transform, self._num_workers = source, shape, transform, num_workers
 
   def read(self, records: np.ndarray, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (uint8[n, H, W, C], int32[n]) of n records; `position` counts rows from the start of the stream."""
+    """Returns (uint8[n, H, W, C], int32[n]) of n records; `position` counts the stream's rows from step 0."""
     images = np.zeros((len(records), *self._shape), np.uint8)
     labels = np.zeros(len(records), np.int32)
     real = np.flatnonzero(records >= 0)
@@ -67,11 +67,13 @@ class Reader:
           images[row] = self._transform(image, position + int(row), int(records[row]))
     return images, labels
 
-  def stream(self, rows: Callable[[int], np.ndarray], start: int, stop: int | None) -> Iterator[loaders.Batch]:
+  def stream(self, rows: Callable[[int], np.ndarray], start: int,
+             stop: int | None) -> Iterator[loaders.Batch]:
     """See `loaders.Reader`; keeps two batches on their way to the device and two more being decoded."""
     chunks = _Chunks(self, rows, start, stop)
-    options = grain.ReadOptions(num_threads=self._num_workers,
-                                prefetch_buffer_size=_BATCHES_IN_FLIGHT * chunks.per_batch + self._num_workers)
+    options = grain.ReadOptions(
+        num_threads=self._num_workers,
+        prefetch_buffer_size=_BATCHES_IN_FLIGHT * chunks.per_batch + self._num_workers)
     iterator = iter(grain.MapDataset.source(chunks).to_iter_dataset(options))
     try:
       ready = collections.deque()

@@ -15,8 +15,8 @@ from cmtkd_jax.data import decode
 from cmtkd_jax.data.sources import ArraySource, Source, Splits
 from cmtkd_jax.errors import UserError
 
-_BUILT_IN = ("'digits', 'generated:HxWxC:CLASSES:N', 'npy:/path', 'folder:/path', or a TensorFlow Datasets name "
-             "such as 'cifar100', 'svhn_cropped', 'imagenet2012'")
+_ALLOWED = ("allowed are 'digits', 'generated:HxWxC:CLASSES:N', 'npy:/path', 'folder:/path', or a name of "
+            "TensorFlow Datasets such as 'cifar100', 'svhn_cropped', 'imagenet2012'")
 _TFRECORD_LIMIT = 2**30
 
 
@@ -24,8 +24,8 @@ class TfdsSource(Source):
   """One split of a data set in array_record format."""
 
   def __init__(self, builder, split: str, decoders: dict):
-    self._records = builder.as_data_source(split, decoders=decoders)
-    self._image, self._label = builder.info.supervised_keys
+    self._records = builder.as_data_source(split, decoders=decoders, file_format='array_record')
+    self._image, self._label = _keys(builder.info)
     self._name = f'{builder.info.full_name} {split}'
     self._declared = builder.info.features[self._image].shape
 
@@ -33,7 +33,11 @@ class TfdsSource(Source):
     return len(self._records)
 
   def read(self, records):
-    examples = self._records.__getitems__(records.tolist())
+    try:
+      examples = self._records.__getitems__(records.tolist())
+    except RuntimeError as e:  # What array_record raises for a file that is missing or cut short.
+      raise UserError(f'config.data.name: {self._name} cannot be read ({_one_line(e)}); '
+                      'prepare it again') from e
     labels = np.array([e[self._label] for e in examples], np.int32)
     return self._open([e[self._image] for e in examples], records), labels
 
@@ -57,38 +61,43 @@ class TfdsSource(Source):
 
 
 def read(name: str, data_dir: str) -> Splits:
-  """Opens a prepared image classification set; its test split is 'test' where there is one, else 'validation'.
+  """Opens a prepared image classification set; its test split is 'test' or, lacking that, 'validation'.
 
   Args:
     name: builder name, with config and version where wanted, such as 'cifar100' or 'imagenet2012:5.1.0'.
     data_dir: where data sets were prepared; '' for the default of tensorflow_datasets.
 
   Raises:
-    UserError: tensorflow_datasets is not installed, the name is unknown, the set is not prepared (or not in a format
-      that can be read), or it is not a set of 8-bit images with one label each.
+    UserError: tensorflow_datasets is not installed, the name is unknown, the set is not prepared (or not in a
+      format that can be read), or it is not a set of 8-bit images with one label each.
   """
   field = f'config.data.name={name!r}'
   with _quiet():
     try:
       import tensorflow_datasets as tfds
     except ImportError as e:
-      raise UserError(f'{field}: tensorflow_datasets is not installed (pip install tensorflow-datasets array_record); '
-                      f'allowed are {_BUILT_IN}') from e
+      raise UserError(f'{field}: tensorflow_datasets is not installed (pip install tensorflow-datasets '
+                      f'array_record); {_ALLOWED}') from e
     builder = _builder(tfds, name, data_dir, field)
     info = builder.info
     image, label = _features(tfds, info, field)
     if 'train' not in info.splits or not {'test', 'validation'} & set(info.splits):
-      raise UserError(f"{field} has the splits {', '.join(info.splits)}; it needs 'train' and 'test' or 'validation'")
+      raise UserError(f"{field} has the splits {', '.join(info.splits)}; "
+                      "it needs 'train', and 'test' or 'validation'")
     splits = ('train', 'test' if 'test' in info.splits else 'validation')
     if 'array_record' in {f.value for f in info.available_file_formats()}:
-      decoders = {info.supervised_keys[0]: tfds.decode.SkipDecoding()}
-      train, test = (TfdsSource(builder, s, decoders) for s in splits)
+      decoders = {_keys(info)[0]: tfds.decode.SkipDecoding()}
+      try:
+        train, test = (TfdsSource(builder, s, decoders) for s in splits)
+      except ImportError as e:
+        raise UserError(f'{field} needs the package array_record ({_one_line(e)}); '
+                        'pip install array_record') from e
     else:
       size = math.inf if None in image.shape else sum(
           info.splits[s].num_examples for s in splits) * math.prod(image.shape)
       if size > _TFRECORD_LIMIT:
-        raise UserError(f'{field}: {builder.data_dir} holds {info.file_format.value} files, which have no random '
-                        f'access; {_mend(name.split(":")[0], "NEW_DIR", new=True)}')
+        raise UserError(f'{field}: {builder.data_dir} holds {info.file_format.value} files, which have no '
+                        f'random access; {_mend(name.split(":")[0], "NEW_DIR", new=True)}')
       train, test = (_through_tensorflow(tfds, builder, s, field) for s in splits)
   return Splits(train, test, tuple(label.names))
 
@@ -114,28 +123,36 @@ def _builder(tfds, name, data_dir, field):
   plain = name.split(':')[0].split('/')[0]
   try:
     # Straight from the files: the builder's own code would need TensorFlow.
-    return tfds.core.read_only_builder.builder_from_files(name, **({'data_dir': data_dir} if data_dir else {}))
+    where = {'data_dir': data_dir} if data_dir else {}
+    return tfds.core.read_only_builder.builder_from_files(name, **where)
   except tfds.core.DatasetNotFoundError:
     pass
   except ValueError as e:  # A name that does not parse, or a set found in several places.
-    raise UserError(f'{field}: {_one_line(e)}; allowed are {_BUILT_IN}') from e
+    raise UserError(f'{field}: {_one_line(e)}; {_ALLOWED}') from e
   if plain not in tfds.list_builders(with_community_datasets=False):
-    raise UserError(f'{field} is unknown; allowed are {_BUILT_IN}')
+    raise UserError(f'{field} is unknown; {_ALLOWED}')
   looked_in = data_dir or str(pathlib.Path(tfds.core.constants.DATA_DIR).expanduser())
-  raise UserError(f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); {_mend(name, looked_in)}')
+  raise UserError(f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); '
+                  f'{_mend(name, looked_in)}')
 
 
 def _mend(name, data_dir, new=False):
   place = ' in another folder, and set config.data.dir to it' if new else ''
-  by_hand = f'put its archives into {data_dir}/downloads/manual and ' if name.startswith('imagenet2012') else ''
-  return (f'{by_hand}prepare it{place}: python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
-          f'data_dir={data_dir!r}, file_format=\'array_record\').download_and_prepare()"')
+  archives = f'put its archives into {data_dir}/downloads/manual and '
+  return (f'{archives if name.startswith("imagenet2012") else ""}prepare it{place}: '
+          f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={data_dir!r}, '
+          'file_format=\'array_record\').download_and_prepare()"')
+
+
+def _keys(info) -> tuple[str, ...]:
+  # A set stored by hand has no supervised keys.
+  return info.supervised_keys or ('image', 'label')
 
 
 def _features(tfds, info, field):
   """Returns the (image, label) features."""
-  keys = info.supervised_keys
-  if keys and len(keys) == 2:
+  keys = _keys(info)
+  if len(keys) == 2 and set(keys) <= set(info.features):
     image, label = (info.features[k] for k in keys)
     if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
       if image.shape[-1] in (1, 3) and image.np_dtype == np.uint8:
@@ -148,13 +165,13 @@ def _through_tensorflow(tfds, builder, split, field):
   try:
     import tensorflow as tf
   except ImportError as e:
-    raise UserError(f'{field}: {builder.data_dir} holds {builder.info.file_format.value} files, which only TensorFlow '
-                    'reads; pip install tensorflow-cpu, or prepare the set as array_record') from e
+    raise UserError(f'{field}: {builder.data_dir} holds {builder.info.file_format.value} files, which only '
+                    'TensorFlow reads; pip install tensorflow-cpu, or prepare the set as array_record') from e
   with contextlib.suppress(RuntimeError):  # TensorFlow is running already, with its own settings.
     tf.config.set_visible_devices([], 'GPU')
   # One file after the other, so that record numbers are those of the files.
   config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-  image, label = builder.info.supervised_keys
+  image, label = _keys(builder.info)
   examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False, read_config=config))
   images, labels = zip(*((e[image], e[label]) for e in examples))
   return ArraySource(np.stack(images), np.asarray(labels), f'{builder.info.full_name} {split}')

@@ -58,7 +58,7 @@ def network_recipe(config, weight_bits, activation_bits, num_classes):
     UserError: a field of `config.model`, `config.bits` or `config.quantizer` cannot be honoured.
   """
   if config.model.name not in models.MODELS:
-    raise UserError(f'config.model.name: {config.model.name!r}; allowed: {", ".join(models.MODELS)}')
+    raise UserError(f'config.model.name={config.model.name!r}; allowed: {", ".join(models.MODELS)}')
   options = config.quantizer[config.quantizer.name]
   policy = BitPolicy(
       weight_bits, activation_bits, config.bits.first_last, config.bits.shortcut == 'quantized',

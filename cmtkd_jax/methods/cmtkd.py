@@ -191,15 +191,15 @@ def create(config, settings, num_classes):
   """
   widths = [bits if isinstance(bits, (tuple, list)) else (bits, bits) for bits in settings.teacher_bits]
   if not widths:
-    raise UserError("config.cmtkd.teacher_bits: () names no teacher; give at least one width, such as (4, 6, 8), "
+    raise UserError("config.cmtkd.teacher_bits=() names no teacher; give at least one width, such as (4, 6, 8), "
                     "or train the student alone with config.method='single'")
   for pair in widths:
     if len(pair) != 2:
-      raise UserError(f'config.cmtkd.teacher_bits: {pair!r} is neither a width nor (weight bits, activation bits)')
+      raise UserError(f'config.cmtkd.teacher_bits={pair!r} is neither a width nor (weight bits, activation bits)')
     for bits in pair:
       check_bits(bits, 'config.cmtkd.teacher_bits')
   if settings.importance_init and len(settings.importance_init) != len(widths):
-    raise UserError(f'config.cmtkd.importance_init: {settings.importance_init!r} has {len(settings.importance_init)} '
+    raise UserError(f'config.cmtkd.importance_init={settings.importance_init!r} has {len(settings.importance_init)} '
                     f'values for {len(widths)} teachers; give one each, or () for uniform importance')
 
   recipe = lambda weight_bits, activation_bits: network_recipe(config, weight_bits, activation_bits, num_classes)
@@ -209,7 +209,7 @@ def create(config, settings, num_classes):
   backbone_taps = make_student().taps
   taps = tuple(settings.taps) or backbone_taps
   if not set(taps) <= set(backbone_taps):
-    raise UserError(f'config.cmtkd.taps: {taps!r}; {config.model.name} can be tapped at {backbone_taps!r}')
+    raise UserError(f'config.cmtkd.taps={taps!r}; {config.model.name} can be tapped at {backbone_taps!r}')
   make_head = None
   if settings.combined_head == 'shared':
     if backbone_taps[-1] not in taps:

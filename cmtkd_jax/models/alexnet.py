@@ -55,7 +55,7 @@ class DenseHead(nn.Module):
 def alexnet(num_classes, layers, width=1.0, stem='imagenet', block_order='pre'):
   """AlexNet-BN, widths 96-256-384-384-256 and 4096-4096, taps at layers 1, 2, 5 (CMT-KD section 4.1)."""
   if block_order != 'pre':
-    raise UserError(f"config.model.block_order: {block_order!r}; alexnet has no residual blocks, use 'pre'")
+    raise UserError(f"config.model.block_order={block_order!r}; alexnet has no residual blocks, use 'pre'")
   (kernel, stride, padding), pool = FORMS[stem]
   scaled = lambda features: max(1, round(features * width))
   convs = (

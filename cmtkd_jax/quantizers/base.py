@@ -32,6 +32,12 @@ def dequantize(coded):
   return value if coded.offset is None else value + coded.offset
 
 
+def fake_quantize(x, coded):
+  """Returns `dequantize(coded)`, with NaN where `x` is NaN: integer codes have none, and a network that has diverged
+  must not come out of its quantizers looking healthy."""
+  return jnp.where(jnp.isnan(x), x, dequantize(coded))
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantizer:
   """One quantizer of one tensor role (weight or activation) at one bit-width.

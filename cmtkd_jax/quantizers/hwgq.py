@@ -69,7 +69,7 @@ def quantize_activation(x, bits, scheme='nearest', step='published'):
 
   Args and source: as `encode_activation`. Returns float32 of x's shape with values in {0, D, .., n D}.
   """
-  return base.dequantize(encode_activation(x, bits, scheme, step))
+  return base.fake_quantize(x, encode_activation(x, bits, scheme, step))
 
 
 def _quantize_activation_forward(x, bits, scheme, step):
@@ -128,7 +128,7 @@ def quantize_weight(w, bits, per_channel=False, binary_scale='std'):
 
   Args and source: as `encode_weight`. Returns float32 of w's shape.
   """
-  return base.dequantize(encode_weight(w, bits, per_channel, binary_scale))
+  return base.fake_quantize(w, encode_weight(w, bits, per_channel, binary_scale))
 
 
 quantize_weight.defvjp(

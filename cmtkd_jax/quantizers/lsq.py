@@ -69,7 +69,13 @@ def encode(v, step, bits, signed):
   if is_binary(bits, signed):
     return base.Coded((v >= 0).astype(jnp.int32), 2 * s, 0.5)
   q_n, q_p = bounds(bits, signed)
-  return base.Coded(jnp.round(jnp.clip(v / s, -q_n, q_p)).astype(jnp.int32), s)
+  return base.Coded(jnp.round(jnp.clip(_ratio(v, step), -q_n, q_p)).astype(jnp.int32), s)
+
+
+def _ratio(v, step):
+  # v / s. The reciprocal is written out: compilers may or may not replace a division by one value with it, and the
+  # codes must be the same wherever they are computed.
+  return v * (1 / base.broadcast_to_channels(jnp.maximum(step, SMALLEST_STEP), v))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -85,7 +91,7 @@ def quantize(v, step, bits, signed, step_gradient_scale=1.0):
   Args: as `encode`. Returns float32 of v's shape.
   """
   del step_gradient_scale
-  return base.dequantize(encode(v, step, bits, signed))
+  return base.fake_quantize(v, encode(v, step, bits, signed))
 
 
 def _quantize_forward(v, step, bits, signed, step_gradient_scale):
@@ -94,7 +100,7 @@ def _quantize_forward(v, step, bits, signed, step_gradient_scale):
 
 def _quantize_backward(bits, signed, step_gradient_scale, residuals, g):
   v, step = residuals
-  ratio = v / base.broadcast_to_channels(jnp.maximum(step, SMALLEST_STEP), v)
+  ratio = _ratio(v, step)
   if is_binary(bits, signed):
     dv, ds = g, jnp.where(v >= 0, 1.0, -1.0)
   else:

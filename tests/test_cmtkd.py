@@ -1,0 +1,439 @@
+"""CMT-KD: its loss, its forward pass and its gradients against NumPy, and the bit table it reports."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmtkd_jax import assembly, bit_table, models
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.bit_policy import parse_rules
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods import base, cmtkd
+from cmtkd_jax.models import alexnet, resnet
+
+CLASSES = 5
+TEACHERS = ('teacher1_4bit', 'teacher2_8bit')
+LABELS = np.array([0, 3, 1, 4, 2, 2, 0, 1], np.int32)
+
+
+def tiny(num_classes, layers, **unused):
+  """Three convolutions, a stage each: what a method does with a network does not depend on its depth."""
+  stages = tuple(functools.partial(alexnet.Stage, ((features, 3, stride, None, role),), (1, 1), layers)
+                 for features, stride, role in ((4, 1, 'first'), (6, 2, 'body'), (8, 2, 'body')))
+  return models.Network((1, 2, 3), stages, layers.activation,
+                        functools.partial(resnet.PooledHead, num_classes, layers))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny_model():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(models.MODELS, 'tiny', tiny)
+    yield
+
+
+def make_config(bits=(4, 8), student=2, **settings):
+  config = config_lib.default()
+  config.model.name = 'tiny'
+  config.student.weight_bits = config.student.activation_bits = student
+  config.cmtkd.teacher_bits = bits
+  config.cmtkd.update(settings)
+  return config
+
+
+def make_method(config):
+  return assembly.create_method(config, CLASSES)
+
+
+def fill(abstract, seed=0):
+  """Values for abstract variables, without compiling an initialiser; nothing is left at a neutral value."""
+  rng = np.random.default_rng(seed)
+
+  def value(path, leaf):
+    names = [key.key for key in path]
+    x = rng.normal(size=leaf.shape)
+    if names[-1] in ('var', 'scale'):
+      x = rng.uniform(0.5, 1.5, leaf.shape)
+    elif names[-1] == 'kernel':
+      x = x * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+    elif names[1] != 'importance':
+      x = 0.1 * x
+    return jnp.asarray(x, leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(value, abstract)
+
+
+def make_variables(method):
+  images = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32)
+  abstract = jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)
+  return fill(abstract)
+
+
+def make_images():
+  return jnp.asarray(np.random.default_rng(1).normal(size=(8, 8, 8, 1)), jnp.float32)
+
+
+def f64(x):
+  return np.asarray(x).astype(np.float64)
+
+
+def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
+  np.testing.assert_allclose(f64(actual), expected, rtol=rtol, atol=atol)
+
+
+# The loss.
+
+
+def log_softmax(z):
+  z = z - z.max(-1, keepdims=True)
+  return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def reference_loss(z_t, z_s, labels, pairs, settings, gamma):
+  """Eqs. (4)-(10) in float64."""
+  z_t, z_s = f64(z_t), f64(z_s)
+  own = lambda z: z[np.arange(len(labels)), labels][:, None]
+  ce = lambda z: -np.mean(own(log_softmax(z / settings.ce_temperature)))
+  target = np.minimum(z_t - own(z_t), z_s - own(z_s))
+  tau = settings.temperature
+  log_p = log_softmax(target / tau)
+  kl = lambda z: tau**2 * np.mean(np.sum(np.exp(log_p) * (log_p - log_softmax(z / tau)), -1))
+
+  def attention(x):
+    q = np.sum(np.abs(f64(x))**settings.attention_power, -1).reshape(len(x), -1)
+    return q / np.sqrt(np.sum(q**2, -1, keepdims=True))
+
+  distance = {'attention': lambda t, s: np.mean((attention(t) - attention(s))**2),
+              'fitnet': lambda t, s: np.mean((f64(t) - f64(s))**2)}
+  terms = {'cross_entropy/student': ce(z_s), 'cross_entropy/combined_teacher': ce(z_t),
+           'mutual/student': kl(z_s), 'mutual/combined_teacher': kl(z_t)}
+  feature = {}
+  if settings.feature_loss != 'none':
+    feature = {f'{settings.feature_loss}/{tap}': distance[settings.feature_loss](*pair)
+               for tap, pair in pairs.items()}
+  total = (settings.alpha * (ce(z_s) + ce(z_t)) + settings.beta * (kl(z_s) + kl(z_t))
+           + gamma * sum(feature.values()))
+  return total, terms | feature
+
+
+def loss_inputs():
+  rng = np.random.default_rng(2)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  pairs = {'tap3': (normal(8, 4, 4, 6), normal(8, 4, 4, 6)), 'tap5': (normal(8, 2, 2, 8), normal(8, 2, 2, 8))}
+  return 3 * normal(8, CLASSES), 3 * normal(8, CLASSES), LABELS, pairs
+
+
+@pytest.mark.parametrize('settings, gamma', [
+    (cmtkd.Settings(), 100),
+    (cmtkd.Settings(feature_loss='fitnet'), 1),
+    (cmtkd.Settings(feature_loss='none', gamma=7.0), 0),
+    (cmtkd.Settings(alpha=0.7, beta=1.3, gamma=11.0, temperature=3.0, ce_temperature=1.7, attention_power=3.0), 11),
+    (cmtkd.Settings(alpha=1.9, beta=0.2, gamma=0.4, temperature=5.0, ce_temperature=0.6, feature_loss='fitnet'), 0.4),
+    (cmtkd.Settings(alpha=0.3, beta=2.0, temperature=0.5, ce_temperature=2.5, feature_loss='none'), 0),
+    (cmtkd.Settings(gamma=0.0), 0),
+])
+def test_loss_and_terms(settings, gamma):
+  total, terms = cmtkd.cmtkd_loss(*loss_inputs(), settings)
+  expected_total, expected_terms = reference_loss(*loss_inputs(), settings, gamma)
+  assert terms.keys() == expected_terms.keys()
+  for name, value in expected_terms.items():
+    assert_close(terms[name], value)
+  assert_close(total, expected_total)
+  assert total.dtype == jnp.float32 and settings.feature_weight == gamma
+
+
+# The forward pass.
+
+
+def apply_recording_inputs(method, variables, images):
+  """Returns (outputs, {(network, method, stage): input}) of an evaluation pass."""
+  read = {}
+
+  def record(next_function, args, kwargs, context):
+    if isinstance(context.module, models.Network) and context.method_name == 'stage':
+      read[context.module.path[0], args[0]] = args[1]
+    if isinstance(context.module, resnet.PooledHead):
+      read['/'.join(context.module.path)] = args[0]
+    return next_function(*args, **kwargs)
+
+  with nn.intercept_methods(record):
+    outputs = method.apply(variables, images, train=False)
+  return outputs, read
+
+
+def standalone(config, variables, bits, name):
+  """Returns a function (part, *inputs) that runs a part of one network outside the method."""
+  network = base.network_recipe(config, bits, bits, CLASSES)()
+  own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
+  return lambda part, *inputs: network.apply(own, *inputs, False, method=part)
+
+
+def mixture(maps, theta):
+  pi = np.exp(f64(theta)) / np.sum(np.exp(f64(theta)))
+  return sum(p * f64(x) for p, x in zip(pi, maps))
+
+
+def dense(x, parameters):
+  return f64(x) @ f64(parameters['kernel']) + f64(parameters['bias'])
+
+
+@pytest.mark.parametrize('options', [
+    dict(),
+    dict(combined_head='mean', taps=(1, 2)),
+    dict(taps=(3, 1)),
+    dict(fused='pre_quantizer'),
+    dict(fused='pre_quantizer', combined_head='mean', taps=(2, 3)),
+    dict(requantize=True, combined_head='mean'),
+    dict(requantize=True),
+    dict(student_map='pre_quantizer'),
+    dict(feature_loss='fitnet'),
+    dict(feature_loss='fitnet', fitnet_adaptor='conv_norm', student_map='pre_quantizer'),
+    dict(feature_loss='fitnet', fitnet_adaptor='identity'),
+], ids=lambda options: ','.join(f'{k}={v}' for k, v in options.items()) or 'default')
+def test_forward(options):
+  config = make_config(**options)
+  settings = config_lib.settings(config, 'cmtkd')
+  method, images = make_method(config), make_images()
+  variables = make_variables(method)
+  params = variables['params']
+  outputs, read = apply_recording_inputs(method, variables, images)
+  teachers = [standalone(config, variables, bits, name) for name, bits in zip(TEACHERS, (4, 8))]
+  student = standalone(config, variables, 2, 'student')
+
+  # Each stage starts from what the method itself reads there, so that rounding does not add up.
+  student_in = images
+  for k, tap in enumerate((1, 2, 3)):
+    if k == 0:
+      assert all(read[name, 0] is images for name in (*TEACHERS, 'student'))
+    before = [run('stage', k, read[name, k]) for run, name in zip(teachers, TEACHERS)]
+    after = [run('activate', k, x) for run, x in zip(teachers, before)]
+    student_before = student('stage', k, read['student', k])
+    student_in = student('activate', k, student_before)
+    if k < 2:
+      assert_close(read['student', k + 1], student_in)
+    if tap not in (settings.taps or (1, 2, 3)):
+      next_inputs = after
+      assert f'tap{tap}' not in outputs.extras
+    else:
+      shared = mixture(before if settings.fused == 'pre_quantizer' else after, params['importance'][f'tap{tap}'])
+      own_shared, own_student = outputs.extras[f'tap{tap}']
+      assert_close(own_shared, shared)
+      next_inputs = [own_shared] * 2
+      if settings.requantize or settings.fused == 'pre_quantizer':
+        next_inputs = [run('activate', k, own_shared) for run in teachers]
+        assert np.max(np.abs(f64(next_inputs[0]) - f64(next_inputs[1]))) > 0.01
+      expected = student_before if settings.student_map == 'pre_quantizer' else student_in
+      if settings.feature_loss == 'fitnet' and settings.fitnet_adaptor != 'identity':
+        kernel = f64(params[f'adaptor_tap{tap}']['conv']['kernel'])
+        expected = f64(expected) @ kernel[0, 0]
+        if settings.fitnet_adaptor == 'conv_norm':
+          norm, stats = params[f'adaptor_tap{tap}']['norm'], variables['batch_stats'][f'adaptor_tap{tap}']['norm']
+          expected = ((expected - f64(stats['mean'])) / np.sqrt(f64(stats['var']) + 1e-5) * f64(norm['scale'])
+                      + f64(norm['bias']))
+      assert_close(own_student, f64(expected), rtol=1e-4, atol=1e-5)
+    if k < 2:
+      for name, expected in zip(TEACHERS, next_inputs):
+        assert_close(read[name, k + 1], f64(expected))
+
+  pooled = lambda x: f64(x).mean((1, 2))
+  if settings.combined_head == 'shared':
+    last = np.maximum(f64(own_shared), 0) if settings.fused == 'pre_quantizer' else f64(own_shared)
+    assert_close(read['combined_head'], last)
+    combined = dense(pooled(last), params['combined_head']['classifier'])
+    assert not any('head' in params[name] for name in TEACHERS)
+  else:
+    combined = np.mean([dense(pooled(x), params[name]['head']['classifier'])
+                        for name, x in zip(TEACHERS, next_inputs)], axis=0)
+    assert 'combined_head' not in params
+  assert_close(outputs.logits['combined_teacher'], combined, rtol=1e-4, atol=1e-5)
+  assert_close(outputs.logits['student'], dense(pooled(student_in), params['student']['head']['classifier']),
+               rtol=1e-4, atol=1e-5)
+  assert outputs.logits.keys() == {'student', 'combined_teacher'}
+
+
+def test_importance_starts_where_it_should_and_is_summarised():
+  for init, expected in ((), (0.5, 0.5)), ((0.0, np.log(3.0)), (0.25, 0.75)):
+    method = make_method(make_config(importance_init=init, taps=(2, 3)))
+    # Only the importance factors are computed: the rest is dead code to the compiler.
+    params = jax.jit(lambda: method.init(jax.random.key(0), make_images(), train=True)['params']['importance'])()
+    assert params.keys() == {'tap2', 'tap3'}
+    summary = method.summary({'importance': params})
+    assert summary.keys() == {f'importance/{tap}/{name}' for tap in params for name in TEACHERS}
+    for tap in params:
+      assert_close([summary[f'importance/{tap}/{name}'] for name in TEACHERS], expected)
+
+
+@pytest.mark.parametrize('options, field', [
+    (dict(bits=()), 'teacher_bits'), (dict(bits=(4, 9)), 'teacher_bits'), (dict(bits=((4, 4, 4),)), 'teacher_bits'),
+    (dict(taps=(4,)), 'taps'), (dict(taps=(1, 2)), 'combined_head'), (dict(importance_init=(0.0,)), 'importance_init'),
+])
+def test_refused(options, field):
+  with pytest.raises(UserError, match=f'config.cmtkd.{field}'):
+    make_method(make_config(**options))
+
+
+def test_unequal_widths_of_weights_and_activations():
+  method = make_method(make_config(bits=((2, 4), 8)))
+  assert method.weight_bits == {'student': 2, 'teacher1_w2a4': 2, 'teacher2_8bit': 8}
+
+
+# Gradients.
+
+
+@pytest.fixture(scope='module')
+def linearized():
+  """One forward pass; returns a function settings, *term weights -> {top-level name: largest gradient}."""
+  method, images = make_method(make_config()), make_images()
+  variables = make_variables(method)
+  outputs, pull_back = jax.vjp(
+      lambda params: method.apply({**variables, 'params': params}, images, train=False), variables['params'])
+
+  def gradients(settings, term='total'):
+    def loss(outputs):
+      total, terms = cmtkd.cmtkd_loss(
+          outputs.logits['combined_teacher'], outputs.logits['student'], LABELS, outputs.extras, settings)
+      terms['total'] = total
+      terms['features'] = sum(value for name, value in terms.items() if name.startswith('attention/'))
+      return terms[term]
+    params, = pull_back(jax.grad(loss)(outputs))
+    return {name: max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
+
+  return gradients
+
+
+TEACHER_SIDE = {*TEACHERS, 'importance', 'combined_head'}
+MAPS = {*TEACHERS, 'importance'}
+ALL = TEACHER_SIDE | {'student'}
+OPEN_TARGET = dict(stop_gradient_target=False)
+
+
+@pytest.mark.parametrize('options, term, reached', [
+    (dict(), 'cross_entropy/student', {'student'}),
+    (dict(), 'cross_entropy/combined_teacher', TEACHER_SIDE),
+    (dict(), 'mutual/student', {'student'}),
+    (dict(), 'mutual/combined_teacher', TEACHER_SIDE),
+    (OPEN_TARGET, 'mutual/student', ALL),
+    (OPEN_TARGET, 'mutual/combined_teacher', ALL),
+    (dict(), 'features', MAPS | {'student'}),
+    (dict(stop_gradient_shared=True), 'features', {'student'}),
+    (dict(alpha=0.0, beta=0.0), 'total', MAPS | {'student'}),
+    (dict(alpha=0.0, beta=0.0, feature_loss='none'), 'total', set()),
+    (dict(alpha=0.0, beta=0.0, gamma=0.0), 'total', set()),
+    (dict(beta=0.0, feature_loss='none'), 'total', ALL),
+    (dict(feature_loss='none', **OPEN_TARGET), 'total', ALL),
+])
+def test_which_parameters_a_term_reaches(linearized, options, term, reached):
+  largest = linearized(cmtkd.Settings(**options), term)
+  assert largest.keys() == ALL
+  assert {name for name, value in largest.items() if value > 1e-5} == reached
+  assert all(largest[name] == 0 for name in ALL - reached)
+
+
+def test_without_mutual_and_feature_loss_the_two_sides_are_apart(linearized):
+  both = linearized(cmtkd.Settings(beta=0.0, feature_loss='none'))
+  teacher = linearized(cmtkd.Settings(), 'cross_entropy/combined_teacher')
+  student = linearized(cmtkd.Settings(), 'cross_entropy/student')
+  for name in ALL:
+    assert_close(both[name], (student if name == 'student' else teacher)[name])
+
+
+def test_gradient_of_importance_by_finite_differences():
+  method, images = make_method(make_config(bits=(32, 32), student=32, gamma=20.0)), make_images()
+  variables = make_variables(method)
+
+  @jax.jit
+  def loss(theta):
+    params = variables['params'] | {'importance': theta}
+    return method.loss(method.apply({**variables, 'params': params}, images, train=False), LABELS)[0]
+
+  theta = variables['params']['importance']
+  gradient = jax.grad(loss)(theta)
+  step = 0.03
+  for tap in theta:
+    for i in range(2):
+      moved = lambda sign: theta | {tap: theta[tap].at[i].add(sign * step)}
+      difference = float(loss(moved(1)) - loss(moved(-1))) / (2 * step)
+      assert abs(difference) > 1e-3
+      assert_close(gradient[tap][i], difference, rtol=0.02, atol=1e-3)
+    assert_close(jnp.sum(gradient[tap]), 0, atol=1e-5)
+
+
+# The bit table.
+
+
+def table(config, classes=10):
+  method = assembly.create_method(config, classes)
+  return {row.layer: row[1:] for row in bit_table.collect(method, (8, 8, 1), parse_rules(config.bits.rules))}
+
+
+def resnet8_config():
+  config = config_lib.default()
+  config.cmtkd.teacher_bits = (4, 8)
+  return config
+
+
+def test_bit_table_by_hand():
+  rows = table(resnet8_config())
+  costs = {  # layer: (parameters, MACs), counted by hand
+      'stage1/stem/conv': (9 * 16, 9 * 16 * 64),
+      'stage1/block1/conv1': (9 * 16 * 16, 9 * 16 * 16 * 64),
+      'stage1/block1/conv2': (9 * 16 * 16, 9 * 16 * 16 * 64),
+      'stage2/block1/conv1': (9 * 16 * 32, 9 * 16 * 32 * 16),
+      'stage2/block1/conv2': (9 * 32 * 32, 9 * 32 * 32 * 16),
+      'stage2/block1/shortcut': (16 * 32, 16 * 32 * 16),
+      'stage3/block1/conv1': (9 * 32 * 64, 9 * 32 * 64 * 4),
+      'stage3/block1/conv2': (9 * 64 * 64, 9 * 64 * 64 * 4),
+      'stage3/block1/shortcut': (32 * 64, 32 * 64 * 4),
+  }
+  expected = {'combined_head/classifier': (32, 32, 650, 640), 'student/head/classifier': (32, 32, 650, 640)}
+  for network, bits in (('student', 2), *zip(TEACHERS, (4, 8))):
+    for layer, cost in costs.items():
+      first = layer == 'stage1/stem/conv'
+      # Teachers read the mixture after a tap, which is on no grid.
+      mixed = network != 'student' and layer in (
+          'stage2/block1/conv1', 'stage2/block1/shortcut', 'stage3/block1/conv1', 'stage3/block1/shortcut')
+      expected[f'{network}/{layer}'] = (32 if first else bits, 32 if first or mixed else bits, *cost)
+  assert rows == expected
+  text = bit_table.render([bit_table.Row(layer, *row) for layer, row in rows.items()])
+  line = next(line for line in text.splitlines() if line.startswith('stage2/block1/conv1 '))
+  assert line.split() == ['stage2/block1/conv1', '4,608', '73,728', '4/32', '8/32', '2/2']
+
+
+def test_bit_table_follows_options_and_rules():
+  config = resnet8_config()
+  config.bits.first_last, config.bits.shortcut, config.cmtkd.requantize = 8, 'full_precision', True
+  config.bits.rules = (('student/stage2/block1/conv2', 3, 5), ('student/stage2/.*', 6, 7),
+                       (r'teacher2_8bit/stage1_activation', 1, 5))
+  bits = {layer: row[:2] for layer, row in table(config).items()}
+  assert bits['student/stage1/stem/conv'] == (8, 32) and bits['student/head/classifier'] == (8, 32)
+  assert bits['student/stage2/block1/conv1'] == (6, 2)
+  assert bits['student/stage2/block1/conv2'] == (3, 7)
+  assert bits['student/stage2/block1/shortcut'] == (6, 2)
+  assert bits['student/stage3/block1/shortcut'] == (32, 2)
+  # A mixture that is quantized again has the teacher's own bits.
+  assert bits['teacher1_4bit/stage2/block1/conv1'] == (4, 4)
+  assert bits['teacher2_8bit/stage2/block1/conv1'] == (8, 5)
+  config.method, config.student.weight_bits, config.student.activation_bits = 'single', 32, 32
+  config.bits.rules = ()
+  rows = table(config)
+  assert {layer.split('/')[0] for layer in rows} == {'student'} and len(rows) == 10
+  assert all(row[:2] == (32, 32) for row in rows.values())
+
+
+def test_rule_that_matches_nothing_is_refused():
+  config = resnet8_config()
+  config.method = 'single'
+  config.bits.rules = (('student/.*', 2, 2), ('student/stage9/.*', 4, 4))
+  with pytest.raises(UserError, match='config.bits.rules.*stage9'):
+    table(config)
+
+
+def test_every_setting_is_a_config_field():
+  assert set(config_lib.default().cmtkd) == {field.name for field in dataclasses.fields(cmtkd.Settings)}
+  flat = traverse_util.flatten_dict(config_lib.default().to_dict(), sep='.')
+  assert flat['cmtkd.teacher_bits'] == (4, 6, 8) and flat['cmtkd.gamma'] is None

@@ -1,0 +1,103 @@
+"""The command line: one clear line for bad input, every config's smoke run, evaluation of a finished run."""
+
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import evaluate, metric_log, train
+from cmtkd_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+
+
+def load(name, argument=''):
+  return runpy.run_path(str(ROOT / 'configs' / f'{name}.py'))['get_config'](argument)
+
+
+def command(*flags, check=False):
+  return subprocess.run([sys.executable, '-m', 'cmtkd_jax.main', *flags], cwd=ROOT, capture_output=True, text=True,
+                        check=check)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config_is_valid_and_short(name):
+  config_lib.check(load(name))
+  text = (ROOT / 'configs' / f'{name}.py').read_text()
+  assert text.count('\n') <= 60
+  assert f'--config=configs/{name}.py' in text
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_smoke_trains_and_evaluates(name, tmp_path):
+  config = load(name, 'smoke')
+  summary = train.train_and_evaluate(config, tmp_path)
+  assert summary['steps'] == 3
+  assert set(summary['results']) == {'test/student', 'test/combined_teacher'}
+  rows = metric_log.read(tmp_path)
+  assert [row['step'] for row in rows if 'train/loss' in row] == [1, 2, 3]
+  assert {'train/cross_entropy/student', 'train/mutual/combined_teacher', 'train/learning_rate',
+          'train/images_per_second'} <= rows[0].keys()
+  importance = {name: value for name, value in rows[-2].items() if name.startswith('importance/')}
+  taps = {name.split('/')[1] for name in importance}
+  assert sum(importance.values()) == pytest.approx(len(taps), abs=1e-5)
+  if name == 'digits_resnet8':
+    # The evaluation of the checkpoint is that of the run's last step.
+    evaluated = evaluate.evaluate_run(tmp_path)
+    assert evaluated['step'] == 3
+    assert evaluated['test/student/top5'] == summary['results']['test/student']['last']['top5']
+    evaluations = [row for row in rows if 'test/student/top1' in row]
+    for key in ('test/student/cross_entropy', 'test/combined_teacher/cross_entropy'):
+      assert evaluated[key] == pytest.approx(evaluations[-1][key], rel=1e-5)
+    # The same work directory with another configuration is refused.
+    config.batch_size = 8
+    with pytest.raises(UserError, match='batch_size: 16 -> 8'):
+      train.train_and_evaluate(config, tmp_path)
+
+
+def test_minival_is_what_chooses_the_best_checkpoint(tmp_path):
+  config = load('digits_resnet8', 'smoke')
+  config.method, config.data.minival, config.duration, config.eval_every = 'single', 0.25, '4 steps', '1 steps'
+  summary = train.train_and_evaluate(config, tmp_path)
+  assert set(summary['results']) == {'minival/student', 'test/student'}
+  rows = [row for row in metric_log.read(tmp_path) if 'minival/student/top1' in row]
+  best = max(rows, key=lambda row: (row['minival/student/top1'], row['step']))['step']
+  kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()}
+  assert kept == {3, 4, best}
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+  config = load('digits_resnet8', 'smoke')
+  config.method, config.duration, config.checkpoint_every = 'single', '6 steps', '1 steps'
+  config.optimizer.learning_rate = 1e30
+  with pytest.raises(UserError, match=r'step \d: \S+ is (nan|inf).*not finite.*config.optimizer.learning_rate'):
+    train.train_and_evaluate(config, tmp_path)
+  rows = metric_log.read(tmp_path)
+  kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()}
+  assert kept and max(kept) == rows[-1]['step'] < 6
+
+
+def test_duration_without_steps_is_refused(tmp_path):
+  config = load('digits_resnet8', 'smoke')
+  config.duration = '0 epochs'
+  with pytest.raises(UserError, match='config.duration'):
+    train.train_and_evaluate(config, tmp_path)
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--config=configs/imagenet_resnet18.py', '--config.data.dir=/nonexistent'],
+     ['imagenet2012', 'not prepared', '/nonexistent', 'download_and_prepare']),
+    (['--config=configs/nope.py'], ['configs/nope.py', 'No such file']),
+    (['--config=configs/digits_resnet8.py', '--config.cmtkd.gama=1'], ['config.cmtkd.gama', 'gamma']),
+    (['--config=configs/digits_resnet8.py', '--config.cmtkd.teacher_bits=()'], ['teacher_bits=()', 'single']),
+])
+def test_bad_input_gets_one_line_and_status_2(flags, words):
+  result = command(*flags)
+  assert result.returncode == 2
+  assert result.stderr.count('\n') == 1 and result.stderr.startswith('error: ') and not result.stdout
+  for word in words:
+    assert word in result.stderr

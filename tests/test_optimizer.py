@@ -1,0 +1,278 @@
+"""Optimizer groups on the updates themselves, schedules, durations, and the checks of a configuration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cmtkd_jax import assembly, durations, optimizer
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods import METHODS
+
+SIZES = dict(steps_per_epoch=20, batch_size=64)
+RATE = 0.05
+
+
+class FakeMethod:
+  importance_group = 'importance'
+
+  def __init__(self, **weight_bits):
+    self.weight_bits = weight_bits
+
+
+METHOD = FakeMethod(student=2, binary_teacher=1, teacher1_2bit=2, teacher2_3bit=3, teacher3_8bit=8, teacher4=32)
+# Parameter path: (learning rate relative to the network's, weight decay).
+GROUPS = {
+    ('student', 'stage1', 'conv', 'kernel'): (1, 25e-6),
+    ('student', 'stage1', 'norm', 'scale'): (1, 25e-6),
+    ('student', 'head', 'classifier', 'bias'): (1, 25e-6),
+    ('student', 'stage1', 'conv', 'weight_quantizer', 'step'): (1, 0),
+    ('binary_teacher', 'stage1', 'conv', 'kernel'): (1, 25e-6),
+    ('teacher1_2bit', 'stage1', 'conv', 'kernel'): (1, 25e-6),
+    ('teacher2_3bit', 'stage1', 'conv', 'kernel'): (1, 1e-4),
+    ('teacher3_8bit', 'stage1', 'norm', 'bias'): (1, 1e-4),
+    ('teacher3_8bit', 'stage1_activation', 'activation_quantizer', 'step'): (1, 0),
+    ('teacher4', 'stage1', 'conv', 'kernel'): (1, 1e-4),
+    ('combined_head', 'classifier', 'kernel'): (1, 1e-4),
+    ('combined_head', 'fc6', 'weight_quantizer', 'step'): (1, 0),
+    ('adaptor_tap3', 'conv', 'kernel'): (1, 1e-4),
+    ('importance', 'tap3'): (0.1, 0),
+}
+
+
+def tree_of(values):
+  tree = {}
+  for path, value in zip(GROUPS, values):
+    node = tree
+    for name in path[:-1]:
+      node = node.setdefault(name, {})
+    node[path[-1]] = jnp.asarray(value)
+  return tree
+
+
+def leaves(tree):
+  return [np.asarray(get(tree, path), np.float64) for path in GROUPS]
+
+
+def get(tree, path):
+  for name in path:
+    tree = tree[name]
+  return tree
+
+
+def draw(seed, scale=1.0):
+  # Parameters far larger than gradients: the decay must show in float32.
+  return (np.random.default_rng(seed).normal(size=(len(GROUPS), 3)) * scale).astype(np.float32)
+
+
+@pytest.mark.parametrize('options', [dict(), dict(nesterov=True, momentum=0.5), dict(gradient_clip=0.02)],
+                         ids=['default', 'nesterov', 'clip'])
+def test_updates_of_every_group(options):
+  config = config_lib.default()
+  config.optimizer.update(options)
+  momentum = config.optimizer.momentum
+  schedule = lambda step: jnp.where(step == 0, RATE, RATE / 5)
+  transform = optimizer.create(config, METHOD, schedule)
+  weights = [draw(0, 100.0), draw(1, 100.0)]
+  gradients = [draw(2, 0.01), draw(3, 0.01)]
+  state = transform.init(tree_of(weights[0]))
+  factors = np.array([[factor] for factor, _ in GROUPS.values()])
+  decays = np.array([[decay] for _, decay in GROUPS.values()])
+  velocity = 0
+  for step, rate in enumerate((RATE, RATE / 5)):
+    updates, state = transform.update(tree_of(gradients[step]), state, tree_of(weights[step]))
+    g = gradients[step].astype(np.float64)
+    if config.optimizer.gradient_clip:
+      assert np.linalg.norm(g) > 0.02
+      g = g * 0.02 / np.linalg.norm(g)  # one norm of everything, before the decay
+    g = g + decays * weights[step].astype(np.float64)
+    velocity = momentum * velocity + g
+    direction = g + momentum * velocity if config.optimizer.nesterov else velocity
+    np.testing.assert_allclose(leaves(updates), -rate * factors * direction, rtol=2e-5, atol=1e-9)
+
+
+def test_small_gradients_are_not_clipped():
+  config = config_lib.default()
+  results = []
+  for clip in (None, 1e3):
+    config.optimizer.gradient_clip = clip
+    transform = optimizer.create(config, METHOD, lambda step: RATE)
+    params = tree_of(draw(0))
+    results.append(leaves(transform.update(tree_of(draw(1)), transform.init(params), params)[0]))
+  np.testing.assert_array_equal(*results)
+
+
+def abstract_params(config):
+  method = assembly.create_method(config, 10)
+  images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
+  return method, jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)['params']
+
+
+def test_groups_of_a_real_method():
+  config = config_lib.default()
+  config.quantizer.name, config.cmtkd.feature_loss = 'lsq', 'fitnet'
+  config.cmtkd.teacher_bits = (2, 4)
+  method, params = abstract_params(config)
+  groups, seen = optimizer.groups(config, method), {}
+  for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
+    names = tuple(key.key for key in path)
+    group = groups[optimizer.group_of(names, method)]
+    last = 'step' if names[-1] == 'step' else 'weights'
+    seen.setdefault((names[0], last), set()).add((group.learning_rate_factor, group.weight_decay))
+  networks = {'student': 25e-6, 'teacher1_2bit': 25e-6, 'teacher2_4bit': 1e-4}
+  assert seen == {
+      **{(name, 'weights'): {(1.0, decay)} for name, decay in networks.items()},
+      **{(name, 'step'): {(1.0, 0.0)} for name in networks},
+      **{(f'adaptor_tap{tap}', 'weights'): {(1.0, 1e-4)} for tap in (3, 5, 7)},
+      ('combined_head', 'weights'): {(1.0, 1e-4)},
+      ('importance', 'weights'): {(0.1, 0.0)},
+  }
+
+
+@pytest.mark.parametrize('bits, decay', [(1, 25e-6), (2, 25e-6), (3, 1e-4), (4, 1e-4), (8, 1e-4), (32, 1e-4)])
+def test_decay_of_a_single_network(bits, decay):
+  config = config_lib.default()
+  config.method, config.student.weight_bits = 'single', bits
+  method = assembly.create_method(config, 10)
+  path = ('student', 'stage1', 'stem', 'conv', 'kernel')
+  assert optimizer.groups(config, method)[optimizer.group_of(path, method)] == optimizer.Group(1.0, decay)
+
+
+# Schedules.
+
+
+def rates(total_steps, steps, **options):
+  config = config_lib.default()
+  config.optimizer.update(learning_rate=0.4, **options)
+  schedule = optimizer.learning_rate(config, total_steps, **SIZES)
+  return [float(schedule(step)) for step in steps]
+
+
+def test_step_decay():
+  # The step of number s (from 0) is the first of epoch s / 20: epochs 0..49 at the full rate.
+  steps = (0, 999, 1000, 1999, 2000, 2399)
+  expected = [0.4, 0.4, 0.04, 0.04, 0.004, 0.004]
+  np.testing.assert_allclose(rates(2400, steps, decay_at='50, 100 epochs'), expected, rtol=1e-6)
+  np.testing.assert_allclose(rates(2400, (0, 2399), decay_at=''), [0.4, 0.4], rtol=1e-6)
+  np.testing.assert_allclose(rates(2400, (9, 10), decay_at='10 steps', decay_factor=0.5), [0.4, 0.2], rtol=1e-6)
+
+
+def test_cosine():
+  expected = [0.2 * (1 + np.cos(np.pi * step / 100)) for step in (0, 1, 50, 99, 100)]
+  np.testing.assert_allclose(rates(100, (0, 1, 50, 99, 100), schedule='cosine'), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_warmup_goes_before_either_schedule():
+  steps = (0, 5, 9, 10, 29, 30, 99)
+  warmup = [0.0, 0.2, 0.36]
+  np.testing.assert_allclose(rates(100, steps, warmup='10 steps', decay_at='30 steps'),
+                             [*warmup, 0.4, 0.4, 0.04, 0.04], rtol=1e-6)
+  cosine = [0.2 * (1 + np.cos(np.pi * (step - 10) / 90)) for step in steps[3:]]
+  np.testing.assert_allclose(rates(100, steps, warmup='10 steps', schedule='cosine'), [*warmup, *cosine],
+                             rtol=1e-4, atol=1e-8)
+
+
+def test_schedule_counts_the_optimizers_own_steps():
+  config = config_lib.default()
+  config.optimizer.update(decay_at='1 steps', momentum=0.0, weight_decay=0.0, weight_decay_low_bits=0.0)
+  transform = optimizer.create(config, METHOD, optimizer.learning_rate(config, 10, **SIZES))
+  params = {'student': jnp.zeros(()), 'importance': jnp.zeros(())}
+  state, gradients = transform.init(params), jax.tree.map(jnp.ones_like, params)
+  for expected in (0.1, 0.01):
+    updates, state = transform.update(gradients, state, params)
+    np.testing.assert_allclose([float(updates['student']), float(updates['importance'])],
+                               [-expected, -0.1 * expected], rtol=1e-6)
+  assert jax.tree.leaves(optax.apply_updates(params, updates))[0].dtype == jnp.float32
+
+
+# Durations.
+
+
+@pytest.mark.parametrize('text, steps', [
+    ('', ()), ('  ', ()), ('3000 steps', (3000,)), ('1 step', (1,)), ('120 epochs', (2400,)), ('1 epoch', (20,)),
+    ('0.5 epochs', (10,)), ('6400 examples', (100,)), ('64 example', (1,)), ('100 examples', (2,)),
+    ('50, 100 epochs', (1000, 2000)), (' 30 ,60,  90 steps ', (30, 60, 90)), ('0 steps', (0,)),
+])
+def test_durations(text, steps):
+  parsed = durations.parse(text, 'config.duration', **SIZES)
+  assert parsed == steps and all(isinstance(step, int) for step in parsed)
+
+
+@pytest.mark.parametrize('text', [
+    '100', 'epochs', '10 hours', '-3 steps', '10 epochs 3 steps', '10 steps, 3 epochs', '1e3 steps', '3,, 4 steps',
+    '3 4 steps', ', 3 steps', 'steps 3', 'nan steps'])
+def test_bad_durations_are_refused(text):
+  with pytest.raises(UserError, match='config.log_every'):
+    durations.parse(text, 'config.log_every', **SIZES)
+
+
+def test_one_duration():
+  assert durations.parse_one('2 epochs', 'config.duration', **SIZES) == 40
+  assert durations.parse_one('', 'config.duration', **SIZES) == 0
+  with pytest.raises(UserError, match='config.duration'):
+    durations.parse_one('2, 3 epochs', 'config.duration', **SIZES)
+
+
+# Configurations.
+
+
+def test_default_is_accepted():
+  config_lib.check(config_lib.default())
+
+
+def set_field(config, field, value):
+  *parents, name = field.split('.')
+  for parent in parents:
+    config = config[parent]
+  with config.unlocked(), config.ignore_type():
+    config[name] = value
+
+
+@pytest.mark.parametrize('field, value', [
+    ('no_such_field', 1), ('optimizer.lr', 0.1), ('cmtkd.tau', 2.0),  # unknown
+    ('seed', 'zero'), ('seed', 0.5), ('seed', None), ('batch_size', None), ('batch_size', True), ('model.name', 8),
+    ('optimizer.nesterov', 1), ('optimizer.learning_rate', '0.1'), ('cmtkd.taps', 3),  # wrong type
+    ('method', 'kd'), ('dtype', 'float16'), ('model.name', 'vgg'), ('model.stem', 'x'), ('model.block_order', 'x'),
+    ('bits.first_last', 4), ('bits.shortcut', 'x'), ('quantizer.name', 'pact'), ('optimizer.schedule', 'linear'),
+    ('quantizer.hwgq.activation.scheme', 'x'), ('cmtkd.feature_loss', 'x'), ('cmtkd.attention_norm', 'x'),
+    ('cmtkd.combined_head', 'x'), ('cmtkd.fused', 'x'),  # wrong choice
+    ('seed', -1), ('batch_size', 0), ('model.width', 0.0), ('optimizer.learning_rate', 0.0),
+    ('optimizer.gradient_clip', -1.0), ('optimizer.momentum', -0.1), ('optimizer.weight_decay', -1e-4),
+    ('optimizer.learning_rate', float('nan')), ('student.weight_bits', 9), ('student.activation_bits', 0),
+    ('cmtkd.alpha', -1.0), ('cmtkd.temperature', 0.0), ('cmtkd.attention_power', 0.0), ('cmtkd.gamma', -1.0),
+    ('bits.rules', (('student/(', 2, 2),)), ('bits.rules', (('student/.*', 2),)),  # out of range
+])
+def test_config_check_refuses(field, value):
+  config = config_lib.default()
+  set_field(config, field, value)
+  where = field.rpartition('.')[0] if field.startswith('quantizer.hwgq') else field
+  with pytest.raises(UserError, match=f'config.{where}'):
+    config_lib.check(config)
+
+
+def test_missing_field_is_refused():
+  config = config_lib.default()
+  with config.unlocked():
+    del config.optimizer.momentum
+  with pytest.raises(UserError, match='config.optimizer.momentum'):
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_json_round_trip(method):
+  config = config_lib.default()
+  config.method = method
+  again = config_lib.from_json(config_lib.to_json(config))
+  assert again.to_dict() == config.to_dict() and config_lib.difference(config, again) == []
+  assert config_lib.settings(again, method) == METHODS[method].Settings()
+
+  config.bits.rules = (('student/stage1/.*', 3, 4), ('teacher.*', 8, 8))
+  config.cmtkd.update(teacher_bits=((2, 4), 8), gamma=5.0, taps=(3, 7), importance_init=(0.0, 1.0))
+  config.optimizer.gradient_clip = 1.0
+  again = config_lib.from_json(config_lib.to_json(config))
+  assert again.to_dict() == config.to_dict()
+  assert again.cmtkd.teacher_bits == ((2, 4), 8) and again.bits.rules[0] == ('student/stage1/.*', 3, 4)
+  assert {line.split(':')[0] for line in config_lib.difference(config_lib.default(), again)} >= {
+      'bits.rules', 'cmtkd.teacher_bits', 'cmtkd.gamma', 'cmtkd.taps', 'optimizer.gradient_clip'}
