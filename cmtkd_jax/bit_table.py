@@ -1,5 +1,6 @@
 """The resolved bit table of a run: every convolution and dense layer with its bits, parameters and MACs."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ def collect(method, input_shape, rules=()):
       x = args[0]
       # The map itself, not an equal one: whatever was done to it since took it off its grid.
       bits = next((bits for map_, bits in quantized if map_ is x), FULL_PRECISION)
-      kernel = (module.kernel**2 if isinstance(module, layers.Conv) else 1) * x.shape[-1] * module.features
+      fan_in = module.kernel**2 * x.shape[-1] if isinstance(module, layers.Conv) else math.prod(x.shape[1:])
+      kernel = fan_in * module.features
       bias = module.features if isinstance(module, layers.Dense) and module.role == 'last' else 0
       positions = result.shape[1] * result.shape[2] if result.ndim == 4 else 1
       rows.append(Row(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel + bias,

@@ -111,7 +111,7 @@ def check(config):
   for field, value in _flat(config).items():
     check_field(field)
     expected = known[field]
-    if expected is not None and value is not None and not _same_kind(value, expected):
+    if expected is not None and not _same_kind(value, expected):
       raise UserError(f'config.{field}={value!r} is {type(value).__name__}; '
                       f'it must be {type(expected).__name__}, such as {expected!r}')
   for field in known:

@@ -40,7 +40,12 @@ def load(text, allow, abstract):
   wanted = traverse_util.flatten_dict(abstract)
   networks = {path[1] for path in wanted}
   found, unused, lines = {}, [], []
-  for target, directory in parse(text).items():
+  targets = parse(text)
+  try:
+    may_differ = re.compile(allow)
+  except re.error as error:
+    raise UserError(f'config.init_from_allow={allow!r} is no regular expression: {error}') from None
+  for target, directory in targets.items():
     if target and target not in networks:
       raise UserError(f'config.init_from: there is no network {target!r}; there are {", ".join(sorted(networks))}')
     variables, _, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
@@ -57,14 +62,14 @@ def load(text, allow, abstract):
 
   mismatched = {path for path, array in found.items() if array.shape != wanted[path].shape}
   named = {path[1] for path in found}
-  created = [path for path in wanted if path not in found and (path[1] in named or '' in parse(text))]
+  created = [path for path in wanted if path not in found and (path[1] in targets or '' in targets)]
   lines += [f'  loaded      {len(found) - len(mismatched)} arrays into {", ".join(sorted(named))}']
   lines += [f'  created     {"/".join(path)}' for path in created]
   lines += [f'  unused      {"/".join(path)}' for path in unused]
   lines += [f'  mismatched  {"/".join(path)}: {list(found[path].shape)} there, {list(wanted[path].shape)} here'
             for path in sorted(mismatched)]
   refused = ['/'.join(path) for path in [*created, *sorted(mismatched)]
-             if not _may_differ(path) and not re.fullmatch(allow, '/'.join(path))]
+             if not _may_differ(path) and not may_differ.fullmatch('/'.join(path))]
   if refused:
     raise UserError(f'config.init_from: {len(refused)} arrays are missing or of another shape in {text}: '
                     f'{", ".join(refused[:3])}{", ..." if len(refused) > 3 else ""}; allow them by the regex '

@@ -59,7 +59,7 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-  """Matrix product [B, C] -> [B, features] with quantized weights; the last layer has a bias."""
+  """Matrix product [B, ...], flattened, -> [B, features] with quantized weights; the last layer has a bias."""
   features: int
   policy: BitPolicy
   role: str = 'body'
@@ -69,6 +69,7 @@ class Dense(nn.Module):
   def __call__(self, x, train):
     # The classifier starts small, uniform(-1, 1) / sqrt(fan-in); hidden layers, which a normalisation follows, as He.
     init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform') if self.role == 'last' else _he_fan_out
+    x = x.reshape(x.shape[0], -1)
     kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
     quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
     if quantizer is not None:

@@ -89,7 +89,7 @@ def train_step(state, batch, *, method, optimizer, augment):
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics = {'loss': loss, **terms}
   metrics |= {f'top1/{name}': jnp.mean(label_rank(z, batch['label']) < 1) for name, z in logits.items()}
-  metrics |= {f'gradient_norm/{name}': optax.global_norm(g) for name, g in gradients.items()}
+  metrics |= {f'gradient_norm/{name}': optax.tree.norm(g) for name, g in gradients.items()}
   state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
                         model_state=model_state, opt_state=opt_state)
   return state, metrics
@@ -125,4 +125,5 @@ def label_rank(logits, labels):
   classes = jnp.arange(logits.shape[-1])[None]
   label = labels[:, None]
   own = jnp.sum(jnp.where(classes == label, logits, 0), axis=-1, keepdims=True)
-  return jnp.sum((logits > own) | (logits == own) & (classes < label), axis=-1)
+  # Written so that a NaN comes before everything, itself included: a network that has diverged has no hits.
+  return jnp.sum(~(logits <= own) | (logits == own) & (classes < label), axis=-1)

@@ -17,3 +17,11 @@ def strict_dtypes():
   """Refuses implicit dtype promotion: for quantizers and losses (optax and Flax do not live under it)."""
   with jax.numpy_dtype_promotion('strict'):
     yield
+
+
+@pytest.fixture
+def quick_compile():
+  """Compiles without optimisation: for tests that run a whole program once, and do not look at its speed."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)

@@ -343,7 +343,9 @@ def test_without_mutual_and_feature_loss_the_two_sides_are_apart(linearized):
 
 
 def test_gradient_of_importance_by_finite_differences():
-  method, images = make_method(make_config(bits=(32, 32), student=32, gamma=20.0)), make_images()
+  # Without quantizers and with nothing held constant, the loss is smooth almost everywhere.
+  method, images = make_method(make_config(bits=(32, 32), student=32, gamma=20.0,
+                                           stop_gradient_target=False)), make_images()
   variables = make_variables(method)
 
   @jax.jit
@@ -353,7 +355,7 @@ def test_gradient_of_importance_by_finite_differences():
 
   theta = variables['params']['importance']
   gradient = jax.grad(loss)(theta)
-  step = 0.03
+  step = 0.01
   for tap in theta:
     for i in range(2):
       moved = lambda sign: theta | {tap: theta[tap].at[i].add(sign * step)}
@@ -401,7 +403,7 @@ def test_bit_table_by_hand():
   assert rows == expected
   text = bit_table.render([bit_table.Row(layer, *row) for layer, row in rows.items()])
   line = next(line for line in text.splitlines() if line.startswith('stage2/block1/conv1 '))
-  assert line.split() == ['stage2/block1/conv1', '4,608', '73,728', '4/32', '8/32', '2/2']
+  assert line.split() == ['stage2/block1/conv1', '4,608', '73,728', '4/32', '8/32', '2/2', '-']
 
 
 def test_bit_table_follows_options_and_rules():

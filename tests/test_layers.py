@@ -319,7 +319,8 @@ def test_bfloat16_keeps_parameters_and_quantizers_in_float32(toy):
     assert {v.dtype for v in jax.tree.leaves((variables, changed))} == {jnp.dtype('float32')}
     assert y.dtype == (jnp.float32 if isinstance(layer, Activation) else jnp.bfloat16)
     loss = lambda v, layer=layer, data=data: layer.apply(v, data, False).astype(jnp.float32).sum()
-    assert {v.dtype for v in jax.tree.leaves(jax.eval_shape(jax.grad(loss), variables))} == {jnp.dtype('float32')}
+    gradient = jax.eval_shape(jax.grad(loss), variables)
+    assert {v.dtype for v in jax.tree.leaves(gradient)} == {jnp.dtype('float32')}
   assert len(toy) > 9 and set(toy) == {jnp.dtype('float32')}
   y, variables = jit(lambda x: layers.norm(True).init_with_output(KEY, x))(x)
   assert {v.dtype for v in jax.tree.leaves((y, variables))} == {jnp.dtype('float32')}

@@ -33,7 +33,7 @@ def test_config_is_valid_and_short(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_smoke_trains_and_evaluates(name, tmp_path):
+def test_smoke_trains_and_evaluates(name, tmp_path, quick_compile):
   config = load(name, 'smoke')
   summary = train.train_and_evaluate(config, tmp_path)
   assert summary['steps'] == 3
@@ -59,7 +59,7 @@ def test_smoke_trains_and_evaluates(name, tmp_path):
       train.train_and_evaluate(config, tmp_path)
 
 
-def test_minival_is_what_chooses_the_best_checkpoint(tmp_path):
+def test_minival_is_what_chooses_the_best_checkpoint(tmp_path, quick_compile):
   config = load('digits_resnet8', 'smoke')
   config.method, config.data.minival, config.duration, config.eval_every = 'single', 0.25, '4 steps', '1 steps'
   summary = train.train_and_evaluate(config, tmp_path)
@@ -70,7 +70,7 @@ def test_minival_is_what_chooses_the_best_checkpoint(tmp_path):
   assert kept == {3, 4, best}
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, quick_compile):
   config = load('digits_resnet8', 'smoke')
   config.method, config.duration, config.checkpoint_every = 'single', '6 steps', '1 steps'
   config.optimizer.learning_rate = 1e30

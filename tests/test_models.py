@@ -399,8 +399,7 @@ def test_running_statistics_move_in_training_only(small):
     assert all(moved) if train else not any(moved)
 
 
-@pytest.mark.parametrize('order', ['pre', 'post'])
-@pytest.mark.parametrize('quantizer', ['hwgq', 'lsq'])
+@pytest.mark.parametrize('quantizer, order', [('hwgq', 'pre'), ('lsq', 'post')])
 def test_gradients_reach_every_parameter(quantizer, order):
   policy = BitPolicy(2, 2, first_last_bits=8, quantizer=quantizer)
   net = build('resnet8', policy, num_classes=10, width=0.25, block_order=order)

@@ -43,7 +43,6 @@ class DenseHead(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    x = x.reshape(x.shape[0], -1)
     x = self.layers.dense(self.features, name='fc6')(x, train)
     x = self.layers.norm(train, name='norm6')(x)
     x = self.layers.activation(name='activation6')(x, train)

@@ -1,0 +1,212 @@
+"""Starting networks from trained ones: what is loaded where, what is created from data, what is refused."""
+
+import functools
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmtkd_jax import assembly, init_from, models, optimizer, run_files
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.checkpoint import Checkpoints
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import alexnet, resnet
+from cmtkd_jax.quantizers import lsq
+from cmtkd_jax.step import TrainState, initial_state
+
+CLASSES = 5
+TEACHERS = {'teacher1_4bit': 4, 'teacher2_8bit': 8}
+NETWORKS = {'student': 2, **TEACHERS}
+
+
+def tiny(num_classes, layers, width, **unused):
+  """Two convolutions, a stage each."""
+  stages = tuple(functools.partial(alexnet.Stage, ((round(features * width), 3, stride, None, role),), (1, 1), layers)
+                 for features, stride, role in ((4, 1, 'first'), (8, 2, 'body')))
+  return models.Network((1, 2), stages, layers.activation,
+                        functools.partial(resnet.PooledHead, num_classes, layers))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny_model():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(models.MODELS, 'tiny', tiny)
+    yield
+
+
+def make_config(method='cmtkd', **changes):
+  config = config_lib.default()
+  config.method, config.model.name, config.cmtkd.teacher_bits = method, 'tiny', (4, 8)
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def abstract_variables(config, classes=CLASSES):
+  method = assembly.create_method(config, classes)
+  images = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
+  return jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)
+
+
+def fill(abstract):
+  rng = np.random.default_rng(0)
+  # All positive: some are variances.
+  return jax.tree.map(lambda leaf: rng.uniform(0.1, 1.0, leaf.shape).astype(np.float32), abstract)
+
+
+def save(directory, config, variables, step=5):
+  transform = optimizer.create(config, assembly.create_method(config, CLASSES), lambda step: 0.1)
+  model_state = dict(variables)
+  params = model_state.pop('params')
+  state = TrainState(np.int32(step), params, model_state, transform.init(params), np.zeros(2, np.uint32))
+  with Checkpoints(directory / run_files.CHECKPOINTS) as checkpoints:
+    checkpoints.save(step, state.to_tree(), {})
+  return str(directory)
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  """(work directory, flat variables) of a full-precision network."""
+  config = make_config('single', **{'student.weight_bits': 32, 'student.activation_bits': 32})
+  variables = fill(abstract_variables(config))
+  return save(tmp_path_factory.mktemp('source'), config, variables), traverse_util.flatten_dict(variables)
+
+
+@pytest.mark.parametrize('quantizer', ['hwgq', 'lsq'])
+def test_every_network_starts_from_the_trained_one(source, quantizer):
+  directory, trained = source
+  abstract = abstract_variables(make_config(**{'quantizer.name': quantizer}))
+  loaded, report = init_from.load(directory, '', abstract)
+  loaded = traverse_util.flatten_dict(loaded)
+  expected = {(collection, network, *rest): array for (collection, _, *rest), array in trained.items()
+              for network in NETWORKS if network == 'student' or rest[0] != 'head'}
+  expected |= {('params', 'combined_head', *rest[1:]): array for (_, _, *rest), array in trained.items()
+               if rest[0] == 'head'}
+  assert loaded.keys() == expected.keys()
+  for path, array in expected.items():
+    np.testing.assert_array_equal(loaded[path], array, err_msg=str(path))
+
+  wanted = traverse_util.flatten_dict(abstract)
+  created = {'/'.join(path) for path in wanted if path not in expected}
+  steps = {path for path in created if path.endswith('_quantizer/step')}
+  assert created - steps == {'params/importance/tap1', 'params/importance/tap2'}
+  # The first convolution is not quantized; two activations, one convolution a network.
+  assert len(steps) == (9 if quantizer == 'lsq' else 0)
+  lines = [line.split(maxsplit=1) for line in report]
+  assert report[0] == f'init_from {directory} (step 5): {len(trained)} of {len(trained)} arrays used'
+  assert {rest for word, rest in lines if word == 'created'} == created
+  assert [word for word, _ in lines if word in ('unused', 'mismatched')] == []
+  loaded_line, = (rest for word, rest in lines if word == 'loaded')
+  assert loaded_line.split()[0] == str(len(expected)) and all(name in loaded_line for name in NETWORKS)
+
+
+def test_missing_values_are_created_from_data_and_the_loaded_weights(source):
+  config = make_config(**{'quantizer.name': 'lsq'})
+  method = assembly.create_method(config, CLASSES)
+  loaded, _ = init_from.load(source[0], '', abstract_variables(config))
+  images = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8, 8, 1)), jnp.float32)
+  transform = optimizer.create(config, method, lambda step: 0.1)
+  state = initial_state(loaded, {'image': images}, method=method, optimizer=transform,
+                        augment=lambda key, images: images, seed=3)
+  assert state.step == 0 and jax.tree.structure(state.opt_state) == jax.tree.structure(transform.init(state.params))
+  merged = state.to_tree()['variables']
+  assert jax.tree.structure(merged) == jax.tree.structure(abstract_variables(config))
+  flat = traverse_util.flatten_dict(merged)
+  for path, array in traverse_util.flatten_dict(loaded).items():
+    np.testing.assert_array_equal(flat[path], array)  # running statistics too: the batch has not moved them
+
+  params = merged['params']
+  normalised = None
+  for name, bits in NETWORKS.items():
+    kernel = source[1]['params', 'student', 'stage2', 'conv1', 'kernel']
+    step = params[name]['stage2']['conv1']['weight_quantizer']['step']
+    np.testing.assert_allclose(step, 2 * np.mean(np.abs(kernel)) / np.sqrt(2**(bits - 1) - 1), rtol=1e-5)
+    np.testing.assert_allclose(step, lsq.init_step(jnp.asarray(kernel), bits, signed=True), rtol=1e-6)
+    # The first closing quantizer sees the batch through the loaded convolution, normalised by the batch.
+    if normalised is None:
+      kernel = np.asarray(params['student']['stage1']['conv1']['kernel'], np.float64)[:, :, 0]
+      padded = np.pad(np.asarray(images, np.float64)[..., 0], ((0, 0), (1, 1), (1, 1)))
+      windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+      y = np.einsum('bhwij,ijc->bhwc', windows, kernel)
+      norm = params['student']['stage1']['norm1']
+      normalised = ((y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5) * np.asarray(norm['scale'])
+                    + np.asarray(norm['bias']))
+    step = params[name]['stage1_activation']['activation_quantizer']['step']
+    np.testing.assert_allclose(
+        step, 2 * np.mean(np.maximum(normalised, 0)) / np.sqrt(2**bits - 1), rtol=1e-4)
+
+
+def test_one_named_network(source):
+  directory, trained = source
+  abstract = abstract_variables(make_config())
+  loaded, report = init_from.load(f'teacher1_4bit={directory}', '', abstract)
+  assert {path[1] for path in traverse_util.flatten_dict(loaded)} == {'teacher1_4bit'}
+  unused = {line.split()[1] for line in report if line.split()[0] == 'unused'}
+  assert unused == {'/'.join(path) for path in trained if path[2] == 'head'}  # teachers share a classifier
+  assert not any(line.split()[0] == 'created' for line in report)
+
+  both, _ = init_from.load(f'student={directory}, combined_head={directory}', '', abstract)
+  np.testing.assert_array_equal(both['params']['combined_head']['classifier']['kernel'],
+                                trained['params', 'student', 'head', 'classifier', 'kernel'])
+  assert both['params'].keys() == {'student', 'combined_head'}
+
+
+def test_a_network_prefers_its_namesake(tmp_path):
+  config = make_config()
+  variables = fill(abstract_variables(config))
+  directory = save(tmp_path, config, variables)
+  loaded, report = init_from.load(directory, '', abstract_variables(config))
+  assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+  assert len(report) == 2  # nothing created, unused or mismatched
+  # A single network takes the student of them all.
+  single = abstract_variables(make_config('single'))
+  loaded, _ = init_from.load(directory, '', single)
+  np.testing.assert_array_equal(loaded['params']['student']['head']['classifier']['bias'],
+                                variables['params']['student']['head']['classifier']['bias'])
+
+
+def test_other_width_is_refused(source):
+  abstract = abstract_variables(make_config(**{'model.width': 2.0}))
+  with pytest.raises(UserError, match='config.init_from'):
+    init_from.load(source[0], '', abstract)
+  with pytest.raises(UserError, match='config.init_from'):
+    init_from.load(source[0], '.*/norm1/.*', abstract)
+
+
+def test_other_classes_are_refused_unless_allowed(source):
+  abstract = abstract_variables(make_config(), classes=7)
+  with pytest.raises(UserError, match='config.init_from.*classifier'):
+    init_from.load(source[0], '', abstract)
+  with pytest.raises(UserError, match='config.init_from.*classifier'):
+    init_from.load(source[0], 'classifier', abstract)  # the whole path must match
+  loaded, report = init_from.load(source[0], '.*/classifier/.*', abstract)
+  assert not any('classifier' in path for path in traverse_util.flatten_dict(loaded))
+  assert 'params/student/stage2/conv1/kernel' in {'/'.join(path) for path in traverse_util.flatten_dict(loaded)}
+  mismatched = [line for line in report if line.split()[0] == 'mismatched']
+  assert len(mismatched) == 4 and any('combined_head/classifier/bias' in line and '[5]' in line and '[7]' in line
+                                      for line in mismatched)
+
+
+@pytest.mark.parametrize('target', ['', 'student=', 'teacher2_8bit='])
+def test_another_architecture_is_refused(source, target):
+  config = make_config(**{'model.name': 'resnet8', 'model.width': 0.25})
+  with pytest.raises(UserError, match='config.init_from'):
+    init_from.load(target + source[0], r'params/[^/]*/head/.*|.*/batch_stats/.*', abstract_variables(config))
+
+
+@pytest.mark.parametrize('text', ['nobody={}', 'student={},=x', 'student={},teacher1_4bit=', 'student={},{}'])
+def test_bad_text_is_refused(source, text):
+  with pytest.raises(UserError, match='config.init_from'):
+    init_from.load(text.format(source[0], source[0]), '', abstract_variables(make_config()))
+
+
+def test_bad_regex_is_refused(source):
+  with pytest.raises(UserError, match='config.init_from_allow'):
+    init_from.load(source[0], '(', abstract_variables(make_config(), classes=7))
+
+
+def test_directory_without_a_checkpoint_is_refused(tmp_path):
+  with pytest.raises(UserError, match=tmp_path.name):
+    init_from.load(str(tmp_path), '', abstract_variables(make_config()))

@@ -1,0 +1,60 @@
+"""A run that is killed at any step and started again ends with the same bits as one that was left alone."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from cmtkd_jax import checkpoint, metric_log
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STEPS = 24
+
+
+def start(workdir, cache):
+  environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+                              'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0', 'XLA_FLAGS': ''}
+  return subprocess.Popen(
+      [sys.executable, '-m', 'cmtkd_jax.main', '--config=configs/digits_resnet8.py:smoke', f'--workdir={workdir}',
+       '--config.cmtkd.teacher_bits=(4, 8)', f'--config.duration={STEPS} steps', '--config.optimizer.decay_at=12 steps',
+       '--config.eval_every=100 steps', '--config.checkpoint_every=3 steps', '--config.quantizer.name=lsq'],
+      cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+  _, stderr = process.communicate(timeout=300)
+  assert process.returncode == 0, stderr
+
+
+def logged_step(workdir):
+  if not (workdir / metric_log.FILE).exists():
+    return 0
+  return max((row['step'] for row in metric_log.read(workdir)), default=0)
+
+
+def test_killed_run_ends_with_the_same_bits(tmp_path):
+  alone, killed, cache = tmp_path / 'alone', tmp_path / 'killed', tmp_path / 'cache'
+  finish(start(alone, cache))
+  for step in sorted(random.Random().sample(range(1, STEPS), 3)):
+    process = start(killed, cache)
+    while logged_step(killed) < step and process.poll() is None:
+      time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    print('killed at step', logged_step(killed))
+  finish(start(killed, cache))
+
+  expected, _, last = checkpoint.load_variables(alone / 'checkpoints')
+  got, _, last_again = checkpoint.load_variables(killed / 'checkpoints')
+  assert last == last_again == STEPS
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+  losses = [{row['step']: row['train/loss'] for row in metric_log.read(workdir) if 'train/loss' in row}
+            for workdir in (alone, killed)]
+  assert losses[0] == losses[1] and len(losses[0]) == STEPS
+  assert len([row for row in metric_log.read(killed) if 'train/loss' in row]) == STEPS  # each step once
