@@ -1,21 +1,24 @@
 """What quantization costs and what CMT-KD gives back: ten classes of CIFAR-100, ResNet8, several seeds a row.
 
-Run:   python benchmarks/study.py --data=DIR [--seeds=0,1,2] [--rows=fp,single,...]
+Run:   python benchmarks/study.py --data=DIR [--seeds=0,1,2] [--rows=fp,single,...] [--jobs=2]
 Table: python benchmarks/study.py --table
 
 DIR holds train_images.npy, train_labels.npy, test_images.npy, test_labels.npy of classes 0-9 at 32x32. Each run is one
-call of the command line; a run that was cut goes on from its last checkpoint, and one whose result lies in
-`benchmarks/results/cifar10c_resnet8/` is not run again.
+call of the command line, `--jobs` of them side by side, each on its share of the cores; a run that was cut goes on
+from its last checkpoint, and one whose result lies in `benchmarks/results/cifar10c_resnet8/` is not run again.
 """
 
 import argparse
 import json
 import math
+import os
 import pathlib
+import queue
 import statistics
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIG = HERE / 'cifar10c_resnet8.py'
@@ -36,19 +39,20 @@ ROWS = {
 }
 
 
-def run(row, seed, data, workdir):
-  """Trains one row with one seed, unless its result is there."""
+def run(row, seed, data, workdir, cores):
+  """Trains one row with one seed on the given cores, unless its result is there."""
   result = RESULTS / f'{row}_seed{seed}.json'
   if result.exists():
     return
   flags = (f'--config={CONFIG.relative_to(HERE.parent)}', *ROWS[row][1], f'--config.seed={seed}')
   begin = time.monotonic()
   subprocess.run([sys.executable, '-m', 'cmtkd_jax.main', *flags, f'--config.data.name=npy:{data}',
-                  f'--workdir={workdir}/{row}_seed{seed}'], cwd=HERE.parent, check=True)
+                  f'--workdir={workdir}/{row}_seed{seed}'], cwd=HERE.parent, check=True,
+                 preexec_fn=lambda: os.sched_setaffinity(0, cores))
   summary = json.loads((workdir / f'{row}_seed{seed}' / 'summary.json').read_text())
   del summary['config']
   summary = {'row': row, 'seed': seed, 'command': ' '.join(('python -m cmtkd_jax.main', *flags)),
-             'minutes': round((time.monotonic() - begin) / 60, 1), **summary}
+             'cores': len(cores), 'minutes': round((time.monotonic() - begin) / 60, 1), **summary}
   RESULTS.mkdir(parents=True, exist_ok=True)
   result.write_text(json.dumps(summary, indent=1))
 
@@ -79,17 +83,27 @@ def main():
   parser.add_argument('--seeds', default='0,1,2')
   parser.add_argument('--rows', default=','.join(ROWS))
   parser.add_argument('--workdir', type=pathlib.Path, default=HERE.parent / 'runs' / 'study')
+  parser.add_argument('--jobs', type=int, default=1)
   parser.add_argument('--table', action='store_true')
   args = parser.parse_args()
   if not args.table:
     if args.data is None:
       parser.error('--data=DIR is missing')
-    for seed in map(int, args.seeds.split(',')):
-      for row in args.rows.split(','):
-        run(row, seed, args.data.resolve(), args.workdir)
-        print(table(), flush=True)
-  else:
-    print(table())
+    cores = sorted(os.sched_getaffinity(0))
+    free = queue.SimpleQueue()
+    for job in range(args.jobs):
+      free.put(cores[job::args.jobs])
+
+    def one(row, seed):
+      share = free.get()
+      run(row, seed, args.data.resolve(), args.workdir, share)
+      free.put(share)
+
+    with futures.ThreadPoolExecutor(args.jobs) as pool:
+      runs = [pool.submit(one, row, seed) for seed in map(int, args.seeds.split(',')) for row in args.rows.split(',')]
+      for done in futures.as_completed(runs):
+        done.result()
+  print(table())
 
 
 if __name__ == '__main__':

@@ -88,5 +88,5 @@ def parse_rules(rules):
 
 def check_bits(bits, where):
   """Raises `UserError`, beginning with `where`, unless `bits` is a width that exists."""
-  if isinstance(bits, bool) or bits not in WIDTHS:
+  if type(bits) is not int or bits not in WIDTHS:
     raise UserError(f'{where}={bits!r} is not a bit-width; allowed: {", ".join(map(str, WIDTHS))}')

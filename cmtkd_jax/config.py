@@ -126,6 +126,9 @@ def check(config):
   for field in NON_NEGATIVE:
     if not flat[field] >= 0:
       raise UserError(f'config.{field}={flat[field]!r} must not be negative')
+  if config.optimizer.schedule == 'cosine' and config.optimizer.decay_at:
+    raise UserError(f"config.optimizer.decay_at={config.optimizer.decay_at!r} contradicts "
+                    "config.optimizer.schedule='cosine'; set it to '', or the schedule to 'step'")
   for field in ('weight_bits', 'activation_bits'):
     check_bits(config.student[field], f'config.student.{field}')
   parse_rules(config.bits.rules)
@@ -188,7 +191,9 @@ def smoke(config, image_size, channels=3, classes=10):
     config.data.augment = 'pad_crop_flip'
   config.model.width = min(config.model.width, 8 / 64)
   config.batch_size = config.eval_batch_size = 16
-  config.duration, config.optimizer.decay_at, config.optimizer.warmup = '3 steps', '2 steps', ''
+  config.duration, config.optimizer.warmup = '3 steps', ''
+  if config.optimizer.schedule == 'step':
+    config.optimizer.decay_at = '2 steps'
   config.log_every = '1 steps'
   config.eval_every = config.checkpoint_every = '3 steps'
   config.optimizer.learning_rate = min(config.optimizer.learning_rate, 0.01)

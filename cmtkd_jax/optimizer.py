@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from cmtkd_jax import durations
@@ -53,8 +54,8 @@ def learning_rate(config, total_steps, **sizes):
   else:
     decay_at = durations.parse(optimizer.decay_at, 'config.optimizer.decay_at', **sizes)
     # Steps count from the start of training, warm-up included.
-    main = optax.piecewise_constant_schedule(
-        optimizer.learning_rate, {max(0, step - warmup): optimizer.decay_factor for step in decay_at})
+    main = lambda step: optimizer.learning_rate * optimizer.decay_factor ** sum(
+        jnp.asarray(step + warmup >= boundary, jnp.float32) for boundary in decay_at)
   if not warmup:
     return main
   return optax.join_schedules([optax.linear_schedule(0.0, optimizer.learning_rate, warmup), main], [warmup])

@@ -102,14 +102,14 @@ def _restore_or_create(config, method, transform, dataset, checkpoints, sharding
   create = functools.partial(initial_state, method=method, optimizer=transform, augment=dataset.augment,
                              seed=config.seed)
   batch = next(dataset.train.batches(0))
-  abstract = jax.eval_shape(create, {}, batch).to_tree()
+  abstract = lambda: jax.eval_shape(create, {}, batch).to_tree()
   if checkpoints.latest() is not None:
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract())
     state = TrainState.from_tree(checkpoints.restore(placed)[0])
     return state, [f'resuming {checkpoints.directory} at step {int(state.step)}']
   trained, report = {}, []
   if config.init_from:
-    trained, report = init_from.load(config.init_from, config.init_from_allow, abstract['variables'])
+    trained, report = init_from.load(config.init_from, config.init_from_allow, abstract()['variables'], method)
   return jax.jit(create, out_shardings=sharding)(jax.device_put(trained, sharding), batch), report
 
 

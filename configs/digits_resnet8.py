@@ -15,6 +15,6 @@ def get_config(argument=''):
   config.model.name, config.model.stem = 'resnet8', 'cifar'
   config.cmtkd.gamma = 5.0  # 100 belongs to larger maps: the attention loss is a mean over positions
   config.batch_size, config.eval_batch_size = 64, 360
-  config.duration = '60 epochs'
-  config.optimizer.learning_rate, config.optimizer.decay_at = 0.1, '30, 50 epochs'
+  config.duration = '80 epochs'
+  config.optimizer.learning_rate, config.optimizer.schedule, config.optimizer.warmup = 0.1, 'cosine', '2 epochs'
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 8, channels=1))

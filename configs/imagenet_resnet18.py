@@ -30,7 +30,7 @@ def get_config(argument=''):
 def lsq(config):
   """LSQ for teachers and student; its paper starts from full precision at 0.01 with cosine decay."""
   config.quantizer.name = 'lsq'
-  config.optimizer.learning_rate, config.optimizer.schedule = 0.01, 'cosine'
+  config.optimizer.learning_rate, config.optimizer.schedule, config.optimizer.decay_at = 0.01, 'cosine', ''
 
 
 def w1a2(config):

@@ -132,8 +132,10 @@ def loss_inputs():
     (cmtkd.Settings(), 100),
     (cmtkd.Settings(feature_loss='fitnet'), 1),
     (cmtkd.Settings(feature_loss='none', gamma=7.0), 0),
-    (cmtkd.Settings(alpha=0.7, beta=1.3, gamma=11.0, temperature=3.0, ce_temperature=1.7, attention_power=3.0), 11),
-    (cmtkd.Settings(alpha=1.9, beta=0.2, gamma=0.4, temperature=5.0, ce_temperature=0.6, feature_loss='fitnet'), 0.4),
+    (cmtkd.Settings(alpha=0.7, beta=1.3, gamma=11.0, temperature=3.0, ce_temperature=1.7,
+                    attention_power=3.0), 11),
+    (cmtkd.Settings(alpha=1.9, beta=0.2, gamma=0.4, temperature=5.0, ce_temperature=0.6,
+                    feature_loss='fitnet'), 0.4),
     (cmtkd.Settings(alpha=0.3, beta=2.0, temperature=0.5, ce_temperature=2.5, feature_loss='none'), 0),
     (cmtkd.Settings(gamma=0.0), 0),
 ])
@@ -220,7 +222,8 @@ def test_forward(options):
       next_inputs = after
       assert f'tap{tap}' not in outputs.extras
     else:
-      shared = mixture(before if settings.fused == 'pre_quantizer' else after, params['importance'][f'tap{tap}'])
+      mixed = before if settings.fused == 'pre_quantizer' else after
+      shared = mixture(mixed, params['importance'][f'tap{tap}'])
       own_shared, own_student = outputs.extras[f'tap{tap}']
       assert_close(own_shared, shared)
       next_inputs = [own_shared] * 2
@@ -232,7 +235,7 @@ def test_forward(options):
         kernel = f64(params[f'adaptor_tap{tap}']['conv']['kernel'])
         expected = f64(expected) @ kernel[0, 0]
         if settings.fitnet_adaptor == 'conv_norm':
-          norm, stats = params[f'adaptor_tap{tap}']['norm'], variables['batch_stats'][f'adaptor_tap{tap}']['norm']
+          norm, stats = (tree[f'adaptor_tap{tap}']['norm'] for tree in (params, variables['batch_stats']))
           expected = ((expected - f64(stats['mean'])) / np.sqrt(f64(stats['var']) + 1e-5) * f64(norm['scale'])
                       + f64(norm['bias']))
       assert_close(own_student, f64(expected), rtol=1e-4, atol=1e-5)
@@ -260,7 +263,8 @@ def test_importance_starts_where_it_should_and_is_summarised():
   for init, expected in ((), (0.5, 0.5)), ((0.0, np.log(3.0)), (0.25, 0.75)):
     method = make_method(make_config(importance_init=init, taps=(2, 3)))
     # Only the importance factors are computed: the rest is dead code to the compiler.
-    params = jax.jit(lambda: method.init(jax.random.key(0), make_images(), train=True)['params']['importance'])()
+    init = lambda: method.init(jax.random.key(0), make_images(), train=True)['params']['importance']
+    params = jax.jit(init)()
     assert params.keys() == {'tap2', 'tap3'}
     summary = method.summary({'importance': params})
     assert summary.keys() == {f'importance/{tap}/{name}' for tap in params for name in TEACHERS}
@@ -269,8 +273,10 @@ def test_importance_starts_where_it_should_and_is_summarised():
 
 
 @pytest.mark.parametrize('options, field', [
-    (dict(bits=()), 'teacher_bits'), (dict(bits=(4, 9)), 'teacher_bits'), (dict(bits=((4, 4, 4),)), 'teacher_bits'),
-    (dict(taps=(4,)), 'taps'), (dict(taps=(1, 2)), 'combined_head'), (dict(importance_init=(0.0,)), 'importance_init'),
+    (dict(bits=()), 'teacher_bits'), (dict(bits=(4, 9)), 'teacher_bits'),
+    (dict(bits=((4, 4, 4),)), 'teacher_bits'), (dict(taps=(4,)), 'taps'),
+    (dict(taps=(1, 2)), 'combined_head'),
+    (dict(importance_init=(0.0,)), 'importance_init'),
 ])
 def test_refused(options, field):
   with pytest.raises(UserError, match=f'config.cmtkd.{field}'):
@@ -301,7 +307,7 @@ def linearized():
       terms['features'] = sum(value for name, value in terms.items() if name.startswith('attention/'))
       return terms[term]
     params, = pull_back(jax.grad(loss)(outputs))
-    return {name: max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
+    return {name: max(np.max(np.abs(x)) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
 
   return gradients
 

@@ -22,7 +22,8 @@ class FakeMethod:
     self.weight_bits = weight_bits
 
 
-METHOD = FakeMethod(student=2, binary_teacher=1, teacher1_2bit=2, teacher2_3bit=3, teacher3_8bit=8, teacher4=32)
+METHOD = FakeMethod(student=2, binary_teacher=1, teacher1_2bit=2, teacher2_3bit=3, teacher3_8bit=8,
+                    teacher4=32)
 # Parameter path: (learning rate relative to the network's, weight decay).
 GROUPS = {
     ('student', 'stage1', 'conv', 'kernel'): (1, 25e-6),
@@ -156,12 +157,14 @@ def test_step_decay():
   expected = [0.4, 0.4, 0.04, 0.04, 0.004, 0.004]
   np.testing.assert_allclose(rates(2400, steps, decay_at='50, 100 epochs'), expected, rtol=1e-6)
   np.testing.assert_allclose(rates(2400, (0, 2399), decay_at=''), [0.4, 0.4], rtol=1e-6)
-  np.testing.assert_allclose(rates(2400, (9, 10), decay_at='10 steps', decay_factor=0.5), [0.4, 0.2], rtol=1e-6)
+  halved = rates(2400, (9, 10), decay_at='10 steps', decay_factor=0.5)
+  np.testing.assert_allclose(halved, [0.4, 0.2], rtol=1e-6)
 
 
 def test_cosine():
-  expected = [0.2 * (1 + np.cos(np.pi * step / 100)) for step in (0, 1, 50, 99, 100)]
-  np.testing.assert_allclose(rates(100, (0, 1, 50, 99, 100), schedule='cosine'), expected, rtol=1e-5, atol=1e-8)
+  steps = (0, 1, 50, 99, 100)
+  expected = [0.2 * (1 + np.cos(np.pi * step / 100)) for step in steps]
+  np.testing.assert_allclose(rates(100, steps, schedule='cosine'), expected, rtol=1e-5, atol=1e-8)
 
 
 def test_warmup_goes_before_either_schedule():
@@ -191,7 +194,8 @@ def test_schedule_counts_the_optimizers_own_steps():
 
 
 @pytest.mark.parametrize('text, steps', [
-    ('', ()), ('  ', ()), ('3000 steps', (3000,)), ('1 step', (1,)), ('120 epochs', (2400,)), ('1 epoch', (20,)),
+    ('', ()), ('  ', ()), ('3000 steps', (3000,)), ('1 step', (1,)), ('120 epochs', (2400,)),
+    ('1 epoch', (20,)),
     ('0.5 epochs', (10,)), ('6400 examples', (100,)), ('64 example', (1,)), ('100 examples', (2,)),
     ('50, 100 epochs', (1000, 2000)), (' 30 ,60,  90 steps ', (30, 60, 90)), ('0 steps', (0,)),
 ])
@@ -201,7 +205,8 @@ def test_durations(text, steps):
 
 
 @pytest.mark.parametrize('text', [
-    '100', 'epochs', '10 hours', '-3 steps', '10 epochs 3 steps', '10 steps, 3 epochs', '1e3 steps', '3,, 4 steps',
+    '100', 'epochs', '10 hours', '-3 steps', '10 epochs 3 steps', '10 steps, 3 epochs', '1e3 steps',
+    '3,, 4 steps',
     '3 4 steps', ', 3 steps', 'steps 3', 'nan steps'])
 def test_bad_durations_are_refused(text):
   with pytest.raises(UserError, match='config.log_every'):
@@ -232,10 +237,13 @@ def set_field(config, field, value):
 
 @pytest.mark.parametrize('field, value', [
     ('no_such_field', 1), ('optimizer.lr', 0.1), ('cmtkd.tau', 2.0),  # unknown
-    ('seed', 'zero'), ('seed', 0.5), ('seed', None), ('batch_size', None), ('batch_size', True), ('model.name', 8),
+    ('seed', 'zero'), ('seed', 0.5), ('seed', None), ('batch_size', None), ('batch_size', True),
+    ('model.name', 8),
     ('optimizer.nesterov', 1), ('optimizer.learning_rate', '0.1'), ('cmtkd.taps', 3),  # wrong type
-    ('method', 'kd'), ('dtype', 'float16'), ('model.name', 'vgg'), ('model.stem', 'x'), ('model.block_order', 'x'),
-    ('bits.first_last', 4), ('bits.shortcut', 'x'), ('quantizer.name', 'pact'), ('optimizer.schedule', 'linear'),
+    ('method', 'kd'), ('dtype', 'float16'), ('model.name', 'vgg'), ('model.stem', 'x'),
+    ('model.block_order', 'x'),
+    ('bits.first_last', 4), ('bits.shortcut', 'x'), ('quantizer.name', 'pact'),
+    ('optimizer.schedule', 'linear'),
     ('quantizer.hwgq.activation.scheme', 'x'), ('cmtkd.feature_loss', 'x'), ('cmtkd.attention_norm', 'x'),
     ('cmtkd.combined_head', 'x'), ('cmtkd.fused', 'x'),  # wrong choice
     ('seed', -1), ('batch_size', 0), ('model.width', 0.0), ('optimizer.learning_rate', 0.0),

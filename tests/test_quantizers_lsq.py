@@ -169,6 +169,14 @@ def test_codes_stand_for_the_values(bits):
     assert same_bits(value, value_by_jit)
 
 
+def test_codes_on_thresholds_are_the_same_in_every_program():
+  """A division by the step would be a product with its reciprocal in some programs and not in others."""
+  compiled = jax.jit(lambda v, s: lsq.encode(v, s, 3, False))
+  for step in np.random.default_rng(0).uniform(0.01, 1, 50).astype(np.float32):
+    v = f32((np.arange(16) + 0.5).repeat(8) * step)
+    np.testing.assert_array_equal(compiled(v, f32(step)).codes, lsq.encode(v, f32(step), 3, False).codes)
+
+
 @pytest.mark.parametrize('bits, signed', GRIDS)
 def test_gradient_masks_and_zones(bits, signed):
   """A step of 1/4 divides exactly, so that the thresholds themselves can be tested."""

@@ -1,4 +1,4 @@
-"""The train step on one and on several devices, its donation and compilation, and the evaluation step's sums."""
+"""The train step on one and on several devices, its donation and compilation; the evaluation step's sums."""
 
 import functools
 import types
@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
-from cmtkd_jax import assembly, models, optimizer, quantizers
+from cmtkd_jax import assembly, losses, models, optimizer, quantizers
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.methods import Outputs
 from cmtkd_jax.models import alexnet, resnet
@@ -43,13 +43,13 @@ def make_batch(seed=0):
           'label': rng.integers(0, CLASSES, 16).astype(np.int32)}
 
 
-def make_parts(**changes):
-  """A method's step function and a state of NumPy arrays."""
+@pytest.fixture(scope='module')
+def parts():
+  """The step of CMT-KD with two teachers, and a state of NumPy arrays."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(models.MODELS, 'tiny', tiny)
     config = config_lib.default()
-    config.model.name, config.cmtkd.teacher_bits = 'tiny', (4, 8)
-    config.update_from_flattened_dict(changes)
+    config.model.name, config.quantizer.name, config.cmtkd.teacher_bits = 'tiny', 'lsq', (4, 8)
     method = assembly.create_method(config, CLASSES)
   transform = optimizer.create(config, method, lambda step: 0.1)
   images = jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32)
@@ -71,11 +71,6 @@ def make_parts(**changes):
 
 
 @pytest.fixture(scope='module')
-def parts():
-  return make_parts(**{'quantizer.name': 'lsq'})
-
-
-@pytest.fixture(scope='module')
 def runs(parts):
   """{devices: results}: on each mesh one compiled step, with donation as in training."""
   results = {}
@@ -84,12 +79,32 @@ def runs(parts):
     sharded, whole = NamedSharding(mesh, P('data')), NamedSharding(mesh, P())
     state = jax.device_put(parts.state, whole)
     batch = jax.device_put(make_batch(), sharded)
-    compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile()
+    # Between the smallest and the largest mesh as XLA compiles fastest.
+    options = {'xla_backend_optimization_level': 0} if devices in (2, 4) else {}
+    compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile(options)
     new_state, metrics = compiled(state, batch)
     results[devices] = types.SimpleNamespace(
-        compiled=compiled, old=state, new=new_state, metrics=jax.device_get(metrics), sharded=sharded, whole=whole,
+        compiled=compiled, old=state, new=new_state, metrics=jax.device_get(metrics), sharded=sharded,
         host=jax.device_get((new_state.params, new_state.model_state, new_state.opt_state)))
   return results
+
+
+def linear_parts():
+  """(step, state) of a method as small as they come."""
+  method = types.SimpleNamespace(
+      apply=lambda variables, images, train, mutable: (
+          Outputs({'student': images.reshape(16, -1) @ variables['params']['student']['kernel']}),
+          {name: jax.tree.map(lambda x: x + 1, variables[name]) for name in mutable}),
+      loss=lambda outputs, labels: (losses.cross_entropy(outputs.logits['student'], labels), {}),
+      weight_bits={'student': 2}, importance_group='importance')
+  config = config_lib.default()
+  config.optimizer.decay_at = '2 steps'
+  schedule = optimizer.learning_rate(config, 4, steps_per_epoch=2, batch_size=16)
+  transform = optimizer.create(config, method, schedule)
+  params = {'student': {'kernel': np.random.default_rng(0).normal(size=(64, CLASSES)).astype(np.float32)}}
+  state = TrainState(np.int32(0), params, {'batch_stats': np.zeros(3, np.float32)},
+                     jax.tree.map(np.asarray, transform.init(params)), KEY_DATA)
+  return functools.partial(train_step, method=method, optimizer=transform, augment=augment), state
 
 
 def assert_trees_close(actual, expected, rtol, atol):
@@ -109,7 +124,8 @@ def test_one_step_agrees_on_every_mesh(runs, devices):
 
 def test_a_step_changes_everything_that_trains(parts, runs):
   new = runs[8].host[0]
-  for (path, old), value in zip(jax.tree_util.tree_flatten_with_path(parts.state.params)[0], jax.tree.leaves(new)):
+  before, _ = jax.tree_util.tree_flatten_with_path(parts.state.params)
+  for (path, old), value in zip(before, jax.tree.leaves(new)):
     assert np.any(old != value), path
   # Every network has its own batch statistics, and each of them moved.
   statistics = runs[8].host[1]['batch_stats']
@@ -123,7 +139,8 @@ def test_a_step_changes_everything_that_trains(parts, runs):
 
 
 def test_batch_statistics_are_those_of_the_global_batch(parts, runs):
-  images = np.asarray(augment(jax.random.fold_in(jax.random.wrap_key_data(KEY_DATA), 3), make_batch()['image']))
+  key = jax.random.fold_in(jax.random.wrap_key_data(KEY_DATA), 3)
+  images = np.asarray(augment(key, make_batch()['image']))
   kernel = parts.state.params['student']['stage1']['conv1']['kernel']
   padded = np.pad(images[..., 0], ((0, 0), (1, 1), (1, 1)))
   windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
@@ -135,9 +152,10 @@ def test_batch_statistics_are_those_of_the_global_batch(parts, runs):
 
 
 def test_compiled_step_equals_the_plain_one():
-  parts = make_parts(method='single')
-  plain, compiled = (jax.device_get(step(parts.state, make_batch())) for step in (parts.step, jax.jit(parts.step)))
+  step, state = linear_parts()
+  plain, compiled = (jax.device_get(run(state, make_batch())) for run in (step, jax.jit(step)))
   assert_trees_close(compiled, plain, rtol=1e-3, atol=1e-5)
+  assert np.any(plain[0].params['student']['kernel'] != state.params['student']['kernel'])
 
 
 def test_loss_and_gradient_norms_of_a_step(parts, runs):
@@ -148,7 +166,8 @@ def test_loss_and_gradient_norms_of_a_step(parts, runs):
            + 100 * (metrics['attention/tap1'] + metrics['attention/tap2']))
   np.testing.assert_allclose(metrics['loss'], total, rtol=1e-5)
   for name, rate, decay in (('importance', 0.01, 0.0), ('combined_head', 0.1, 1e-4)):
-    moved = jax.tree.map(lambda old, new: (old - new) / rate - decay * old, parts.state.params[name], params[name])
+    moved = jax.tree.map(lambda old, new: (old - new) / rate - decay * old,
+                         parts.state.params[name], params[name])
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(moved)))
     np.testing.assert_allclose(metrics[f'gradient_norm/{name}'], norm, rtol=2e-3)
 
@@ -156,8 +175,9 @@ def test_loss_and_gradient_norms_of_a_step(parts, runs):
 @pytest.mark.parametrize('name, bits', [('hwgq', 1), ('hwgq', 2), ('hwgq', 8), ('lsq', 2), ('lsq', 8)])
 def test_codes_of_the_same_parameters_are_the_same_on_every_mesh(name, bits):
   rng = np.random.default_rng(bits)
-  kernel, x = rng.normal(size=(3, 3, 16, 32)).astype(np.float32), rng.normal(size=(16, 8, 8, 4)).astype(np.float32)
-  weight, activation = (getattr(quantizers.QUANTIZERS[name], role)(bits=bits) for role in ('Weight', 'Activation'))
+  kernel, x = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 3, 16, 32), (16, 8, 8, 4)))
+  quantizer = quantizers.QUANTIZERS[name]
+  weight, activation = quantizer.Weight(bits=bits), quantizer.Activation(bits=bits)
   parameters = {'step': np.float32(0.1)}
 
   @jax.jit
@@ -194,25 +214,13 @@ def test_donation_and_steps_in_a_row(runs):
 
 
 def test_exactly_one_compilation(caplog):
-  """With a method as small as they come: what counts is that states and batches keep types and layout."""
+  """What counts is that states and batches keep types and layout."""
   mesh = make_mesh(8)
-  method = types.SimpleNamespace(
-      apply=lambda variables, images, train, mutable: (
-          Outputs({'student': images.reshape(16, -1) @ variables['params']['student']['kernel']}),
-          {name: jax.tree.map(lambda x: x + 1, variables[name]) for name in mutable}),
-      loss=lambda outputs, labels: (jnp.mean(jnp.square(outputs.logits['student'])), {}),
-      weight_bits={'student': 2}, importance_group='importance')
-  config = config_lib.default()
-  config.optimizer.decay_at = '2 steps'
-  schedule = optimizer.learning_rate(config, 4, steps_per_epoch=2, batch_size=16)
-  transform = optimizer.create(config, method, schedule)
-  params = {'student': {'kernel': np.ones((64, CLASSES), np.float32)}}
-  state = TrainState(jnp.int32(0), params, {'batch_stats': np.zeros(3, np.float32)}, transform.init(params),
-                     KEY_DATA)
+  linear_step, state = linear_parts()
   state = jax.device_put(state, NamedSharding(mesh, P()))
 
   def counted_step(state, batch):
-    return train_step(state, batch, method=method, optimizer=transform, augment=augment)
+    return linear_step(state, batch)
 
   step = jax.jit(counted_step, donate_argnums=0)
   batches = [jax.device_put(make_batch(seed), NamedSharding(mesh, P('data'))) for seed in range(4)]
@@ -259,8 +267,8 @@ def test_label_rank(classes):
 
 def test_label_rank_of_what_is_not_a_number():
   nan, inf = np.nan, np.inf
-  logits = jnp.array([[nan] * 6, [0, 1, 2, 3, 4, nan], [nan, 1, 2, 3, 4, 5], [-inf, inf, 0, 0, 0, 0]], jnp.float32)
-  rank = label_rank(logits, jnp.array([0, 5, 5, 1]))
+  logits = [[nan] * 6, [0, 1, 2, 3, 4, nan], [nan, 1, 2, 3, 4, 5], [-inf, inf, 0, 0, 0, 0]]
+  rank = label_rank(jnp.array(logits, jnp.float32), jnp.array([0, 5, 5, 1]))
   assert rank[0] >= 5 and rank[1] >= 5  # a diverged network has no hits
   assert rank[2] == 1 and rank[3] == 0
 
@@ -268,7 +276,8 @@ def test_label_rank_of_what_is_not_a_number():
 @pytest.mark.parametrize('classes, devices', [(3, 1), (5, 8), (8, 1), (8, 8)])
 def test_eval_step_counts_what_is_not_padding(classes, devices):
   rng = np.random.default_rng(classes)
-  logits = {name: np.round(2 * rng.normal(size=(16, classes))).astype(np.float32) for name in ('student', 'teacher')}
+  logits = {name: np.round(2 * rng.normal(size=(16, classes))).astype(np.float32)
+            for name in ('student', 'teacher')}
   labels, mask = rng.integers(0, classes, 16).astype(np.int32), np.arange(16) < 11
   # The padding would be right at every count.
   logits['student'][~mask, 0], labels[~mask] = 9, 0

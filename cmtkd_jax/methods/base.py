@@ -37,6 +37,10 @@ class Method(nn.Module):
     """`{network: bits of its weights}`."""
     raise NotImplementedError
 
+  def origins(self, name):
+    """Returns where top-level parameters `name` may be found in another run, best first, as paths of names."""
+    return (name, self.main_network) if name in self.weight_bits else (name,)
+
   def __call__(self, images, train):
     """Returns `Outputs` of images float32 [B, H, W, C]."""
     raise NotImplementedError

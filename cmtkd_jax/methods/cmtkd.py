@@ -91,6 +91,9 @@ class CMTKD(Method):
   def weight_bits(self):
     return {STUDENT: self.student_weight_bits, **dict(zip(self.teacher_names, self.teacher_weight_bits))}
 
+  def origins(self, name):
+    return (name, f'{STUDENT}/head') if name == 'combined_head' else super().origins(name)
+
   def __call__(self, images, train):
     settings = self.settings
     teachers = [getattr(self, name) for name in self.teacher_names]

@@ -40,7 +40,8 @@ class Stem(nn.Module):
 class Block(nn.Module):
   """Two 3x3 convolutions and a shortcut: returns the sum, without what follows it in either order.
 
-  `x` is the quantized input, `identity` what an identity shortcut adds (`pre`: the sum before x's normalisation).
+  `x` is the quantized input, `identity` what an identity shortcut adds: `pre`, the sum before x's normalisation,
+  which the first block of a stage does not know and takes x itself; `post`, x.
   """
   features: int
   stride: int

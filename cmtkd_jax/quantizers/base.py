@@ -54,7 +54,7 @@ class Quantizer:
 
   def __post_init__(self):
     name = f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
-    if self.bits not in self.widths:
+    if type(self.bits) is not int or self.bits not in self.widths:
       raise ValueError(f'{name}: bits={self.bits} is not supported; allowed: {", ".join(map(str, self.widths))}')
     for field, allowed in self.choices.items():
       if getattr(self, field) not in allowed:

@@ -116,7 +116,7 @@ def encode_weight(w, bits, per_channel=False, binary_scale='std'):
   """
   s = base.broadcast_to_channels(weight_scale(w, bits, per_channel, binary_scale), w)
   half = 2**(bits - 1)
-  codes = jnp.clip(jnp.round(w / s + 0.5), 1 - half, half) + (half - 1)
+  codes = jnp.clip(jnp.round(w * (1 / s) + 0.5), 1 - half, half) + (half - 1)  # reciprocal: as above
   return base.Coded(codes.astype(jnp.int32), s, half - 0.5)
 
 
