@@ -184,12 +184,13 @@ def apply_argument(config, argument, **variants):
 
 
 def smoke(config, image_size, channels=3, classes=10):
-  """Shrinks `config` to a few seconds anywhere: generated images, narrow layers, three steps."""
+  """Shrinks `config` to a few seconds anywhere: generated images, narrow layers, two teachers, three steps."""
   config.data.name = f'generated:{image_size}x{image_size}x{channels}:{classes}:48'
   config.data.image_size, config.data.resize = image_size, 0
   if config.data.augment in ('inception_crop_flip', 'resize_crop_flip'):
     config.data.augment = 'pad_crop_flip'
   config.model.width = min(config.model.width, 8 / 64)
+  config.cmtkd.teacher_bits = config.cmtkd.teacher_bits[::2]
   config.batch_size = config.eval_batch_size = 16
   config.duration, config.optimizer.warmup = '3 steps', ''
   if config.optimizer.schedule == 'step':

@@ -22,7 +22,7 @@ def start(workdir, cache):
                               'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0', 'XLA_FLAGS': ''}
   return subprocess.Popen(
       [sys.executable, '-m', 'cmtkd_jax.main', '--config=configs/digits_resnet8.py:smoke', f'--workdir={workdir}',
-       '--config.cmtkd.teacher_bits=(4, 8)', f'--config.duration={STEPS} steps',
+       '--config.cmtkd.teacher_bits=(4,)', f'--config.duration={STEPS} steps',
        '--config.eval_every=100 steps', '--config.checkpoint_every=3 steps', '--config.quantizer.name=lsq'],
       cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
