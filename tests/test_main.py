@@ -59,8 +59,11 @@ def test_smoke_trains_and_evaluates(name, tmp_path, quick_compile):
       train.train_and_evaluate(config, tmp_path)
 
 
-def test_minival_is_what_chooses_the_best_checkpoint(tmp_path, quick_compile):
+def test_minival_is_what_chooses_the_best_checkpoint_and_no_tensorflow_is_needed(tmp_path, quick_compile, monkeypatch):
+  for module in ('tensorflow', 'tensorboard', 'clu', 'tensorflow_datasets', 'grain', 'array_record'):
+    monkeypatch.setitem(sys.modules, module, None)
   config = load('digits_resnet8', 'smoke')
+  config.tensorboard = True
   config.method, config.data.minival, config.duration, config.eval_every = 'single', 0.25, '4 steps', '1 steps'
   summary = train.train_and_evaluate(config, tmp_path)
   assert set(summary['results']) == {'minival/student', 'test/student'}
