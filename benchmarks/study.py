@@ -113,8 +113,10 @@ def main():
 
     def one(row, seed):
       share = free.get()
-      run(args.study, row, seed, args.data and args.data.resolve(), args.workdir, share)
-      free.put(share)
+      try:
+        run(args.study, row, seed, args.data and args.data.resolve(), args.workdir, share)
+      finally:
+        free.put(share)
 
     with futures.ThreadPoolExecutor(args.jobs) as pool:
       runs = [pool.submit(one, row, seed) for seed in map(int, args.seeds.split(',')) for row in rows]

@@ -11,9 +11,10 @@ from cmtkd_jax.step import eval_step
 class Evaluator:
   """Evaluates a method's networks on the evaluation splits of a data set, with one compiled step."""
 
-  def __init__(self, method, dataset):
+  def __init__(self, method, dataset, sharding):
     self._splits = dataset.evals
-    self._step = jax.jit(functools.partial(eval_step, method=method, normalize=dataset.normalize))
+    self._step = jax.jit(functools.partial(eval_step, method=method, normalize=dataset.normalize),
+                         out_shardings=sharding)
 
   def run(self, variables):
     """Returns {'<split>/<network>/top1': percent, '.../top5': percent, '.../cross_entropy': nats}."""
@@ -29,22 +30,25 @@ class Evaluator:
     return results
 
 
-def evaluate_run(workdir, config=None):
-  """Evaluates the newest checkpoint of a run.
+def evaluate_run(workdir, config=None, step=None):
+  """Evaluates a checkpoint of a run.
 
   Args:
     workdir: directory of the run.
-    config: a `ConfigDict` whose `data` replaces the run's, for data that lies elsewhere; None for the run's own.
+    config: a `ConfigDict` whose `data` and `eval_batch_size` replace the run's; None for the run's own.
+    step: which checkpoint; None for the newest.
 
   Returns:
     JSON-able dict: the step, and `Evaluator.run`'s results.
   """
   run_config = run_files.read_config(workdir)
   if config is not None:
-    run_config.data = config.data
+    run_config.data, run_config.eval_batch_size = config.data, config.eval_batch_size
   mesh = assembly.make_mesh()
+  run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
+  replicated = assembly.replicated(mesh)
   dataset = assembly.load_data(run_config, mesh)
   method = assembly.create_method(run_config, dataset.num_classes)
-  variables, _, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}')
-  results = Evaluator(method, dataset).run(jax.device_put(variables, assembly.replicated(mesh)))
+  variables, _, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}', step)
+  results = Evaluator(method, dataset, replicated).run(jax.device_put(variables, replicated))
   return {'workdir': str(workdir), 'step': step, **results}

@@ -13,7 +13,7 @@ from cmtkd_jax.errors import UserError
 
 def parse(text):
   """Returns `{network: work directory}` of 'student=DIR,teacher1_4bit=DIR', or `{'': DIR}` for one directory."""
-  if '=' not in text:
+  if not re.match(r'\s*\w+\s*=', text):  # a path may hold a '=' further on
     return {'': text}
   pairs = [part.partition('=') for part in text.split(',')]
   for name, _, directory in pairs:
@@ -50,7 +50,7 @@ def load(text, allow, abstract, method):
     used = set()
     for path in wanted:
       origin = _origin(path, source, method)
-      if target in ('', path[1]) and origin in source:
+      if target in ('', path[1]) and origin in source and not _is_quantizer(path):
         found[path] = source[origin]
         used.add(origin)
     unused += [path for path in source if path not in used]
@@ -89,5 +89,10 @@ def _origin(path, source, method):
 
 
 def _starts_fresh(path, method):
-  """Quantizers start from data; what only this method has, such as importance factors, starts as it does alone."""
-  return any(name.endswith('_quantizer') for name in path) or len(method.origins(path[1])) == 1
+  """What only this method has, such as importance factors, starts as it does alone."""
+  return _is_quantizer(path) or len(method.origins(path[1])) == 1
+
+
+def _is_quantizer(path):
+  """Quantizers start from data and the loaded weights: steps of another bit-width would be far off."""
+  return any(name.endswith('_quantizer') for name in path)

@@ -74,10 +74,10 @@ class Dense(nn.Module):
     quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
     if quantizer is not None:
       kernel = FakeQuantize(quantizer, name='weight_quantizer')(kernel, train)
-    y = x.astype(self.dtype) @ kernel.astype(self.dtype)
-    if self.role == 'last':
-      y += self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)[None]
-    return y
+    if self.role == 'last':  # logits: always float32
+      bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+      return x.astype(jnp.float32) @ kernel + bias[None]
+    return x.astype(self.dtype) @ kernel.astype(self.dtype)
 
 
 class Activation(nn.Module):
@@ -131,5 +131,5 @@ def max_pool(x, window, stride, padding=0):
   for dy in range(window):
     for dx in range(window):
       view = x[:, dy:dy + (height - 1) * stride + 1:stride, dx:dx + (width - 1) * stride + 1:stride]
-      best = view if best is None else jnp.where(best >= view, best, view)
+      best = view if best is None else jnp.where((best >= view) | (best != best), best, view)  # NaN stays
   return best

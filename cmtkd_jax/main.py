@@ -17,10 +17,11 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is impor
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/digits_resnet8.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; by default runs/<name of the config file>.')
 _MODE = flags.DEFINE_enum('mode', 'train', list(modes.MODES), 'train: train or resume; evaluate: print one JSON object.')
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate; by default the newest.')
 
 
 def parse(argv):
-  """Parses the flags and returns (config or None, work directory, mode), or raises a `UserError` of one line."""
+  """Parses the flags and returns (mode, config or None, work directory, step or None), or raises a `UserError` of one line."""
   for field in re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE):
     config_lib.check_field(field)
   try:
@@ -30,9 +31,9 @@ def parse(argv):
   except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as e:
     raise UserError(_one_line(e)) from e
   if rest[1:]:
-    raise UserError(f'{rest[1]!r} is no flag; flags are --config, --config.FIELD, --workdir and --mode')
+    raise UserError(f'{rest[1]!r} is no flag; flags are --config, --config.FIELD, --workdir, --mode and --step')
   workdir = _WORKDIR.value or _default_workdir()
-  return config, workdir, _MODE.value
+  return _MODE.value, config, workdir, _STEP.value
 
 
 def _one_line(error):
@@ -56,8 +57,8 @@ def _default_workdir():
 def main(argv):
   """Runs one mode; returns the exit status."""
   try:
-    config, workdir, mode = parse(argv)
-    modes.MODES[mode](config, workdir)
+    mode, *arguments = parse(argv)
+    modes.MODES[mode](*arguments)
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)
     return 2

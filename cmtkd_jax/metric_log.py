@@ -150,7 +150,7 @@ def _clu_writer(workdir):
     try:
       from clu import metric_writers
       import tensorflow as tf
-    except ImportError:
+    except (ImportError, AttributeError, TypeError, RuntimeError):  # absent, or does not fit what else is installed
       return None
     try:
       tf.config.set_visible_devices([], 'GPU')  # Or it would take the memory that JAX needs.
@@ -161,7 +161,7 @@ def _clu_writer(workdir):
 
 @contextlib.contextmanager
 def _silent_stderr():
-  """Closes the mouth of C++ libraries: TensorFlow greets on file descriptor 2 whatever its log level."""
+  """Silences C++ libraries: TensorFlow prints on file descriptor 2 whatever its log level."""
   sys.stderr.flush()
   saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
   os.dup2(null, 2)

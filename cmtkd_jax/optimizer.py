@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cmtkd_jax import durations
+from cmtkd_jax.errors import UserError
 
 QUANTIZER_GROUP = 'quantizer'  # learned steps and the like
 OTHER_GROUP = 'other'  # combined classifier, adaptors
@@ -49,6 +50,9 @@ def learning_rate(config, total_steps, **sizes):
   """Returns the network's learning rate as a function of the step: [warm-up], then step decay or cosine to zero."""
   optimizer = config.optimizer
   warmup = durations.parse_one(optimizer.warmup, 'config.optimizer.warmup', **sizes)
+  if warmup >= total_steps:
+    raise UserError(f'config.optimizer.warmup={optimizer.warmup!r} does not end before the training of {total_steps} '
+                    'steps; shorten it')
   if optimizer.schedule == 'cosine':
     main = optax.cosine_decay_schedule(optimizer.learning_rate, max(1, total_steps - warmup))
   else:

@@ -1,5 +1,6 @@
 """What a run leaves in its work directory beside checkpoints and metrics: config, bits, summary."""
 
+import functools
 import importlib.metadata
 import json
 import subprocess
@@ -13,6 +14,9 @@ from cmtkd_jax.errors import UserError
 
 CONFIG, BITS, CLASSES, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'summary.json'
 CHECKPOINTS = 'checkpoints'
+# Fields that may change when a run goes on: they do not touch what is trained.
+FREE = ('data.dir', 'data.num_workers', 'data.resident', 'eval_batch_size', 'log_every', 'eval_every', 'checkpoint_every',
+        'keep_checkpoints', 'tensorboard')
 
 
 def open_run(workdir, config, dataset, rows):
@@ -26,11 +30,11 @@ def open_run(workdir, config, dataset, rows):
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG
     if path.exists():
-      differing = config_lib.difference(read_config(workdir), config)
+      differing = config_lib.difference(read_config(workdir), config, but=FREE)
       if differing:
         raise UserError(f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
                         f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same configuration')
-    elif jax.process_index() == 0:
+    if jax.process_index() == 0:
       _write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
       _write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
       _write(path, config_lib.to_json(config))
@@ -64,8 +68,8 @@ def meta(config, step, rows):
 def write_summary(workdir, config, steps_per_epoch):
   """Writes and returns the run's summary: last and best evaluation of every network, importance factors.
 
-  'best' is the evaluation with the highest top-1 of that network on that split. On 'test' it is reported, as papers do,
-  and never used to choose anything.
+  'best' is the evaluation with the highest top-1 of that network on that split: on 'test' a maximum, as papers print it,
+  that no choice could have found. 'chosen' is the one that minival chooses, where there is a minival.
   """
   rows = metric_log.read(workdir)
   evaluations = [row for row in rows if any(name.startswith('test/') for name in row)]
@@ -77,9 +81,11 @@ def write_summary(workdir, config, steps_per_epoch):
       network = name.removesuffix('/top1')
       best = max(evaluations, key=lambda row: row[name])
       of = lambda row: {kind: row[f'{network}/{kind}'] for kind in ('top1', 'top5')}
-      summary['results'][network] = {
-          'last': of(evaluations[-1]),
-          'best': of(best) | {'epoch': round(best['step'] / steps_per_epoch, 3)}}
+      at = lambda row: of(row) | {'epoch': round(row['step'] / steps_per_epoch, 3)}
+      summary['results'][network] = {'last': of(evaluations[-1]), 'best': at(best)}
+      held_out = name.replace('test/', 'minival/')
+      if name.startswith('test/') and held_out in evaluations[-1]:
+        summary['results'][network]['chosen'] = at(max(evaluations, key=lambda row: row[held_out]))
   trained = [row for row in rows if 'train/loss' in row]
   summary['importance'] = {name.removeprefix('importance/'): value
                            for name, value in trained[-1].items() if name.startswith('importance/')}
@@ -96,6 +102,10 @@ def closing_table(summary):
     last, best = result['last'], result['best']
     lines.append(f'{network:28}{last["top1"]:>8.2f} %{last["top5"]:>8.2f} %{best["top1"]:>8.2f} %'
                  f'{best["top5"]:>8.2f} %{best["epoch"]:>7.4g}')
+  for network, result in summary['results'].items():
+    if 'chosen' in result:
+      chosen = result['chosen']
+      lines.append(f'{network + ", as minival chooses":40}{chosen["top1"]:.2f} %  at epoch {chosen["epoch"]:.4g}')
   if summary['importance']:
     taps = list(dict.fromkeys(name.split('/')[0] for name in summary['importance']))
     teachers = list(dict.fromkeys(name.split('/')[1] for name in summary['importance']))
@@ -116,9 +126,13 @@ def _versions():
   return {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')}
 
 
+@functools.cache
 def _commit():
   """The commit of the checkout this package runs from, '' elsewhere."""
   package = epath.Path(__file__).parent
-  git = subprocess.run(['git', '-C', str(package), 'describe', '--always', '--dirty', '--exclude=*'],
-                       capture_output=True, text=True, check=False)
+  try:
+    git = subprocess.run(['git', '-C', str(package), 'describe', '--always', '--dirty', '--exclude=*'],
+                         capture_output=True, text=True, check=False)
+  except OSError:  # no git here
+    return ''
   return git.stdout.strip() if git.returncode == 0 else ''

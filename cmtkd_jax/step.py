@@ -53,7 +53,7 @@ def initial_state(trained, batch, *, method, optimizer, augment, seed):
   images = augment(jax.random.fold_in(key, 0), batch['image'])
   init_key = jax.random.fold_in(key, 2**31 - 1)  # no step's key
   if trained:
-    # Whatever is missing in `trained` is created from it and the images; statistics that this pass moved are not kept.
+    # Whatever is missing in `trained` is created from it and the images; what is there stays as it was.
     _, created = method.apply(trained, images, train=True, mutable=True, rngs={'params': init_key})
     flat = traverse_util.flatten_dict(created) | traverse_util.flatten_dict(trained)
     model_state = traverse_util.unflatten_dict(flat)

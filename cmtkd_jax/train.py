@@ -24,6 +24,7 @@ def train_and_evaluate(config, workdir):
   """
   config_lib.check(config)
   mesh = assembly.make_mesh()
+  replicated = assembly.replicated(mesh)
 
   # Data.
   dataset = assembly.load_data(config, mesh)
@@ -43,7 +44,7 @@ def train_and_evaluate(config, workdir):
   run = run_files.open_run(workdir, config, dataset, rows)
   best_metric = f'minival/{method.main_network}/top1' if 'minival' in dataset.evals else ''
   with Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, best_metric) as checkpoints:
-    state, report = _restore_or_create(config, method, transform, dataset, checkpoints, assembly.replicated(mesh))
+    state, report = _restore_or_create(config, method, transform, dataset, checkpoints, replicated)
     start = int(state.step)
 
     with (MetricLog(run, resume_step=start, tensorboard=config.tensorboard) as log,
@@ -59,8 +60,8 @@ def train_and_evaluate(config, workdir):
       batches = dataset.train.batches(start)
       batch = next(batches)
       step_fn = jax.jit(functools.partial(train_step, method=method, optimizer=transform, augment=dataset.augment),
-                        donate_argnums=0).lower(state, batch).compile()
-      evaluator = evaluate.Evaluator(method, dataset)
+                        donate_argnums=0, out_shardings=replicated).lower(state, batch).compile()
+      evaluator = evaluate.Evaluator(method, dataset, replicated)
       progress.compiled(time.monotonic() - begin)
 
       # The loop. Metrics stay on the device until they are logged, and no step waits for the one before it.
@@ -72,7 +73,7 @@ def train_and_evaluate(config, workdir):
         batch = next(batches)
         evaluates = step == total_steps or eval_every and step % eval_every == 0
         saves = evaluates or checkpoint_every and step % checkpoint_every == 0
-        if saves or step % max(1, log_every) == 0:
+        if saves or log_every and step % log_every == 0:
           history = jax.device_get(pending)
           _check_finite(history, step, checkpoints.latest())
           speed = len(pending) * config.batch_size / (time.monotonic() - since)

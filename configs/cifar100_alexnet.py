@@ -16,7 +16,7 @@ def get_config(argument=''):
   config.data.mean, config.data.std = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
   config.model.name, config.model.stem = 'alexnet', 'imagenet'
   config.cmtkd.teacher_bits = (4, 6, 8)
-  config.cmtkd.alpha, config.cmtkd.beta, config.cmtkd.gamma = 1.0, 0.5, 100.0
+  config.cmtkd.alpha, config.cmtkd.beta, config.cmtkd.gamma_attention = 1.0, 0.5, 100.0
   config.batch_size, config.eval_batch_size = 256, 1000
   config.duration = '100 epochs'
   config.optimizer.learning_rate, config.optimizer.schedule = 0.01, 'cosine'
@@ -27,7 +27,7 @@ def get_config(argument=''):
 
 def fitnet(config):
   """CMT-KD-FitNet: 70.0 / 90.7 in the paper."""
-  config.cmtkd.feature_loss, config.cmtkd.gamma = 'fitnet', 1.0
+  config.cmtkd.feature_loss = 'fitnet'
 
 
 def w1a2(config):

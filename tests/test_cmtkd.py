@@ -131,13 +131,13 @@ def loss_inputs():
 @pytest.mark.parametrize('settings, gamma', [
     (cmtkd.Settings(), 100),
     (cmtkd.Settings(feature_loss='fitnet'), 1),
-    (cmtkd.Settings(feature_loss='none', gamma=7.0), 0),
-    (cmtkd.Settings(alpha=0.7, beta=1.3, gamma=11.0, temperature=3.0, ce_temperature=1.7,
+    (cmtkd.Settings(feature_loss='none', gamma_attention=7.0), 0),
+    (cmtkd.Settings(alpha=0.7, beta=1.3, gamma_attention=11.0, temperature=3.0, ce_temperature=1.7,
                     attention_power=3.0), 11),
-    (cmtkd.Settings(alpha=1.9, beta=0.2, gamma=0.4, temperature=5.0, ce_temperature=0.6,
+    (cmtkd.Settings(alpha=1.9, beta=0.2, gamma_fitnet=0.4, temperature=5.0, ce_temperature=0.6,
                     feature_loss='fitnet'), 0.4),
     (cmtkd.Settings(alpha=0.3, beta=2.0, temperature=0.5, ce_temperature=2.5, feature_loss='none'), 0),
-    (cmtkd.Settings(gamma=0.0), 0),
+    (cmtkd.Settings(gamma_attention=0.0), 0),
 ])
 def test_loss_and_terms(settings, gamma):
   total, terms = cmtkd.cmtkd_loss(*loss_inputs(), settings)
@@ -146,7 +146,7 @@ def test_loss_and_terms(settings, gamma):
   for name, value in expected_terms.items():
     assert_close(terms[name], value)
   assert_close(total, expected_total)
-  assert total.dtype == jnp.float32 and settings.feature_weight == gamma
+  assert total.dtype == jnp.float32 and settings.gamma == gamma
 
 
 # The forward pass.
@@ -329,7 +329,7 @@ OPEN_TARGET = dict(stop_gradient_target=False)
     (dict(stop_gradient_shared=True), 'features', {'student'}),
     (dict(alpha=0.0, beta=0.0), 'total', MAPS | {'student'}),
     (dict(alpha=0.0, beta=0.0, feature_loss='none'), 'total', set()),
-    (dict(alpha=0.0, beta=0.0, gamma=0.0), 'total', set()),
+    (dict(alpha=0.0, beta=0.0, gamma_attention=0.0), 'total', set()),
     (dict(beta=0.0, feature_loss='none'), 'total', ALL),
     (dict(feature_loss='none', **OPEN_TARGET), 'total', ALL),
 ])
@@ -350,7 +350,7 @@ def test_without_mutual_and_feature_loss_the_two_sides_are_apart(linearized):
 
 def test_gradient_of_importance_by_finite_differences():
   # Without quantizers and with nothing held constant, the loss is smooth almost everywhere.
-  method, images = make_method(make_config(bits=(32, 32), student=32, gamma=20.0,
+  method, images = make_method(make_config(bits=(32, 32), student=32, gamma_attention=20.0,
                                            stop_gradient_target=False)), make_images()
   variables = make_variables(method)
 
@@ -444,4 +444,4 @@ def test_rule_that_matches_nothing_is_refused():
 def test_every_setting_is_a_config_field():
   assert set(config_lib.default().cmtkd) == {field.name for field in dataclasses.fields(cmtkd.Settings)}
   flat = traverse_util.flatten_dict(config_lib.default().to_dict(), sep='.')
-  assert flat['cmtkd.teacher_bits'] == (4, 6, 8) and flat['cmtkd.gamma'] is None
+  assert flat['cmtkd.teacher_bits'] == (4, 6, 8) and flat['cmtkd.gamma_attention'] == 100

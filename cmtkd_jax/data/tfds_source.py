@@ -61,7 +61,7 @@ class TfdsSource(Source):
 
 
 def read(name: str, data_dir: str) -> Splits:
-  """Opens a prepared image classification set; its test split is 'test' or, lacking that, 'validation'.
+  """Opens a prepared image classification set; its test split is 'test' or, lacking one with labels, 'validation'.
 
   Args:
     name: builder name, with config and version where wanted, such as 'cifar100' or 'imagenet2012:5.1.0'.
@@ -84,7 +84,9 @@ def read(name: str, data_dir: str) -> Splits:
     if 'train' not in info.splits or not {'test', 'validation'} & set(info.splits):
       raise UserError(f"{field} has the splits {', '.join(info.splits)}; "
                       "it needs 'train', and 'test' or 'validation'")
-    splits = ('train', 'test' if 'test' in info.splits else 'validation')
+    # The labels of ImageNet's test split are not public; tfds sets them to -1.
+    has_labels = 'test' in info.splits and not info.name.startswith('imagenet2012')
+    splits = ('train', 'test' if has_labels else 'validation')
     if 'array_record' in {f.value for f in info.available_file_formats()}:
       decoders = {_keys(info)[0]: tfds.decode.SkipDecoding()}
       try:

@@ -29,7 +29,8 @@ class Settings:
   taps: tuple = ()  # numbers of tapped layers; () = every stage of the backbone
   alpha: float = 1.0  # weight of the cross entropies, eq. (10)
   beta: float = 0.5  # weight of the mutual KL terms; 0 = without mutual learning
-  gamma: float | None = None  # weight of the feature loss; None = 100 for attention, 1 for FitNet (F5, F6)
+  gamma_attention: float = 100.0  # weight of the feature loss if it is attention (F5); belongs to norm and map size
+  gamma_fitnet: float = 1.0  # weight of the feature loss if it is FitNet (F6)
   temperature: float = 2.0  # F1
   ce_temperature: float = 1.0  # F11
   feature_loss: str = 'attention'  # 'attention' eq. (5), 'fitnet' eq. (6), 'none'
@@ -56,11 +57,9 @@ class Settings:
   }
 
   @property
-  def feature_weight(self):
-    """gamma of eq. (10), its default resolved."""
-    if self.feature_loss == 'none':
-      return 0.0
-    return self.gamma if self.gamma is not None else {'attention': 100.0, 'fitnet': 1.0}[self.feature_loss]
+  def gamma(self):
+    """Weight of the feature loss in use, eq. (10)."""
+    return {'attention': self.gamma_attention, 'fitnet': self.gamma_fitnet, 'none': 0.0}[self.feature_loss]
 
 
 class CMTKD(Method):
@@ -143,7 +142,7 @@ class Adaptor(nn.Module):
     if self.kind == 'identity':
       return x
     x = nn.Conv(features, (1, 1), use_bias=False, name='conv')(x)
-    return nn.BatchNorm(use_running_average=not train, name='norm')(x) if self.kind == 'conv_norm' else x
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, name='norm')(x) if self.kind == 'conv_norm' else x
 
 
 def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings):
@@ -180,7 +179,7 @@ def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings):
 
   total = settings.alpha * (ce_s + ce_t) + settings.beta * (kl_s + kl_t)
   if feature:
-    total += settings.feature_weight * sum(feature.values())
+    total += settings.gamma * sum(feature.values())
   terms = {f'cross_entropy/{STUDENT}': ce_s, f'cross_entropy/{COMBINED}': ce_t,
            f'mutual/{STUDENT}': kl_s, f'mutual/{COMBINED}': kl_t}
   return total, terms | {f'{settings.feature_loss}/{tap}': value for tap, value in feature.items()}
@@ -192,7 +191,7 @@ def create(config, settings, num_classes):
   Raises:
     UserError: teachers, taps or initial importances do not fit.
   """
-  widths = [bits if isinstance(bits, (tuple, list)) else (bits, bits) for bits in settings.teacher_bits]
+  widths = [tuple(bits) if isinstance(bits, (tuple, list)) else (bits, bits) for bits in settings.teacher_bits]
   if not widths:
     raise UserError("config.cmtkd.teacher_bits=() names no teacher; give at least one width, such as (4, 6, 8), "
                     "or train the student alone with config.method='single'")
@@ -204,6 +203,10 @@ def create(config, settings, num_classes):
   if settings.importance_init and len(settings.importance_init) != len(widths):
     raise UserError(f'config.cmtkd.importance_init={settings.importance_init!r} has {len(settings.importance_init)} '
                     f'values for {len(widths)} teachers; give one each, or () for uniform importance')
+
+  if settings.requantize and settings.fused == 'pre_quantizer':
+    raise UserError("config.cmtkd.requantize=True has no meaning with config.cmtkd.fused='pre_quantizer', where each "
+                    'teacher quantizes the mixture anyway; set it to False')
 
   recipe = lambda weight_bits, activation_bits: network_recipe(config, weight_bits, activation_bits, num_classes)
   make_teachers = tuple(recipe(*pair) for pair in widths)

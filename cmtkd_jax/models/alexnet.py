@@ -30,6 +30,9 @@ class Stage(nn.Module):
     for i, (features, kernel, stride, padding, role) in enumerate(self.convs, 1):
       x = self.layers.conv(features, kernel, stride, padding, role, name=f'conv{i}')(x, train)
       if i == len(self.convs):
+        if min(x.shape[1:3]) < self.pool[0]:
+          raise UserError(f'config.data.image_size is too small for alexnet: {x.shape[1]}x{x.shape[2]} maps are left to '
+                          f"pool; use 227, or 32 with config.model.stem='cifar'")
         return self.layers.norm(train, name=f'norm{i}')(max_pool(x, *self.pool))
       x = self.layers.norm(train, name=f'norm{i}')(x)
       x = self.layers.activation(name=f'activation{i}')(x, train)
@@ -48,7 +51,7 @@ class DenseHead(nn.Module):
     x = self.layers.activation(name='activation6')(x, train)
     x = self.layers.dense(self.features, name='fc7')(x, train)
     x = nn.relu(self.layers.norm(train, name='norm7')(x))  # the last layer reads an unquantized map
-    return self.layers.dense(self.num_classes, role='last', name='fc8')(x, train).astype('float32')
+    return self.layers.dense(self.num_classes, role='last', name='fc8')(x, train)
 
 
 def alexnet(num_classes, layers, width=1.0, stem='imagenet', block_order='pre'):

@@ -95,7 +95,7 @@ class PooledHead(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
-    return self.layers.dense(self.num_classes, role='last', name='classifier')(x, train).astype(jnp.float32)
+    return self.layers.dense(self.num_classes, role='last', name='classifier')(x, train)
 
 
 def _resnet(blocks, widths, num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
