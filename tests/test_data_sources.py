@@ -187,8 +187,8 @@ def test_broken_images_are_named(tmp_path, resident):
 # --- TensorFlow Datasets.
 
 
-def save_tfds(root, file_format, name='blobs', varied=False):
-  """A prepared set as download_and_prepare leaves it: 12 train and 7 validation images."""
+def save_tfds(root, file_format, name='blobs', varied=False, unlabelled=0):
+  """A prepared set as download_and_prepare leaves it: 12 train, 7 validation and `unlabelled` test images."""
   pytest.importorskip('tensorflow')
   tfds = pytest.importorskip('tensorflow_datasets')
   rng = np.random.default_rng(0)
@@ -198,6 +198,8 @@ def save_tfds(root, file_format, name='blobs', varied=False):
       'label': tfds.features.ClassLabel(names=['ant', 'bee'])})
   examples = {s: [{'image': rng.integers(0, 256, (8 + i * varied, 8, 3), dtype=np.uint8), 'label': i % 2}
                   for i in range(n)] for s, n in (('train', 12), ('validation', 7))}
+  if unlabelled:
+    examples['test'] = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': -1}] * unlabelled
   tfds.dataset_builders.store_as_tfds_dataset(
       name=name, version='1.0.0', features=features, data_dir=root, file_format=file_format,
       split_datasets={s: list(enumerate(e)) for s, e in examples.items()}, disable_shuffling=True)
@@ -218,6 +220,18 @@ def test_tfds(tmp_path, file_format, resident):
   rows = [examples['train'][i]['image'] for i in dataset.train.indices(2)]
   np.testing.assert_array_equal(next(iterator)['image'], rows)
   iterator.close()
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('resident', ['auto', 'no'])
+def test_tfds_test_split_without_labels(tmp_path, resident):
+  """ImageNet's test labels are not public, so it is evaluated on validation; other sets are refused."""
+  fields = rgb(dir=str(tmp_path), resident=resident)
+  save_tfds(tmp_path, 'array_record', name='imagenet2012', unlabelled=3)
+  assert load(**fields, name='imagenet2012').evals['test'].num_examples == 7
+  save_tfds(tmp_path, 'array_record', name='blind', unlabelled=3)
+  with pytest.raises(UserError, match='config.data.name.*no label'):
+    test_set(load(**fields, name='blind'))
 
 
 @pytest.mark.filterwarnings('ignore')

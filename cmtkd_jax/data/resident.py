@@ -26,6 +26,7 @@ def read_all(source: sources.Source, num_workers: int) -> tuple[np.ndarray, np.n
 
   def fill(records):
     opened, labels[records] = source.read(records)
+    sources.check_labels(labels[records], source, records)
     if isinstance(opened, np.ndarray):
       images[records] = opened
       return

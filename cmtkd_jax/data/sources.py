@@ -38,6 +38,14 @@ class Source:
     raise NotImplementedError
 
 
+def check_labels(labels: np.ndarray, source: Source, records: np.ndarray):
+  """Raises `UserError` for a label below zero, by which data sets mark records without one."""
+  if (labels < 0).any():
+    record = int(records[np.argmax(labels < 0)])
+    raise UserError(f'config.data.name: {source.describe(record)} has no label (label {labels.min()}); '
+                    'choose a data set whose test split is labelled')
+
+
 class Splits(NamedTuple):
   """A data set as its reader found it."""
   train: Source

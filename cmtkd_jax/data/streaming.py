@@ -62,6 +62,7 @@ class Reader:
     real = np.flatnonzero(records >= 0)
     if real.size:
       opened, labels[real] = self._source.read(records[real])
+      sources.check_labels(labels[real], self._source, records[real])
       for row, image in zip(real, opened):
         with decode.blame(self._source, records[row]):
           images[row] = self._transform(image, position + int(row), int(records[row]))
