@@ -5,7 +5,7 @@ import pathlib
 import re
 import sys
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
@@ -25,6 +25,7 @@ def parse(argv):
   for field in re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE):
     config_lib.check_field(field)
   try:
+    app.define_help_flags()
     rest = flags.FLAGS(argv)
     config = _CONFIG.value
     getattr(config, 'is_locked', None)  # a file that cannot be read is told at the first look into it

@@ -56,13 +56,15 @@ def train_and_evaluate(config, workdir):
         progress.note(line)
 
       # The step, compiled before the first one so that its time is told apart.
-      begin = time.monotonic()
       batches = dataset.train.batches(start)
       batch = next(batches)
       step_fn = jax.jit(functools.partial(train_step, method=method, optimizer=transform, augment=dataset.augment),
-                        donate_argnums=0, out_shardings=replicated).lower(state, batch).compile()
+                        donate_argnums=0, out_shardings=replicated)
+      if start < total_steps:
+        begin = time.monotonic()
+        step_fn = step_fn.lower(state, batch).compile()
+        progress.compiled(time.monotonic() - begin)
       evaluator = evaluate.Evaluator(method, dataset, replicated)
-      progress.compiled(time.monotonic() - begin)
 
       # The loop. Metrics stay on the device until they are logged, and no step waits for the one before it.
       pending, since = [], time.monotonic()
