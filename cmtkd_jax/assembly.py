@@ -23,6 +23,7 @@ def load_data(config, mesh):
                    seed=config.seed, mesh=mesh)
 
 
-def create_method(config, num_classes):
-  """Returns the configured `methods.Method`."""
-  return methods.METHODS[config.method].create(config, config_lib.settings(config, config.method), num_classes)
+def create_method(config, num_classes, teachers=()):
+  """Returns the configured `methods.Method`; `teachers` are the `teachers.Teacher`s it learns from."""
+  return methods.METHODS[config.method].create(
+      config, config_lib.settings(config, config.method), num_classes, teachers)

@@ -28,6 +28,8 @@ class BitPolicy:
   quantize_shortcuts: whether 1x1 projection shortcuts are quantized like the rest.
   rules: ordered, matched against the full path, e.g. 'teacher1_4bit/stage2/block1/conv1'.
   quantizer, weight_options, activation_options: a name in `quantizers.QUANTIZERS` and `(field, value)` pairs.
+  known_as: name of the network in the rules, where it runs under another one.
+  high_bits, high_probability: where not 0, activations have so many bits at random, drawn for each layer and step.
   """
   weight_bits: int
   activation_bits: int
@@ -37,6 +39,9 @@ class BitPolicy:
   quantizer: str = 'hwgq'
   weight_options: tuple[tuple[str, object], ...] = ()
   activation_options: tuple[tuple[str, object], ...] = ()
+  known_as: str = ''
+  high_bits: int = 0
+  high_probability: float = 0.5
 
   def resolve_weight_bits(self, path, role):
     """Returns the bits of the weights of the layer at `path`, whose place in the network is `role`."""
@@ -62,7 +67,13 @@ class BitPolicy:
     """Returns the quantizer of the activation layer at `path`, or None for a plain ReLU."""
     return self._quantizer('Activation', self.resolve_activation_bits(path), self.activation_options)
 
+  def high_quantizer(self):
+    """Returns the quantizer that activations have at random, or None where precision is not drawn."""
+    return self._quantizer('Activation', self.high_bits, self.activation_options) if self.high_bits else None
+
   def _rule(self, path):
+    if self.known_as:
+      path = '/'.join([self.known_as, *path.split('/')[1:]])
     return next((rule for rule in self.rules if re.fullmatch(rule.pattern, path)), None)
 
   def _quantizer(self, role, bits, options):

@@ -133,13 +133,18 @@ def _read_item(path, target):
   with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
     saved = handler.metadata(path).tree
     target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved) if target is None else target
-    there, here = _signature({path.name: saved}), _signature({path.name: target})
-    lines = [f'{leaf} is {there.get(leaf, "absent")} there, {here.get(leaf, "absent")} here'
-             for leaf in sorted(there.keys() | here.keys()) if there.get(leaf) != here.get(leaf)]
-    if lines:
-      raise UserError(f'{path.parent} does not fit: {"; ".join(lines[:3])}{"; ..." * bool(lines[3:])}; '
-                      'use the configuration it was trained with, or another directory')
+    check_same({path.name: target}, {path.name: saved}, path.parent)
     return handler.restore(path, args=ocp.args.StandardRestore(target))
+
+
+def check_same(here, there, where):
+  """Raises `UserError`, beginning with `where`, unless two trees have the same arrays."""
+  here, there = _signature(here), _signature(there)
+  lines = [f'{leaf} is {there.get(leaf, "absent")} there, {here.get(leaf, "absent")} here'
+           for leaf in sorted(there.keys() | here.keys()) if there.get(leaf) != here.get(leaf)]
+  if lines:
+    raise UserError(f'{where} does not fit: {"; ".join(lines[:3])}{"; ..." * bool(lines[3:])}; '
+                    'use the configuration it was trained with, or another directory')
 
 
 def _signature(tree):

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import pathlib
+import re
+import runpy
 
 import ml_collections
 from ml_collections import config_dict
@@ -20,11 +23,16 @@ CHOICES = {
     'bits.shortcut': ('quantized', 'full_precision'),
     'quantizer.name': tuple(quantizers.QUANTIZERS),
     'optimizer.schedule': ('step', 'cosine'),
+    'data.pad_mode': ('zeros', 'reflect'),
 }
 POSITIVE = ('batch_size', 'eval_batch_size', 'keep_checkpoints', 'model.width', 'optimizer.learning_rate',
             'optimizer.decay_factor', 'optimizer.gradient_clip')
 NON_NEGATIVE = ('seed', 'optimizer.momentum', 'optimizer.importance_lr_factor', 'optimizer.weight_decay',
                 'optimizer.weight_decay_low_bits')
+
+
+# The part of a field's name that says to which run of a chain or table it belongs.
+_RUN = re.compile(r'^(?:(?:first|table\.runs)\.[^.]+\.)+')
 
 
 def default():
@@ -37,12 +45,15 @@ def default():
   config.dtype = 'float32'
   config.init_from = ''  # a work directory, or 'student=DIR,teacher1_4bit=DIR': start from trained networks
   config.init_from_allow = ''  # regex of parameters that may be missing or mismatched there
+  config.teachers = ()  # work directories of finished runs, for the methods that learn from trained teachers
+  # Runs that come first, {name: changes to this configuration}; '{name}' in init_from and teachers is their directory.
+  config.first = ml_collections.ConfigDict()
 
   config.data = dict(
       name='digits',  # 'digits', a tfds name, 'folder:PATH', 'npy:PATH', 'generated:HxWxC:CLASSES:N'
       dir='',  # tfds data_dir
       minival=0.0,  # fraction of train held out, for choosing
-      augment='pad_crop', pad=1, image_size=8, resize=0, mean=(0.5,), std=(0.5,),
+      augment='pad_crop', pad=1, pad_mode='zeros', image_size=8, resize=0, mean=(0.5,), std=(0.5,),
       resident='auto', num_workers=4)
   config.model = dict(
       name='resnet8', width=1.0, stem='cifar', block_order='pre', bn_affine=True, bn_momentum=0.9)
@@ -71,6 +82,9 @@ def default():
   config.checkpoint_every = '10 epochs'
   config.keep_checkpoints = 2
   config.tensorboard = True  # also write TensorBoard files where clu and TensorFlow are installed
+
+  # A table of runs (--mode=table): {name: changes to this configuration}, and its lines, see report/table.py.
+  config.table = dict(title='', seeds=(0, 1, 2), only=(), runs={}, lines=())
   return config
 
 
@@ -94,7 +108,8 @@ def settings(config, name):
 
 def check_field(field):
   """Raises `UserError` unless `field`, such as 'optimizer.learning_rate', is a field of the base configuration."""
-  known = _flat(default())
+  known = flat(default())
+  field = _RUN.sub('', field)
   if field not in known:
     parent = field.rpartition('.')[0]
     while parent and not any(name.startswith(f'{parent}.') for name in known):
@@ -107,25 +122,27 @@ def check_field(field):
 
 def check(config):
   """Raises `UserError`, naming field, value and what is allowed, for a configuration that cannot be honoured."""
-  known = _flat(default())
-  for field, value in _flat(config).items():
+  known = flat(default())
+  for field, value in flat(config).items():
     check_field(field)
+    if _RUN.match(field):  # checked when it is applied to this configuration
+      continue
     expected = known[field]
     if expected is not None and not _same_kind(value, expected):
       raise UserError(f'config.{field}={value!r} is {type(value).__name__}; '
                       f'it must be {type(expected).__name__}, such as {expected!r}')
   for field in known:
-    if field not in _flat(config):
+    if field not in flat(config):
       raise UserError(f'config.{field} is missing; start the config file from cmtkd_jax.config.default()')
-  flat = _flat(config)
+  fields = flat(config)
   for field, allowed in CHOICES.items():
-    _check_choice(field, flat[field], allowed)
+    _check_choice(field, fields[field], allowed)
   for field in POSITIVE:
-    if flat[field] is not None and not flat[field] > 0:
-      raise UserError(f'config.{field}={flat[field]!r} must be positive')
+    if fields[field] is not None and not fields[field] > 0:
+      raise UserError(f'config.{field}={fields[field]!r} must be positive')
   for field in NON_NEGATIVE:
-    if not flat[field] >= 0:
-      raise UserError(f'config.{field}={flat[field]!r} must not be negative')
+    if not fields[field] >= 0:
+      raise UserError(f'config.{field}={fields[field]!r} must not be negative')
   if not 0 <= config.model.bn_momentum < 1:
     raise UserError(f'config.model.bn_momentum={config.model.bn_momentum!r} must lie in [0, 1)')
   if config.optimizer.schedule == 'cosine' and config.optimizer.decay_at:
@@ -141,6 +158,24 @@ def check(config):
     except ValueError as e:
       raise UserError(f'config.quantizer.{config.quantizer.name}.{role}: {e}') from None
   settings(config, config.method)
+
+
+def derive(config, changes):
+  """Returns the checked configuration of one run of a chain or table: `config` with `changes`, and without its plans.
+
+  Raises:
+    UserError: a field does not exist, or does not fit.
+  """
+  derived = config.copy_and_resolve_references()
+  with derived.unlocked(), derived.ignore_type():
+    derived.first, derived.table = default().first, default().table
+    for field, value in flat(ml_collections.ConfigDict(changes)).items():
+      if field.split('.')[0] != 'first':
+        check_field(field)
+        derived.update_from_flattened_dict({field: value})
+    derived.first = ml_collections.ConfigDict(changes.get('first', {}))
+  check(derived)
+  return derived
 
 
 def to_json(config):
@@ -159,17 +194,17 @@ def from_json(text):
 
 def difference(a, b, but=()):
   """Returns lines 'field: value in a -> value in b' of the fields, `but` for some, in which configurations differ."""
-  a, b = _flat(a), _flat(b)
+  a, b = flat(a), flat(b)
   return [f'{field}: {a.get(field)!r} -> {b.get(field)!r}' for field in sorted(a.keys() | b.keys())
           if field not in but and _tuples(a.get(field)) != _tuples(b.get(field))]
 
 
 def apply_argument(config, argument, **variants):
-  """Applies the part of `--config=FILE.py:ARGUMENT` after the colon, names from `variants` joined by commas.
+  """Applies the part of `--config=FILE.py:ARGUMENT` after the colon: names of variants, and of runs of a table to do alone.
 
   Args:
     config: changed in place.
-    argument: '' or e.g. 'smoke'.
+    argument: '' or names joined by commas, e.g. 'smoke'.
     **variants: `{name: function of config}`.
 
   Returns:
@@ -179,10 +214,18 @@ def apply_argument(config, argument, **variants):
     UserError: a name is unknown.
   """
   for name in sorted(filter(None, argument.split(',')), key='smoke'.__eq__):  # the last word is smoke's
-    if name not in variants:
-      raise UserError(f'--config=...:{argument}: {name!r} is not one of {", ".join(sorted(variants))}')
-    variants[name](config)
+    if name in config.table.runs:
+      config.table.only = (*config.table.only, name)
+    elif name in variants:
+      variants[name](config)
+    else:
+      raise UserError(f'--config=...:{argument}: {name!r} is not one of {", ".join([*sorted(variants), *config.table.runs])}')
   return config
+
+
+def neighbour(path, name, argument=''):
+  """Returns the configuration of config file `name`, a path without suffix from the folder of the config file `path`."""
+  return runpy.run_path(str(pathlib.Path(path).parent / f'{name}.py'))['get_config'](argument)
 
 
 def smoke(config, image_size, channels=3, classes=10):
@@ -192,7 +235,15 @@ def smoke(config, image_size, channels=3, classes=10):
   if config.data.augment in ('inception_crop_flip', 'resize_crop_flip'):
     config.data.augment = 'pad_crop_flip'
   config.model.width = min(config.model.width, 8 / 64)
-  config.cmtkd.teacher_bits = config.cmtkd.teacher_bits[::2]
+  for name in methods.METHODS:
+    for field in ('teacher_bits', 'peer_bits'):
+      if field in config[name]:
+        config[name][field] = config[name][field][::2]
+  config.ctkd.teacher_model = config.model.name
+  for changes in config.first.values():
+    if 'model' in changes:
+      del changes.model  # every network is the student's
+  config.table.seeds = config.table.seeds[:1]
   config.batch_size = config.eval_batch_size = 16
   config.duration, config.optimizer.warmup = '3 steps', ''
   if config.optimizer.schedule == 'step':
@@ -207,12 +258,13 @@ def _field_defaults(cls):
   return {field.name: field.default for field in dataclasses.fields(cls) if field.name != 'bits'}
 
 
-def _flat(config, prefix=''):
-  flat = {}
+def flat(config, prefix=''):
+  """Returns `{'optimizer.momentum': value}` of all fields."""
+  fields = {}
   for name, value in config.items():
     nested = isinstance(value, ml_collections.ConfigDict)
-    flat |= _flat(value, f'{prefix}{name}.') if nested else {f'{prefix}{name}': value}
-  return flat
+    fields |= flat(value, f'{prefix}{name}.') if nested else {f'{prefix}{name}': value}
+  return fields
 
 
 def _same_kind(value, expected):

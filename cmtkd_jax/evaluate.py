@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from cmtkd_jax import assembly, checkpoint, run_files
+from cmtkd_jax import assembly, checkpoint, run_files, teachers
 from cmtkd_jax.step import eval_step
 
 
@@ -30,8 +30,28 @@ class Evaluator:
     return results
 
 
-def evaluate_run(workdir, config=None, step=None):
-  """Evaluates a checkpoint of a run.
+class HeldOut:
+  """What a method learns from the held-out slice of train, `Method.held_out`."""
+
+  def __init__(self, method, dataset, sharding):
+    self._method, self._loader = method, dataset.evals['minival']
+
+    def measure(variables, batch):
+      outputs = method.apply(variables, dataset.normalize(batch['image']), train=False)
+      return method.measure(outputs.logits, batch['label'], batch['mask'])
+
+    self._measure = jax.jit(measure, out_shardings=sharding)
+    self._learn = jax.jit(method.learn, out_shardings=sharding)
+
+  def __call__(self, state):
+    """Returns the train state after one pass over the held-out slice."""
+    variables = {'params': state.params, **state.model_state}
+    sums = [self._measure(variables, batch) for batch in self._loader.batches()]
+    return state.replace(model_state=self._learn(jax.tree.map(lambda *parts: sum(parts), *sums), state.model_state))
+
+
+def open_run(workdir, config=None, step=None):
+  """Opens a checkpoint of a run.
 
   Args:
     workdir: directory of the run.
@@ -39,7 +59,7 @@ def evaluate_run(workdir, config=None, step=None):
     step: which checkpoint; None for the newest.
 
   Returns:
-    JSON-able dict: the step, and `Evaluator.run`'s results.
+    (method, variables on every device, dataset, sharding of what every device holds, step).
   """
   run_config = run_files.read_config(workdir)
   if config is not None:
@@ -48,7 +68,13 @@ def evaluate_run(workdir, config=None, step=None):
   run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
   replicated = assembly.replicated(mesh)
   dataset = assembly.load_data(run_config, mesh)
-  method = assembly.create_method(run_config, dataset.num_classes)
+  method = assembly.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
   variables, _, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}', step)
-  results = Evaluator(method, dataset, replicated).run(jax.device_put(variables, replicated))
+  return method, jax.device_put(variables, replicated), dataset, replicated, step
+
+
+def evaluate_run(workdir, config=None, step=None):
+  """Evaluates a checkpoint of a run, opened by `open_run`; returns a JSON-able dict: step and `Evaluator.run`'s results."""
+  method, variables, dataset, replicated, step = open_run(workdir, config, step)
+  results = Evaluator(method, dataset, replicated).run(variables)
   return {'workdir': str(workdir), 'step': step, **results}

@@ -1,8 +1,10 @@
 """Starting networks from trained ones of another run, with a report of what was and was not found.
 
-A network takes the network of its own name, or else the other run's student.
+A network takes the network of its own name, or else the other run's student. Quantizers start from data and the loaded
+weights, since steps of another bit-width would be far off; a network of the same name and the same widths keeps them.
 """
 
+import json
 import re
 
 from flax import traverse_util
@@ -22,7 +24,7 @@ def parse(text):
   return {name.strip(): directory.strip() for name, _, directory in pairs}
 
 
-def load(text, allow, abstract, method):
+def load(text, allow, abstract, method, config=None):
   """Reads trained networks into the variables of this run.
 
   Args:
@@ -30,6 +32,7 @@ def load(text, allow, abstract, method):
     allow: `config.init_from_allow`, a regex of paths that may stay missing or mismatched.
     abstract: abstract variables of this run, {'params': {network: ...}, ...}.
     method: the `methods.Method`, whose `origins` say where each part may come from.
+    config: of this run, to find networks whose quantizers are the same in both; None for none of them.
 
   Returns:
     (variables, report): a nested dict of the arrays found, and lines of text.
@@ -45,12 +48,14 @@ def load(text, allow, abstract, method):
   for target, directory in targets.items():
     if target and target not in networks:
       raise UserError(f'config.init_from: there is no network {target!r}; there are {", ".join(sorted(networks))}')
-    variables, _, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
+    variables, meta, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
+    same_grids = config is not None and _same_grids(config.to_dict(), meta.get('config', {}))
     source = traverse_util.flatten_dict(variables)
     used = set()
     for path in wanted:
       origin = _origin(path, source, method)
-      if target in ('', path[1]) and origin in source and not _is_quantizer(path):
+      if target in ('', path[1]) and origin in source and (
+          not _is_quantizer(path) or same_grids and origin[1] == path[1]):
         found[path] = source[origin]
         used.add(origin)
     unused += [path for path in source if path not in used]
@@ -93,6 +98,12 @@ def _starts_fresh(path, method):
   return _is_quantizer(path) or len(method.origins(path[1])) == 1
 
 
+def _same_grids(here, there):
+  """Whether networks of one name have the same quantizers in both configurations; names of teachers hold their widths."""
+  name = here['quantizer']['name']
+  described = lambda config: json.dumps([config[key] for key in ('student', 'bits')] + [config['quantizer'].get(name)])
+  return there.get('quantizer', {}).get('name') == name and described(here) == described(there)
+
+
 def _is_quantizer(path):
-  """Quantizers start from data and the loaded weights: steps of another bit-width would be far off."""
   return any(name.endswith('_quantizer') for name in path)

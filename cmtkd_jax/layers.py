@@ -89,7 +89,12 @@ class Activation(nn.Module):
     quantizer = self.policy.activation_quantizer('/'.join(self.path))
     if quantizer is None:
       return nn.relu(x)
-    return FakeQuantize(quantizer, name='activation_quantizer')(x, train)
+    quantized = FakeQuantize(quantizer, name='activation_quantizer')(x, train)
+    high = self.policy.high_quantizer()
+    if high is None:
+      return quantized
+    take_high = jax.random.bernoulli(self.make_rng('sampling'), self.policy.high_probability)
+    return jnp.where(take_high, FakeQuantize(high, name='high_quantizer')(x, train), quantized)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 import json
 
-from cmtkd_jax import evaluate, train
+from cmtkd_jax import chain, evaluate
 from cmtkd_jax.errors import UserError
 
 
 def run_train(config, workdir, step):
-  """Trains, resuming what is in `workdir`."""
-  if step is not None:
-    raise UserError(f'--step={step} belongs to --mode=evaluate; training goes on from the newest checkpoint')
-  if config is None:
-    raise UserError('--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py')
-  train.train_and_evaluate(config, workdir)
+  """Trains, first what the configuration says comes first, resuming what is in `workdir`."""
+  _no_step(step)
+  if _needed(config).table.runs:
+    raise UserError(f'--mode=train: this configuration is a table of {len(config.table.runs)} runs; use --mode=table')
+  chain.train_chain(config, workdir)
 
 
 def run_evaluate(config, workdir, step):
@@ -20,4 +19,37 @@ def run_evaluate(config, workdir, step):
   print(json.dumps(evaluate.evaluate_run(workdir, config, step), indent=1))
 
 
-MODES = {'train': run_train, 'evaluate': run_evaluate}
+def run_table(config, workdir, step):
+  """Trains the missing runs of a table and prints it."""
+  from cmtkd_jax.report import table
+  _no_step(step)
+  table.train_table(_needed(config), workdir)
+
+
+def run_collect(config, workdir, step):
+  """Prints the table of the runs that are finished."""
+  from cmtkd_jax.report import table
+  _no_step(step)
+  table.collect(_needed(config), workdir)
+
+
+def run_report(config, workdir, step):
+  """Writes a run's report, one HTML page and its pictures."""
+  from cmtkd_jax import report  # needs matplotlib
+  del config
+  _no_step(step)
+  print(report.write(workdir))
+
+
+def _needed(config):
+  if config is None:
+    raise UserError('--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py')
+  return config
+
+
+def _no_step(step):
+  if step is not None:
+    raise UserError(f'--step={step} belongs to --mode=evaluate; the newest checkpoint is taken everywhere else')
+
+
+MODES = {'train': run_train, 'evaluate': run_evaluate, 'table': run_table, 'collect': run_collect, 'report': run_report}

@@ -11,6 +11,7 @@ from cmtkd_jax.errors import UserError
 
 QUANTIZER_GROUP = 'quantizer'  # learned steps and the like
 OTHER_GROUP = 'other'  # combined classifier, adaptors
+FROZEN_GROUP = 'frozen'  # trained teachers that stay as they are
 LOW_BITS = 2  # weights of so few bits get the smaller weight decay
 
 
@@ -39,6 +40,8 @@ def groups(config, method):
 
 def group_of(path, method):
   """Returns the name of the group of the parameter at `path`, a tuple of names, the network first."""
+  if path[0] in method.frozen:
+    return FROZEN_GROUP
   if path[0] == method.importance_group:
     return method.importance_group
   if any(name.endswith('_quantizer') for name in path):
@@ -87,5 +90,6 @@ def create(config, method, schedule):
     return jax.tree_util.tree_map_with_path(lambda path, _: group_of(tuple(key.key for key in path), method), params)
 
   transforms = {name: transform(group) for name, group in groups(config, method).items()}
+  transforms[FROZEN_GROUP] = optax.set_to_zero()
   clip = [optax.clip_by_global_norm(optimizer.gradient_clip)] if optimizer.gradient_clip else []
   return optax.chain(*clip, optax.partition(transforms, labels))

@@ -35,9 +35,9 @@ def open_run(workdir, config, dataset, rows):
         raise UserError(f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
                         f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same configuration')
     if jax.process_index() == 0:
-      _write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
-      _write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
-      _write(path, config_lib.to_json(config))
+      write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
+      write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
+      write(path, config_lib.to_json(config))
   except OSError as e:
     raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror or e}); choose another one') from None
   return workdir
@@ -90,7 +90,7 @@ def write_summary(workdir, config, steps_per_epoch):
   summary['importance'] = {name.removeprefix('importance/'): value
                            for name, value in trained[-1].items() if name.startswith('importance/')}
   if jax.process_index() == 0:
-    _write(epath.Path(workdir) / SUMMARY, json.dumps(summary, indent=1))
+    write(epath.Path(workdir) / SUMMARY, json.dumps(summary, indent=1))
   return summary
 
 
@@ -115,8 +115,8 @@ def closing_table(summary):
   return '\n'.join(lines)
 
 
-def _write(path, text):
-  """Writes whole or not at all."""
+def write(path, text):
+  """Writes a file whole or not at all."""
   temporary = path.parent / f'{path.name}.tmp'
   temporary.write_text(text)
   temporary.replace(path)

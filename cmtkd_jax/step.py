@@ -9,6 +9,9 @@ import optax
 from flax import traverse_util
 
 
+_NO_STEP = _NO_VIEW = 2**31 - 1  # numbers that no step and no view has
+
+
 class TrainState(flax.struct.PyTreeNode):
   """Everything that training changes; saved and restored whole.
 
@@ -50,15 +53,16 @@ def initial_state(trained, batch, *, method, optimizer, augment, seed):
     `TrainState` at step 0.
   """
   key = jax.random.key(seed)
-  images = augment(jax.random.fold_in(key, 0), batch['image'])
-  init_key = jax.random.fold_in(key, 2**31 - 1)  # no step's key
+  images = _views(jax.random.fold_in(key, 0), batch['image'], method, augment)
+  init_key = jax.random.fold_in(key, _NO_STEP)
+  rngs = {'params': init_key, 'sampling': jax.random.fold_in(init_key, 1)}
   if trained:
     # Whatever is missing in `trained` is created from it and the images; what is there stays as it was.
-    _, created = method.apply(trained, images, train=True, mutable=True, rngs={'params': init_key})
+    _, created = method.apply(trained, images, train=True, mutable=True, rngs=rngs)
     flat = traverse_util.flatten_dict(created) | traverse_util.flatten_dict(trained)
     model_state = traverse_util.unflatten_dict(flat)
   else:
-    model_state = dict(method.init(init_key, images, train=True))
+    model_state = dict(method.init(rngs, images, train=True))
   params = model_state.pop('params')
   return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), jax.random.key_data(key))
 
@@ -76,12 +80,13 @@ def train_step(state, batch, *, method, optimizer, augment):
   Returns:
     (new state, metrics): float32 scalars 'loss', each loss term, 'top1/<network>' and 'gradient_norm/<network>'.
   """
-  key = jax.random.wrap_key_data(state.key)
-  images = augment(jax.random.fold_in(key, state.step), batch['image'])
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+  images = _views(key, batch['image'], method, augment)
+  rngs = {'sampling': jax.random.fold_in(key, _NO_VIEW)}
 
   def objective(params):
     outputs, model_state = method.apply(
-        {'params': params, **state.model_state}, images, train=True, mutable=list(state.model_state))
+        {'params': params, **state.model_state}, images, train=True, mutable=list(state.model_state), rngs=rngs)
     loss, terms = method.loss(outputs, batch['label'])
     return loss, (terms, outputs.logits, model_state)
 
@@ -89,10 +94,18 @@ def train_step(state, batch, *, method, optimizer, augment):
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics = {'loss': loss, **terms}
   metrics |= {f'top1/{name}': jnp.mean(label_rank(z, batch['label']) < 1) for name, z in logits.items()}
-  metrics |= {f'gradient_norm/{name}': optax.tree.norm(g) for name, g in gradients.items()}
+  metrics |= {f'gradient_norm/{name}': optax.tree.norm(g) for name, g in gradients.items() if name not in method.frozen}
   state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
                         model_state=model_state, opt_state=opt_state)
   return state, metrics
+
+
+def _views(key, images, method, augment):
+  """What the method trains on: [B, H, W, C], or [views, B, H, W, C] where it wants several augmentations."""
+  first = augment(key, images)
+  if method.views == 1:
+    return first
+  return jnp.stack([first, *(augment(jax.random.fold_in(key, view), images) for view in range(1, method.views))])
 
 
 def eval_step(variables, batch, *, method, normalize):

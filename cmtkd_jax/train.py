@@ -4,9 +4,10 @@ import functools
 import time
 
 import jax
+from flax import traverse_util
 import numpy as np
 
-from cmtkd_jax import assembly, bit_table, durations, evaluate, init_from, optimizer, run_files
+from cmtkd_jax import assembly, bit_table, durations, evaluate, init_from, optimizer, run_files, teachers
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.bit_policy import parse_rules
 from cmtkd_jax.checkpoint import Checkpoints
@@ -36,15 +37,20 @@ def train_and_evaluate(config, workdir):
     raise UserError(f"config.duration={config.duration!r} is no training; give e.g. '120 epochs' or '3000 steps'")
 
   # Method and optimizer.
-  method = assembly.create_method(config, dataset.num_classes)
+  trained = teachers.open_all(config, workdir)
+  teachers.check_fit(trained, config, dataset.class_names)
+  method = assembly.create_method(config, dataset.num_classes, trained)
+  if method.held_out and 'minival' not in dataset.evals:
+    raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')
   rows = bit_table.collect(method, dataset.input_shape, parse_rules(config.bits.rules))
   learning_rate = optimizer.learning_rate(config, total_steps, **sizes)
   transform = optimizer.create(config, method, learning_rate)
 
   run = run_files.open_run(workdir, config, dataset, rows)
+  teachers.save(run, trained)
   best_metric = f'minival/{method.main_network}/top1' if 'minival' in dataset.evals else ''
   with Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, best_metric) as checkpoints:
-    state, report = _restore_or_create(config, method, transform, dataset, checkpoints, replicated)
+    state, report = _restore_or_create(config, method, trained, transform, dataset, checkpoints, replicated)
     start = int(state.step)
 
     with (MetricLog(run, resume_step=start, tensorboard=config.tensorboard) as log,
@@ -65,6 +71,7 @@ def train_and_evaluate(config, workdir):
         step_fn = step_fn.lower(state, batch).compile()
         progress.compiled(time.monotonic() - begin)
       evaluator = evaluate.Evaluator(method, dataset, replicated)
+      learn = evaluate.HeldOut(method, dataset, replicated) if method.held_out else None
 
       # The loop. Metrics stay on the device until they are logged, and no step waits for the one before it.
       pending, since = [], time.monotonic()
@@ -73,6 +80,8 @@ def train_and_evaluate(config, workdir):
           state, metrics = step_fn(state, batch)
         pending.append(metrics)
         batch = next(batches)
+        if method.held_out and step % dataset.train.steps_per_epoch == 0:
+          state = learn(state)
         evaluates = step == total_steps or eval_every and step % eval_every == 0
         saves = evaluates or checkpoint_every and step % checkpoint_every == 0
         if saves or log_every and step % log_every == 0:
@@ -100,7 +109,7 @@ def train_and_evaluate(config, workdir):
   return summary
 
 
-def _restore_or_create(config, method, transform, dataset, checkpoints, sharding):
+def _restore_or_create(config, method, trained, transform, dataset, checkpoints, sharding):
   """The run's own newest state, else one that starts from trained networks, else from scratch; and what to tell."""
   create = functools.partial(initial_state, method=method, optimizer=transform, augment=dataset.augment,
                              seed=config.seed)
@@ -110,10 +119,16 @@ def _restore_or_create(config, method, transform, dataset, checkpoints, sharding
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract())
     state = TrainState.from_tree(checkpoints.restore(placed)[0])
     return state, [f'resuming {checkpoints.directory} at step {int(state.step)}']
-  trained, report = {}, []
-  if config.init_from:
-    trained, report = init_from.load(config.init_from, config.init_from_allow, abstract()['variables'], method)
-  return jax.jit(create, out_shardings=sharding)(jax.device_put(trained, sharding), batch), report
+  variables, report = {}, []
+  if trained or config.init_from:
+    wanted = abstract()['variables']
+    variables, report = teachers.load(trained, method.frozen, wanted)
+    if config.init_from:
+      found, lines = init_from.load(config.init_from, config.init_from_allow, wanted, method, config)
+      variables = traverse_util.unflatten_dict(
+          traverse_util.flatten_dict(found) | traverse_util.flatten_dict(variables))
+      report += lines
+  return jax.jit(create, out_shardings=sharding)(jax.device_put(variables, sharding), batch), report
 
 
 def _check_finite(history, step, last_good):

@@ -95,7 +95,7 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
   evals['test'] = make_eval(test_reader, np.arange(len(splits.test)))
   augment, normalize = augment_lib.build(
       config.augment, size=size, resize=config.resize, pad=config.pad, mean=tuple(config.mean),
-      std=tuple(config.std), raw=is_resident)
+      std=tuple(config.std), raw=is_resident, pad_mode=config.pad_mode)
   return Dataset(
       num_classes=len(splits.class_names), class_names=splits.class_names, input_shape=(size, size, channels),
       train=loaders.TrainLoader(train_reader, train_records, batch_size, seed), evals=evals, augment=augment,

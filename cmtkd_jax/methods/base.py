@@ -1,6 +1,7 @@
 """What every method offers to the train step, and the recipe by which methods build their networks."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cmtkd_jax import models
-from cmtkd_jax.bit_policy import BitPolicy, parse_rules
+from cmtkd_jax.bit_policy import BitPolicy, check_bits, parse_rules
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.layers import LayerFactory
 
@@ -34,15 +35,25 @@ class Method(nn.Module):
 
   @property
   def weight_bits(self):
-    """`{network: bits of its weights}`."""
+    """`{network: bits of its weights}` of the networks that are trained."""
     raise NotImplementedError
+
+  @property
+  def frozen(self):
+    """Names of the trained networks that stay as they are; their variables come from `config.teachers` or `init_from`."""
+    return ()
+
+  @property
+  def views(self):
+    """How many augmentations of each image a training step sees; above 1, `images` is [views, B, H, W, C] in training."""
+    return 1
 
   def origins(self, name):
     """Returns where top-level parameters `name` may be found in another run, best first, as paths of names."""
     return (name, self.main_network) if name in self.weight_bits else (name,)
 
   def __call__(self, images, train):
-    """Returns `Outputs` of images float32 [B, H, W, C]."""
+    """Returns `Outputs` of images float32 [B, H, W, C]. What is drawn at random takes the stream 'sampling'."""
     raise NotImplementedError
 
   def loss(self, outputs, labels):
@@ -54,9 +65,100 @@ class Method(nn.Module):
     del params
     return {}
 
+  @property
+  def held_out(self):
+    """Whether the method measures something on the held-out slice of train (minival) after every epoch."""
+    return False
 
-def network_recipe(config, weight_bits, activation_bits, num_classes):
+  def measure(self, logits, labels, mask):
+    """Returns sums over the examples of one held-out batch where `mask` bool [B], a pytree."""
+    raise NotImplementedError
+
+  def learn(self, sums, model_state):
+    """Returns `model_state` after an epoch whose `measure`, summed over the held-out slice, is `sums`."""
+    raise NotImplementedError
+
+
+class Member(NamedTuple):
+  """One network of a method: its name, the function that builds it, the width of its weights, whether it is trained."""
+  name: str
+  make: Callable
+  weight_bits: int
+  frozen: bool = False
+
+
+class Joint(Method):
+  """Several networks side by side, which meet in the loss only; what most methods extend."""
+  members: tuple[Member, ...]
+  settings: Any
+
+  def setup(self):
+    for member in self.members:
+      setattr(self, member.name, member.make())
+
+  @property
+  def weight_bits(self):
+    return {member.name: member.weight_bits for member in self.members if not member.frozen}
+
+  @property
+  def frozen(self):
+    return tuple(member.name for member in self.members if member.frozen)
+
+  def logits(self, images, train):
+    """Returns `{name: logits}` of images, one for all or `[views, ...]` with one a network; frozen ones are constants."""
+    own = lambda i: images[i] if images.ndim == 5 else images
+    return {member.name: jax.lax.stop_gradient(getattr(self, member.name)(own(i), train=False)) if member.frozen
+            else getattr(self, member.name)(own(i), train) for i, member in enumerate(self.members)}
+
+  def __call__(self, images, train):
+    return Outputs(self.logits(images, train))
+
+
+def run_stages(network, x, train):
+  """Returns (maps before their closing quantizers, maps after them, logits) of what `network.embed` returned."""
+  before, after = [], []
+  for k in range(len(network.taps)):
+    before.append(network.stage(k, x, train))
+    x = network.activate(k, before[-1], train)
+    after.append(x)
+  return before, after, network.classify(x, train)
+
+
+def student_member(config, num_classes):
+  """Returns the `Member` that `config.student` and `config.model` describe."""
+  bits = config.student
+  return Member(Method.main_network, network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes),
+                bits.weight_bits)
+
+
+def peer_members(config, widths, field, num_classes):
+  """Returns `Member`s 'peer1_4bit', ... of the student's architecture at `widths`, the value of `config.<field>`.
+
+  Raises:
+    UserError: a width does not exist, or there is none.
+  """
+  if not widths:
+    raise UserError(f'config.{field}=() names no network beside the student; give at least one width, such as (4, 8)')
+  for bits in widths:
+    check_bits(bits, f'config.{field}')
+  return tuple(Member(f'peer{i}_{bits}bit', network_recipe(config, bits, bits, num_classes), bits)
+               for i, bits in enumerate(widths, 1))
+
+
+def trained_members(teachers, names, num_classes):
+  """Returns frozen `Member`s for `teachers.Teacher`s, whose networks they rebuild."""
+  def make(teacher):
+    bits = teacher.config.student
+    return network_recipe(teacher.config, bits.weight_bits, bits.activation_bits, num_classes,
+                          known_as=Method.main_network)
+  return tuple(Member(name, make(teacher), teacher.config.student.weight_bits, frozen=True)
+               for teacher, name in zip(teachers, names, strict=True))
+
+
+def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_fields):
   """Returns a function without arguments that builds the configured backbone at these bit-widths.
+
+  Further fields of the `BitPolicy` may be given by name.
 
   Raises:
     UserError: a field of `config.model`, `config.bits` or `config.quantizer` cannot be honoured.
@@ -67,7 +169,16 @@ def network_recipe(config, weight_bits, activation_bits, num_classes):
   policy = BitPolicy(
       weight_bits, activation_bits, config.bits.first_last, config.bits.shortcut == 'quantized',
       parse_rules(config.bits.rules), config.quantizer.name,
-      tuple(sorted(options.weight.items())), tuple(sorted(options.activation.items())))
+      tuple(sorted(options.weight.items())), tuple(sorted(options.activation.items())), **policy_fields)
   layers = LayerFactory(policy, jnp.dtype(config.dtype), config.model.bn_affine, config.model.bn_momentum)
   return functools.partial(models.MODELS[config.model.name], num_classes=num_classes, layers=layers,
                            width=config.model.width, stem=config.model.stem, block_order=config.model.block_order)
+
+
+def check_teachers(teachers, method, least, most):
+  """Raises `UserError` unless there are `least` to `most` trained teachers."""
+  if not least <= len(teachers) <= most:
+    given = tuple(teacher.directory for teacher in teachers)
+    wanted = 'no trained teachers; set it to ()' if not most else (
+        f"{least if most == least else f'at least {least}'} of them; name the work directories of finished runs")
+    raise UserError(f'config.teachers={given!r}; config.method={method!r} takes {wanted}')

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from cmtkd_jax import losses
 from cmtkd_jax.bit_policy import check_bits
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import Method, Outputs, network_recipe
+from cmtkd_jax.methods.base import Method, Outputs, check_teachers, network_recipe
 from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
 
 STUDENT, COMBINED = 'student', 'combined_teacher'
@@ -96,7 +96,8 @@ class CMTKD(Method):
   def __call__(self, images, train):
     settings = self.settings
     teachers = [getattr(self, name) for name in self.teacher_names]
-    teacher_maps, student_map = [images] * len(teachers), images
+    teacher_maps = [teacher.embed(images, train) for teacher in teachers]
+    student_map = self.student.embed(images, train)
     pairs = {}
     for k, tap in enumerate(self.student.taps):
       before = [teacher.stage(k, x, train) for teacher, x in zip(teachers, teacher_maps)]
@@ -185,12 +186,13 @@ def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings):
   return total, terms | {f'{settings.feature_loss}/{tap}': value for tap, value in feature.items()}
 
 
-def create(config, settings, num_classes):
+def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`, whose `config.cmtkd` is `settings`.
 
   Raises:
     UserError: teachers, taps or initial importances do not fit.
   """
+  check_teachers(teachers, 'cmtkd', 0, 0)
   widths = [tuple(bits) if isinstance(bits, (tuple, list)) else (bits, bits) for bits in settings.teacher_bits]
   if not widths:
     raise UserError("config.cmtkd.teacher_bits=() names no teacher; give at least one width, such as (4, 6, 8), "

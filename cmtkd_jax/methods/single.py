@@ -1,10 +1,9 @@
 """One network on cross entropy, at any bit-width: the baseline of every table."""
 
 import dataclasses
-from collections.abc import Callable
 
 from cmtkd_jax import losses
-from cmtkd_jax.methods.base import Method, Outputs, network_recipe
+from cmtkd_jax.methods.base import Joint, check_teachers, student_member
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,29 +12,15 @@ class Settings:
   ce_temperature: float = 1.0
 
 
-class Single(Method):
+class Single(Joint):
   """The student alone."""
-  make_student: Callable
-  student_weight_bits: int
-  settings: Settings
-
-  def setup(self):
-    self.student = self.make_student()
-
-  @property
-  def weight_bits(self):
-    return {'student': self.student_weight_bits}
-
-  def __call__(self, images, train):
-    return Outputs({'student': self.student(images, train)})
 
   def loss(self, outputs, labels):
     loss = losses.cross_entropy(outputs.logits['student'], labels, self.settings.ce_temperature)
     return loss, {'cross_entropy/student': loss}
 
 
-def create(config, settings, num_classes):
+def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
-  bits = config.student
-  recipe = network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes)
-  return Single(recipe, bits.weight_bits, settings)
+  check_teachers(teachers, 'single', 0, 0)
+  return Single((student_member(config, num_classes),), settings)

@@ -18,12 +18,19 @@ class Network(nn.Module):
   make_stages: tuple[Callable[[], nn.Module], ...]
   make_activation: Callable[[], nn.Module]
   make_head: Callable[[], nn.Module]
+  make_stem: Callable[[], nn.Module] | None = None
 
   def setup(self):
     for k, make_stage in enumerate(self.make_stages, 1):
       setattr(self, f'stage{k}', make_stage())
       setattr(self, f'stage{k}_activation', self.make_activation())
     self.head = self.make_head()
+    if self.make_stem is not None:
+      self.stem = self.make_stem()
+
+  def embed(self, images, train):
+    """Returns what stage 0 takes: the images, through the stem where it stands apart from the stages."""
+    return images if self.make_stem is None else self.stem(images, train)
 
   def stage(self, k, x, train):
     """Returns the map [B, H, W, C] before the closing quantizer of stage `k` (from 0)."""
@@ -39,6 +46,7 @@ class Network(nn.Module):
 
   def __call__(self, x, train):
     """Returns the logits of images [B, H, W, C]: the network on its own."""
+    x = self.embed(x, train)
     for k in range(len(self.taps)):
       x = self.activate(k, self.stage(k, x, train), train)
     return self.classify(x, train)

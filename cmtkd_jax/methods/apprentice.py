@@ -1,0 +1,65 @@
+"""Apprentice (Mishra and Marr, ICLR 2018): a low-precision network beside a full-precision one, in three schemes.
+
+A: both are trained jointly from scratch. B: the teacher is trained and frozen, the apprentice starts from scratch.
+C: as B, the apprentice starts from a trained full-precision network (`config.init_from`).
+"""
+
+import dataclasses
+
+import jax
+
+from cmtkd_jax import losses
+from cmtkd_jax.bit_policy import FULL_PRECISION, check_bits
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods.base import Joint, Member, check_teachers, network_recipe, student_member, trained_members
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Fields of `config.apprentice`."""
+  scheme: str = 'A'
+  alpha: float = 1.0  # weight of the teacher's cross entropy (scheme A)
+  beta: float = 0.5  # weight of the apprentice's cross entropy
+  gamma: float = 0.5  # weight of the cross entropy between the two
+  temperature: float = 1.0
+  teacher_width: int = FULL_PRECISION  # bits of the jointly trained teacher (scheme A)
+  stop_gradient_target: bool = True  # the teacher's prediction is a constant in the last term
+
+  choices = {'scheme': ('A', 'B', 'C')}
+
+
+class Apprentice(Joint):
+  """The student (apprentice) and its teacher."""
+
+  def loss(self, outputs, labels):
+    return apprentice_loss(outputs.logits['teacher'], outputs.logits['student'], labels, self.settings)
+
+
+def apprentice_loss(teacher, student, labels, settings):
+  """Returns (L, terms): L = alpha H(y, p_T) + beta H(y, p_A) + gamma H(p_T, p_A), logits [B, C]."""
+  ce_t = losses.cross_entropy(teacher, labels)
+  ce_a = losses.cross_entropy(student, labels)
+  target = jax.lax.stop_gradient(teacher) if settings.stop_gradient_target else teacher
+  soft = losses.soft_cross_entropy(target, student, settings.temperature)
+  terms = {'cross_entropy/teacher': ce_t, 'cross_entropy/student': ce_a, 'distillation/student': soft}
+  return settings.alpha * ce_t + settings.beta * ce_a + settings.gamma * soft, terms
+
+
+def create(config, settings, num_classes, teachers=()):
+  """Returns the method for `config`.
+
+  Raises:
+    UserError: a scheme lacks its trained networks.
+  """
+  check_bits(settings.teacher_width, 'config.apprentice.teacher_width')
+  if settings.scheme == 'A':
+    check_teachers(teachers, 'apprentice', 0, 0)
+    width = settings.teacher_width
+    teacher = Member('teacher', network_recipe(config, width, width, num_classes), width)
+  else:
+    check_teachers(teachers, 'apprentice', 1, 1)
+    teacher, = trained_members(teachers, ('teacher',), num_classes)
+  if settings.scheme == 'C' and not config.init_from:
+    raise UserError("config.apprentice.scheme='C' starts from a trained full-precision network; name its directory in "
+                    'config.init_from')
+  return Apprentice((student_member(config, num_classes), teacher), settings)

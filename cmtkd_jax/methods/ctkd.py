@@ -1,0 +1,107 @@
+"""CTKD: collaborative teaching knowledge distillation (Zhao, Sun, Dong, Chen, Dong, 2019).
+
+A scratch teacher is trained together with the student, which imitates its momentary logits; an expert teacher, trained
+before and frozen, shows the student by its attention maps where to look.
+"""
+
+import dataclasses
+
+import jax
+
+from cmtkd_jax import losses, models
+from cmtkd_jax.bit_policy import FULL_PRECISION, check_bits
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods.base import (
+    Joint, Member, Outputs, check_teachers, network_recipe, run_stages, student_member, trained_members)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Fields of `config.ctkd`. The expert is the student of the run in `config.teachers`."""
+  teacher_model: str = 'wrn40_1'  # the scratch teacher, a name in `models.MODELS`
+  teacher_width: int = FULL_PRECISION  # bits of the scratch teacher
+  shared_stem: bool = True  # student and scratch teacher share the first convolution
+  gamma: float = 0.03  # weight of the logits of the scratch teacher
+  beta: float = 1000.0  # weight of the attention maps of the expert
+  alpha: float = 0.0  # weight of the expert's logits: the published code computes this term and leaves it out
+  temperature: float = 4.0  # of the expert's logits
+  attention_to: str = 'student'  # as in the paper; the published code compares the expert to the 'scratch_teacher'
+
+  choices = {'attention_to': ('student', 'scratch_teacher')}
+
+
+class CTKD(Joint):
+  """Student, scratch teacher and expert, in this order."""
+
+  def __call__(self, images, train):
+    stem = self.student.embed(images, train)
+    student_maps, _, student = run_stages(self.student, stem, train)
+    shared = stem if self.settings.shared_stem else self.scratch_teacher.embed(images, train)
+    scratch_maps, _, scratch = run_stages(self.scratch_teacher, shared, train)
+    expert_maps, _, expert = jax.lax.stop_gradient(
+        run_stages(self.expert, self.expert.embed(images, train=False), train=False))
+    maps = {'student': student_maps, 'scratch_teacher': scratch_maps, 'expert': expert_maps}
+    return Outputs({'student': student, 'scratch_teacher': scratch, 'expert': expert}, maps)
+
+  def loss(self, outputs, labels):
+    return ctkd_loss(outputs.logits, labels, outputs.extras, self.settings)
+
+
+def ctkd_loss(logits, labels, maps, settings):
+  """Total loss of student s, scratch teacher t and expert e.
+
+      L = CE(z_t, y) + CE(z_s, y) + gamma mean_b ||z_t - z_s||^2 + beta sum_j mean (a(F_s^j) - a(F_e^j))^2
+          + alpha tau^2 KL(p_e || p_s)
+
+  with z_t a constant in the third term, j the groups of blocks, a the attention map. With
+  `attention_to='scratch_teacher'`, F_t takes the place of F_s.
+
+  Args:
+    logits: of 'student', 'scratch_teacher' and 'expert', float [B, C].
+    labels: int32 [B].
+    maps: by the same names, lists of float [B, H, W, C'], the output of each group.
+    settings: `Settings`.
+
+  Returns:
+    (L, terms): float32 scalar, and every unweighted term by name.
+
+  Source: CTKD, from its abstract and published code; `alpha` is 0 in both.
+  """
+  z_s, z_t, z_e = (logits[name] for name in ('student', 'scratch_teacher', 'expert'))
+  ce_s, ce_t = losses.cross_entropy(z_s, labels), losses.cross_entropy(z_t, labels)
+  imitation = losses.logits_regression(jax.lax.stop_gradient(z_t), z_s, 'sum')
+  kl = losses.kl_divergence(jax.lax.stop_gradient(z_e), z_s, settings.temperature)
+  receiver = settings.attention_to
+  attention = [losses.attention_loss(jax.lax.stop_gradient(f_e), f_r)
+               for f_e, f_r in zip(maps['expert'], maps[receiver], strict=True)]
+  total = ce_t + ce_s + settings.gamma * imitation + settings.beta * sum(attention)
+  if settings.alpha:
+    total += settings.alpha * kl
+  terms = {'cross_entropy/student': ce_s, 'cross_entropy/scratch_teacher': ce_t, 'imitation/student': imitation,
+           'expert_distillation/student': kl}
+  return total, terms | {f'attention/{receiver}/group{j}': value for j, value in enumerate(attention, 1)}
+
+
+def create(config, settings, num_classes, teachers):
+  """Returns the method for `config`.
+
+  Raises:
+    UserError: the scratch teacher is unknown, the networks cannot be compared, or have no stem to share.
+  """
+  check_teachers(teachers, 'ctkd', 1, 1)
+  check_bits(settings.teacher_width, 'config.ctkd.teacher_width')
+  if settings.teacher_model not in models.MODELS:
+    raise UserError(f'config.ctkd.teacher_model={settings.teacher_model!r}; allowed: {", ".join(models.MODELS)}')
+  scratch_config = config.copy_and_resolve_references()
+  scratch_config.model.name = settings.teacher_model
+  width = settings.teacher_width
+  scratch = Member('scratch_teacher', network_recipe(scratch_config, width, width, num_classes), width)
+  members = (student_member(config, num_classes), scratch, *trained_members(teachers, ('expert',), num_classes))
+  networks = [member.make() for member in members]
+  if len({len(network.taps) for network in networks}) > 1:
+    raise UserError(f'config.ctkd.teacher_model={settings.teacher_model!r} and config.model.name='
+                    f'{config.model.name!r} and the expert have different numbers of stages; take one family')
+  if settings.shared_stem and not all(network.make_stem for network in networks[:2]):
+    raise UserError('config.ctkd.shared_stem=True needs wide residual networks (wrn16_1, ...), whose stem stands apart; '
+                    'set it to False')
+  return CTKD(members, settings)

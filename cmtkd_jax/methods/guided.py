@@ -1,0 +1,72 @@
+"""Guided training of a full-precision and a low-precision network (Zhuang, Shen, Tan, Liu, Reid, CVPR 2018).
+
+Each is hinted by the other's features, quantized to the low precision, or by the other's predictions. The paper's
+two-stage (weights first, then activations) and progressive (32 -> 16 -> 8 -> 4 -> 2 bits) optimisations are chains of
+such runs: `configs/digits_guided.py`. Widths end at 8 bits here, so the chain goes from 32 to 8.
+"""
+
+import dataclasses
+
+import jax
+
+from cmtkd_jax import losses
+from cmtkd_jax.bit_policy import FULL_PRECISION
+from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, run_stages, student_member
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Fields of `config.guided`."""
+  hint: str = 'features'
+  teacher_weight: float = 1.0  # of the hint that the full-precision network gets
+  student_weight: float = 0.5  # of the hint that the low-precision network gets
+  temperature: float = 1.0  # of the hint by predictions
+
+  choices = {'hint': ('features', 'logits')}
+
+
+class Guided(Joint):
+  """The low-precision student and the full-precision teacher."""
+
+  def __call__(self, images, train):
+    _, student_maps, student = run_stages(self.student, self.student.embed(images, train), train)
+    before, _, teacher = run_stages(self.teacher, self.teacher.embed(images, train), train)
+    pairs = {f'tap{tap}': (self.student.activate(k, before[k], train), student_maps[k])
+             for k, tap in enumerate(self.student.taps)}
+    return Outputs({'student': student, 'teacher': teacher}, pairs)
+
+  def loss(self, outputs, labels):
+    return guided_loss(outputs.logits, labels, outputs.extras, self.settings)
+
+
+def guided_loss(logits, labels, pairs, settings):
+  """Returns (L, terms): L = CE(z_T, y) + CE(z_S, y) + w_T R_T + w_S R_S.
+
+  Features: R_S = sum_k mean (Q(F_T^k) - F_S^k)^2 with Q(F_T) a constant, R_T the same with F_S a constant.
+  Predictions: R_S = tau^2 KL(p_T || p_S), R_T = tau^2 KL(p_S || p_T), their first argument a constant.
+
+  Args:
+    logits: `{'student': z_S, 'teacher': z_T}`, float [B, C].
+    labels: int32 [B].
+    pairs: `{tap: (Q(F_T), F_S)}`, the teacher's map through the student's quantizer, and the student's.
+    settings: `Settings`.
+  """
+  constant = jax.lax.stop_gradient
+  z_s, z_t = logits['student'], logits['teacher']
+  ce_s, ce_t = losses.cross_entropy(z_s, labels), losses.cross_entropy(z_t, labels)
+  if settings.hint == 'features':
+    to_student = sum(losses.fitnet_loss(constant(f_t), f_s) for f_t, f_s in pairs.values())
+    to_teacher = sum(losses.fitnet_loss(constant(f_s), f_t) for f_t, f_s in pairs.values())
+  else:
+    to_student = losses.kl_divergence(constant(z_t), z_s, settings.temperature)
+    to_teacher = losses.kl_divergence(constant(z_s), z_t, settings.temperature)
+  total = ce_t + ce_s + settings.teacher_weight * to_teacher + settings.student_weight * to_student
+  return total, {'cross_entropy/student': ce_s, 'cross_entropy/teacher': ce_t,
+                 'guidance/student': to_student, 'guidance/teacher': to_teacher}
+
+
+def create(config, settings, num_classes, teachers=()):
+  """Returns the method for `config`."""
+  check_teachers(teachers, 'guided', 0, 0)
+  make_teacher = network_recipe(config, FULL_PRECISION, FULL_PRECISION, num_classes)
+  return Guided((student_member(config, num_classes), Member('teacher', make_teacher, FULL_PRECISION)), settings)

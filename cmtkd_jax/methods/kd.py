@@ -1,0 +1,45 @@
+"""Knowledge distillation from a trained, frozen teacher (Hinton, Vinyals, Dean, 2014)."""
+
+import dataclasses
+
+from cmtkd_jax import losses
+from cmtkd_jax.methods.base import Joint, Outputs, check_teachers, student_member, trained_members
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Fields of `config.kd`. The teacher is the student of the run in `config.teachers`, full precision or quantized."""
+  alpha: float = 1.0  # weight of the cross entropy
+  beta: float = 1.0  # weight of the distillation term
+  temperature: float = 2.0
+
+
+class Distillation(Joint):
+  """A student and the frozen teachers that it learns from; with several, from the mean of their softmax outputs."""
+  target_name: str  # of what the teachers say together, among the logits
+
+  def __call__(self, images, train):
+    logits = self.logits(images, train)
+    teachers = [logits[name] for name in self.frozen]
+    return Outputs({'student': logits['student'], self.target_name: losses.mean_softmax(teachers, 1.0)}, teachers)
+
+  def loss(self, outputs, labels):
+    """L = alpha CE(z_S, y) + beta tau^2 KL(mean_i softmax(z_i / tau) || softmax(z_S / tau))."""
+    settings, student = self.settings, outputs.logits['student']
+    ce = losses.cross_entropy(student, labels)
+    target = losses.mean_softmax(outputs.extras, settings.temperature)
+    kl = losses.kl_divergence(target, student, settings.temperature)
+    return settings.alpha * ce + settings.beta * kl, {'cross_entropy/student': ce, 'distillation/student': kl}
+
+
+def create(config, settings, num_classes, teachers):
+  """Returns the method for `config`."""
+  check_teachers(teachers, 'kd', 1, 1)
+  return distillation(config, settings, num_classes, teachers, 'teacher')
+
+
+def distillation(config, settings, num_classes, teachers, target_name):
+  """Returns the `Distillation` of `config.student` from `teachers`."""
+  names = [f'teacher{i}' for i in range(1, len(teachers) + 1)]
+  members = (student_member(config, num_classes), *trained_members(teachers, names, num_classes))
+  return Distillation(members, settings, target_name)

@@ -1,0 +1,87 @@
+"""KDCL: online distillation via collaborative learning (Guo et al., CVPR 2020), with its four ensembles.
+
+Each network sees its own augmentation of every image; the ensemble of all of them is the target of each.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from cmtkd_jax import losses
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods.base import Joint, Outputs, check_teachers, peer_members, student_member
+
+STATE = 'ensemble'  # variable collection of the weights of the general ensemble
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Fields of `config.kdcl`."""
+  peer_bits: tuple = (4, 6, 8)  # networks of the student's architecture beside it
+  # 'naive': the best of each sample; 'linear': the best mixture of logits of each batch; 'min_logit'; 'general':
+  # the mixture of probabilities with the least error on minival, found again after every epoch.
+  ensemble: str = 'min_logit'
+  distillation_weight: float = 1.0  # lambda
+  temperature: float = 2.0
+  own_views: bool = True  # each network its own augmentation
+
+  choices = {'ensemble': ('naive', 'linear', 'min_logit', 'general')}
+
+
+class KDCL(Joint):
+  """The student and its peers."""
+
+  @property
+  def views(self):
+    return len(self.members) if self.settings.own_views else 1
+
+  @property
+  def held_out(self):
+    return self.settings.ensemble == 'general'
+
+  def __call__(self, images, train):
+    if not self.held_out:
+      return Outputs(self.logits(images, train))
+    uniform = lambda: jnp.full(len(self.members), 1 / len(self.members), jnp.float32)
+    return Outputs(self.logits(images, train), self.variable(STATE, 'weights', uniform).value)
+
+  def loss(self, outputs, labels):
+    """L = sum_i [CE(z_i, y) + lambda tau^2 KL(softmax(z_t / tau) || softmax(z_i / tau))], where z_t is a constant."""
+    return kdcl_loss(outputs.logits, labels, outputs.extras, self.settings)
+
+  def measure(self, logits, labels, mask):
+    return {'errors': losses.error_sums(jnp.stack(list(logits.values())), labels, mask), 'count': jnp.sum(mask)}
+
+  def learn(self, sums, model_state):
+    return model_state | {STATE: {'weights': losses.general_weights(sums['errors'] / sums['count'])}}
+
+
+def kdcl_loss(logits, labels, weights, settings):
+  """Returns (L, terms) of `{name: logits [B, C]}`; `weights` [M] are those of the general ensemble, unused by others."""
+  stacked = jnp.stack(list(logits.values()))
+  target = jax.lax.stop_gradient({
+      'naive': lambda: losses.naive_target(stacked, labels),
+      'linear': lambda: losses.linear_target(stacked, labels),
+      'min_logit': lambda: losses.min_logit_target(stacked, labels),
+      'general': lambda: losses.general_target(stacked, weights),
+  }[settings.ensemble]())
+  ce = {i: losses.cross_entropy(z, labels) for i, z in logits.items()}
+  kl = {i: losses.kl_divergence(target, z, settings.temperature) for i, z in logits.items()}
+  total = sum(ce.values()) + settings.distillation_weight * sum(kl.values())
+  return total, {f'cross_entropy/{i}': value for i, value in ce.items()} | {
+      f'distillation/{i}': value for i, value in kl.items()}
+
+
+def create(config, settings, num_classes, teachers=()):
+  """Returns the method for `config`.
+
+  Raises:
+    UserError: the general ensemble has no held-out slice, or a width does not exist.
+  """
+  check_teachers(teachers, 'kdcl', 0, 0)
+  if settings.ensemble == 'general' and not config.data.minival:
+    raise UserError("config.kdcl.ensemble='general' weighs the networks on a held-out slice of train; set "
+                    'config.data.minival to e.g. 0.1')
+  peers = peer_members(config, settings.peer_bits, 'kdcl.peer_bits', num_classes)
+  return KDCL((student_member(config, num_classes), *peers), settings)

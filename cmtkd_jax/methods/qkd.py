@@ -1,0 +1,72 @@
+"""QKD: quantization-aware knowledge distillation in three phases (Kim, Bhalgat, Lee, Patel, Kwak, 2019).
+
+Self-studying: the quantized student alone, from a full-precision one. Co-studying: student and full-precision teacher
+teach each other. Tutoring: the teacher, now used to the student, is frozen. A phase is a run; `configs/digits_qkd.py`
+chains them.
+"""
+
+import dataclasses
+
+import jax
+
+from cmtkd_jax import losses
+from cmtkd_jax.bit_policy import FULL_PRECISION
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods.base import Joint, Member, check_teachers, network_recipe, student_member
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Fields of `config.qkd`. Both networks start from `config.init_from`."""
+  phase: str = 'co_studying'
+  distillation_weight: float = 1.0
+  temperature: float = 2.0
+
+  choices = {'phase': ('self_studying', 'co_studying', 'tutoring')}
+
+
+class QKD(Joint):
+  """The student, and in the later phases its full-precision teacher."""
+
+  def loss(self, outputs, labels):
+    return qkd_loss(outputs.logits, labels, self.settings)
+
+
+def qkd_loss(logits, labels, settings):
+  """Returns (L, terms) of `{'student': z_S, 'teacher': z_T}`, logits [B, C].
+
+  self-studying  CE(z_S, y)
+  co-studying    CE(z_S, y) + w tau^2 KL(p_T || p_S) + CE(z_T, y) + w tau^2 KL(p_S || p_T)
+  tutoring       CE(z_S, y) + w tau^2 KL(p_T || p_S)
+
+  The first argument of each KL is a constant.
+  """
+  constant, tau = jax.lax.stop_gradient, settings.temperature
+  terms = {'cross_entropy/student': losses.cross_entropy(logits['student'], labels)}
+  total = terms['cross_entropy/student']
+  if settings.phase != 'self_studying':
+    terms['distillation/student'] = losses.kl_divergence(constant(logits['teacher']), logits['student'], tau)
+    total += settings.distillation_weight * terms['distillation/student']
+  if settings.phase == 'co_studying':
+    terms['cross_entropy/teacher'] = losses.cross_entropy(logits['teacher'], labels)
+    terms['distillation/teacher'] = losses.kl_divergence(constant(logits['student']), logits['teacher'], tau)
+    total += terms['cross_entropy/teacher'] + settings.distillation_weight * terms['distillation/teacher']
+  return total, terms
+
+
+def create(config, settings, num_classes, teachers=()):
+  """Returns the method for `config`.
+
+  Raises:
+    UserError: the tutoring phase has nothing to start from.
+  """
+  check_teachers(teachers, 'qkd', 0, 0)
+  student = student_member(config, num_classes)
+  if settings.phase == 'self_studying':
+    return QKD((student,), settings)
+  tutoring = settings.phase == 'tutoring'
+  if tutoring and not config.init_from:
+    raise UserError("config.qkd.phase='tutoring' goes on from a run of phase 'co_studying'; name its directory in "
+                    'config.init_from')
+  make_teacher = network_recipe(config, FULL_PRECISION, FULL_PRECISION, num_classes)
+  return QKD((student, Member('teacher', make_teacher, FULL_PRECISION, frozen=tutoring)), settings)

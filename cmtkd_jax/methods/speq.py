@@ -1,0 +1,71 @@
+"""SPEQ: stochastic precision ensemble (Boo, Shin, Choi, Sung, AAAI 2021): self-distillation of a quantized network.
+
+The teacher is the student itself, its weights and all, with the activations of each layer at random in a low or a high
+precision, drawn anew at every step.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from cmtkd_jax import losses, quantizers
+from cmtkd_jax.bit_policy import check_bits
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, student_member
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Fields of `config.speq`."""
+  high_bits: int = 8  # of the teacher's activations where they are not the student's
+  high_probability: float = 0.5  # of a layer to be at high precision
+  distillation_weight: float = 1.0
+  compared: str = 'probabilities'  # what the cosine similarity is taken of
+
+  choices = {'compared': ('probabilities', 'logits')}
+
+
+class SPEQ(Joint):
+  """The student, which is its own teacher."""
+  make_teacher: Callable
+
+  def __call__(self, images, train):
+    logits = {'student': self.student(images, train)}
+    if not train or self.is_initializing():
+      return Outputs(logits)
+    # The same variables under another bit policy; the teacher's batch statistics are used and then forgotten.
+    teacher = Joint((Member('student', self.make_teacher, 0),), None, parent=None)
+    outputs, _ = teacher.apply(self.variables, images, train, mutable=True, rngs={'sampling': self.make_rng('sampling')})
+    return Outputs(logits | {'teacher': jax.lax.stop_gradient(outputs.logits['student'])})
+
+  def loss(self, outputs, labels):
+    return speq_loss(outputs.logits['teacher'], outputs.logits['student'], labels, self.settings)
+
+
+def speq_loss(teacher, student, labels, settings):
+  """Returns (L, terms): L = CE(z_S, y) + w mean_b [1 - cos(f_T, f_S)], f probabilities or logits [B, C], f_T constant."""
+  ce = losses.cross_entropy(student, labels)
+  of = jax.nn.softmax if settings.compared == 'probabilities' else lambda z: z
+  cosine = losses.cosine_loss(jax.lax.stop_gradient(of(teacher)), of(student))
+  return ce + settings.distillation_weight * cosine, {'cross_entropy/student': ce, 'distillation/student': cosine}
+
+
+def create(config, settings, num_classes, teachers=()):
+  """Returns the method for `config`.
+
+  Raises:
+    UserError: the quantizer has values of its own for each width, or a width or probability does not exist.
+  """
+  check_teachers(teachers, 'speq', 0, 0)
+  check_bits(settings.high_bits, 'config.speq.high_bits')
+  if not 0 <= settings.high_probability <= 1:
+    raise UserError(f'config.speq.high_probability={settings.high_probability!r} must lie in [0, 1]')
+  activation = quantizers.QUANTIZERS[config.quantizer.name].Activation
+  if activation.learned or activation.fitted:
+    raise UserError(f'config.quantizer.name={config.quantizer.name!r} has values of its own for each width, so that '
+                    "config.method='speq' cannot switch widths; use 'hwgq'")
+  bits = config.student
+  make_teacher = network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes,
+                                high_bits=settings.high_bits, high_probability=settings.high_probability)
+  return SPEQ((student_member(config, num_classes),), settings, make_teacher)

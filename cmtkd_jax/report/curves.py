@@ -1,0 +1,125 @@
+"""What changed while a run trained: accuracies, loss terms, importance factors."""
+
+from cmtkd_jax.report import figures
+from cmtkd_jax.report.page import Section
+from cmtkd_jax.report.run_reader import MAIN, shown
+
+_NO_LOSS = ('train/top1/', 'train/learning_rate', 'train/epoch', 'train/images_per_second')
+_IMPORTANCE = 'importance/'
+
+
+def learning_curves(run):
+  """Top-1 of every network against epochs: evaluation splits, and training images."""
+  title = 'Learning curves'
+  if not run.networks:
+    return Section(title, 'There is no evaluation in metrics.jsonl yet.')
+  trained = [name.removeprefix('train/top1/') for name in run.names if name.startswith('train/top1/')]
+  networks = list(dict.fromkeys(run.networks + sorted(trained, key=lambda name: name != MAIN)))
+  has_minival = any(name.startswith('minival/') for name in run.names)
+  figure, (evaluated, training) = figures.panels(2, 2, 5, 3.6)
+  for i, network in enumerate(networks):
+    for split, style in (('test', '-'), ('minival', '--')):
+      x, y = run.series(f'{split}/{network}/top1')
+      if len(x):
+        label = f'{shown(network)}, {split}' if has_minival else shown(network)
+        figures.line(evaluated, x, y, i, label, style)
+    x, y = run.series(f'train/top1/{network}')
+    if len(x):
+      figures.line(training, x, 100 * y, i, shown(network))
+  evaluated.set_title('evaluation: test (solid) and minival (dashed)' if has_minival else 'evaluation: test images',
+                      fontsize=10)
+  training.set_title('training: augmented images', fontsize=10)
+  for panel in (evaluated, training):
+    figures.epochs(panel)
+    panel.set_ylabel('top-1 accuracy (%)', fontsize=9)
+    if panel.lines:
+      panel.legend(fontsize=8, frameon=False, loc='lower right')
+  limits = min(panel.get_ylim()[0] for panel in (evaluated, training)), 101
+  for panel in (evaluated, training):
+    panel.set_ylim(max(limits[0], -1), limits[1])
+  text = (
+      'The share of images whose most likely class is the right one. On the left, images that are never trained on, '
+      'each counted once; on the right, the training batches, averaged from one logged line to the next, with the '
+      'parameters as they were during training and the images shifted, cropped or mirrored at random. Training far '
+      'above test says that a network has learned its images by heart; both low, that it is too small or has trained '
+      'too short. '
+      + ('<em>minival</em> is a slice of the training images, held out: it chooses an epoch without looking at test.'
+         if has_minival else ''))
+  return Section(title, text, {'learning_curves.png': figures.png(figure)})
+
+
+def loss_terms(run):
+  """Every logged term of the loss, one panel a kind, and the learning rate."""
+  title = 'Loss terms'
+  kinds = {}
+  for name in run.names:
+    if name.startswith('train/') and not name.startswith(_NO_LOSS):
+      kinds.setdefault(name.split('/')[1], []).append(name)
+  if not kinds:
+    return Section(title, 'There is no row of training in metrics.jsonl yet.')
+  kinds = {kind: kinds[kind] for kind in sorted(kinds, key=lambda kind: (kind != 'loss', kind == 'gradient_norm'))}
+  rates = [name for name in run.names if name == 'train/learning_rate' or
+           name.startswith('train/learning_rate/') and _importance_names(run)]
+  figure, axes = figures.panels(len(kinds) + bool(rates), 3, 3.6, 3.0)
+  for panel, (kind, names) in zip(axes, kinds.items()):
+    values = []
+    for i, name in enumerate(sorted(names, key=lambda name: name.split('/')[-1] != MAIN)):
+      x, y = run.series(name)
+      figures.line(panel, x, y, i, shown(name.removeprefix(f'train/{kind}').strip('/') or kind))
+      values += list(y)
+    figures.log_y_where_positive(panel, values)
+    panel.set_title('total loss' if kind == 'loss' else figures.plain(shown(kind)), fontsize=10)
+    if len(names) > 1 or names[0].count('/') > 1:
+      figures.legend_below(panel)
+  if rates:
+    for i, name in enumerate(rates):
+      x, y = run.series(name)
+      figures.line(axes[-1], x, y, i, 'importance factors' if name.count('/') > 1 else 'networks')
+    axes[-1].set_title('learning rate', fontsize=10)
+    figures.legend_below(axes[-1])
+  for panel in axes:
+    figures.epochs(panel)
+  text = (
+      'What training makes small: the total loss, and below its name each term it is made of, before it is weighted; '
+      'every point is the mean since the logged line before. <em>Cross entropy</em> compares a network with the '
+      'labels. Terms of distillation (<em>mutual</em>, <em>attention</em>, <em>fitnet</em>, <em>distillation</em>) '
+      'compare networks with each other, their answers or, at the tapped layers, their inner maps. <em>Gradient '
+      'norm</em> is the length of the gradient that reaches each network. Axes are logarithmic wherever all values '
+      'are positive; the learning rate is the size of the steps.')
+  return Section(title, text, {'loss_terms.png': figures.png(figure)})
+
+
+def importance_factors(run):
+  """The importance of each teacher at each tap (Figure 2 of the paper); None where the method has none."""
+  names = _importance_names(run)
+  if not names:
+    return None
+  taps = {}
+  for name in names:
+    _, tap, teacher = name.split('/')
+    taps.setdefault(tap, []).append(teacher)
+  figure, axes = figures.panels(len(taps), 3, 3.6, 3.0)
+  for panel, (tap, teachers) in zip(axes, taps.items()):
+    panel.axhline(1 / len(teachers), color=figures.GREY, linewidth=1, linestyle=':', label='all equal')
+    for i, teacher in enumerate(teachers):
+      x, y = run.series(f'{_IMPORTANCE}{tap}/{teacher}')
+      figures.line(panel, x, y, i, shown(teacher))
+    panel.set_title(f'tapped layer {tap.removeprefix("tap")}', fontsize=10)
+    figures.epochs(panel)
+    panel.set_ylabel('importance', fontsize=9)
+  low, high = (f(panel.get_ylim()[i] for panel in axes) for i, f in ((0, min), (1, max)))
+  for panel in axes:
+    panel.set_ylim(max(low, -0.01), min(high, 1.01))
+  handles, labels = axes[0].get_legend_handles_labels()
+  figure.legend(handles, labels, fontsize=8, frameon=False, loc='outside lower center', ncols=min(len(labels), 5))
+  text = (
+      'At each tapped layer the maps of all teachers are mixed into one, which is every teacher&#39;s next input and '
+      'the student&#39;s target. The <em>importance factors</em> are the weights of that mixture: one for each teacher, '
+      'learned along with everything else, never negative, together 1. They start equal (dotted) unless the '
+      'configuration says otherwise; a line that rises is a teacher whose map serves better at that layer. All panels '
+      'have one scale, which need not start at 0.')
+  return Section('Importance factors', text, {'importance.png': figures.png(figure)})
+
+
+def _importance_names(run):
+  return [name for name in run.names if name.startswith(_IMPORTANCE) and name.count('/') == 2]

@@ -1,0 +1,73 @@
+"""The look of all figures: colours that colour-blind readers can tell apart, panels, and PNG files."""
+
+import io
+import math
+import warnings
+
+from matplotlib import ticker
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, without its yellow, which is hard to see on white.
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+GREY, SOFT = '#5f6670', '#b9cfe4'
+_DPI = 110
+
+
+def panels(count, columns, width, height):
+  """Returns (figure, axes of `count` panels), of `width` x `height` inches each, at most `columns` in a row."""
+  columns = min(count, columns)
+  rows = math.ceil(count / columns)
+  figure = Figure(figsize=(width * columns, height * rows), dpi=_DPI, layout='constrained')
+  axes = figure.subplots(rows, columns, squeeze=False).ravel()
+  for unused in axes[count:]:
+    unused.remove()
+  for panel in axes[:count]:
+    panel.spines[['top', 'right']].set_visible(False)
+    panel.grid(True, color='#e4e6ea', linewidth=0.7)
+    panel.set_axisbelow(True)
+    panel.tick_params(labelsize=8, colors=GREY, labelcolor='black')
+  return figure, list(axes[:count])
+
+
+def line(panel, x, y, index, label, style='-'):
+  """Draws the curve of series number `index`, in its colour, with its marker where the points are few."""
+  marker = MARKERS[index % len(MARKERS)] if len(x) <= 30 else None
+  panel.plot(x, y, style, color=COLORS[index % len(COLORS)], marker=marker, markersize=4, linewidth=1.4,
+             label=plain(label))
+
+
+def log_y_where_positive(panel, values):
+  """Makes the y-axis logarithmic where all finite values are positive; zeros and negative ones keep it linear."""
+  values = [value for value in values if math.isfinite(value)]
+  if values and min(values) > 0:
+    panel.set_yscale('log')
+    panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))
+    panel.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f'{value:g}'))
+    panel.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def epochs(panel):
+  """Makes the x-axis one of epochs, from 0 on."""
+  panel.set_xlabel('epoch', fontsize=9)
+  panel.set_xlim(left=0)
+  panel.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+
+
+def legend_below(panel, columns=2):
+  """Puts the legend under the x-axis, where it hides no curve."""
+  panel.legend(fontsize=7, frameon=False, loc='upper center', bbox_to_anchor=(0.5, -0.2), ncols=columns)
+
+
+def plain(text):
+  """Returns `text` so that matplotlib shows it as it is: a dollar sign would start a formula."""
+  return str(text).replace('$', r'\$')
+
+
+def png(figure):
+  """Returns the figure as bytes of a PNG file."""
+  file = io.BytesIO()
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', message='Glyph .* missing')  # names in scripts that the font does not have
+    figure.savefig(file, format='png', facecolor='white')
+  return file.getvalue()

@@ -1,0 +1,18 @@
+"""CTKD on Tiny ImageNet, 64x64 images cropped to 32x32: WRN-16-2, scratch and expert WRN-40-2.
+
+Published figures are not at hand. Not run here yet. tensorflow-datasets has no such set: give a folder with
+train/<class>/*.JPEG and val/<class>/*.JPEG.
+Run: python -m cmtkd_jax.main --config=configs/ctkd_tiny_imagenet.py --config.data.name=folder:DIR
+Variant after a colon: smoke.
+"""
+
+from cmtkd_jax import config as base
+
+
+def get_config(argument=''):
+  config = base.neighbour(__file__, 'ctkd_cifar10')
+  config.data.name = 'folder:tiny-imagenet-200'
+  config.data.augment, config.data.resize, config.data.image_size = 'inception_crop_flip', 64, 32
+  config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  config.model.name, config.ctkd.teacher_model, config.first.expert.model.name = 'wrn16_2', 'wrn40_2', 'wrn40_2'
+  return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32, classes=200))

@@ -1,0 +1,16 @@
+"""CMT-KD's baseline on the bundled digits: a 2-bit ResNet8 taught by the average of trained 4-, 6- and 8-bit ones.
+
+One command trains the three teachers one after the other, then the student.
+Run: python -m cmtkd_jax.main --config=configs/digits_average_teacher.py
+"""
+
+from cmtkd_jax import config as base
+
+
+def get_config(argument=''):
+  config = base.neighbour(__file__, 'digits_resnet8', argument)
+  config.method = 'average_teacher'
+  for bits in (4, 6, 8):
+    config.first[f'teacher{bits}'] = dict(method='single', student=dict(weight_bits=bits, activation_bits=bits))
+  config.teachers = ('{teacher4}', '{teacher6}', '{teacher8}')
+  return config

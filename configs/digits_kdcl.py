@@ -1,0 +1,13 @@
+"""KDCL on the bundled digits: a 2-bit ResNet8 and peers of 4, 6 and 8 bits, each with its own augmentation.
+
+The ensemble is one of naive, linear, min_logit, general; the last is weighed on a held-out slice (data.minival).
+Run: python -m cmtkd_jax.main --config=configs/digits_kdcl.py
+"""
+
+from cmtkd_jax import config as base
+
+
+def get_config(argument=''):
+  config = base.neighbour(__file__, 'digits_resnet8', argument)
+  config.method, config.kdcl.ensemble = 'kdcl', 'min_logit'
+  return config

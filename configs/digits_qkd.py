@@ -1,0 +1,17 @@
+"""QKD on the bundled digits: a 2-bit ResNet8 and a full-precision teacher in three phases.
+
+A full-precision network first; then self-studying, co-studying and tutoring, a run each.
+Run: python -m cmtkd_jax.main --config=configs/digits_qkd.py
+"""
+
+from cmtkd_jax import config as base
+
+
+def get_config(argument=''):
+  config = base.neighbour(__file__, 'digits_resnet8', argument)
+  config.method, config.qkd.phase, config.init_from = 'qkd', 'tutoring', '{co_studying}'
+  config.first.full_precision = dict(method='single', student=dict(weight_bits=32, activation_bits=32))
+  config.first.self_studying = dict(qkd=dict(phase='self_studying'), init_from='{full_precision}')
+  config.first.co_studying = dict(
+      qkd=dict(phase='co_studying'), init_from='student={self_studying},teacher={full_precision}')
+  return config
