@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import ml_collections
 from etils import epath
+from flax import traverse_util
 
 from cmtkd_jax import checkpoint, run_files
 from cmtkd_jax import config as config_lib
@@ -80,6 +81,15 @@ def load(teachers, names, abstract):
     report.append(f'{name}: {teacher.config.model.name} of {bits.weight_bits}/{bits.activation_bits} bit from '
                   f'{teacher.directory} (step {step}){_accuracy(teacher.directory)}')
   return loaded, report
+
+
+def check_loaded(frozen, abstract, variables):
+  """Raises `UserError` unless `variables` has all of the networks that stay as they are."""
+  wanted, found = (traverse_util.flatten_dict(tree) for tree in (abstract, variables))
+  for path in wanted:
+    if path[1] in frozen and path not in found:
+      raise UserError(f'config.init_from: network {path[1]!r} stays as it is, but {"/".join(path)} is in none of the '
+                      'directories that were loaded; name the directory of a run that has it')
 
 
 def save(workdir, teachers):

@@ -2,7 +2,7 @@
 
 import functools
 
-from cmtkd_jax.models import alexnet, resnet
+from cmtkd_jax.models import alexnet, resnet, wide_resnet
 from cmtkd_jax.models.network import Network
 
 # Adding a backbone: its file, one line here, its config, its test. A value takes (num_classes, layers, width, stem,
@@ -13,6 +13,10 @@ MODELS = {
     'resnet32': functools.partial(resnet.resnet_cifar, 32),
     'resnet18': resnet.resnet18,
     'alexnet': alexnet.alexnet,
+    'wrn16_1': functools.partial(wide_resnet.wide_resnet, 16, 1),
+    'wrn16_2': functools.partial(wide_resnet.wide_resnet, 16, 2),
+    'wrn40_1': functools.partial(wide_resnet.wide_resnet, 40, 1),
+    'wrn40_2': functools.partial(wide_resnet.wide_resnet, 40, 2),
 }
 
 __all__ = ['MODELS', 'Network']

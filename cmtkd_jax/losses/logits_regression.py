@@ -1,0 +1,37 @@
+"""Regression of one network's logits on another's."""
+
+import jax
+import jax.numpy as jnp
+
+REDUCTIONS = ('mean', 'sum')
+
+
+def logits_regression(target_logits: jax.Array, logits: jax.Array, reduction: str = 'mean') -> jax.Array:
+  """Squared distance of logits, averaged over the batch.
+
+      'mean':  mean_b  1 / C * sum_j (z_T - z)_bj^2
+      'sum':   mean_b  sum_j (z_T - z)_bj^2
+
+  The gradient flows into both arguments: a caller who wants a constant target applies `jax.lax.stop_gradient`.
+
+  Args:
+    target_logits: [B, C], floating, finite.
+    logits: [B, C], floating, finite.
+    reduction: over the classes, 'mean' or 'sum'.
+
+  Returns:
+    Scalar, float32, >= 0.
+
+  Raises:
+    ValueError: the shapes differ or are not [B, C], or `reduction` is unknown.
+
+  Source: 'mean', Ba and Caruana, "Do Deep Nets Really Need to be Deep?", NIPS 2014; 'sum', the published code of CTKD.
+  """
+  if reduction not in REDUCTIONS:
+    raise ValueError(f'reduction must be one of {", ".join(REDUCTIONS)}; got {reduction!r}')
+  if logits.ndim != 2 or target_logits.shape != logits.shape:
+    raise ValueError(
+      f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}'
+    )
+  squared = jnp.square(target_logits.astype(jnp.float32) - logits.astype(jnp.float32))
+  return jnp.mean(squared) if reduction == 'mean' else jnp.mean(jnp.sum(squared, axis=-1))

@@ -1,0 +1,374 @@
+"""The methods beside CMT-KD: each loss term by term against NumPy, which network learns from which term, and a step of each."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmtkd_jax import assembly, models, optimizer
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods import METHODS, apprentice, average_teacher, ctkd, dml, guided, kd, kdcl, qkd, speq
+from cmtkd_jax.models import alexnet, resnet
+from cmtkd_jax.step import eval_step, initial_state, train_step
+from cmtkd_jax.teachers import Teacher
+
+CLASSES = 5
+LABELS = np.array([0, 3, 1, 4], np.int32)
+
+
+def tiny(num_classes, layers, **unused):
+  """Two convolutions, a stage each, and a stem that stands apart."""
+  stages = tuple(functools.partial(alexnet.Stage, ((features, 3, stride, None, 'body'),), (1, 1), layers)
+                 for features, stride in ((4, 1), (6, 2)))
+  return models.Network((2, 3), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers),
+                        functools.partial(resnet.Stem, 3, 'cifar', 'pre', layers))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny_model():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(models.MODELS, 'tiny', tiny)
+    yield
+
+
+def make_config(method, bits=2, **settings):
+  config = config_lib.default()
+  config.method, config.model.name, config.ctkd.teacher_model = method, 'tiny', 'tiny'
+  config.student.weight_bits = config.student.activation_bits = bits
+  config.update_from_flattened_dict(settings)
+  return config
+
+
+def trained(*widths):
+  """Trained teachers of these widths, as far as building them goes."""
+  return tuple(Teacher(f'runs/{bits}', make_config('single', bits)) for bits in widths)
+
+
+def logits(*names, seed=0):
+  rng = np.random.default_rng(seed)
+  return {name: (3 * rng.normal(size=(4, CLASSES))).astype(np.float32) for name in names}
+
+
+def log_softmax(z):
+  z = np.asarray(z, np.float64)
+  z = z - z.max(-1, keepdims=True)
+  return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def softmax(z):
+  return np.exp(log_softmax(z))
+
+
+def ce(z):
+  return -np.mean(log_softmax(z)[np.arange(4), LABELS])
+
+
+def kl(target, z, tau):
+  log_p, log_q = log_softmax(np.asarray(target, np.float64) / tau), log_softmax(np.asarray(z, np.float64) / tau)
+  return tau**2 * np.mean(np.sum(np.exp(log_p) * (log_p - log_q), -1))
+
+
+def check_terms(result, expected_terms, expected_total):
+  """Every term, and their weighted sum."""
+  total, terms = result
+  assert terms.keys() == expected_terms.keys()
+  for name, value in expected_terms.items():
+    np.testing.assert_allclose(terms[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+  np.testing.assert_allclose(total, expected_total, rtol=2e-5)
+
+
+def learners(loss, inputs, term):
+  """Names of the inputs that get a gradient from one term of `loss(inputs) -> (total, terms)`."""
+  gradients = jax.grad(lambda inputs: loss(inputs)[1][term])(inputs)
+  return {name for name, g in gradients.items() if any(np.any(leaf != 0) for leaf in jax.tree.leaves(g))}
+
+
+# The losses.
+
+
+@pytest.mark.parametrize('teachers', [1, 3])
+def test_distillation_from_one_and_from_the_average_of_several(teachers):
+  names = [f'teacher{i}' for i in range(teachers)]
+  z = logits('student', *names)
+  settings = (kd if teachers == 1 else average_teacher).Settings(alpha=0.7, beta=1.3, temperature=3.0)
+  method = kd.Distillation((), settings, 'combined')
+  outputs = kd.Outputs({'student': z['student']}, [z[name] for name in names])
+  p = np.mean([softmax(z[name] / 3.0) for name in names], 0)
+  expected = 9 * np.mean(np.sum(p * (np.log(p) - log_softmax(z['student'] / 3.0)), -1))
+  check_terms(method.loss(outputs, LABELS), {'cross_entropy/student': ce(z['student']), 'distillation/student': expected},
+              0.7 * ce(z['student']) + 1.3 * expected)
+
+
+def test_dml_is_the_mean_over_the_peers_and_takes_them_as_constants():
+  z = logits('student', 'a', 'b')
+  settings = dml.Settings(beta=0.5, temperature=2.0)
+  loss = lambda z: dml.dml_loss(z, LABELS, settings)
+  mutual = {i: np.mean([kl(z[j], z[i], 2.0) for j in z if j != i]) for i in z}
+  terms = {f'cross_entropy/{i}': ce(z[i]) for i in z} | {f'mutual/{i}': mutual[i] for i in z}
+  check_terms(loss(z), terms, sum(ce(z[i]) for i in z) + 0.5 * sum(mutual.values()))
+  for i in z:
+    assert learners(loss, z, f'mutual/{i}') == {i}
+
+
+@pytest.mark.parametrize('ensemble', ['naive', 'min_logit', 'general', 'linear'])
+def test_kdcl_targets(ensemble):
+  z = logits('student', 'peer')
+  s, p = (z[name].astype(np.float64) for name in z)
+  weights = np.array([0.3, 0.7], np.float32)
+  own = lambda x: x - x[np.arange(4), LABELS][:, None]
+  each = lambda x: -log_softmax(x)[np.arange(4), LABELS]
+  if ensemble == 'naive':
+    target = np.where((each(s) <= each(p))[:, None], s, p)
+  elif ensemble == 'min_logit':
+    target = np.minimum(own(s), own(p))
+  elif ensemble == 'general':
+    target = np.log(0.3 * softmax(s) + 0.7 * softmax(p))
+  else:
+    a = np.linspace(0, 1, 20001)
+    best = a[np.argmin([np.mean(each(x * s + (1 - x) * p)) for x in a])]
+    target = best * s + (1 - best) * p
+  settings = kdcl.Settings(ensemble=ensemble, distillation_weight=0.8, temperature=2.0)
+  loss = lambda z: kdcl.kdcl_loss(z, LABELS, weights, settings)
+  total, terms = loss(z)
+  rtol = 3e-3 if ensemble == 'linear' else 2e-5
+  for name in z:
+    np.testing.assert_allclose(terms[f'distillation/{name}'], kl(target, z[name], 2.0), rtol=rtol, atol=1e-5)
+    assert learners(loss, z, f'distillation/{name}') == {name}
+  expected = sum(ce(x) for x in z.values()) + 0.8 * sum(kl(target, x, 2.0) for x in z.values())
+  np.testing.assert_allclose(total, expected, rtol=rtol)
+
+
+def test_kdcl_general_learns_its_weights_from_the_held_out_errors():
+  method = kdcl.KDCL((None, None), kdcl.Settings(ensemble='general'))
+  z = logits('student', 'peer')
+  mask = np.array([True, True, True, False])
+  sums = method.measure(z, LABELS, mask)
+  t = np.eye(CLASSES)[LABELS]
+  f = [softmax(x)[:3] - t[:3] for x in z.values()]
+  c = np.array([[np.mean(np.sum(a * b, -1)) for b in f] for a in f])
+  w = np.linalg.solve(c, np.ones(2))
+  state = method.learn(sums, {'batch_stats': 1})
+  np.testing.assert_allclose(state[kdcl.STATE]['weights'], w / w.sum(), rtol=1e-3)
+  assert state['batch_stats'] == 1
+
+
+@pytest.mark.parametrize('detached', [True, False])
+def test_apprentice(detached):
+  z = logits('teacher', 'student')
+  settings = apprentice.Settings(stop_gradient_target=detached)
+  loss = lambda z: apprentice.apprentice_loss(z['teacher'], z['student'], LABELS, settings)
+  soft = -np.mean(np.sum(softmax(z['teacher']) * log_softmax(z['student']), -1))
+  check_terms(loss(z), {'cross_entropy/teacher': ce(z['teacher']), 'cross_entropy/student': ce(z['student']),
+                        'distillation/student': soft}, ce(z['teacher']) + 0.5 * ce(z['student']) + 0.5 * soft)
+  assert learners(loss, z, 'distillation/student') == ({'student'} if detached else {'student', 'teacher'})
+
+
+@pytest.mark.parametrize('phase', ['self_studying', 'co_studying', 'tutoring'])
+def test_qkd(phase):
+  z = logits('student', 'teacher')
+  settings = qkd.Settings(phase=phase, distillation_weight=0.6, temperature=3.0)
+  loss = lambda z: qkd.qkd_loss(z, LABELS, settings)
+  terms = {'cross_entropy/student': ce(z['student'])}
+  total = ce(z['student'])
+  if phase != 'self_studying':
+    terms['distillation/student'] = kl(z['teacher'], z['student'], 3.0)
+    total += 0.6 * terms['distillation/student']
+    assert learners(loss, z, 'distillation/student') == {'student'}
+  if phase == 'co_studying':
+    terms |= {'cross_entropy/teacher': ce(z['teacher']), 'distillation/teacher': kl(z['student'], z['teacher'], 3.0)}
+    total += terms['cross_entropy/teacher'] + 0.6 * terms['distillation/teacher']
+    assert learners(loss, z, 'distillation/teacher') == {'teacher'}
+  check_terms(loss(z), terms, total)
+
+
+@pytest.mark.parametrize('compared', ['probabilities', 'logits'])
+def test_speq(compared):
+  z = logits('teacher', 'student')
+  settings = speq.Settings(compared=compared, distillation_weight=0.4)
+  loss = lambda z: speq.speq_loss(z['teacher'], z['student'], LABELS, settings)
+  t, s = (softmax(z[n]) if compared == 'probabilities' else z[n].astype(np.float64) for n in ('teacher', 'student'))
+  cosine = np.mean(1 - np.sum(t * s, -1) / np.linalg.norm(t, axis=-1) / np.linalg.norm(s, axis=-1))
+  check_terms(loss(z), {'cross_entropy/student': ce(z['student']), 'distillation/student': cosine},
+              ce(z['student']) + 0.4 * cosine)
+  assert learners(loss, z, 'distillation/student') == {'student'}
+
+
+@pytest.mark.parametrize('hint', ['features', 'logits'])
+def test_guided(hint):
+  rng = np.random.default_rng(3)
+  maps = {name: [rng.normal(size=(4, 3, 3, 2)).astype(np.float32) for _ in range(2)] for name in ('teacher', 'student')}
+  inputs = {name: {'z': z, 'maps': maps[name]} for name, z in logits('teacher', 'student').items()}
+  settings = guided.Settings(hint=hint, teacher_weight=0.9, student_weight=0.2, temperature=2.0)
+  def loss(inputs):
+    pairs = {str(k): pair for k, pair in enumerate(zip(inputs['teacher']['maps'], inputs['student']['maps']))}
+    return guided.guided_loss({name: x['z'] for name, x in inputs.items()}, LABELS, pairs, settings)
+  z_t, z_s = inputs['teacher']['z'], inputs['student']['z']
+  if hint == 'features':
+    to_student = to_teacher = sum(np.mean((t.astype(np.float64) - s)**2) for t, s in zip(*maps.values()))
+  else:
+    to_student, to_teacher = kl(z_t, z_s, 2.0), kl(z_s, z_t, 2.0)
+  check_terms(loss(inputs), {'cross_entropy/student': ce(z_s), 'cross_entropy/teacher': ce(z_t),
+                             'guidance/student': to_student, 'guidance/teacher': to_teacher},
+              ce(z_s) + ce(z_t) + 0.9 * to_teacher + 0.2 * to_student)
+  for name in inputs:
+    assert learners(loss, inputs, f'guidance/{name}') == {name}
+
+
+@pytest.mark.parametrize('receiver', ['student', 'scratch_teacher'])
+@pytest.mark.parametrize('alpha', [0.0, 0.9])
+def test_ctkd_of_the_paper_and_of_the_published_code(receiver, alpha):
+  rng = np.random.default_rng(4)
+  names = ('student', 'scratch_teacher', 'expert')
+  z = logits(*names)
+  maps = {name: [rng.normal(size=(4, size, size, 2 + i)).astype(np.float32) for size in (4, 2)]
+          for i, name in enumerate(names)}
+  settings = ctkd.Settings(attention_to=receiver, alpha=alpha)
+  inputs = {name: {'z': z[name], 'maps': maps[name]} for name in names}
+  loss = lambda x: ctkd.ctkd_loss({n: x[n]['z'] for n in x}, LABELS, {n: x[n]['maps'] for n in x}, settings)
+
+  def a(f):
+    q = np.mean(f.astype(np.float64)**2, -1).reshape(4, -1)
+    return q / np.linalg.norm(q, axis=-1, keepdims=True)
+
+  attention = [np.mean((a(f) - a(e))**2) for f, e in zip(maps[receiver], maps['expert'])]
+  imitation = np.mean(np.sum((z['scratch_teacher'].astype(np.float64) - z['student'])**2, -1))
+  expert = kl(z['expert'], z['student'], 4.0)
+  terms = {'cross_entropy/student': ce(z['student']), 'cross_entropy/scratch_teacher': ce(z['scratch_teacher']),
+           'imitation/student': imitation, 'expert_distillation/student': expert}
+  terms |= {f'attention/{receiver}/group{j}': value for j, value in enumerate(attention, 1)}
+  check_terms(loss(inputs), terms, ce(z['student']) + ce(z['scratch_teacher']) + 0.03 * imitation
+              + 1000 * sum(attention) + alpha * expert)
+  assert learners(loss, inputs, 'imitation/student') == {'student'}
+  assert learners(loss, inputs, 'expert_distillation/student') == {'student'}
+  assert learners(loss, inputs, f'attention/{receiver}/group1') == {receiver}
+
+
+# One step of each.
+
+TEACHERS = {'kd': (32,), 'average_teacher': (4, 8), 'ctkd': (32,)}
+NETWORKS = {  # trained, frozen
+    'single': ({'student'}, set()),
+    'kd': ({'student'}, {'teacher1'}),
+    'average_teacher': ({'student'}, {'teacher1', 'teacher2'}),
+    'dml': ({'student', 'peer1_4bit'}, set()),
+    'kdcl': ({'student', 'peer1_4bit'}, set()),
+    'apprentice': ({'student', 'teacher'}, set()),
+    'qkd': ({'student', 'teacher'}, set()),
+    'speq': ({'student'}, set()),
+    'guided': ({'student', 'teacher'}, set()),
+    'ctkd': ({'student', 'scratch_teacher'}, {'expert'}),
+    'cmtkd': ({'student', 'teacher1_4bit', 'teacher2_8bit', 'importance', 'combined_head'}, set()),
+}
+
+
+def test_every_method_is_tried():
+  assert NETWORKS.keys() == METHODS.keys()
+
+
+@pytest.mark.parametrize('name, quantizer', [
+    *((name, 'hwgq') for name in NETWORKS), ('kd', 'lsq'), ('ctkd', 'lsq'), ('cmtkd', 'lsq')])
+def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer, quick_compile):
+  config = make_config(name, **{'dml.peer_bits': (4,), 'kdcl.peer_bits': (4,), 'cmtkd.teacher_bits': (4, 8),
+                                'quantizer.name': quantizer})
+  method = assembly.create_method(config, CLASSES, trained(*TEACHERS.get(name, ())))
+  transform = optimizer.create(config, method, lambda step: 0.1)
+  augment = lambda key, images: images / 255 + 0.01 * jax.random.normal(key, images.shape)
+  rng = np.random.default_rng(0)
+  batch = {'image': rng.integers(0, 256, (4, 6, 6, 1)).astype(np.uint8), 'label': LABELS}
+  parts = dict(method=method, optimizer=transform, augment=augment)
+
+  @jax.jit
+  def run(batch):
+    before = initial_state({}, batch, **parts, seed=0)
+    after, metrics = train_step(before, batch, **parts)
+    sums = eval_step({'params': after.params, **after.model_state}, batch | {'mask': np.ones(4, bool)}, method=method,
+                     normalize=lambda images: images / 255)
+    return before, after, metrics, sums
+
+  before, after, metrics, sums = run(batch)
+  same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  changed = {n for n in before.params if not same(before.params[n], after.params[n])}
+  learning, frozen = NETWORKS[name]
+  assert (changed, set(method.frozen)) == (learning, frozen)
+  for network in frozen:
+    for collection in after.model_state.values():
+      assert same(after.model_state['batch_stats'][network], before.model_state['batch_stats'][network]), collection
+  assert all(np.isfinite(value) for value in metrics.values())
+  assert {n.removeprefix('gradient_norm/') for n in metrics if n.startswith('gradient_norm/')} == learning
+  assert 'student' in sums and all(total['count'] == 4 for total in sums.values())
+
+
+def test_ctkd_shares_the_first_convolution():
+  for shared in (True, False):
+    method = assembly.create_method(make_config('ctkd', **{'ctkd.shared_stem': shared}), CLASSES, trained(32))
+    variables = jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), train=True))
+    assert ('stem' in variables['params']['scratch_teacher']) == (not shared)
+    assert 'stem' in variables['params']['student'] and 'stem' in variables['params']['expert']
+
+
+def test_kdcl_gives_each_network_its_own_view():
+  method = assembly.create_method(make_config('kdcl', **{'kdcl.peer_bits': (2,)}), CLASSES)
+  assert method.views == 2
+  images = np.random.default_rng(0).normal(size=(2, 4, 6, 6, 1)).astype(np.float32)
+  variables = method.init(jax.random.key(0), images, train=True)
+  # Networks of one width with the same parameters differ by what they see alone.
+  twin = {c: {n: tree['student'] for n in tree} for c, tree in variables.items()}
+  of = lambda x: method.apply(twin, x, train=True, mutable=True)[0].logits
+  assert not np.array_equal(of(images)['student'], of(images)['peer1_2bit'])
+  np.testing.assert_array_equal(of(images)['peer1_2bit'], of(images[::-1])['student'])
+  np.testing.assert_array_equal(of(images[0])['peer1_2bit'], of(images[0])['student'])
+
+
+def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
+  config = make_config('speq', bits=1)
+  images = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
+
+  def run(probability, seed):
+    config.speq.high_probability = probability
+    method = assembly.create_method(config, CLASSES)
+    variables = method.init({'params': jax.random.key(0), 'sampling': jax.random.key(0)}, images, train=True)
+    outputs, state = method.apply(variables, images, train=True, mutable=['batch_stats'],
+                                  rngs={'sampling': jax.random.key(seed)})
+    return outputs.logits, state
+
+  never, state = run(0.0, 0)
+  np.testing.assert_array_equal(never['teacher'], never['student'])
+  always, same_state = run(1.0, 0)
+  np.testing.assert_array_equal(always['student'], never['student'])
+  assert not np.array_equal(always['teacher'], never['teacher'])
+  jax.tree.map(np.testing.assert_array_equal, state, same_state)
+  drawn = {run(0.5, seed)[0]['teacher'].tobytes() for seed in range(8)}
+  assert 2 < len(drawn) <= 2**3  # three activation layers
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize('name, settings, widths, words', [
+    ('kd', {}, (), r"config.teachers=\(\); config.method='kd' takes 1"),
+    ('average_teacher', {}, (4,), "config.method='average_teacher' takes at least 2"),
+    ('single', {}, (4,), "config.teachers=.'runs/4',.; config.method='single' takes no trained"),
+    ('kdcl', {'kdcl.ensemble': 'general'}, (), 'config.data.minival'),
+    ('kdcl', {'kdcl.peer_bits': ()}, (), 'config.kdcl.peer_bits'),
+    ('dml', {'dml.peer_bits': (9,)}, (), 'config.dml.peer_bits=9'),
+    ('apprentice', {'apprentice.scheme': 'C'}, (32,), 'config.init_from'),
+    ('apprentice', {'apprentice.scheme': 'D'}, (), 'config.apprentice.scheme'),
+    ('qkd', {'qkd.phase': 'tutoring'}, (), 'config.init_from'),
+    ('speq', {'quantizer.name': 'lsq'}, (), "config.quantizer.name='lsq'"),
+    ('speq', {'speq.high_probability': 1.5}, (), 'config.speq.high_probability=1.5'),
+    ('ctkd', {'ctkd.teacher_model': 'vgg'}, (32,), "config.ctkd.teacher_model='vgg'"),
+    ('ctkd', {'ctkd.teacher_model': 'resnet8', 'model.name': 'resnet8'}, (32,), 'different numbers of stages'),
+])
+def test_what_cannot_be_honoured_is_named(name, settings, widths, words):
+  with pytest.raises(UserError, match=words):
+    assembly.create_method(make_config(name, **settings), CLASSES, trained(*widths))
+
+
+def test_settings_are_frozen_and_have_defaults():
+  for name, module in METHODS.items():
+    settings = module.Settings()
+    assert dataclasses.is_dataclass(settings) and settings.__dataclass_params__.frozen, name
