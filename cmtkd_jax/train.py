@@ -124,11 +124,13 @@ def _restore_or_create(config, method, trained, transform, dataset, checkpoints,
     wanted = abstract()['variables']
     variables, report = teachers.load(trained, method.frozen[:len(trained)], wanted)
     if config.init_from:
-      found, lines = init_from.load(config.init_from, config.init_from_allow, wanted, method, config)
+      rest = {collection: {name: tree for name, tree in networks.items() if name not in method.frozen[:len(trained)]}
+              for collection, networks in wanted.items()}
+      found, lines = init_from.load(config.init_from, config.init_from_allow, rest, method, config)
       variables = traverse_util.unflatten_dict(
           traverse_util.flatten_dict(found) | traverse_util.flatten_dict(variables))
       report += lines
-  teachers.check_loaded(method.frozen, abstract()['variables'], variables)
+    teachers.check_loaded(method.frozen, wanted, variables)
   return jax.jit(create, out_shardings=sharding)(jax.device_put(variables, sharding), batch), report
 
 

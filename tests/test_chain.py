@@ -1,0 +1,170 @@
+"""Chains and tables of runs: order, directories, what is refused, and what is told of rows that cannot run."""
+
+import json
+import pathlib
+import runpy
+
+import numpy as np
+import pytest
+
+from cmtkd_jax import chain, checkpoint, evaluate, modes
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.report import table
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FULL = dict(method='single', student=dict(weight_bits=32, activation_bits=32))
+
+
+def load(name, argument=''):
+  return runpy.run_path(str(ROOT / 'configs' / f'{name}.py'))['get_config'](argument)
+
+
+def smoke_config():
+  config = load('digits_resnet8', 'smoke')
+  config.model.width = 1 / 16
+  return config
+
+
+def variables(workdir):
+  return checkpoint.load_variables(f'{workdir}/checkpoints')[0]
+
+
+def test_kd_trains_its_teacher_first_keeps_it_and_can_be_evaluated_without_it(tmp_path, quick_compile, capsys):
+  config = smoke_config()
+  config.method, config.teachers, config.first.teacher = 'kd', ('{teacher}',), FULL
+  summary = chain.train_chain(config, tmp_path / 'kd')
+  assert set(summary['results']) == {'test/student', 'test/teacher'}
+  teacher, student = variables(tmp_path / 'kd' / 'teacher'), variables(tmp_path / 'kd')
+  for collection in ('params', 'batch_stats'):
+    flat = lambda tree: {tuple(map(str, path)): leaf for path, leaf in _leaves(tree)}
+    there, here = flat(teacher[collection]['student']), flat(student[collection]['teacher1'])
+    assert there.keys() == here.keys()
+    for path, array in there.items():
+      np.testing.assert_array_equal(here[path], array)
+  # Again: nothing is trained, the same summary. Then the teacher is gone and the student still knows what it was.
+  capsys.readouterr()
+  assert chain.train_chain(config, tmp_path / 'kd')['results'] == summary['results']
+  assert capsys.readouterr().out.count('is finished') == 2
+  (tmp_path / 'kd' / 'teacher').rename(tmp_path / 'elsewhere')
+  results = evaluate.evaluate_run(tmp_path / 'kd')
+  assert results['test/teacher/top1'] == summary['results']['test/teacher']['last']['top1']
+
+
+def _leaves(tree, path=()):
+  if not isinstance(tree, dict):
+    return [(path, tree)]
+  return [leaf for name, child in tree.items() for leaf in _leaves(child, (*path, name))]
+
+
+def test_runs_come_after_those_they_refer_to():
+  config = load('digits_qkd')
+  assert chain.in_order(config.first, config.first) == ['full_precision', 'self_studying', 'co_studying']
+  assert chain.in_order(config.first, ['self_studying']) == ['full_precision', 'self_studying']
+  config.first.full_precision.init_from = '{co_studying}'
+  with pytest.raises(UserError, match='in a circle'):
+    chain.in_order(config.first, config.first)
+
+
+def test_references_are_replaced_or_named():
+  config = config_lib.default()
+  config.init_from, config.teachers = 'student={a},teacher={b}', ('{a}', 'runs/other')
+  resolved = chain.resolve(config, {'a': 'runs/1', 'b': 'runs/2'})
+  assert (resolved.init_from, resolved.teachers) == ('student=runs/1,teacher=runs/2', ('runs/1', 'runs/other'))
+  with pytest.raises(UserError, match=r"config.init_from: there is no run 'b' before this one; there are a"):
+    chain.resolve(config, {'a': 'runs/1'})
+
+
+def test_a_run_of_a_chain_has_its_changes_and_no_plans():
+  config = load('digits_guided', 'smoke')
+  derived = config_lib.derive(config, config.first.w4a8.to_dict())
+  assert (derived.student.weight_bits, derived.student.activation_bits) == (4, 8)
+  assert derived.duration == config.duration and not derived.first and config.first
+  with pytest.raises(UserError, match='config.student.weigth_bits: there is no such field'):
+    config_lib.derive(config, {'student': {'weigth_bits': 4}})
+
+
+@pytest.mark.parametrize('field, value, words', [
+    ('data.mean', (0.1,), r'config.data.mean=\(0.305,\)'),
+    ('data.name', 'generated:8x8x1:7:48', 'other classes'),
+])
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path, quick_compile, field, value, words):
+  config = smoke_config()
+  config.update_from_flattened_dict({'method': 'single', 'duration': '1 steps', 'eval_every': '1 steps',
+                                     'optimizer.decay_at': ''})
+  chain.train_chain(config, tmp_path / 'teacher')
+  config.update_from_flattened_dict({'method': 'kd', 'teachers': (str(tmp_path / 'teacher'),), field: value})
+  with pytest.raises(UserError, match=words):
+    chain.train_chain(config, tmp_path / 'student')
+  config.teachers = (str(tmp_path / 'nothing'),)
+  with pytest.raises(UserError, match='there is no config.json'):
+    chain.train_chain(config, tmp_path / 'student')
+
+
+def table_config(only=()):
+  config = smoke_config()
+  config.table.title, config.table.seeds, config.table.only = 'A table', (0, 1), only
+  config.table.runs = dict(
+      full=FULL, apot=dict(method='single', quantizer=dict(name='apot_of_tomorrow')),
+      kd=dict(method='kd', teachers=('{full}',)), lost=dict(method='single', data=dict(name='npy:/nowhere')))
+  config.table.lines = (
+      ('full precision', '32/32', 'full', 'student', (75.3, 93.1)), ('not yet', '2/2', 'apot', 'student', (70.0, None)),
+      ('KD', '2/2', 'kd', 'student', (75.1, 92.8)), ('its teacher', '32/32', 'kd', 'teacher', (None, None)),
+      ('lost', '2/2', 'lost', 'student', (1.0, 2.0)), ('cited', '2/2', '', 'student', (72.1, 91.6)))
+  return config
+
+
+def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing(tmp_path, quick_compile, capsys):
+  config = table_config()
+  config.table.seeds = (0,)
+  rows = {row['title']: row for row in table.train_table(config, tmp_path)}
+  assert rows['full precision']['seeds'] == rows['KD']['seeds'] == [0]
+  assert 'apot_of_tomorrow does not exist' in rows['not yet']['note']
+  assert '/nowhere' in rows['lost']['note'] and rows['cited']['note'] == 'cited, not run here'
+  summary = json.loads((tmp_path / 'kd' / 'seed0' / 'summary.json').read_text())
+  assert summary['config']['teachers'] == [f'{tmp_path}/full/seed0']
+  assert rows['its teacher']['last']['top1']['values'] == [summary['results']['test/teacher']['last']['top1']]
+  # A teacher is evaluated as it was when its own run ended.
+  assert rows['its teacher']['last']['top1']['mean'] == rows['full precision']['last']['top1']['mean']
+
+  # A second seed that was run elsewhere counts: mean, sample standard deviation, standard error by hand.
+  other = tmp_path / 'full' / 'seed1'
+  other.mkdir()
+  first = json.loads((tmp_path / 'full' / 'seed0' / 'summary.json').read_text())
+  first['results']['test/student']['last']['top1'] = rows['full precision']['last']['top1']['mean'] + 2
+  (other / 'summary.json').write_text(json.dumps(first))
+  capsys.readouterr()
+  row = table.collect(config, tmp_path)[0]
+  assert row['last']['top1']['mean'] == pytest.approx(rows['full precision']['last']['top1']['mean'] + 1)
+  assert row['last']['top1']['sd'] == pytest.approx(2**0.5) and row['last']['top1']['standard_error'] == pytest.approx(1)
+  text = capsys.readouterr().out
+  assert '75.3 / 93.1' in text and '70.0 / -' in text and f'{row["last"]["top1"]["mean"]:.2f} ± 1.00' in text
+  assert json.loads((tmp_path / 'table.json').read_text())['lines'][0] == row | {'published': [75.3, 93.1]}
+  assert f'| {row["last"]["top1"]["mean"]:.2f} ± 1.00 /' in (tmp_path / 'table.md').read_text()
+
+
+def test_rows_as_arguments_and_unknown_ones():
+  config = load('table2_resnet18_cifar100', 'kd,single4,smoke')
+  assert config.table.only == ('kd', 'single4') and config.duration == '3 steps' and config.table.seeds == (0,)
+  with pytest.raises(UserError, match="'kdd' is not one of smoke, average_teacher"):
+    load('table2_resnet18_cifar100', 'kdd')
+
+
+def test_every_table_of_the_paper_is_there_and_its_runs_are_configurations():
+  for name, lines in (('table1_alexnet_cifar100', 11), ('table2_resnet18_cifar100', 11), ('table3_teachers_cifar100', 2),
+                      ('table4_cifar100', 12), ('table5_imagenet', 15)):
+    config = load(name)
+    assert len(config.table.lines) == lines
+    for line in map(table.Line._make, config.table.lines):
+      changes = config.table.runs[line.run].to_dict() if line.run else {}
+      if line.run and changes.get('quantizer', {}).get('name', 'hwgq') in ('hwgq', 'lsq'):
+        run = config_lib.derive(config, changes)
+        if '/' in line.bits and line.run not in ('guided',):
+          assert line.bits == f'{run.student.weight_bits}/{run.student.activation_bits}', line
+
+
+def test_tables_are_not_trained_as_one_run():
+  with pytest.raises(UserError, match='use --mode=table'):
+    modes.MODES['train'](load('table2_resnet18_cifar100'), 'runs/x', None)
+  with pytest.raises(UserError, match='has no table'):
+    modes.MODES['table'](load('digits_resnet8'), 'runs/x', None)
