@@ -61,7 +61,8 @@ def linear_weights(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   def iterate(k, state):
     a, ahead = state
-    new = optax.projections.projection_simplex(ahead - step * jax.grad(loss)(ahead))
+    with jax.numpy_dtype_promotion('standard'):  # optax does not live under a stricter one
+      new = optax.projections.projection_simplex(ahead - step * jax.grad(loss)(ahead))
     k = jnp.asarray(k, jnp.float32)
     return new, new + k / (k + 3) * (new - a)
 
@@ -128,7 +129,7 @@ def general_weights(errors: jax.Array) -> jax.Array:
 
       w = C^-1 1 / (1^T C^-1 1)
 
-  A ridge of 1e-6 of the mean diagonal gives networks that are equal equal weights. Weights may be negative.
+  A ridge of 1e-4 of the mean diagonal gives networks that are equal, up to rounding, equal weights. Weights may be negative.
 
   Args:
     errors: C, [M, M], floating, symmetric, positive semi-definite: the mean of `error_sums` over held-out examples.
@@ -145,7 +146,7 @@ def general_weights(errors: jax.Array) -> jax.Array:
     raise ValueError(f'errors must be [M, M]; got {errors.shape}')
   errors = errors.astype(jnp.float32)
   networks = len(errors)
-  ridge = jnp.maximum(1e-6 * jnp.trace(errors) / networks, jnp.finfo(jnp.float32).tiny)
+  ridge = jnp.maximum(1e-4 * jnp.trace(errors) / networks, jnp.finfo(jnp.float32).tiny)
   w = jnp.linalg.solve(errors + ridge * jnp.eye(networks, dtype=jnp.float32), jnp.ones(networks, jnp.float32))
   return w / jnp.sum(w)
 

@@ -18,32 +18,32 @@ def learning_curves(run):
   has_minival = any(name.startswith('minival/') for name in run.names)
   figure, (evaluated, training) = figures.panels(2, 2, 5, 3.6)
   for i, network in enumerate(networks):
-    for split, style in (('test', '-'), ('minival', '--')):
+    for split in ('test', 'minival'):
       x, y = run.series(f'{split}/{network}/top1')
       if len(x):
         label = f'{shown(network)}, {split}' if has_minival else shown(network)
-        figures.line(evaluated, x, y, i, label, style)
+        figures.line(evaluated, x, y, i, label, dashed=split == 'minival')
     x, y = run.series(f'train/top1/{network}')
     if len(x):
       figures.line(training, x, 100 * y, i, shown(network))
-  evaluated.set_title('evaluation: test (solid) and minival (dashed)' if has_minival else 'evaluation: test images',
+  evaluated.set_title(f'evaluation: {"test (solid) and minival (dashed)" if has_minival else "test images"}',
                       fontsize=10)
   training.set_title('training: augmented images', fontsize=10)
   for panel in (evaluated, training):
     figures.epochs(panel)
     panel.set_ylabel('top-1 accuracy (%)', fontsize=9)
     if panel.lines:
-      panel.legend(fontsize=8, frameon=False, loc='lower right')
-  limits = min(panel.get_ylim()[0] for panel in (evaluated, training)), 101
+      figures.legend_below(panel)
+  low, high = _common_limits((evaluated, training))
   for panel in (evaluated, training):
-    panel.set_ylim(max(limits[0], -1), limits[1])
+    panel.set_ylim(max(low, -1), min(high, 101))
   text = (
-      'The share of images whose most likely class is the right one. On the left, images that are never trained on, '
-      'each counted once; on the right, the training batches, averaged from one logged line to the next, with the '
-      'parameters as they were during training and the images shifted, cropped or mirrored at random. Training far '
-      'above test says that a network has learned its images by heart; both low, that it is too small or has trained '
-      'too short. '
-      + ('<em>minival</em> is a slice of the training images, held out: it chooses an epoch without looking at test.'
+      'The share of images whose most likely class is the right one. On the left, images that are never trained '
+      'on, each counted once; on the right, the training batches, averaged from one logged line to the next, '
+      'with the parameters as they were during training and the images shifted, cropped or mirrored at random. '
+      'Training far above test says that a network has learned its images by heart; both low, that it is too '
+      'small or has trained too short. '
+      + ('<em>minival</em> is a held-out slice of the training images: it chooses an epoch without looking at test.'
          if has_minival else ''))
   return Section(title, text, {'learning_curves.png': figures.png(figure)})
 
@@ -76,16 +76,17 @@ def loss_terms(run):
       x, y = run.series(name)
       figures.line(axes[-1], x, y, i, 'importance factors' if name.count('/') > 1 else 'networks')
     axes[-1].set_title('learning rate', fontsize=10)
-    figures.legend_below(axes[-1])
+    if len(rates) > 1:
+      figures.legend_below(axes[-1])
   for panel in axes:
     figures.epochs(panel)
   text = (
-      'What training makes small: the total loss, and below its name each term it is made of, before it is weighted; '
-      'every point is the mean since the logged line before. <em>Cross entropy</em> compares a network with the '
-      'labels. Terms of distillation (<em>mutual</em>, <em>attention</em>, <em>fitnet</em>, <em>distillation</em>) '
-      'compare networks with each other, their answers or, at the tapped layers, their inner maps. <em>Gradient '
-      'norm</em> is the length of the gradient that reaches each network. Axes are logarithmic wherever all values '
-      'are positive; the learning rate is the size of the steps.')
+      'What training makes small: the total loss, and one panel for each kind of term it is made of, before '
+      'weighting; every point is the mean since the logged line before. <em>Cross entropy</em> compares a network '
+      'with the labels. Terms of distillation (<em>mutual</em>, <em>attention</em>, <em>fitnet</em>, '
+      '<em>distillation</em>) compare networks with each other, their answers or, at the tapped layers, their '
+      'inner maps. <em>Gradient norm</em> is the length of the gradient that reaches each network. Axes are '
+      'logarithmic wherever all values are positive; the learning rate is the size of the steps.')
   return Section(title, text, {'loss_terms.png': figures.png(figure)})
 
 
@@ -107,18 +108,23 @@ def importance_factors(run):
     panel.set_title(f'tapped layer {tap.removeprefix("tap")}', fontsize=10)
     figures.epochs(panel)
     panel.set_ylabel('importance', fontsize=9)
-  low, high = (f(panel.get_ylim()[i] for panel in axes) for i, f in ((0, min), (1, max)))
+  low, high = _common_limits(axes)
   for panel in axes:
     panel.set_ylim(max(low, -0.01), min(high, 1.01))
   handles, labels = axes[0].get_legend_handles_labels()
   figure.legend(handles, labels, fontsize=8, frameon=False, loc='outside lower center', ncols=min(len(labels), 5))
   text = (
-      'At each tapped layer the maps of all teachers are mixed into one, which is every teacher&#39;s next input and '
-      'the student&#39;s target. The <em>importance factors</em> are the weights of that mixture: one for each teacher, '
-      'learned along with everything else, never negative, together 1. They start equal (dotted) unless the '
-      'configuration says otherwise; a line that rises is a teacher whose map serves better at that layer. All panels '
-      'have one scale, which need not start at 0.')
+      'At each tapped layer the maps of all teachers are mixed into one, which is every teacher&#39;s next input '
+      'and the student&#39;s target. The <em>importance factors</em> are the weights of that mixture: one for '
+      'each teacher, learned along with everything else, never negative, together 1. They start equal (dotted) '
+      'unless the configuration says otherwise; a line that rises is a teacher whose map serves better at that '
+      'layer. All panels have one scale, which need not start at 0.')
   return Section('Importance factors', text, {'importance.png': figures.png(figure)})
+
+
+def _common_limits(axes):
+  low, high = zip(*(panel.get_ylim() for panel in axes))
+  return min(low), max(high)
 
 
 def _importance_names(run):

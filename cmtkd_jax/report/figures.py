@@ -30,11 +30,13 @@ def panels(count, columns, width, height):
   return figure, list(axes[:count])
 
 
-def line(panel, x, y, index, label, style='-'):
-  """Draws the curve of series number `index`, in its colour, with its marker where the points are few."""
+def line(panel, x, y, index, label, dashed=False):
+  """Draws the curve of series number `index`, in its colour, with its marker (hollow if `dashed`) where points are few."""
+  color = COLORS[index % len(COLORS)]
   marker = MARKERS[index % len(MARKERS)] if len(x) <= 30 else None
-  panel.plot(x, y, style, color=COLORS[index % len(COLORS)], marker=marker, markersize=4, linewidth=1.4,
-             label=plain(label))
+  dashed = dashed or index >= len(COLORS)  # where the colours come round again
+  panel.plot(x, y, '--' if dashed else '-', color=color, marker=marker, markersize=4, linewidth=1.4,
+             markerfacecolor='white' if dashed else color, label=plain(label))
 
 
 def log_y_where_positive(panel, values):
@@ -51,12 +53,14 @@ def epochs(panel):
   """Makes the x-axis one of epochs, from 0 on."""
   panel.set_xlabel('epoch', fontsize=9)
   panel.set_xlim(left=0)
-  panel.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+  panel.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=panel.get_xlim()[1] > 3))
 
 
-def legend_below(panel, columns=2):
+def legend_below(panel):
   """Puts the legend under the x-axis, where it hides no curve."""
-  panel.legend(fontsize=7, frameon=False, loc='upper center', bbox_to_anchor=(0.5, -0.2), ncols=columns)
+  labels = panel.get_legend_handles_labels()[1]
+  columns = 3 if max(map(len, labels)) <= 9 else 2
+  panel.legend(fontsize=7.5, frameon=False, loc='upper center', bbox_to_anchor=(0.5, -0.2), ncols=columns)
 
 
 def plain(text):

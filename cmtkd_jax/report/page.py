@@ -10,6 +10,7 @@ from cmtkd_jax import methods, progress, run_files
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import run_reader
 
+_NOT_YET = 'not logged yet'
 _PAGE = string.Template('''<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -17,8 +18,8 @@ _PAGE = string.Template('''<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; color: #1c1f24; background: #fff;
-       max-width: 66rem; margin: 2rem auto; padding: 0 1.2rem; }
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; color: #1c1f24;
+       background: #fff; max-width: 66rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; border-top: 1px solid #d8dce2; padding-top: 1rem; }
 p { max-width: 52rem; margin: .4rem 0 1rem; }
@@ -78,9 +79,9 @@ def render(run, sections):
               Section('Networks', _networks_text(), table=_networks(run)), *sections]
   anchors = [section.title.lower().replace(' ', '-') for section in sections]
   body = ''.join(
-      f'<section id="{anchor}"><h2>{escape(section.title)}</h2><p>{section.text}</p>{_images(section)}{section.table}'
-      '</section>\n' for anchor, section in zip(anchors, sections))
-  links = ''.join(f'<a href="#{anchor}">{escape(section.title)}</a> ' for anchor, section in zip(anchors, sections))
+      f'<section id="{anchor}"><h2>{escape(section.title)}</h2><p>{section.text}</p>{_images(section)}'
+      f'{section.table}</section>\n' for anchor, section in zip(anchors, sections))
+  links = ' '.join(f'<a href="#{anchor}">{escape(section.title)}</a>' for anchor, section in zip(anchors, sections))
   return _PAGE.substitute(title=escape(f'Report on {run.name}'), notice=_notice(run), links=links, body=body)
 
 
@@ -107,8 +108,8 @@ def _epochs(run):
 
 def _heading_text(run):
   method = escape(methods.METHODS[run.config.method].__doc__.splitlines()[0])
-  return (f'{method} <em>Bits</em> are those of each weight and of each value between layers: with <em>b</em> bits, a '
-          'layer has 2<sup><em>b</em></sup> different values to compute with, where full precision has 32 bits.')
+  return (f'{method} <em>Bits</em> are those of each weight and of each value between layers: with <em>b</em> bits '
+          'a layer has 2<sup><em>b</em></sup> different values to compute with, where full precision has 32 bits.')
 
 
 def _facts(run):
@@ -119,15 +120,15 @@ def _facts(run):
       ('network', f'{config.model.name}, width {config.model.width:g}, quantizer {config.quantizer.name}'),
       ('data', f'{config.data.name}, {len(run.classes)} classes, images of {config.data.image_size} x '
                f'{config.data.image_size}'),
-      ('bits of the student', f'{config.student.weight_bits} (weights), {config.student.activation_bits} (activations)'),
+      ('bits of the student', f'weights {config.student.weight_bits}, activations {config.student.activation_bits}'),
       ('epochs', f'{_epochs(run):.4g} of {config.duration}, batches of {config.batch_size}'),
       ('seed', config.seed),
       ('device', about.get('device', 'not told before the end')),
-      ('speed', f'{statistics.median(speeds):,.0f} training images a second (median)' if speeds else 'not logged yet'),
-      ('time', f'{progress.format_duration(run.rows[-1]["time"] - run.rows[0]["time"])} from the first logged line to '
-               'the last' if run.rows else 'not logged yet'),
+      ('speed', f'{statistics.median(speeds):,.0f} training images a second (median)' if speeds else _NOT_YET),
+      ('time', f'{progress.format_duration(run.rows[-1]["time"] - run.rows[0]["time"])} from first to last logged line'
+               if run.rows else _NOT_YET),
       ('commit', about.get('commit') or 'unknown'),
-      ('versions', ', '.join(f'{name} {version}' for name, version in about.get('versions', {}).items()) or 'unknown'),
+      ('versions', ', '.join(map(' '.join, about.get('versions', {}).items())) or 'unknown'),
       ('directory', run.directory),
   ]
   return table((), facts)
@@ -141,10 +142,10 @@ def _checkpoint_meta(run):
 
 
 def _results_text(run):
-  text = ('Top-1 is the share of images whose most likely class is the right one, top-5 the share whose right class is '
-          'among the five most likely. <em>Last</em> is after the last epoch and the number to compare. <em>Best</em> '
-          'is the highest of all evaluations on that split: on test it is picked by looking at test, as papers often '
-          'print it, and flatters. ')
+  text = ('Top-1 is the share of images whose most likely class is the right one, top-5 the share whose right class '
+          'is among the five most likely. <em>Last</em> is the last evaluation, the number to compare. '
+          '<em>Best</em> is the highest of all evaluations on that split: on test it is picked by looking at '
+          'test, as papers often print it, and flatters. ')
   if any('chosen' in result for result in run_reader.results(run).values()):
     text += '<em>Chosen</em> is the epoch that was best on the held-out slice of train (minival).'
   return text
@@ -155,7 +156,7 @@ def _results(run):
   if not results:
     return '<p>There is no evaluation yet.</p>'
   percent = lambda value: f'{value:.2f} %'
-  order = sorted(results, key=lambda name: (not name.startswith('test/'), not name.endswith(f'/{run_reader.MAIN}')))
+  order = sorted(results, key=lambda name: (name.split('/')[0] != 'test', name.split('/')[1] != run_reader.MAIN))
   rows = []
   for name in order:
     split, network = name.split('/')
@@ -173,9 +174,11 @@ def _results(run):
 
 
 def _networks_text():
-  return ('The networks of the run as bits.json has them. <em>Mean bits</em> is the mean over all weights, each layer '
-          'counted by its number of parameters; it lies above the width of the network, because the first and the last '
-          'layer usually keep more bits. MACs are multiplications of one image.')
+  return ('The networks of the run as bits.json has them. <em>Mean bits</em> is the mean over all weights, each '
+          'layer counted by its number of parameters; it lies above the width of the network, because the first and '
+          'the last layer usually keep more bits. MACs are the multiply-adds for one image. The <em>student</em> '
+          'is the network that one wants to have in the end. <em>Teachers</em> are networks, mostly of more '
+          'bits, whose answers or inner maps it learns to imitate beside the labels.')
 
 
 def _networks(run):
@@ -199,7 +202,7 @@ def _networks(run):
                  f'{bits:,}', f'{sum(layer.macs for layer in layers):,}', role))
   for name in run.networks:
     if name not in networks:
-      members = 'the teachers' if 'teacher' in name else 'all networks'
-      rows.append((run_reader.shown(name), *[''] * 6, f'{members}, taken together as one classifier'))
+      members = [other for other in networks if other not in run.networks] or networks
+      rows.append((run_reader.shown(name), *[''] * 6, f'{", ".join(map(run_reader.shown, members))}: taken as one'))
   header = ('network', 'layers', 'parameters', 'bits of weights', 'mean bits', 'bits in all', 'MACs', 'what it is')
   return table(header, rows)

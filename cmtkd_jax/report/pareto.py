@@ -27,8 +27,8 @@ class Point(NamedTuple):
 def weight_bits(rows, network, evaluated):
   """Returns the size of a network's weights in bits.
 
-  A network without layers of its own, such as the combined teacher, is made of all layers that belong to no evaluated
-  network: the teachers and the classifier on their mixture; or where there are none, of all networks together.
+  A network without layers of its own, such as the combined teacher, is made of all layers that belong to no
+  evaluated network: the teachers and the classifier on their mixture; or where there are none, of all networks.
 
   Args:
     rows: `bit_table.Row`s of a run.
@@ -46,7 +46,8 @@ def points(run, name=''):
   last = {key.removeprefix('test/'): result['last']['top1'] for key, result in results(run).items()
           if key.startswith('test/')}
   networks = sorted(last, key=lambda network: network != MAIN)
-  return [Point(name or run.name, network, weight_bits(run.bits, network, networks), last[network]) for network in networks]
+  return [Point(name or run.name, network, weight_bits(run.bits, network, networks), last[network])
+          for network in networks]
 
 
 def front(found):
@@ -73,11 +74,12 @@ def section(run, others=()):
   data = sorted({r.config.data.name for r in runs})
   best = front(everything)
   text = (
-      'Each point is one network after the last evaluation; to the left is smaller, up is better. The size is that of '
-      'the weights of all convolutions and dense layers: for each layer its number of parameters times its bits '
-      '(bits.json), summed; a full-precision weight takes 32. Normalisations and quantizer steps, which are few, are not '
-      'counted. A combined teacher counts with all of its teachers and their common classifier, since it needs them '
-      'all. The dashed line joins the networks that no other beats in both size and accuracy (the Pareto front).'
+      'Each point is one network after the last evaluation; to the left is smaller, up is better. The size is '
+      'that of the weights of all convolutions and dense layers: for each layer its number of parameters times '
+      'its bits (bits.json), summed; a full-precision weight takes 32. Normalisations and quantizer steps, which '
+      'are few, are not counted. A combined teacher counts with all of its teachers and their common classifier, '
+      'since it needs them all. The dashed line joins the networks that no other beats in both size and accuracy '
+      '(the Pareto front).'
       + (f' Not evaluated yet: {escape(", ".join(silent))}.' if silent else '')
       + (f' Beware: these runs are on different data ({escape(", ".join(data))}).' if len(data) > 1 else ''))
   rows = [(point.run, shown(point.network), f'{point.bits:,}', f'{point.bits / 8 / 1024:,.1f} KiB',
@@ -95,15 +97,17 @@ def _draw(found, best):
     color, marker = figures.COLORS[i % len(figures.COLORS)], figures.MARKERS[i % len(figures.MARKERS)]
     for point in group:
       label = f'{shown(point.network)} ({point.run})'
-      panel.plot([point.bits], [point.top1], marker, color=color, markersize=8, markeredgewidth=1.6, linestyle='none',
-                 markerfacecolor=color if point.network == MAIN else 'white', label=figures.plain(label), zorder=2)
+      panel.plot([point.bits], [point.top1], marker, color=color, markersize=8, markeredgewidth=1.6, zorder=2,
+                 markerfacecolor=color if point.network == MAIN else 'white', label=figures.plain(label))
   sizes = [point.bits for group in found for point in group]
   panel.set_xscale('log')
   panel.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
   panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
   panel.xaxis.set_major_formatter(ticker.EngFormatter())
-  panel.xaxis.set_minor_formatter(ticker.NullFormatter())
-  panel.margins(y=0.15)
+  panel.xaxis.set_minor_locator(ticker.NullLocator())
+  accuracies = [point.top1 for group in found for point in group]
+  room = max(0.15 * (max(accuracies) - min(accuracies)), 0.5)
+  panel.set_ylim(min(accuracies) - room, min(max(accuracies) + room, 100.5))
   panel.set_xlabel('size of the weights (bits; k = 1,000, M = 1,000,000), logarithmic', fontsize=9)
   panel.set_ylabel('test top-1 (%)', fontsize=9)
   figure.legend(fontsize=8, frameon=False, loc='outside right upper',

@@ -1,4 +1,4 @@
-"""What the main network takes for what: one pass over the test split, the confusion matrix and its largest entries."""
+"""What the main network takes for what: the confusion matrix of the test split and its largest entries."""
 
 from typing import NamedTuple
 
@@ -69,15 +69,15 @@ def section(run):
   counts = matrices[MAIN]
   right, total = int(np.trace(counts)), int(counts.sum())
   text = (
-      f'The {shown(MAIN)} of step {step} has {right:,} of {total:,} test images right '
-      f'({100 * right / total:.2f} %). Row by row: of the images of one class, the share that is taken for each class; '
-      'the diagonal is what is right, everything beside it a confusion. ')
+      f'The {shown(MAIN)} of step {step} has {right:,} of {total:,} test images right ({100 * right / total:.2f} '
+      '%). Row by row: of the images of one class, the share that is taken for each class; the diagonal is what '
+      'is right, everything beside it a confusion. ')
   if len(counts) <= _MAX_LABELS:
-    text += 'The numbers are images. Shades grow with the square root of the share, so that rare confusions show.'
+    text += 'The numbers are images.'
   else:
-    text += (f'With {len(counts)} classes the figure has no room for their names, they run from top to bottom and from '
-             'left to right in the order of classes.json. Shades grow with the square root of the share, so that rare '
-             'confusions show.')
+    text += (f'With {len(counts)} classes the figure has no room for their names: they run from top to bottom and '
+             'from left to right in the order of classes.json.')
+  text += ' Shades grow with the square root of the share, so that rare confusions show.'
   rows = [(true, guess, images, f'{100 * share:.1f} %')
           for true, guess, images, share in most_frequent(counts, run.classes)]
   if rows:

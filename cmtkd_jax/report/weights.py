@@ -1,4 +1,4 @@
-"""What quantization makes of the weights of the main network: full-precision values, levels, and who sits where."""
+"""What quantization makes of the weights of the main network: histograms, levels, and shares of the levels."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ class LayerWeights(NamedTuple):
 
   path: of the layer, e.g. 'student/stage1/block1/conv1'.
   bits: width of its codes.
-  levels: float32, ascending; the values in use, over all channels the mean of each where every channel has its scale.
+  levels: float32, ascending; the values in use. Where every channel has its own scale, those at the mean scale.
   shares: float, the part of the weights at each level; together 1.
   per_channel: whether every output channel has levels of its own.
   counts, edges: histogram of the full-precision weights.
@@ -71,17 +71,16 @@ def _describe(path, quantizer, flat):
   of = lambda collection, names: {name: jnp.asarray(flat[collection, *path, name]) for name in names}
   parameters = of('params', quantizer.learned) | of(layers.QUANTIZER_STATE, quantizer.fitted)
   coded = quantizer.encode(jnp.asarray(weights), parameters)
-  codes, values = np.asarray(coded.codes), np.asarray(dequantize(coded))
-  _, first, members = np.unique(codes, return_index=True, return_inverse=True)
-  members = members.ravel()
-  per_channel = max(np.size(coded.scale), np.size(coded.offset) if coded.offset is not None else 1) > 1
-  number = np.bincount(members)
-  levels = (np.bincount(members, values.ravel()) / number) if per_channel else values.ravel()[first]
+  used, number = np.unique(np.asarray(coded.codes), return_counts=True)
+  one_scale = coded._replace(codes=jnp.asarray(used), scale=jnp.mean(coded.scale),
+                             offset=None if coded.offset is None else jnp.mean(coded.offset))
+  levels = np.asarray(dequantize(one_scale))
   order = np.argsort(levels)
-  levels, number = levels[order].astype(np.float32), number[order]
+  levels, number = levels[order], number[order]
   reach = 1.1 * max(np.quantile(np.abs(weights), 0.998), np.max(np.abs(levels)))
   counts, edges = np.histogram(weights, _BINS, (-reach, reach))
-  return LayerWeights('/'.join(path[:-1]), quantizer.bits, levels, number / codes.size, per_channel, counts, edges)
+  return LayerWeights('/'.join(path[:-1]), quantizer.bits, levels, number / weights.size, np.size(coded.scale) > 1,
+                      counts, edges)
 
 
 def section(run):
@@ -94,7 +93,8 @@ def section(run):
   found = collect(trained, (run.config.data.image_size, run.config.data.image_size, len(run.config.data.mean)))
   if not found:
     return Section(title, 'This network has no quantized layer: all of its weights are full-precision numbers.')
-  drawn = [found[i] for i in sorted({round(i) for i in np.linspace(0, len(found) - 1, min(len(found), MAX_PANELS))})]
+  chosen = np.linspace(0, len(found) - 1, min(len(found), MAX_PANELS)).round().astype(int)
+  drawn = [found[i] for i in chosen]
   return Section(title, _text(found, drawn, trained.step), {'weights.png': figures.png(_draw(drawn))},
                  _table(found))
 
@@ -104,18 +104,22 @@ def _draw(drawn):
   for panel, layer in zip(axes, drawn):
     panel.bar(layer.edges[:-1], 100 * layer.counts / layer.counts.sum(), np.diff(layer.edges), align='edge',
               color=figures.SOFT)
-    top = 1.3 * panel.get_ylim()[1]  # room for the shares
-    few = len(layer.levels) <= _MAX_SHARES
-    for level in layer.levels:
-      panel.axvline(level, 0, 1 / 1.3 if few else 1, color=figures.COLORS[1], linewidth=1.2 if few else 0.35)
-    if len(layer.levels) <= 8:
+    height, number = panel.get_ylim()[1], len(layer.levels)
+    color = figures.COLORS[1]
+    if number <= _MAX_SHARES:
+      panel.vlines(layer.levels, 0, height, color=color, linewidth=1.2)
       for level, share in zip(layer.levels, layer.shares):
-        panel.text(level, top / 1.28, f'{100 * share:.0f} %', fontsize=6.5, color=figures.COLORS[1], va='bottom',
-                   ha='center', rotation=0 if len(layer.levels) <= 4 else 90)
-    panel.set_ylim(0, top)
+        panel.text(level, 1.02 * height, f'{100 * share:.0f} %' if share >= 0.005 else '< 1 %', color=color,
+                   fontsize=6.5, va='bottom', ha='center', rotation=0 if number <= 4 else 90)
+      panel.set_ylim(0, 1.3 * height)
+    else:  # as many lines would hide the histogram: ticks below it
+      panel.vlines(layer.levels, -0.12 * height, -0.02 * height, color=color, linewidth=0.5)
+      panel.text(0.98, 0.97, f'{number} levels', transform=panel.transAxes, color=color, fontsize=7, va='top',
+                 ha='right')
+      panel.set_ylim(-0.14 * height, 1.15 * height)
     panel.set_xlim(layer.edges[0], layer.edges[-1])
-    name = layer.path.removeprefix(f'{MAIN}/')
-    panel.set_title(figures.plain(f'{name}, {layer.bits} bit{", mean levels" if layer.per_channel else ""}'), fontsize=8)
+    name = f'{layer.path.removeprefix(f"{MAIN}/")}, {layer.bits} bit{", mean scale" if layer.per_channel else ""}'
+    panel.set_title(figures.plain(name), fontsize=8)
     panel.tick_params(labelsize=7)
   figure.supxlabel('value of the weight', fontsize=9)
   figure.supylabel(f'share of the weights in each of {_BINS} bins (%)', fontsize=9)
@@ -126,13 +130,14 @@ def _text(found, drawn, step):
   left_out = len(found) - len(drawn)
   per_channel = any(layer.per_channel for layer in found)
   return (
-      f'Training keeps every weight as a full-precision number, which the gradient moves (blue: their histogram at step '
-      f'{step}); the network computes with the quantization level that the number is rounded to (orange lines). A layer '
-      'of <em>b</em> bits has at most 2<sup><em>b</em></sup> levels. The percentages are the share of weights at each '
-      'level; they are told in the table for up to 16 levels. The table&#39;s last column is the entropy of the levels: '
-      'as much as the layer&#39;s bits where all levels are used alike, less where some are idle. Histograms cover all '
-      'levels and 99.8 % of the weights; layers that keep full precision, usually the first and the last, have none. '
-      + ('Where every output channel has a scale of its own, the lines are the means over channels. ' if per_channel
+      'Training keeps every weight as a full-precision number, which the gradient moves (blue: their histogram '
+      f'at step {step}); the network computes with the quantization level that the number is rounded to (orange '
+      'lines; short ones below the histogram where there are many). A layer of <em>b</em> bits has at most '
+      '2<sup><em>b</em></sup> levels. The percentages are the share of weights at each level, told for up to 16 '
+      'levels. The table&#39;s last column is the entropy of the levels: as much as the layer&#39;s bits where '
+      'all levels are used alike, less where some are idle. Histograms cover all levels and 99.8 % of the '
+      'weights; layers that keep full precision, usually the first and the last, have none. '
+      + ('Where every output channel has a scale of its own, the lines stand at the mean scale. ' if per_channel
          else '')
       + (f'{left_out} of {len(found)} quantized layers are left out of the figure, evenly; the table has all.'
          if left_out else f'All {len(found)} quantized layers are shown.'))
@@ -143,7 +148,7 @@ def _table(found):
     if len(layer.levels) > _MAX_SHARES:
       return f'{100 * layer.shares.min():.2g} % to {100 * layer.shares.max():.2g} % each'
     return ', '.join(f'{level:.3g}: {100 * share:.1f} %' for level, share in zip(layer.levels, layer.shares))
-  rows = [(layer.path.removeprefix(f'{MAIN}/'), layer.bits, f'{len(layer.levels)} of {2**layer.bits}', shares(layer),
-           f'{layer.entropy:.2f} of {layer.bits}') for layer in found]
+  rows = [(layer.path.removeprefix(f'{MAIN}/'), layer.bits, f'{len(layer.levels)} of {2**layer.bits}',
+           shares(layer), f'{layer.entropy:.2f} of {layer.bits}') for layer in found]
   return table(('layer', 'bits', 'levels in use', 'share of weights at each level', 'entropy (bit)'), rows,
                summary='levels and shares of every layer')

@@ -1,0 +1,45 @@
+"""Reports on runs: what a work directory holds, as one page to look at. The only place that knows matplotlib."""
+
+from etils import epath
+
+from cmtkd_jax.errors import UserError
+
+
+def write(workdir, others=()):
+  """Writes `workdir/report/report.html`, one self-contained page, and its images beside it as PNG files.
+
+  Args:
+    workdir: directory of a run, finished or not.
+    others: further work directories, whose networks enter the figure of accuracy against model size.
+
+  Returns:
+    path of the page.
+
+  Raises:
+    UserError: a directory holds no run, or the page cannot be written.
+  """
+  try:  # here, since whoever only trains needs no matplotlib
+    from cmtkd_jax.report import curves, pareto, predictions, weights
+  except ModuleNotFoundError as e:
+    if e.name.partition('.')[0] != 'matplotlib':
+      raise
+    raise UserError('a report needs matplotlib, which is not installed; pip install matplotlib') from None
+  from cmtkd_jax.report import page, run_reader
+
+  run = run_reader.read(workdir)
+  others = [run_reader.read(other) for other in others]
+  sections = [curves.learning_curves(run), curves.loss_terms(run), curves.importance_factors(run),
+              weights.section(run), pareto.section(run, others), predictions.section(run)]
+  sections = [section for section in sections if section is not None]
+  folder = epath.Path(workdir) / 'report'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+      for name, image in section.images.items():
+        (folder / name).write_bytes(image)
+    path = folder / 'report.html'
+    path.write_text(page.render(run, sections), encoding='utf-8')
+  except OSError as e:
+    raise UserError(f'{folder} cannot be written ({e.strerror or e}); make it writable, or copy the run to another '
+                    'place') from None
+  return path

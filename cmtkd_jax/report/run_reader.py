@@ -1,0 +1,140 @@
+"""Everything that a report reads of one run: its files, and its trained networks."""
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from etils import epath
+import numpy as np
+
+from cmtkd_jax import assembly, bit_table, checkpoint, metric_log, run_files, teachers
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods import Method
+
+MAIN = Method.main_network  # the network that a run is for
+
+
+class Run(NamedTuple):
+  """The files of one run.
+
+  directory: the work directory.
+  config: its `ConfigDict`.
+  rows: of metrics.jsonl, [] before the first.
+  summary: of summary.json, {} where the run is not finished.
+  bits: `bit_table.Row`s of every layer.
+  classes: names of the classes in the order of the labels.
+  """
+  directory: epath.Path
+  config: Any
+  rows: list
+  summary: dict
+  bits: list
+  classes: list
+
+  @property
+  def name(self):
+    """Name of the directory."""
+    return self.directory.name or str(self.directory)
+
+  @property
+  def steps_per_epoch(self):
+    """Steps of an epoch; None before the first row of training."""
+    return next((row['step'] / row['train/epoch'] for row in self.rows if row.get('train/epoch')), None)
+
+  @property
+  def names(self):
+    """Names of all metrics, each once, in the order in which they were first logged."""
+    return list(dict.fromkeys(name for row in self.rows for name in row))
+
+  @property
+  def networks(self):
+    """Names of the evaluated networks, the one that the run is for first."""
+    found = [name.split('/')[1] for name in self.names if name.startswith('test/') and name.endswith('/top1')]
+    return sorted(found, key=lambda name: name != MAIN)
+
+  def series(self, name):
+    """Returns (epochs, values) of one metric, float arrays."""
+    points = [(row['step'] / self.steps_per_epoch, row[name]) for row in self.rows if name in row]
+    return np.array(points, float).reshape(-1, 2).T
+
+
+def read(workdir):
+  """Returns the `Run` in `workdir`.
+
+  Raises:
+    UserError: there is no run, or a file of it is damaged.
+  """
+  directory = epath.Path(workdir)
+  config = run_files.read_config(directory)
+  rows = metric_log.read(directory) if (directory / metric_log.FILE).exists() else []
+  bits = [bit_table.Row(**row) for row in _json(directory / run_files.BITS, [])]
+  return Run(directory, config, rows, _json(directory / run_files.SUMMARY, {}), bits,
+             _json(directory / run_files.CLASSES, []))
+
+
+def results(run):
+  """Returns what `run_files.write_summary` calls 'results', also of an unfinished run; {} before any evaluation."""
+  if run.summary:
+    return run.summary['results']
+  evaluations = [row for row in run.rows if any(name.startswith('test/') for name in row)]
+  if not evaluations or run.steps_per_epoch is None:
+    return {}
+  found = {}
+  for name in evaluations[-1]:
+    if name.endswith('/top1'):
+      split, network = name.split('/')[:2]
+      found[f'{split}/{network}'] = {'last': _accuracies(evaluations[-1], split, network),
+                                     'best': _best(run, evaluations, split, network, by=split)}
+      if split == 'test' and f'minival/{network}/top1' in evaluations[-1]:
+        found[f'{split}/{network}']['chosen'] = _best(run, evaluations, split, network, by='minival')
+  return found
+
+
+def _best(run, evaluations, split, network, by):
+  """Accuracies where the network's top-1 on split `by` is highest."""
+  row = max(evaluations, key=lambda row: row[f'{by}/{network}/top1'])
+  return _accuracies(row, split, network) | {'epoch': round(row['step'] / run.steps_per_epoch, 3)}
+
+
+def _accuracies(row, split, network):
+  return {kind: row[f'{split}/{network}/{kind}'] for kind in ('top1', 'top5')}
+
+
+class Trained(NamedTuple):
+  """The networks of a run's newest checkpoint, on the host."""
+  method: Any
+  variables: dict
+  meta: dict
+  step: int
+
+
+def load_trained(run):
+  """Returns the `Trained` networks of `run`; needs no data.
+
+  Raises:
+    UserError: there is no checkpoint that can be read.
+  """
+  variables, meta, step = checkpoint.load_variables(f'{run.directory}/{run_files.CHECKPOINTS}')
+  return Trained(create_method(run), variables, meta, step)
+
+
+def create_method(run):
+  """Returns the `methods.Method` of `run`."""
+  return assembly.create_method(run.config, len(run.classes), teachers.open_all(run.config, run.directory))
+
+
+def shown(name):
+  """Returns the name of a network or term for people: 'teacher1_4bit' as 'teacher 1 (4 bit)'."""
+  name = re.sub(r'^([a-z]+)(\d+)_(\d+)bit$', r'\1 \2 (\3 bit)', name)
+  name = re.sub(r'^([a-z]+)(\d+)_(w\d+a\d+)$', r'\1 \2 (\3)', name)
+  return re.sub(r'\btap(\d)', r'tap \1', name.replace('_', ' '))
+
+
+def _json(path, default):
+  """What a JSON file holds, `default` where there is none."""
+  if not path.exists():
+    return default
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:
+    raise UserError(f'{path} is damaged ({e}); restore or delete it') from None
