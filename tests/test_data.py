@@ -22,7 +22,7 @@ def make_mesh(devices=8):
 
 def make_config(**fields):
   config = ConfigDict(dict(
-      name='digits', dir='', minival=0.0, augment='none', pad=2, image_size=8, resize=0, mean=(0.3,),
+      name='digits', dir='', minival=0.0, augment='none', pad=2, pad_mode='zeros', image_size=8, resize=0, mean=(0.3,),
       std=(0.35,), resident='auto', num_workers=2))
   config.update(fields)
   return config
@@ -267,6 +267,14 @@ def test_pad_crop_gives_each_allowed_crop_and_no_other(name):
   assert set(counts) == allowed
   expected = 2000 / len(allowed)
   assert all(0.5 * expected < n < 1.6 * expected for n in counts.values())
+
+
+def test_reflected_padding_repeats_no_border():
+  image = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3, 1).repeat(200, 0)
+  crops = {np.asarray(row)[..., 0].tobytes() for row in augment.pad_crop(jax.random.key(0), image, 1, False, 'reflect')}
+  # By hand: rows 2 1 2 3 2 beside 1 2 3, above them the second row.
+  padded = np.array([[5, 4, 5, 6, 5], [2, 1, 2, 3, 2], [5, 4, 5, 6, 5], [8, 7, 8, 9, 8], [5, 4, 5, 6, 5]], np.uint8)
+  assert crops == {padded[y:y + 3, x:x + 3].tobytes() for y in range(3) for x in range(3)}
 
 
 def test_augment_pads_before_standardizing():

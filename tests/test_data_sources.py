@@ -16,7 +16,7 @@ from cmtkd_jax.errors import UserError
 
 def load(batch_size=4, eval_batch_size=4, devices=2, **fields):
   config = ConfigDict(dict(
-      name='digits', dir='', minival=0.0, augment='none', pad=2, image_size=8, resize=0, mean=(0.3,),
+      name='digits', dir='', minival=0.0, augment='none', pad=2, pad_mode='zeros', image_size=8, resize=0, mean=(0.3,),
       std=(0.35,), resident='auto', num_workers=2))
   config.update(fields)
   mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
@@ -259,7 +259,7 @@ def test_imports_neither_tensorflow_nor_grain_unless_needed():
 import sys, types, jax
 from cmtkd_jax import data
 config = types.SimpleNamespace(
-    name='digits', dir='', minival=0.1, augment='pad_crop', pad=1, image_size=8, resize=0, mean=(0.,),
+    name='digits', dir='', minival=0.1, augment='pad_crop', pad=1, pad_mode='zeros', image_size=8, resize=0, mean=(0.,),
     std=(1.,), resident='auto', num_workers=1)
 mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
 data.load(config, batch_size=4, eval_batch_size=4, seed=0, mesh=mesh)

@@ -60,13 +60,13 @@ def fill(abstract):
   return jax.tree.map(lambda leaf: rng.uniform(0.1, 1.0, leaf.shape).astype(np.float32), abstract)
 
 
-def save(directory, config, variables, step=5):
+def save(directory, config, variables, step=5, meta=None):
   transform = optimizer.create(config, assembly.create_method(config, CLASSES), lambda step: 0.1)
   model_state = dict(variables)
   params = model_state.pop('params')
   state = TrainState(np.int32(step), params, model_state, transform.init(params), np.zeros(2, np.uint32))
   with Checkpoints(directory / run_files.CHECKPOINTS) as checkpoints:
-    checkpoints.save(step, state.to_tree(), {})
+    checkpoints.save(step, state.to_tree(), meta or {})
   return str(directory)
 
 
@@ -141,6 +141,24 @@ def test_missing_values_are_created_from_data_and_the_loaded_weights(source):
     step = params[name]['stage1_activation']['activation_quantizer']['step']
     np.testing.assert_allclose(
         step, 2 * np.mean(np.maximum(normalised, 0)) / np.sqrt(2**bits - 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize('changes, kept', [
+    ({}, True), ({'student.weight_bits': 3}, False), ({'bits.first_last': 8}, False),
+    ({'quantizer.lsq.activation.count': 'batch'}, False)])
+def test_quantizers_are_kept_where_nothing_about_them_changed(tmp_path, changes, kept):
+  config = make_config('single', **{'quantizer.name': 'lsq'})
+  variables = fill(abstract_variables(config))
+  directory = save(tmp_path, config, variables, meta={'config': config.to_dict()})
+  target = make_config(**({'quantizer.name': 'lsq'} | changes))
+  loaded, _ = init_from.load(directory, '.*', abstract_variables(target), cmtkd(), target)
+  student = traverse_util.flatten_dict(loaded['params']['student'])
+  steps = {path: step for path, step in student.items() if path[-1] == 'step'}
+  assert len(steps) == (3 if kept else 0)
+  for path, step in steps.items():
+    np.testing.assert_array_equal(step, traverse_util.flatten_dict(variables['params']['student'])[path])
+  # A teacher that starts from the student has another width.
+  assert not any(path[-1] == 'step' for path in traverse_util.flatten_dict(loaded['params']['teacher1_4bit']))
 
 
 def test_one_named_network(source):

@@ -17,6 +17,7 @@ RATE = 0.05
 
 class FakeMethod:
   importance_group = 'importance'
+  frozen = ('expert',)
 
   def __init__(self, **weight_bits):
     self.weight_bits = weight_bits
@@ -240,7 +241,7 @@ def set_field(config, field, value):
     ('seed', 'zero'), ('seed', 0.5), ('seed', None), ('batch_size', None), ('batch_size', True),
     ('model.name', 8),
     ('optimizer.nesterov', 1), ('optimizer.learning_rate', '0.1'), ('cmtkd.taps', 3),  # wrong type
-    ('method', 'kd'), ('dtype', 'float16'), ('model.name', 'vgg'), ('model.stem', 'x'),
+    ('method', 'kdd'), ('dtype', 'float16'), ('model.name', 'vgg'), ('model.stem', 'x'),
     ('model.block_order', 'x'),
     ('bits.first_last', 4), ('bits.shortcut', 'x'), ('quantizer.name', 'pact'),
     ('optimizer.schedule', 'linear'),

@@ -8,9 +8,10 @@ import flax.linen as nn
 class Network(nn.Module):
   """Stages 0..K-1, each closed by an activation whose output is the tap, and a head.
 
-  A method that fuses maps runs the parts itself: `stage` takes a quantized map (stage 0: images) and returns the map
-  before its closing quantizer, `activate` applies that quantizer, `classify` turns the last map into logits. The parts
-  are given as functions that build modules, so that a method can build a second head from the same recipe.
+  A method that fuses maps runs the parts itself: `stage` takes a quantized map (stage 0: what `embed` returns) and
+  returns the map before its closing quantizer, `activate` applies that quantizer, `classify` turns the last map
+  into logits. The parts are given as functions that build modules, so that a method can build a second head from the
+  same recipe. A stem that stands apart can serve two networks: one that never runs its own has no parameters for it.
 
   taps: number of the layer that closes each stage, counting the first convolution as 1 and no 1x1 shortcuts.
   """

@@ -1,8 +1,9 @@
 """Wide residual networks WRN-d-k with pre-activation blocks (Zagoruyko and Komodakis, BMVC 2016).
 
-A 3x3 stem, then three groups of (d - 4) / 6 blocks. Each block normalises and activates its input, and its shortcut is
-the input itself, or where channels or resolution change a 1x1 convolution of the activated input. The tap of a group is
-what attention transfer compares: its raw sum, before the normalisation and the quantizer that open the next group.
+A 3x3 stem, then three groups of (d - 4) / 6 blocks. Each block normalises and activates its input, and its
+shortcut is the input itself, or where channels or resolution change a 1x1 convolution of the activated input. The
+tap of a group is what attention transfer compares: its raw sum, before the normalisation and the quantizer that open
+the next group.
 """
 
 import functools
@@ -58,15 +59,16 @@ class Group(nn.Module):
 
 def wide_resnet(depth, widen, num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
   """WRN-depth-widen, widths 16 | 16, 32, 64 times `widen`, a tap a group; for 32x32 images."""
-  if (depth - 4) % 6:
-    raise UserError(f'a wide residual network has a depth of 6 n + 4, not {depth}')
+  if depth < 10 or (depth - 4) % 6:
+    raise UserError(f'a wide residual network has a depth of 6 n + 4 with n >= 1, not {depth}')
   if stem != 'cifar' or block_order != 'pre':
     field, value, good = (('stem', stem, 'cifar') if stem != 'cifar' else ('block_order', block_order, 'pre'))
     raise UserError(f'config.model.{field}={value!r}; wide residual networks have {good!r} alone')
   scaled = lambda features: max(1, round(features * width))
   blocks = (depth - 4) // 6
-  make_groups = tuple(functools.partial(Group, scaled(16 * 2**k * widen), blocks, 1 if k == 0 else 2, k > 0, layers)
-                      for k in range(3))
+  make_groups = tuple(
+      functools.partial(Group, scaled(16 * 2**k * widen), blocks, 1 if k == 0 else 2, k > 0, layers)
+      for k in range(3))
   return Network(tuple(1 + 2 * blocks * (k + 1) for k in range(3)), make_groups,
                  functools.partial(NormActivation, layers), functools.partial(PooledHead, num_classes, layers),
                  functools.partial(Stem, scaled(16), layers))
