@@ -92,11 +92,11 @@ def runs(parts):
 def linear_parts():
   """(step, state) of a method as small as they come."""
   method = types.SimpleNamespace(
-      apply=lambda variables, images, train, mutable: (
+      apply=lambda variables, images, train, mutable, rngs: (
           Outputs({'student': images.reshape(16, -1) @ variables['params']['student']['kernel']}),
           {name: jax.tree.map(lambda x: x + 1, variables[name]) for name in mutable}),
       loss=lambda outputs, labels: (losses.cross_entropy(outputs.logits['student'], labels), {}),
-      weight_bits={'student': 2}, importance_group='importance')
+      weight_bits={'student': 2}, frozen=(), views=1, importance_group='importance')
   config = config_lib.default()
   config.optimizer.decay_at = '2 steps'
   schedule = optimizer.learning_rate(config, 4, steps_per_epoch=2, batch_size=16)
