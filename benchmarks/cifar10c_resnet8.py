@@ -28,6 +28,9 @@ def get_config(argument=''):
   config.table.runs = dict(
       rows.runs.to_dict(),
       cmtkd_gamma5=dict(cmtkd=dict(gamma_attention=5.0)),
+      # Does it matter that the teachers are not good yet when the student learns from them?
+      trained_teachers=dict(init_from='teacher1_4bit={single4},teacher2_6bit={single6},teacher3_8bit={single8}',
+                            **rows.runs.without_attention.to_dict()),
       single2_optimal=dict(optimal, **rows.runs.single2.to_dict()),
       without_attention_optimal=dict(optimal, **rows.runs.without_attention.to_dict()),
       cmtkd_optimal=optimal)
@@ -36,6 +39,8 @@ def get_config(argument=''):
           ('combined teacher, gamma 5 for 100', 'cmtkd_gamma5', 'combined_teacher'),
           ('combined teacher without attention', 'without_attention', 'combined_teacher'),
           ('combined teacher without mutual learning', 'without_mutual_learning', 'combined_teacher'),
+          ('CMT-KD without attention, teachers trained before', 'trained_teachers', 'student'),
+          ('combined teacher of that', 'trained_teachers', 'combined_teacher'),
           ('single model, optimal step', 'single2_optimal', 'student'),
           ('CMT-KD without attention, optimal step', 'without_attention_optimal', 'student'),
           ('CMT-KD, optimal step', 'cmtkd_optimal', 'student'))

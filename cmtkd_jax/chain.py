@@ -15,7 +15,7 @@ _ALONE = {'init_from': '', 'teachers': ()}  # what comes first does not start fr
 
 
 def train_chain(config, workdir, directories=()):
-  """Trains the runs of `config.first`, each after those it refers to, each in `workdir/<name>`, then `config` in `workdir`.
+  """Trains the runs of `config.first`, each in `workdir/<name>` after those it refers to, then `config`.
 
   Each is `config` with the changes given there; '{name}' in its `init_from` and `teachers` stands for the directory of
   an earlier one. A run that is finished is not run again, one that was cut goes on.

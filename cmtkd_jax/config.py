@@ -200,7 +200,7 @@ def difference(a, b, but=()):
 
 
 def apply_argument(config, argument, **variants):
-  """Applies the part of `--config=FILE.py:ARGUMENT` after the colon: names of variants, and of runs of a table to do alone.
+  """Applies the part of `--config=FILE.py:ARGUMENT` after the colon: names of variants, and of runs of a table.
 
   Args:
     config: changed in place.
@@ -219,12 +219,13 @@ def apply_argument(config, argument, **variants):
     elif name in variants:
       variants[name](config)
     else:
-      raise UserError(f'--config=...:{argument}: {name!r} is not one of {", ".join([*sorted(variants), *config.table.runs])}')
+      known = ', '.join([*sorted(variants), *config.table.runs])
+      raise UserError(f'--config=...:{argument}: {name!r} is not one of {known}')
   return config
 
 
 def neighbour(path, name, argument=''):
-  """Returns the configuration of config file `name`, a path without suffix from the folder of the config file `path`."""
+  """Returns the configuration of file `name`, a path without suffix, seen from the folder of config file `path`."""
   return runpy.run_path(str(pathlib.Path(path).parent / f'{name}.py'))['get_config'](argument)
 
 

@@ -74,7 +74,7 @@ def open_run(workdir, config=None, step=None):
 
 
 def evaluate_run(workdir, config=None, step=None):
-  """Evaluates a checkpoint of a run, opened by `open_run`; returns a JSON-able dict: step and `Evaluator.run`'s results."""
+  """Returns step and `Evaluator.run`'s results of a checkpoint, opened by `open_run`, as a JSON-able dict."""
   method, variables, dataset, replicated, step = open_run(workdir, config, step)
   results = Evaluator(method, dataset, replicated).run(variables)
   return {'workdir': str(workdir), 'step': step, **results}

@@ -99,7 +99,7 @@ def _starts_fresh(path, method):
 
 
 def _same_grids(here, there):
-  """Whether networks of one name have the same quantizers in both configurations; names of teachers hold their widths."""
+  """Whether networks of one name are quantized alike in both configurations; names of teachers hold their widths."""
   name = here['quantizer']['name']
   described = lambda config: json.dumps([config[key] for key in ('student', 'bits')] + [config['quantizer'].get(name)])
   return there.get('quantizer', {}).get('name') == name and described(here) == described(there)

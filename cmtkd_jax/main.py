@@ -22,7 +22,7 @@ _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate; by default t
 
 
 def parse(argv):
-  """Parses the flags and returns (mode, config or None, work directory, step or None), or raises a `UserError` of one line."""
+  """Returns (mode, config or None, work directory, step or None), or raises a `UserError` of one line."""
   for field in re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE):
     config_lib.check_field(field)
   try:

@@ -34,11 +34,12 @@ def run_collect(config, workdir, step):
 
 
 def run_report(config, workdir, step):
-  """Writes a run's report, one HTML page and its pictures."""
+  """Writes a run's report, one HTML page and its pictures; `workdir` may be RUN,OTHER,... for accuracy against size."""
   from cmtkd_jax import report  # needs matplotlib
   del config
   _no_step(step)
-  print(report.write(workdir))
+  run, *others = workdir.split(',')
+  print(report.write(run, others))
 
 
 def _needed(config):

@@ -15,8 +15,8 @@ from cmtkd_jax.errors import UserError
 CONFIG, BITS, CLASSES, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'summary.json'
 CHECKPOINTS = 'checkpoints'
 # Fields that may change when a run goes on: they do not touch what is trained.
-FREE = ('data.dir', 'data.num_workers', 'data.resident', 'eval_batch_size', 'log_every', 'eval_every', 'checkpoint_every',
-        'keep_checkpoints', 'tensorboard')
+FREE = ('data.dir', 'data.num_workers', 'data.resident', 'eval_batch_size', 'log_every', 'eval_every',
+        'checkpoint_every', 'keep_checkpoints', 'tensorboard')
 
 
 def open_run(workdir, config, dataset, rows):
@@ -66,32 +66,41 @@ def meta(config, step, rows):
 
 
 def write_summary(workdir, config, steps_per_epoch):
-  """Writes and returns the run's summary: last and best evaluation of every network, importance factors.
-
-  'best' is the evaluation with the highest top-1 of that network on that split: on 'test' a maximum, as papers print it,
-  that no choice could have found. 'chosen' is the one that minival chooses, where there is a minival.
-  """
+  """Writes and returns the run's summary: `results` of every network, importance factors, what it was run with."""
   rows = metric_log.read(workdir)
-  evaluations = [row for row in rows if any(name.startswith('test/') for name in row)]
+  trained = [row for row in rows if 'train/loss' in row]
   summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': _commit(), 'versions': _versions(),
              'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-             'epochs': round(rows[-1]['step'] / steps_per_epoch, 3), 'results': {}, 'importance': {}}
-  for name in evaluations[-1]:
-    if name.endswith('/top1'):
-      network = name.removesuffix('/top1')
-      best = max(evaluations, key=lambda row: row[name])
-      of = lambda row: {kind: row[f'{network}/{kind}'] for kind in ('top1', 'top5')}
-      at = lambda row: of(row) | {'epoch': round(row['step'] / steps_per_epoch, 3)}
-      summary['results'][network] = {'last': of(evaluations[-1]), 'best': at(best)}
-      held_out = name.replace('test/', 'minival/')
-      if name.startswith('test/') and held_out in evaluations[-1]:
-        summary['results'][network]['chosen'] = at(max(evaluations, key=lambda row: row[held_out]))
-  trained = [row for row in rows if 'train/loss' in row]
-  summary['importance'] = {name.removeprefix('importance/'): value
-                           for name, value in trained[-1].items() if name.startswith('importance/')}
+             'epochs': round(rows[-1]['step'] / steps_per_epoch, 3), 'results': results(rows, steps_per_epoch),
+             'importance': {name.removeprefix('importance/'): value
+                            for name, value in trained[-1].items() if name.startswith('importance/')}}
   if jax.process_index() == 0:
     write(epath.Path(workdir) / SUMMARY, json.dumps(summary, indent=1))
   return summary
+
+
+def results(rows, steps_per_epoch):
+  """Returns last and best evaluation of every network, from the rows of metrics.jsonl.
+
+  'best' is the evaluation with the highest top-1 of that network on that split: on 'test' a maximum, as papers print
+  it, that no choice could have found. 'chosen' is the one that minival chooses, where there is a minival.
+
+  Returns:
+    `{'test/student': {'last': {'top1', 'top5'}, 'best': {'top1', 'top5', 'epoch'}}}`, {} before any evaluation.
+  """
+  found = {}
+  evaluations = [row for row in rows if any(name.startswith('test/') for name in row)]
+  for name in evaluations[-1] if evaluations else ():
+    if not name.endswith('/top1'):
+      continue
+    network, held_out = name.removesuffix('/top1'), name.replace('test/', 'minival/')
+    of = lambda row: {kind: row[f'{network}/{kind}'] for kind in ('top1', 'top5')}
+    at_best = lambda by: (row := max(evaluations, key=lambda row: row[by])) and (
+        of(row) | {'epoch': round(row['step'] / steps_per_epoch, 3)})
+    found[network] = {'last': of(evaluations[-1]), 'best': at_best(name)}
+    if held_out != name and held_out in evaluations[-1]:
+      found[network]['chosen'] = at_best(held_out)
+  return found
 
 
 def closing_table(summary):

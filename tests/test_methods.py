@@ -1,4 +1,4 @@
-"""The methods beside CMT-KD: each loss term by term against NumPy, which network learns from which term, and a step of each."""
+"""The methods beside CMT-KD: each loss term by term against NumPy, which network learns from it, and a step of each."""
 
 import dataclasses
 import functools
@@ -99,8 +99,9 @@ def test_distillation_from_one_and_from_the_average_of_several(teachers):
   outputs = kd.Outputs({'student': z['student']}, [z[name] for name in names])
   p = np.mean([softmax(z[name] / 3.0) for name in names], 0)
   expected = 9 * np.mean(np.sum(p * (np.log(p) - log_softmax(z['student'] / 3.0)), -1))
-  check_terms(method.loss(outputs, LABELS), {'cross_entropy/student': ce(z['student']), 'distillation/student': expected},
-              0.7 * ce(z['student']) + 1.3 * expected)
+  hard = ce(z['student'])
+  check_terms(method.loss(outputs, LABELS), {'cross_entropy/student': hard, 'distillation/student': expected},
+              0.7 * hard + 1.3 * expected)
 
 
 def test_dml_is_the_mean_over_the_peers_and_takes_them_as_constants():

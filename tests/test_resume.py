@@ -18,8 +18,9 @@ STEPS = 24
 
 
 def start(workdir, cache):
-  environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-                              'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0', 'XLA_FLAGS': ''}
+  environment = os.environ | {
+      'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0', 'XLA_FLAGS': ''}
   return subprocess.Popen(
       [sys.executable, '-m', 'cmtkd_jax.main', '--config=configs/digits_resnet8.py:smoke', f'--workdir={workdir}',
        '--config.cmtkd.teacher_bits=(4,)', f'--config.duration={STEPS} steps',

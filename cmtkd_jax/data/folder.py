@@ -99,7 +99,7 @@ def read(path: str, channels: int) -> Splits:
 
   def source(files_of):
     pairs = [(file, label) for label, c in enumerate(classes) for file in files_of[c]]
-    return FolderSource([f for f, _ in pairs], [l for _, l in pairs], channels)
+    return FolderSource([file for file, _ in pairs], [label for _, label in pairs], channels)
 
   return Splits(source(train), source(test), tuple(classes))
 

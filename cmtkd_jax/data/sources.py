@@ -3,7 +3,6 @@
 A reader of a data set returns `Splits`. Sources are read by several threads at once.
 """
 
-import functools
 import pathlib
 import re
 from typing import Any, NamedTuple

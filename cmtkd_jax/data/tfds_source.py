@@ -108,16 +108,16 @@ def read(name: str, data_dir: str) -> Splits:
 def _quiet():
   """Silences what tensorflow_datasets and what it imports print and warn; errors still pass."""
   loggers = [logging.getLogger(n) for n in ('absl', 'tensorflow')]
-  levels = [l.level for l in loggers]
+  levels = [logger.level for logger in loggers]
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    for l in loggers:
-      l.setLevel(logging.ERROR)
+    for logger in loggers:
+      logger.setLevel(logging.ERROR)
     try:
       yield
     finally:
-      for l, level in zip(loggers, levels):
-        l.setLevel(level)
+      for logger, level in zip(loggers, levels):
+        logger.setLevel(level)
 
 
 def _builder(tfds, name, data_dir, field):

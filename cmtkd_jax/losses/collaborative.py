@@ -47,12 +47,13 @@ def linear_weights(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Raises:
     ValueError: the shapes do not fit.
 
-  Source: KDCL-Linear, Guo et al., CVPR 2020; Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm", 2009.
+  Source: KDCL-Linear, Guo et al., CVPR 2020; Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm",
+  2009.
   """
   _check(logits, labels)
   # Only differences of classes count: centred, rounding stays small.
   z = logits.astype(jnp.float32) - jnp.mean(logits.astype(jnp.float32), axis=-1, keepdims=True)
-  # The Hessian is mean_b Cov_p(z_b); its norm is at most its trace, and a variance at most a quarter of the squared range.
+  # The Hessian is mean_b Cov_p(z_b); its norm is at most its trace, a variance at most range^2 / 4.
   bound = jnp.mean(jnp.sum(jnp.square(jnp.max(z, axis=-1) - jnp.min(z, axis=-1)), axis=0)) / 4
   step = 1 / jnp.maximum(bound, jnp.finfo(jnp.float32).tiny)
 
@@ -129,7 +130,8 @@ def general_weights(errors: jax.Array) -> jax.Array:
 
       w = C^-1 1 / (1^T C^-1 1)
 
-  A ridge of 1e-4 of the mean diagonal gives networks that are equal, up to rounding, equal weights. Weights may be negative.
+  A ridge of 1e-4 of the mean diagonal gives networks that are equal up to rounding the same weight. Weights can be
+  negative.
 
   Args:
     errors: C, [M, M], floating, symmetric, positive semi-definite: the mean of `error_sums` over held-out examples.

@@ -40,12 +40,12 @@ class Method(nn.Module):
 
   @property
   def frozen(self):
-    """Names of the trained networks that stay as they are; their variables come from `config.teachers` or `init_from`."""
+    """Names of the networks that stay as they are; their variables come from `config.teachers` or `init_from`."""
     return ()
 
   @property
   def views(self):
-    """How many augmentations of each image a training step sees; above 1, `images` is [views, B, H, W, C] in training."""
+    """How many augmentations of each image a step sees; above 1, `images` is [views, B, H, W, C] in training."""
     return 1
 
   def origins(self, name):
@@ -105,7 +105,7 @@ class Joint(Method):
     return tuple(member.name for member in self.members if member.frozen)
 
   def logits(self, images, train):
-    """Returns `{name: logits}` of images, one for all or `[views, ...]` with one a network; frozen ones are constants."""
+    """Returns `{name: logits}` of images for all or `[views, ...]`, one view a network; frozen ones are constants."""
     own = lambda i: images[i] if images.ndim == 5 else images
     return {member.name: jax.lax.stop_gradient(getattr(self, member.name)(own(i), train=False)) if member.frozen
             else getattr(self, member.name)(own(i), train) for i, member in enumerate(self.members)}

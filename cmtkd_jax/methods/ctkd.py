@@ -102,6 +102,6 @@ def create(config, settings, num_classes, teachers):
     raise UserError(f'config.ctkd.teacher_model={settings.teacher_model!r} and config.model.name='
                     f'{config.model.name!r} and the expert have different numbers of stages; take one family')
   if settings.shared_stem and not all(network.make_stem for network in networks[:2]):
-    raise UserError('config.ctkd.shared_stem=True needs wide residual networks (wrn16_1, ...), whose stem stands apart; '
-                    'set it to False')
+    raise UserError('config.ctkd.shared_stem=True needs wide residual networks (wrn16_1, ...), whose stem stands '
+                    'apart; set it to False')
   return CTKD(members, settings)

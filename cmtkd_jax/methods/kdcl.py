@@ -58,7 +58,7 @@ class KDCL(Joint):
 
 
 def kdcl_loss(logits, labels, weights, settings):
-  """Returns (L, terms) of `{name: logits [B, C]}`; `weights` [M] are those of the general ensemble, unused by others."""
+  """Returns (L, terms) of `{name: logits [B, C]}`; only the general ensemble uses `weights` [M]."""
   stacked = jnp.stack(list(logits.values()))
   target = jax.lax.stop_gradient({
       'naive': lambda: losses.naive_target(stacked, labels),

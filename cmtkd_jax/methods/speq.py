@@ -36,7 +36,8 @@ class SPEQ(Joint):
       return Outputs(logits)
     # The same variables under another bit policy; the teacher's batch statistics are used and then forgotten.
     teacher = Joint((Member('student', self.make_teacher, 0),), None, parent=None)
-    outputs, _ = teacher.apply(self.variables, images, train, mutable=True, rngs={'sampling': self.make_rng('sampling')})
+    rngs = {'sampling': self.make_rng('sampling')}
+    outputs, _ = teacher.apply(self.variables, images, train, mutable=True, rngs=rngs)
     return Outputs(logits | {'teacher': jax.lax.stop_gradient(outputs.logits['student'])})
 
   def loss(self, outputs, labels):
@@ -44,7 +45,7 @@ class SPEQ(Joint):
 
 
 def speq_loss(teacher, student, labels, settings):
-  """Returns (L, terms): L = CE(z_S, y) + w mean_b [1 - cos(f_T, f_S)], f probabilities or logits [B, C], f_T constant."""
+  """Returns (L, terms): L = CE(z_S, y) + w mean_b [1 - cos(f_T, f_S)]; f: probabilities or logits, f_T constant."""
   ce = losses.cross_entropy(student, labels)
   of = jax.nn.softmax if settings.compared == 'probabilities' else lambda z: z
   cosine = losses.cosine_loss(jax.lax.stop_gradient(of(teacher)), of(student))

@@ -31,8 +31,8 @@ class Stage(nn.Module):
       x = self.layers.conv(features, kernel, stride, padding, role, name=f'conv{i}')(x, train)
       if i == len(self.convs):
         if min(x.shape[1:3]) < self.pool[0]:
-          raise UserError(f'config.data.image_size is too small for alexnet: {x.shape[1]}x{x.shape[2]} maps are left to '
-                          f"pool; use 227, or 32 with config.model.stem='cifar'")
+          raise UserError(f'config.data.image_size is too small for alexnet: {x.shape[1]}x{x.shape[2]} maps are left '
+                          f"to pool; use 227, or 32 with config.model.stem='cifar'")
         return self.layers.norm(train, name=f'norm{i}')(max_pool(x, *self.pool))
       x = self.layers.norm(train, name=f'norm{i}')(x)
       x = self.layers.activation(name=f'activation{i}')(x, train)

@@ -34,6 +34,8 @@ def write(workdir, others=()):
   folder = epath.Path(workdir) / 'report'
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob('*.png'):  # of an earlier report, which may have had other figures
+      stale.unlink()
     for section in sections:
       for name, image in section.images.items():
         (folder / name).write_bytes(image)

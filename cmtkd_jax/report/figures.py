@@ -31,7 +31,7 @@ def panels(count, columns, width, height):
 
 
 def line(panel, x, y, index, label, dashed=False):
-  """Draws the curve of series number `index`, in its colour, with its marker (hollow if `dashed`) where points are few."""
+  """Draws the curve of series number `index`; where points are few with its marker (hollow if `dashed`)."""
   color = COLORS[index % len(COLORS)]
   marker = MARKERS[index % len(MARKERS)] if len(x) <= 30 else None
   dashed = dashed or index >= len(COLORS)  # where the colours come round again

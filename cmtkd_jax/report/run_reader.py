@@ -73,31 +73,10 @@ def read(workdir):
 
 
 def results(run):
-  """Returns what `run_files.write_summary` calls 'results', also of an unfinished run; {} before any evaluation."""
+  """Returns `run_files.results`, of an unfinished run those of its rows so far; {} before any evaluation."""
   if run.summary:
     return run.summary['results']
-  evaluations = [row for row in run.rows if any(name.startswith('test/') for name in row)]
-  if not evaluations or run.steps_per_epoch is None:
-    return {}
-  found = {}
-  for name in evaluations[-1]:
-    if name.endswith('/top1'):
-      split, network = name.split('/')[:2]
-      found[f'{split}/{network}'] = {'last': _accuracies(evaluations[-1], split, network),
-                                     'best': _best(run, evaluations, split, network, by=split)}
-      if split == 'test' and f'minival/{network}/top1' in evaluations[-1]:
-        found[f'{split}/{network}']['chosen'] = _best(run, evaluations, split, network, by='minival')
-  return found
-
-
-def _best(run, evaluations, split, network, by):
-  """Accuracies where the network's top-1 on split `by` is highest."""
-  row = max(evaluations, key=lambda row: row[f'{by}/{network}/top1'])
-  return _accuracies(row, split, network) | {'epoch': round(row['step'] / run.steps_per_epoch, 3)}
-
-
-def _accuracies(row, split, network):
-  return {kind: row[f'{split}/{network}/{kind}'] for kind in ('top1', 'top5')}
+  return run_files.results(run.rows, run.steps_per_epoch) if run.steps_per_epoch else {}
 
 
 class Trained(NamedTuple):

@@ -1,7 +1,7 @@
 """Tables of runs: trains the rows of `config.table`, resumable, and sets them beside the published figures.
 
-`config.table.runs` is `{run: changes to the configuration}`; '{run}' in the `init_from` and `teachers` of a later run is
-the directory of an earlier one at the same seed. `config.table.lines` are what is printed, each
+`config.table.runs` is `{run: changes to the configuration}`; '{run}' in the `init_from` and `teachers` of a later run
+is the directory of an earlier one at the same seed. `config.table.lines` are what is printed, each
 `(title, W/A bits, run, network, (top-1, top-5) as published)`; a run of '' is a figure that is cited only. A run of the
 table lies in `WORKDIR/<run>/seed<k>`.
 """
@@ -114,8 +114,9 @@ def _cells(rows):
   for row in rows:
     published = ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-'
     last, best = row['last'], row['best']
-    body.append([row['title'], row['bits'], published, _pair(last), f'{last["top1"]["sd"]:.2f}' if _several(last) else '-',
-                 _pair(best), str(len(row['seeds'])), row['note']])
+    sd = f'{last["top1"]["sd"]:.2f}' if _several(last) else '-'
+    body.append([row['title'], row['bits'], published, _pair(last), sd, _pair(best), str(len(row['seeds'])),
+                 row['note']])
   return header, body
 
 
