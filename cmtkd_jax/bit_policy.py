@@ -9,6 +9,7 @@ from cmtkd_jax.errors import UserError
 FULL_PRECISION = 32
 WIDTHS = (*range(1, quantizers.MAX_BITS + 1), FULL_PRECISION)
 ROLES = ('body', 'first', 'last', 'shortcut')
+QUANTIZER_ROLES = ('weight', 'activation')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class BitPolicy:
   quantize_shortcuts: whether 1x1 projection shortcuts are quantized like the rest.
   rules: ordered, matched against the full path, e.g. 'teacher1_4bit/stage2/block1/conv1'.
   quantizer, weight_options, activation_options: a name in `quantizers.QUANTIZERS` and `(field, value)` pairs.
+  activations: name of the activations' quantizer, where it is another one.
   known_as: name of the network in the rules, where it runs under another one.
   high_bits, high_probability: where not 0, activations have so many bits at random, drawn for each layer and step.
   """
@@ -42,6 +44,7 @@ class BitPolicy:
   known_as: str = ''
   high_bits: int = 0
   high_probability: float = 0.5
+  activations: str = ''
 
   def resolve_weight_bits(self, path, role):
     """Returns the bits of the weights of the layer at `path`, whose place in the network is `role`."""
@@ -61,25 +64,56 @@ class BitPolicy:
 
   def weight_quantizer(self, path, role):
     """Returns the weight quantizer of the layer at `path`, or None for full precision."""
-    return self._quantizer('Weight', self.resolve_weight_bits(path, role), self.weight_options)
+    return create_quantizer(self.quantizer, 'weight', self.resolve_weight_bits(path, role), self.weight_options)
 
   def activation_quantizer(self, path):
     """Returns the quantizer of the activation layer at `path`, or None for a plain ReLU."""
-    return self._quantizer('Activation', self.resolve_activation_bits(path), self.activation_options)
+    return self._activation_quantizer(self.resolve_activation_bits(path))
 
   def high_quantizer(self):
     """Returns the quantizer that activations have at random, or None where precision is not drawn."""
-    return self._quantizer('Activation', self.high_bits, self.activation_options) if self.high_bits else None
+    return self._activation_quantizer(self.high_bits) if self.high_bits else None
 
   def _rule(self, path):
     if self.known_as:
       path = '/'.join([self.known_as, *path.split('/')[1:]])
     return next((rule for rule in self.rules if re.fullmatch(rule.pattern, path)), None)
 
-  def _quantizer(self, role, bits, options):
-    if bits == FULL_PRECISION:
-      return None
-    return getattr(quantizers.QUANTIZERS[self.quantizer], role)(bits=bits, **dict(options))
+  def _activation_quantizer(self, bits):
+    return create_quantizer(self.activations or self.quantizer, 'activation', bits, self.activation_options)
+
+
+def quantizer_names(quantizer):
+  """Returns `{'weight': name, 'activation': name}` of `config.quantizer`."""
+  return {role: quantizer[f'{role}s'] or quantizer['name'] for role in QUANTIZER_ROLES}
+
+
+def create_quantizer(name, role, bits, options=()):
+  """Returns quantizer `name` for 'weight' or 'activation' at `bits`, None for 32; options: `(field, value)` pairs.
+
+  Raises:
+    UserError: the quantizer does not have this role or width, or an option is out of range.
+  """
+  if bits == FULL_PRECISION:
+    return None
+  cls = quantizer_class(name, role)
+  try:
+    return cls(bits=bits, **dict(options))
+  except ValueError as e:
+    raise UserError(f'config.quantizer: {e}') from None
+
+
+def quantizer_class(name, role):
+  """Returns the class of quantizer `name` for 'weight' or 'activation'.
+
+  Raises:
+    UserError: there is none.
+  """
+  cls = getattr(quantizers.QUANTIZERS[name], role.capitalize(), None)
+  if cls is None:
+    raise UserError(f'config.quantizer.{role}s: {name} quantizes no {role}s; name another quantizer there, such as '
+                    f"'hwgq', or give them 32 bits")
+  return cls
 
 
 def parse_rules(rules):

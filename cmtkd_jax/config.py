@@ -10,7 +10,8 @@ import ml_collections
 from ml_collections import config_dict
 
 from cmtkd_jax import methods, models, quantizers
-from cmtkd_jax.bit_policy import FULL_PRECISION, check_bits, parse_rules
+from cmtkd_jax.bit_policy import (FULL_PRECISION, QUANTIZER_ROLES, check_bits, create_quantizer, parse_rules,
+                                  quantizer_class, quantizer_names)
 from cmtkd_jax.errors import UserError
 
 CHOICES = {
@@ -22,6 +23,8 @@ CHOICES = {
     'bits.first_last': (FULL_PRECISION, 8),
     'bits.shortcut': ('quantized', 'full_precision'),
     'quantizer.name': tuple(quantizers.QUANTIZERS),
+    'quantizer.weights': ('', *quantizers.QUANTIZERS),
+    'quantizer.activations': ('', *quantizers.QUANTIZERS),
     'optimizer.schedule': ('step', 'cosine'),
     'data.pad_mode': ('zeros', 'reflect'),
 }
@@ -62,9 +65,10 @@ def default():
       first_last=32, shortcut='quantized',
       rules=())  # ordered (regex on 'student/stage1/..', weight bits, activation bits); the first match wins
 
-  config.quantizer = dict(name='hwgq')
+  config.quantizer = dict(name='hwgq', weights='', activations='')  # the last two where one role has another quantizer
   for name, module in quantizers.QUANTIZERS.items():
-    config.quantizer[name] = dict(weight=_field_defaults(module.Weight), activation=_field_defaults(module.Activation))
+    roles = {role: getattr(module, role.capitalize(), None) for role in QUANTIZER_ROLES}
+    config.quantizer[name] = {role: _field_defaults(cls) for role, cls in roles.items() if cls}
   for name, module in methods.METHODS.items():
     config[name] = _field_defaults(module.Settings)
 
@@ -151,12 +155,9 @@ def check(config):
   for field in ('weight_bits', 'activation_bits'):
     check_bits(config.student[field], f'config.student.{field}')
   parse_rules(config.bits.rules)
-  for role in ('weight', 'activation'):
-    quantizer = getattr(quantizers.QUANTIZERS[config.quantizer.name], role.capitalize())
-    try:
-      quantizer(bits=quantizer.widths[-1], **config.quantizer[config.quantizer.name][role])
-    except ValueError as e:
-      raise UserError(f'config.quantizer.{config.quantizer.name}.{role}: {e}') from None
+  for role, name in quantizer_names(config.quantizer).items():
+    if role in config.quantizer[name]:
+      create_quantizer(name, role, quantizer_class(name, role).widths[-1], config.quantizer[name][role].items())
   settings(config, config.method)
 
 

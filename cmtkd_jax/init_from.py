@@ -100,9 +100,11 @@ def _starts_fresh(path, method):
 
 def _same_grids(here, there):
   """Whether networks of one name are quantized alike in both configurations; names of teachers hold their widths."""
-  name = here['quantizer']['name']
-  described = lambda config: json.dumps([config[key] for key in ('student', 'bits')] + [config['quantizer'].get(name)])
-  return there.get('quantizer', {}).get('name') == name and described(here) == described(there)
+  def described(config):
+    quantizer = config['quantizer']
+    used = {role: quantizer.get(role) or quantizer['name'] for role in ('weights', 'activations')}
+    return json.dumps([config['student'], config['bits'], used, [quantizer.get(name) for name in used.values()]])
+  return described(here) == described(there)
 
 
 def _is_quantizer(path):

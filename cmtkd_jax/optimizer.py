@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cmtkd_jax import durations
+from cmtkd_jax import durations, quantizers
+from cmtkd_jax.bit_policy import quantizer_names
 from cmtkd_jax.errors import UserError
 
 QUANTIZER_GROUP = 'quantizer'  # learned steps and the like
@@ -38,13 +39,16 @@ def groups(config, method):
   }
 
 
-def group_of(path, method):
-  """Returns the name of the group of the parameter at `path`, a tuple of names, the network first."""
+def group_of(path, method, decayed=()):
+  """Returns the name of the group of the parameter at `path`, a tuple of names, the network first.
+
+  decayed: the quantizers' parameters that are decayed like weights, as `(module, parameter)`.
+  """
   if path[0] in method.frozen:
     return FROZEN_GROUP
   if path[0] == method.importance_group:
     return method.importance_group
-  if any(name.endswith('_quantizer') for name in path):
+  if any(name.endswith('_quantizer') for name in path) and path[-2:] not in decayed:
     return QUANTIZER_GROUP
   return path[0] if path[0] in method.weight_bits else OTHER_GROUP
 
@@ -87,9 +91,20 @@ def create(config, method, schedule):
     return optax.chain(*decay, optax.sgd(rate, optimizer.momentum, optimizer.nesterov))
 
   def labels(params):
-    return jax.tree_util.tree_map_with_path(lambda path, _: group_of(tuple(key.key for key in path), method), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: group_of(tuple(key.key for key in path), method, decayed), params)
 
+  decayed = _decayed(config.quantizer)
   transforms = {name: transform(group) for name, group in groups(config, method).items()}
   transforms[FROZEN_GROUP] = optax.set_to_zero()
   clip = [optax.clip_by_global_norm(optimizer.gradient_clip)] if optimizer.gradient_clip else []
   return optax.chain(*clip, optax.partition(transforms, labels))
+
+
+def _decayed(quantizer):
+  """What the configured quantizers decay like weights, as `(module, parameter)`."""
+  found = []
+  for role, name in quantizer_names(quantizer).items():
+    cls = getattr(quantizers.QUANTIZERS[name], role.capitalize(), None)
+    found += [(f'{role}_quantizer', name) for name in (cls.decayed if cls else ())]
+  return found

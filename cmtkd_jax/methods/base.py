@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cmtkd_jax import models
-from cmtkd_jax.bit_policy import BitPolicy, check_bits, parse_rules
+from cmtkd_jax.bit_policy import BitPolicy, check_bits, parse_rules, quantizer_names
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.layers import LayerFactory
 
@@ -165,11 +165,12 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
   """
   if config.model.name not in models.MODELS:
     raise UserError(f'config.model.name={config.model.name!r}; allowed: {", ".join(models.MODELS)}')
-  options = config.quantizer[config.quantizer.name]
+  names = quantizer_names(config.quantizer)
+  options = {role: tuple(sorted(config.quantizer[name].get(role, {}).items())) for role, name in names.items()}
   policy = BitPolicy(
       weight_bits, activation_bits, config.bits.first_last, config.bits.shortcut == 'quantized',
-      parse_rules(config.bits.rules), config.quantizer.name,
-      tuple(sorted(options.weight.items())), tuple(sorted(options.activation.items())), **policy_fields)
+      parse_rules(config.bits.rules), names['weight'], options['weight'], options['activation'],
+      activations=names['activation'], **policy_fields)
   layers = LayerFactory(policy, jnp.dtype(config.dtype), config.model.bn_affine, config.model.bn_momentum)
   return functools.partial(models.MODELS[config.model.name], num_classes=num_classes, layers=layers,
                            width=config.model.width, stem=config.model.stem, block_order=config.model.block_order)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import jax
 
-from cmtkd_jax import losses, quantizers
-from cmtkd_jax.bit_policy import check_bits
+from cmtkd_jax import losses
+from cmtkd_jax.bit_policy import check_bits, quantizer_class, quantizer_names
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, student_member
 
@@ -62,9 +62,10 @@ def create(config, settings, num_classes, teachers=()):
   check_bits(settings.high_bits, 'config.speq.high_bits')
   if not 0 <= settings.high_probability <= 1:
     raise UserError(f'config.speq.high_probability={settings.high_probability!r} must lie in [0, 1]')
-  activation = quantizers.QUANTIZERS[config.quantizer.name].Activation
+  name = quantizer_names(config.quantizer)['activation']
+  activation = quantizer_class(name, 'activation')
   if activation.learned or activation.fitted:
-    raise UserError(f'config.quantizer.name={config.quantizer.name!r} has values of its own for each width, so that '
+    raise UserError(f'config.quantizer: {name!r} has values of its own for each width, so that '
                     "config.method='speq' cannot switch widths; use 'hwgq'")
   bits = config.student
   make_teacher = network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes,

@@ -5,8 +5,10 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MAX_BITS = 8
+SMALLEST = 1e-6  # scales and widths of intervals, learned or measured, stay above it
 
 
 class Coded(NamedTuple):
@@ -16,7 +18,7 @@ class Coded(NamedTuple):
   scale:  float32, scalar or broadcastable to `codes` (per output channel).
   zero:   a multiple of 1/2, exact in float32; halves belong to mid-rise grids, which have no zero level.
   offset: float32 like `scale`, or None.
-  levels: float32 table of a non-uniform grid, indexed by code; None means `level(code) = code`.
+  levels: float32 table of a non-uniform grid, [n] or one a channel [C, n], indexed by code; None: `level(code) = code`.
   """
   codes: jax.Array
   scale: jax.Array
@@ -27,7 +29,12 @@ class Coded(NamedTuple):
 
 def dequantize(coded):
   """Returns the float32 values that `coded` stands for, bit for bit those of the fake-quantized tensor."""
-  level = coded.codes.astype(jnp.float32) if coded.levels is None else coded.levels[coded.codes]
+  if coded.levels is None:
+    level = coded.codes.astype(jnp.float32)
+  elif coded.levels.ndim == 1:
+    level = coded.levels[coded.codes]
+  else:
+    level = coded.levels[jnp.arange(coded.levels.shape[0]), coded.codes]
   value = coded.scale * (level - coded.zero)
   return value if coded.offset is None else value + coded.offset
 
@@ -38,19 +45,66 @@ def fake_quantize(x, coded):
   return jnp.where(jnp.isnan(x), x, dequantize(coded))
 
 
+@jax.custom_vjp
+def straight_through(value, surrogate):
+  """Returns `value` with the gradient of `surrogate`, a function of the same shape: a quantizer's backward pass."""
+  del surrogate
+  return value
+
+
+straight_through.defvjp(lambda value, surrogate: (value, None), lambda _, g: (jnp.zeros_like(g), g))
+
+
+def round_through(x):
+  """Returns `x` rounded to integers, half to even, with the gradient of `x`."""
+  return straight_through(jnp.round(jax.lax.stop_gradient(x)), x)
+
+
+def clip(x, low, high):
+  """Clips `x`. Gradient: strictly inside to `x`, else to the bound that holds, which may be learned."""
+  return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
+
+
+def pass_where(mask, x):
+  """Returns `x`, whose gradient is kept where `mask`, and 0 elsewhere."""
+  return jnp.where(mask, x, jax.lax.stop_gradient(x))
+
+
+@jax.custom_vjp
+def scale_gradient(x, factor):
+  """Returns `x` with its gradient times `factor`."""
+  del factor
+  return x
+
+
+scale_gradient.defvjp(lambda x, factor: (x, factor), lambda factor, g: (g * factor, jnp.zeros_like(factor)))
+
+
+def nearest_level(x, levels):
+  """Returns for each `x` the index, int32, of the nearest of the ascending `levels` [n]; halfway, of the lower one."""
+  thresholds = (levels[1:] + levels[:-1]) / 2
+  # Few thresholds: a sum of comparisons, which compilers fuse. Many: a binary search.
+  method = 'compare_all' if len(thresholds) < 16 else 'scan'
+  return jnp.searchsorted(thresholds, x, side='left', method=method).astype(jnp.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantizer:
   """One quantizer of one tensor role (weight or activation) at one bit-width.
 
-  A subclass names its learned parameters in `learned` (trained by gradient, never decayed) and its other state in
-  `fitted` (replaced by `update` at each training step, e.g. a basis that is re-fitted). All methods are pure.
+  A subclass defines `encode`, which says which values there are, and `surrogate`, whose gradient stands for that of the
+  steps, or else `quantize` itself. It names its learned parameters in `learned` (trained by gradient), those of them
+  that its definition decays like weights in `decayed`, and its other state in `fitted` (replaced by `update` at each
+  training step, e.g. a basis that is re-fitted). All methods are pure.
   """
   bits: int
 
   learned: ClassVar[tuple[str, ...]] = ()
+  decayed: ClassVar[tuple[str, ...]] = ()
   fitted: ClassVar[tuple[str, ...]] = ()
   widths: ClassVar[tuple[int, ...]] = tuple(range(1, MAX_BITS + 1))
   choices: ClassVar[dict[str, tuple]] = {}
+  positive: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     name = f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
@@ -59,6 +113,9 @@ class Quantizer:
     for field, allowed in self.choices.items():
       if getattr(self, field) not in allowed:
         raise ValueError(f'{name}: {field}={getattr(self, field)!r} is not one of {", ".join(map(repr, allowed))}')
+    for field in self.positive:
+      if not getattr(self, field) > 0:
+        raise ValueError(f'{name}: {field}={getattr(self, field)!r} must be positive')
 
   def init(self, x):
     """Returns the initial learned and fitted values, `{name: float32 array}`, from data `x` (float32)."""
@@ -69,14 +126,29 @@ class Quantizer:
     """Returns the `Coded` form of `x` (float32); `parameters` holds the learned and fitted values by name."""
     raise NotImplementedError
 
+  def surrogate(self, x, parameters):
+    """Returns what `quantize` is differentiated as, shape of `x`."""
+    raise NotImplementedError
+
   def quantize(self, x, parameters=None):
     """Returns the fake-quantized `x` (float32, same shape), differentiable in `x` and in the learned values."""
-    raise NotImplementedError
+    value = jax.lax.stop_gradient(fake_quantize(x, self.encode(x, parameters)))
+    return straight_through(value, self.surrogate(x, parameters))
 
   def update(self, x, parameters):
     """Returns the fitted values after one training step that saw `x`."""
     del x
     return {name: parameters[name] for name in self.fitted}
+
+
+def at_least(x, low=SMALLEST):
+  """Returns max(x, low), whose gradient always reaches `x`, so that training can bring a lost value back."""
+  return straight_through(jnp.maximum(jax.lax.stop_gradient(x), low), x)
+
+
+def step_gradient_scale(x, levels):
+  """Returns LSQ's factor on the gradient of a value that all of an activation shares: 1 / sqrt(features * levels)."""
+  return np.float32(1 / np.sqrt(x.size // x.shape[0] * levels))
 
 
 def broadcast_to_channels(scale, x):

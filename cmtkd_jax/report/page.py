@@ -7,6 +7,7 @@ import string
 from typing import NamedTuple
 
 from cmtkd_jax import methods, progress, run_files
+from cmtkd_jax.bit_policy import quantizer_names
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import run_reader
 
@@ -117,7 +118,8 @@ def _facts(run):
   speeds = [row['train/images_per_second'] for row in run.rows if 'train/images_per_second' in row]
   facts = [
       ('method', config.method),
-      ('network', f'{config.model.name}, width {config.model.width:g}, quantizer {config.quantizer.name}'),
+      ('network', f'{config.model.name}, width {config.model.width:g}, quantizer '
+                  f'{", ".join(dict.fromkeys(quantizer_names(config.quantizer).values()))}'),
       ('data', f'{config.data.name}, {len(run.classes)} classes, images of {config.data.image_size} x '
                f'{config.data.image_size}'),
       ('bits of the student', f'weights {config.student.weight_bits}, activations {config.student.activation_bits}'),

@@ -169,8 +169,9 @@ def _note(config, line, workdir, found, failures):
 
 
 def _missing_quantizer(changes):
-  name = changes.get('quantizer', {}).get('name')
-  return f'quantizer {name} does not exist here yet' if name and name not in quantizers.QUANTIZERS else ''
+  names = [changes.get('quantizer', {}).get(field) for field in ('name', 'weights', 'activations')]
+  missing = [name for name in names if name and name not in quantizers.QUANTIZERS]
+  return f'quantizer {", ".join(missing)} does not exist here yet' if missing else ''
 
 
 def _lines(config):

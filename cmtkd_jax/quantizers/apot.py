@@ -1,0 +1,99 @@
+"""APoT: levels that are sums of powers of two, under a learned clip (Li, Dong, Wang, ICLR 2020)."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmtkd_jax.quantizers import base
+
+
+@functools.cache
+def magnitudes(bits):
+  """Returns the 2^bits ascending levels from 0 to 1, float32.
+
+  Each is a sum of terms p_1 + .. + p_m, normalised, and each term is 0 or one of three powers of two. With bits = 2 m,
+  term j takes its exponents at j, m + j, 2 m + j; an odd bit more is a term of its own, 0 or 2^-(2 m + 1), which pushes
+  the last exponents on by one. bits = 1: the levels 0 and 1.
+
+  Source: APoT eqs. (5), (8) with k = 2; the odd widths are the authors' code.
+  """
+  m, odd = divmod(bits, 2)
+  terms = [[0, *(2.0**-(i * m + j + (odd if i == 2 else 0)) for i in range(3))] for j in range(1, m + 1)]
+  if odd:
+    terms.append([0, 2.0**-(2 * m + 1)])
+  sums = np.sort([sum(choice) for choice in itertools.product(*terms)])
+  return (sums / sums[-1]).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight(base.Quantizer):
+  """Standardised weights on additive powers of two of both signs and 0, up to the learned clip a.
+
+      v = (w - mean w) / std w,  w_hat = a P(clip(v / a, -1, 1)),  P: nearest of +-`magnitudes(b - 1)`
+
+  2 bits: the levels -a, 0, a. Gradients: of v as P were the identity, masked by 1[|v| < a] (2 bits: unmasked);
+  dw_hat/da = P - v / a inside, sign(v) outside; mean and standard deviation are differentiated too.
+  Source: APoT sections 2.2, 2.3; Algorithm 1.
+  """
+  init_clip: float = 3.0
+  learned = ('clip',)
+  widths = tuple(range(2, base.MAX_BITS + 1))
+  positive = ('init_clip',)
+
+  def init(self, x):
+    return {'clip': jnp.float32(self.init_clip)}
+
+  def encode(self, x, parameters):
+    a = jnp.maximum(parameters['clip'], base.SMALLEST)
+    positive = magnitudes(self.bits - 1)
+    levels = jnp.asarray(np.concatenate([-positive[:0:-1], positive]))
+    return base.Coded(base.nearest_level(_standardize(x) * (1 / a), levels), a, levels=levels)
+
+  def surrogate(self, x, parameters):
+    a, v = base.at_least(parameters['clip']), _standardize(x)
+    clipped = base.clip(v * (1 / a), -1, 1)
+    value = a * base.straight_through(_projected(self, x, parameters), clipped)
+    if self.bits > 2:
+      return value
+    outside = jnp.abs(v) >= a  # where only the clip has a gradient so far
+    return value + jnp.where(outside, v - jax.lax.stop_gradient(v), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation(base.Quantizer):
+  """Activations on additive powers of two from 0 to the learned clip a: x_hat = a P(clip(x / a, 0, 1)).
+
+  P: nearest of `magnitudes(b)`. Gradients: dx_hat/dx = 1[0 < x < a]; dx_hat/da = P - x / a inside, 1 above.
+  Source: APoT eqs. (4), (6).
+  """
+  init_clip: float = 6.0
+  learned = ('clip',)
+  positive = ('init_clip',)
+
+  def init(self, x):
+    return {'clip': jnp.float32(self.init_clip)}
+
+  def encode(self, x, parameters):
+    a = jnp.maximum(parameters['clip'], base.SMALLEST)
+    levels = jnp.asarray(magnitudes(self.bits))
+    return base.Coded(base.nearest_level(x * (1 / a), levels), a, levels=levels)
+
+  def surrogate(self, x, parameters):
+    a = base.at_least(parameters['clip'])
+    return a * base.straight_through(_projected(self, x, parameters), base.clip(x * (1 / a), 0, 1))
+
+
+def _standardize(w):
+  centred = w - jnp.mean(w)
+  variance = jnp.sum(jnp.square(centred)) / max(1, w.size - 1)
+  return centred * (1 / jnp.sqrt(jnp.maximum(variance, base.SMALLEST**2)))
+
+
+def _projected(quantizer, x, parameters):
+  """P of the clipped ratio, a constant."""
+  coded = quantizer.encode(jax.lax.stop_gradient(x), {'clip': jax.lax.stop_gradient(parameters['clip'])})
+  return coded.levels[coded.codes]

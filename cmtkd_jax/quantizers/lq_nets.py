@@ -1,0 +1,114 @@
+"""LQ-Nets: levels spanned by a basis that is fitted to the data at every step, QEM (Zhang et al., ECCV 2018)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmtkd_jax.quantizers import base
+
+RIDGE = 1e-4  # pulls the fitted basis to the old one, which decides where the data leave a coefficient open
+_QUARTILE = 0.6745  # of |x| for x ~ N(0, 1): half of the values lie below
+
+
+def sorted_levels(basis, binary):
+  """Returns the ascending levels [..., 2^K] of `basis` [..., K], and the signs or bits [..., 2^K, K] that make each."""
+  level = jnp.einsum('nk,...k->...n', binary, basis, precision='highest')
+  order = jnp.argsort(level, axis=-1)
+  return jnp.take_along_axis(level, order, axis=-1), binary[order]
+
+
+def fit_basis(x, factors, basis):
+  """Basis that explains `x` best in the sense of least squares, given what each value is coded as.
+
+      v = (B^T B / N + r I)^-1 (B^T x / N + r v_old)
+
+  Args:
+    x: float32 [C, N], values by group.
+    factors: B, float32 [C, N, K].
+    basis: v_old, float32 [C, K].
+
+  Returns:
+    float32 [C, K].
+
+  Source: LQ-Nets eq. (9).
+  """
+  count, k = factors.shape[1:]
+  gram = jnp.einsum('cnk,cnl->ckl', factors, factors, precision='highest') / count + RIDGE * jnp.eye(k)[None]
+  projection = jnp.einsum('cnk,cn->ck', factors, x, precision='highest') / count + RIDGE * basis
+  return jnp.linalg.solve(gram, projection[..., None])[..., 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Basis(base.Quantizer):
+  """momentum: of the basis, v <- m v + (1 - m) v_fitted after every step."""
+  momentum: float = 0.9
+  fitted = ('basis',)
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.momentum < 1:
+      raise ValueError(f'lq_nets.{type(self).__name__.lower()}: momentum={self.momentum!r} must lie in [0, 1)')
+
+  def _binary(self, low):
+    """All 2^K rows of K factors that are 1, or `low`."""
+    bits = (np.arange(2**self.bits)[:, None] >> np.arange(self.bits)) & 1
+    return jnp.asarray(np.where(bits, 1, low), jnp.float32)
+
+  def _follow(self, basis, fitted):
+    return {'basis': self.momentum * basis + (1 - self.momentum) * fitted}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight(_Basis):
+  """Weights on the 2^K levels v_c . e, e in {-1, 1}^K, with a fitted basis v_c for each output channel; K = b.
+
+  Each weight takes its nearest level. Gradient: the identity. The basis starts from the spread of all weights.
+  Source: LQ-Nets section 3.
+  """
+
+  def init(self, x):
+    start = _QUARTILE * jnp.maximum(jnp.std(x), base.SMALLEST) / 2**(self.bits - 1)
+    basis = start * 2.0**jnp.arange(self.bits, dtype=jnp.float32)
+    return {'basis': jnp.tile(basis, (x.shape[-1], 1))}
+
+  def encode(self, x, parameters):
+    levels, _ = sorted_levels(parameters['basis'], self._binary(-1))
+    codes = jax.vmap(base.nearest_level, (-1, 0), -1)(x, levels)
+    return base.Coded(codes, jnp.float32(1), levels=levels)
+
+  def surrogate(self, x, parameters):
+    return x
+
+  def update(self, x, parameters):
+    basis = parameters['basis']
+    _, factors = sorted_levels(basis, self._binary(-1))
+    by_channel = lambda a: a.reshape(-1, a.shape[-1]).T
+    codes = by_channel(self.encode(x, parameters).codes)
+    return self._follow(basis, fit_basis(by_channel(x), jax.vmap(lambda f, c: f[c])(factors, codes), basis))
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation(_Basis):
+  """Activations, after a ReLU, on the 2^K levels v . e, e in {0, 1}^K, with one fitted basis v a layer; K = b.
+
+  Gradient: g * 1[0 < x <= top level]. Source: LQ-Nets section 3.
+  """
+
+  def init(self, x):
+    return {'basis': 2 * _QUARTILE / (2**self.bits - 1) * 2.0**jnp.arange(self.bits, dtype=jnp.float32)}
+
+  def encode(self, x, parameters):
+    levels, _ = sorted_levels(parameters['basis'], self._binary(0))
+    return base.Coded(base.nearest_level(jax.nn.relu(x), levels), jnp.float32(1), levels=levels)
+
+  def surrogate(self, x, parameters):
+    levels, _ = sorted_levels(parameters['basis'], self._binary(0))
+    return base.pass_where((x > 0) & (x <= levels[-1]), x)
+
+  def update(self, x, parameters):
+    basis = parameters['basis']
+    _, factors = sorted_levels(basis, self._binary(0))
+    codes = self.encode(x, parameters).codes.reshape(1, -1)
+    return self._follow(basis, fit_basis(jax.nn.relu(x).reshape(1, -1), factors[codes], basis[None])[0])

@@ -1,0 +1,96 @@
+"""QIL: quantization interval learning (Jung et al., CVPR 2019).
+
+The interval starts where the best uniform grid for Gaussian values would have its levels: QIL's own start is not known.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from cmtkd_jax.quantizers import base, hwgq
+
+
+def transform(magnitude, center, distance, gamma=1.0):
+  """Transformer of a magnitude to [0, 1]: values below the interval are pruned, those above it clipped.
+
+      t = clip(a |x| + beta, 0, 1)^gamma,  a = 1 / (2 d),  beta = 1/2 - c / (2 d);   0 below c - d, 1 above c + d
+
+  Args:
+    magnitude: |x|, float32 >= 0, any shape.
+    center, distance: c and d, float32 scalars; d > 0.
+    gamma: float32 scalar > 0.
+
+  Source: QIL eq. (3).
+  """
+  t = base.clip((magnitude - center) / (2 * distance) + 0.5, 0, 1)
+  if isinstance(gamma, float):
+    return t
+  inside = (t > 0) & (t < 1)  # elsewhere t^gamma = t, and its slopes have no limit
+  return jnp.where(inside, jnp.where(inside, t, 0.5)**gamma, t)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Interval(base.Quantizer):
+  gradient_scale: float = 0.01
+  learned = ('center', 'distance')
+  positive = ('gradient_scale',)
+
+  def _init(self, top):
+    """An interval from 0 to `top`."""
+    half = jnp.maximum(top, base.SMALLEST) / 2
+    return {'center': half, 'distance': half}
+
+  def _interval(self, parameters):
+    scaled = {name: base.scale_gradient(parameters[name], np.float32(self.gradient_scale)) for name in self.learned}
+    return {**scaled, 'distance': base.at_least(scaled['distance'])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight(_Interval):
+  """Weights on the levels 0, +-1/q, .., +-1: w_hat = sign(w) round(q t(|w|)) / q, q = 2^(b-1) - 1; t: `transform`.
+
+  Gradients: straight through the rounding, so those of sign(w) t(|w|), for c, d (and gamma) times `gradient_scale`,
+  which stands for their smaller learning rate. learn_gamma: whether gamma is trained (the paper; others found that
+  unstable) or 1. Source: QIL eqs. (1)-(4).
+  """
+  learn_gamma: bool = False
+  widths = tuple(range(2, base.MAX_BITS + 1))
+  choices = {'learn_gamma': (False, True)}
+
+  @property
+  def learned(self):
+    return ('center', 'distance', 'gamma') if self.learn_gamma else ('center', 'distance')
+
+  def init(self, x):
+    q = 2**(self.bits - 1) - 1
+    return self._init(q * hwgq.WEIGHT_STEP[self.bits - 1] * jnp.sqrt(jnp.mean(jnp.square(x)))) | (
+        {'gamma': jnp.float32(1)} if self.learn_gamma else {})
+
+  def encode(self, x, parameters):
+    q = 2**(self.bits - 1) - 1
+    return base.Coded(jnp.round(q * self.surrogate(x, parameters)).astype(jnp.int32), np.float32(1 / q))
+
+  def surrogate(self, x, parameters):
+    return jnp.sign(x) * transform(jnp.abs(x), **self._interval(parameters))
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation(_Interval):
+  """Activations on the levels 0, 1/n, .., 1: x_hat = round(n t(x)) / n for x > 0, else 0; n = 2^b - 1, gamma = 1.
+
+  Gradients: straight through the rounding, for c and d times `gradient_scale`. Source: QIL eqs. (5), (6).
+  """
+
+  def init(self, x):
+    n = 2**self.bits - 1
+    positive = jnp.maximum(x, 0)  # of a Gaussian, half of the values: its mean square is twice theirs
+    return self._init(n * hwgq.activation_step(self.bits, step='optimal') * jnp.sqrt(2 * jnp.mean(positive**2)))
+
+  def encode(self, x, parameters):
+    n = 2**self.bits - 1
+    return base.Coded(jnp.round(n * self.surrogate(x, parameters)).astype(jnp.int32), np.float32(1 / n))
+
+  def surrogate(self, x, parameters):
+    # Left of 0 nothing is transformed, also where c < d.
+    return jnp.where(x > 0, transform(x, **self._interval(parameters)), 0)

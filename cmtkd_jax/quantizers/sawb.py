@@ -1,0 +1,48 @@
+"""SAWB: statistics-aware weight binning, the weights of later PACT (Choi et al., SysML 2019)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from cmtkd_jax.quantizers import base, pact
+
+# (c1, c2) of the clip, for 2^b levels. There are none for 1 and 6 bits.
+COEFFICIENTS = {2: (3.12, 2.064), 3: (7.509, 6.892), 4: (12.68, 12.80), 5: (17.74, 18.64), 7: (28.24, 30.81),
+                8: (31.76, 35.04)}
+
+Activation = pact.Activation
+
+
+def weight_clip(w, bits):
+  """Clip that nearly minimises the squared error for bell-shaped weights: a = c1 sqrt(E w^2) - c2 E|w|.
+
+  Args:
+    w: float32, any shape.
+    bits: a key of `COEFFICIENTS`.
+
+  Returns:
+    float32 scalar, positive. Weights so far from a bell that a <= 0, such as equal ones, are clipped at max|w|.
+  """
+  c1, c2 = COEFFICIENTS[bits]
+  clip = c1 * jnp.sqrt(jnp.mean(jnp.square(w))) - c2 * jnp.mean(jnp.abs(w))
+  return jnp.maximum(jnp.where(clip > 0, clip, jnp.max(jnp.abs(w))), base.SMALLEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight(base.Quantizer):
+  """Weights on 2^b equal steps from -a to a, ends included; a = `weight_clip`.
+
+      w_hat = a (2 round(n (w / a + 1) / 2) / n - 1),  w / a clipped to [-1, 1], n = 2^b - 1
+
+  Gradient: the identity. Source: Choi et al., "Accurate and Efficient 2-bit Quantized Neural Networks", SysML 2019;
+  coefficients from IBM's fms-model-optimizer.
+  """
+  widths = tuple(COEFFICIENTS)
+
+  def encode(self, x, parameters=None):
+    n, a = 2**self.bits - 1, weight_clip(x, self.bits)
+    codes = jnp.round(jnp.clip(x * (n / (2 * a)) + n / 2, 0, n))
+    return base.Coded(codes.astype(jnp.int32), 2 * a / n, n / 2)
+
+  def surrogate(self, x, parameters):
+    return x

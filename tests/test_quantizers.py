@@ -1,0 +1,602 @@
+"""All quantizers: the common contract, then values and gradients of each against float64 NumPy, and golden values.
+
+HWGQ and LSQ have files of their own beside this one. The references search levels, where the code computes codes.
+"""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmtkd_jax import quantizers
+from cmtkd_jax.bit_policy import BitPolicy
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.quantizers import apot, dequantize, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb, twn, xnor
+
+pytestmark = pytest.mark.usefixtures('strict_dtypes')
+
+CLASSES = {f'{name}-{role}': getattr(module, role) for name, module in quantizers.QUANTIZERS.items()
+           for role in ('Weight', 'Activation') if hasattr(module, role)}
+EVERY = [(name, bits) for name, cls in CLASSES.items() for bits in cls.widths]
+
+
+def f32(values):
+  return jnp.asarray(values, jnp.float32)
+
+
+def sample(name, seed=0):
+  """Weights [3, 3, 4, 5], or activations [4, 3, 3, 5] with every zone of the quantizers in them."""
+  rng = np.random.default_rng(seed)
+  if name.endswith('Weight'):
+    return (0.3 * rng.normal(size=(3, 3, 4, 5)) + 0.02).astype(np.float32)
+  return (1.5 * rng.normal(size=(4, 3, 3, 5)) + 0.3).astype(np.float32)
+
+
+def same_bits(a, b):
+  a, b = np.asarray(a), np.asarray(b)
+  return a.dtype == b.dtype == np.float32 and np.array_equal(a.view(np.int32), b.view(np.int32))
+
+
+# The contract.
+
+
+@pytest.mark.parametrize('name, bits', EVERY)
+def test_codes_stand_for_the_values(name, bits):
+  """dequantize(encode(x)) is quantize(x) bit for bit, eager and compiled; there are as many codes as there may be."""
+  quantizer, x = CLASSES[name](bits), f32(np.concatenate([sample(name, seed) for seed in range(4)]))
+  parameters = quantizer.init(x)
+  assert set(parameters) == {*quantizer.learned, *quantizer.fitted}
+  assert all(value.dtype == jnp.float32 for value in parameters.values())
+
+  def both(x, parameters):
+    return quantizer.encode(x, parameters), quantizer.quantize(x, parameters)
+
+  for coded, value in (both(x, parameters), jax.jit(both)(x, parameters)):
+    assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
+    assert same_bits(dequantize(coded), value)
+    low = -2**(bits - 1) if name.startswith(('lsq', 'qil-W')) and name.endswith('Weight') and bits > 1 else 0
+    assert low <= coded.codes.min() and coded.codes.max() < low + 2**bits
+
+
+@pytest.mark.parametrize('name, bits', [(name, bits) for name, bits in EVERY if not name.startswith(('hwgq', 'lsq-'))])
+def test_all_levels_are_reached(name, bits):
+  """A sweep over the range meets every level that the width has room for."""
+  quantizer = CLASSES[name](bits)
+  parameters = quantizer.init(f32(sample(name)))
+  # Per-channel quantizers see the same sweep in each channel.
+  x = f32(np.linspace(-12, 12, 12001).repeat(2).reshape(-1, 2))
+  if 'basis' in parameters and parameters['basis'].ndim == 2:
+    parameters = {'basis': parameters['basis'][:2]}
+  if name == 'apot-Weight':
+    parameters = {'clip': f32(1)}  # the standardised sweep ends at 1.7
+  codes = np.unique(np.asarray(quantizer.encode(x, parameters).codes)[:, 0])
+  module, role = name.split('-')
+  symmetric = role == 'Weight' and module in ('twn', 'apot', 'qil')
+  if bits < 8:  # there the sweep is too coarse for the finest levels of some
+    assert len(codes) == 2**bits - symmetric
+    np.testing.assert_array_equal(np.diff(codes), 1)
+  else:
+    assert len(codes) > 100
+
+
+DEGENERATE = {
+    'zero': np.zeros((4, 3, 3, 5)),
+    'constant': np.full((4, 3, 3, 5), 0.7),
+    'negative constant': np.full((4, 3, 3, 5), -0.7),
+    'skewed': np.exp(3 * sample('a-Activation')),
+    'skewed down': -np.exp(3 * sample('a-Activation')),
+    'tiny': 1e-20 * sample('a-Activation'),
+    'one channel zero': sample('a-Activation') * np.array([1, 0, 1, 1, 1]),
+    'one weight a channel': sample('a-Activation')[:1, :1, :1],
+}
+
+
+@pytest.mark.parametrize('name', CLASSES)
+def test_degenerate_input_stays_finite(name, quick_compile):
+  """Values, gradients and refitted values of a network whose first batch is no Gaussian."""
+  cls = CLASSES[name]
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def everything(quantizer, x):
+    parameters = quantizer.init(x)
+    value, pull_back = jax.vjp(quantizer.quantize, x, parameters)
+    return parameters, value, pull_back(jnp.ones_like(x)), quantizer.update(x, parameters)
+
+  for bits in {cls.widths[0], cls.widths[-1]}:
+    for case, x in DEGENERATE.items():
+      for leaf in jax.tree.leaves(everything(cls(bits), f32(x))):
+        assert np.isfinite(leaf).all(), case
+
+
+@pytest.mark.parametrize('name', CLASSES)
+def test_nan_is_not_hidden(name):
+  """Codes have no NaN; values keep it, so that a network that has diverged shows it in its loss."""
+  quantizer = CLASSES[name](CLASSES[name].widths[-1])
+  x = sample(name)
+  parameters = quantizer.init(f32(x))
+  x[0, 0, 0, 0] = np.nan
+  assert np.isnan(quantizer.quantize(f32(x), parameters)[0, 0, 0, 0])
+
+
+@pytest.mark.parametrize('name', CLASSES)
+def test_other_widths_are_refused_by_name(name):
+  cls = CLASSES[name]
+  for bits in {0, 1, 6, 9, 32} - set(cls.widths):
+    with pytest.raises(ValueError, match=f'bits={bits} is not supported; allowed: {", ".join(map(str, cls.widths))}'):
+      cls(bits)
+
+
+def test_policy_refuses_what_a_quantizer_does_not_have():
+  with pytest.raises(UserError, match="^config.quantizer.activations: twn quantizes no activations; .*'hwgq'"):
+    BitPolicy(2, 2, quantizer='twn').activation_quantizer('student/a')
+  with pytest.raises(UserError, match='^config.quantizer: sawb.weight: bits=6 is not supported; allowed: 2, 3, 4, 5'):
+    BitPolicy(6, 2, quantizer='sawb').weight_quantizer('student/a', 'body')
+  policy = BitPolicy(2, 3, quantizer='twn', activations='hwgq')
+  assert isinstance(policy.activation_quantizer('student/a'), quantizers.hwgq.Activation)
+  assert isinstance(policy.weight_quantizer('student/a', 'body'), twn.Weight)
+
+
+@pytest.mark.parametrize('make, words', [
+    (lambda: pact.Activation(2, init_clip=0.0), ('pact.activation: init_clip=0.0', 'positive')),
+    (lambda: apot.Weight(2, init_clip=-1.0), ('apot.weight: init_clip=-1.0', 'positive')),
+    (lambda: twn.Weight(2, threshold=0.0), ('twn.weight: threshold=0.0', 'positive')),
+    (lambda: lq_nets.Weight(2, momentum=1.0), ('lq_nets.weight: momentum=1.0', '[0, 1)')),
+    (lambda: ewgs.Activation(2, delta=-1.0), ('ewgs.activation: delta=-1.0', 'negative')),
+    (lambda: xnor.Weight(1, gradient='ste'), ("gradient='ste'", "'paper', 'identity'")),
+    (lambda: n2uq.Weight(2, gradient='ste'), ("gradient='ste'", "'identity', 'published'")),
+    (lambda: lsq_plus.Activation(2, function='gelu'), ("function='gelu'", "'relu', 'swish', 'identity'")),
+    (lambda: qil.Weight(3, learn_gamma=1.5), ('learn_gamma=1.5', 'False, True')),
+])
+def test_refusals_name_what_is_allowed(make, words):
+  with pytest.raises(ValueError) as refusal:
+    make()
+  assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+# References: f(v, parameters, bits, g) -> (value, whether clear of thresholds, gradients by name, 'x' that of v).
+
+
+def nearest(x, levels):
+  """Returns the nearest level of each x, and whether the next one is clearly farther."""
+  distance = np.sort(np.abs(x[..., None] - levels), -1)
+  clear = distance[..., 1] - distance[..., 0] > 1e-5 * (levels[-1] - levels[0])
+  return levels[np.abs(x[..., None] - levels).argmin(-1)], clear
+
+
+def grid(bits, low=0.0, high=1.0):
+  return np.linspace(low, high, 2**bits)
+
+
+def everywhere(x):
+  return np.ones(np.shape(x), bool)
+
+
+def binary(scale):
+  return lambda v, p, bits, g: (np.where(v >= 0, 1, -1) * scale(v), everywhere(v), {'x': g})
+
+
+def dorefa_weight(v, p, bits, g):
+  if bits == 1:
+    return binary(lambda v: np.abs(v).mean())(v, p, bits, g)
+  t = np.tanh(v)
+  top = np.abs(t).max()
+  level, clear = nearest(t / top, grid(bits, -1))
+  # d(t / top): every value moves, and the largest also moves the others.
+  dx = g * (1 - t**2) / top - (np.abs(t) == top) * np.sign(t) * (1 - t**2) * (g * t).sum() / top**2
+  return level, clear, {'x': dx}
+
+
+def dorefa_activation(v, p, bits, g):
+  level, clear = nearest(v, grid(bits))
+  return level, clear, {'x': g * ((v > 0) & (v < 1))}
+
+
+def pact_activation(v, p, bits, g):
+  level, clear = nearest(v, p['clip'] * grid(bits))
+  return level, clear, {'x': g * ((v > 0) & (v < p['clip'])), 'clip': g[v >= p['clip']].sum()}
+
+
+def sawb_weight(v, p, bits, g):
+  c1, c2 = {2: (3.12, 2.064), 3: (7.509, 6.892), 4: (12.68, 12.80), 5: (17.74, 18.64), 7: (28.24, 30.81),
+            8: (31.76, 35.04)}[bits]
+  a = c1 * np.sqrt((v**2).mean()) - c2 * np.abs(v).mean()
+  return *nearest(v, grid(bits, -a, a)), {'x': g}
+
+
+def xnor_weight(v, p, bits, g):
+  alpha = np.abs(v).mean((0, 1, 2))
+  return np.where(v >= 0, alpha, -alpha), everywhere(v), {'x': g * (1 / 36 + alpha * (np.abs(v) <= 1))}
+
+
+def xnor_activation(v, p, bits, g):
+  return np.where(v >= 0, 1, -1), everywhere(v), {'x': g * (np.abs(v) <= 1)}
+
+
+def twn_weight(v, p, bits, g):
+  threshold = 0.7 * np.abs(v).mean()
+  big = np.abs(v) > threshold
+  return np.where(big, np.sign(v) * np.abs(v)[big].mean(), 0), np.abs(np.abs(v) - threshold) > 1e-5, {'x': g}
+
+
+def interval(magnitude, sign, levels, p, g):
+  """QIL's transformer by zones, with the slopes of (|x| - c) / (2 d) + 1/2."""
+  c, d = p['center'], p['distance']
+  inside = (magnitude > c - d) & (magnitude < c + d)
+  t = np.where(magnitude >= c + d, 1.0, np.where(inside, (magnitude - c) / (2 * d) + 0.5, 0.0))
+  level, clear = nearest(t, levels)
+  slope = g * inside / (2 * d)
+  return sign * level, clear, {'x': slope * sign**2, 'center': -0.01 * (slope * sign).sum(),
+                               'distance': -0.01 * (slope * sign * (magnitude - c) / d).sum()}
+
+
+def qil_weight(v, p, bits, g):
+  return interval(np.abs(v), np.sign(v), np.arange(2**(bits - 1)) / (2**(bits - 1) - 1), p, g)
+
+
+def qil_activation(v, p, bits, g):
+  return interval(np.maximum(v, 0), (v > 0).astype(float), grid(bits), p, g)
+
+
+def lsq_plus_weight(v, p, bits, g):
+  s, low, high = p['step'], -2**(bits - 1), 2**(bits - 1) - 1
+  level, clear = nearest(v / s, np.arange(low, high + 1.0))
+  inside = (v / s > low) & (v / s < high)
+  return s * level, clear, {'x': g * inside, 'step': (g * np.where(inside, level - v / s, level)).sum()
+                            / np.sqrt(v.size * high)}
+
+
+def lsq_plus_activation(v, p, bits, g):
+  s, o, n = p['step'], p['offset'], 2**bits - 1
+  ratio = (np.maximum(v, 0) - o) / s
+  level, clear = nearest(ratio, np.arange(n + 1.0))
+  inside, scale = (ratio > 0) & (ratio < n), 1 / np.sqrt(45 * n)
+  return s * level + o, clear, {'x': g * inside * (v > 0), 'offset': scale * g[~inside].sum(),
+                                'step': scale * (g * np.where(inside, level - ratio, level)).sum()}
+
+
+def ewgs_gradients(v, p, g, g_level, inside, normal, level, scale):
+  """Through x_q: g (1 + delta sign(g) (x - x_q)); then into v, l and u of (v - l) / (u - l)."""
+  width = p['upper'] - p['lower']
+  through = g_level * (1 + 1e-3 * np.sign(g_level) * (normal - level)) * inside
+  return {'x': through / width, 'lower': scale * (through * (v - p['upper']) / width**2).sum(),
+          'upper': scale * (-through * (v - p['lower']) / width**2).sum()}
+
+
+def ewgs_weight(v, p, bits, g):
+  normal = np.clip((v - p['lower']) / (p['upper'] - p['lower']), 0, 1)
+  level, clear = nearest(normal, grid(bits))
+  a = np.abs(p['scale'])
+  gradients = ewgs_gradients(v, p, g, 2 * a * g, (normal > 0) & (normal < 1), normal, level,
+                             1 / np.sqrt(v.size * (2**bits - 1)))
+  return a * (2 * level - 1), clear, gradients | {'scale': np.sign(p['scale']) * (g * (2 * level - 1)).sum()}
+
+
+def ewgs_activation(v, p, bits, g):
+  x = np.maximum(v, 0)
+  normal = np.clip((x - p['lower']) / (p['upper'] - p['lower']), 0, 1)
+  level, clear = nearest(normal, grid(bits))
+  gradients = ewgs_gradients(x, p, g, g, (normal > 0) & (normal < 1), normal, level,
+                             1 / np.sqrt(45 * (2**bits - 1)))
+  return level, clear, gradients | {'x': gradients['x'] * (v > 0)}
+
+
+def n2uq_weight(v, p, bits, g):
+  alpha = (2**bits - 1) / 2**(bits - 1) * np.abs(v).mean((0, 1, 2))
+  level, clear = nearest(np.clip(v / alpha, -1, 1), grid(bits, -1))
+  return alpha * level, clear, {'x': g}
+
+
+def n2uq_activation(v, p, bits, g):
+  n, a, x = 2**bits - 1, p['segments'], p['input_scale'] * v
+  edges = p['start'] + np.concatenate([[0], np.cumsum(a)])
+  thresholds = (edges[1:] + edges[:-1]) / 2
+  count = (x[..., None] > thresholds).sum(-1)
+  clear = np.abs(x[..., None] - thresholds).min(-1) > 1e-5
+  where = np.digitize(x, edges) - 1  # segment of each value, -1 and n outside
+  slope, scale = np.zeros_like(v), 1 / np.sqrt(45 * n)
+  segments = np.zeros(n)
+  for i in range(n):
+    here = where == i
+    slope[here] = p['output_scale'] * 2 / n / a[i]
+    segments[i] = (-(g * slope)[here] * (x[here] - edges[i]) / a[i]).sum() - (g * slope)[where > i].sum() * 0
+  for i in range(n):  # widths to the left of a value's segment move it, too
+    segments[i] -= (g * slope)[(where > i) & (where < n)].sum()
+  return p['output_scale'] * 2 / n * count, clear, {
+      'x': g * slope * p['input_scale'], 'start': -scale * (g * slope).sum(), 'segments': scale * segments,
+      'input_scale': scale * (g * slope * v).sum(), 'output_scale': scale * (g * 2 / n * count).sum()}
+
+
+def apot_levels(bits):
+  """The sets of the paper (k = 2) and of its code for odd widths, written out."""
+  sets = {1: [[1]], 2: [[1, 2, 3]], 3: [[1, 2, 4], [3]], 4: [[1, 3, 5], [2, 4, 6]],
+          5: [[1, 3, 6], [2, 4, 7], [5]], 6: [[1, 4, 7], [2, 5, 8], [3, 6, 9]],
+          7: [[1, 4, 8], [2, 5, 9], [3, 6, 10], [7]], 8: [[1, 5, 9], [2, 6, 10], [3, 7, 11], [4, 8, 12]]}[bits]
+  sums = np.array(sorted({sum(c) for c in itertools.product(*([0, *(2.0**-e for e in s)] for s in sets))}))
+  return sums / sums.max()
+
+
+def apot_weight(v, p, bits, g):
+  std = v.std(ddof=1)
+  z = (v - v.mean()) / std
+  a, positive = p['clip'], apot_levels(bits - 1)
+  level, clear = nearest(np.clip(z / a, -1, 1), np.concatenate([-positive[:0:-1], positive]))
+  inside = np.abs(z) < a
+  gz = g * (inside if bits > 2 else 1)
+  # Back through the standardisation with the unbiased deviation.
+  dx = (gz - gz.mean() - z * (gz * z).sum() / (v.size - 1)) / std
+  return a * level, clear, {'x': dx, 'clip': (g * np.where(inside, level - z / a, level)).sum()}
+
+
+def apot_activation(v, p, bits, g):
+  a = p['clip']
+  level, clear = nearest(np.clip(v / a, 0, 1), apot_levels(bits))
+  inside = (v > 0) & (v < a)
+  return a * level, clear, {'x': g * inside, 'clip': (g * np.where(inside, level - v / a, level)).sum()}
+
+
+def lq_levels(basis, low):
+  return np.sort([np.dot(e, basis) for e in itertools.product([low, 1], repeat=len(basis))])
+
+
+def lq_weight(v, p, bits, g):
+  pairs = [nearest(v[..., c], lq_levels(p['basis'][c], -1)) for c in range(v.shape[-1])]
+  return *(np.stack(part, -1) for part in zip(*pairs, strict=True)), {'x': g}
+
+
+def lq_activation(v, p, bits, g):
+  levels = lq_levels(p['basis'], 0)
+  return *nearest(np.maximum(v, 0), levels), {'x': g * ((v > 0) & (v <= levels[-1]))}
+
+
+# Reference, and parameters that put values into every zone; a function of bits where they depend on it.
+REFERENCES = {
+    'apot-Weight': (apot_weight, lambda bits: {'clip': 1.4}),
+    'apot-Activation': (apot_activation, lambda bits: {'clip': 1.7}),
+    'dorefa-Weight': (dorefa_weight, None),
+    'dorefa-Activation': (dorefa_activation, None),
+    'ewgs-Weight': (ewgs_weight, lambda bits: {'lower': -0.35, 'upper': 0.42, 'scale': -0.3}),
+    'ewgs-Activation': (ewgs_activation, lambda bits: {'lower': 0.1, 'upper': 2.1}),
+    'lq_nets-Weight': (lq_weight, lambda bits: {'basis': np.random.default_rng(bits).uniform(0.02, 0.2, (5, bits))}),
+    'lq_nets-Activation': (lq_activation, lambda bits: {'basis': np.random.default_rng(bits).uniform(0.1, 0.9, bits)}),
+    'lsq_plus-Weight': (lsq_plus_weight, lambda bits: {'step': 0.7 / 2**bits}),
+    'lsq_plus-Activation': (lsq_plus_activation, lambda bits: {'step': 1.6 / 2**bits, 'offset': 0.2}),
+    'n2uq-Weight': (n2uq_weight, None),
+    'n2uq-Activation': (n2uq_activation, lambda bits: {
+        'start': 0.1, 'segments': np.linspace(0.5, 1.5, 2**bits - 1) * 2 / (2**bits - 1), 'input_scale': 0.9,
+        'output_scale': 1.3}),
+    'pact-Weight': (dorefa_weight, None),
+    'pact-Activation': (pact_activation, lambda bits: {'clip': 1.7}),
+    'qil-Weight': (qil_weight, lambda bits: {'center': 0.25, 'distance': 0.15}),
+    'qil-Activation': (qil_activation, lambda bits: {'center': 1.0, 'distance': 1.2}),  # reaches left of 0
+    'sawb-Weight': (sawb_weight, None),
+    'sawb-Activation': (pact_activation, lambda bits: {'clip': 1.7}),
+    'twn-Weight': (twn_weight, None),
+    'xnor-Weight': (xnor_weight, None),
+    'xnor-Activation': (xnor_activation, None),
+}
+
+
+def test_every_quantizer_has_a_reference():
+  assert set(REFERENCES) == {name for name in CLASSES if not name.startswith(('hwgq', 'lsq-'))}
+
+
+@pytest.mark.parametrize('name, bits', [(name, bits) for name, bits in EVERY if name in REFERENCES])
+def test_value_and_gradients(name, bits):
+  """Against the reference in float64: values, straight-through masks, and the gradient of each learned value."""
+  reference, parameters = REFERENCES[name]
+  parameters = {k: np.float64(np.float32(v)) for k, v in (parameters(bits) if parameters else {}).items()}
+  quantizer = CLASSES[name](bits)
+  assert set(parameters) == {*quantizer.learned, *quantizer.fitted}
+  for seed in range(20):  # the first sample without a value on a threshold
+    v = sample(name, 100 * bits + seed)
+    g = np.random.default_rng(seed).normal(size=v.shape).astype(np.float32)
+    value, clear, gradients = reference(v.astype(np.float64), parameters, bits, g.astype(np.float64))
+    if clear.all():
+      break
+  assert clear.all()
+  found, pull_back = jax.vjp(quantizer.quantize, f32(v), jax.tree.map(f32, parameters))
+  dx, dp = pull_back(f32(g))
+  np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(dx, gradients['x'], rtol=2e-4, atol=1e-5)
+  assert np.abs(gradients['x']).max() > 0
+  for k in quantizer.learned:
+    np.testing.assert_allclose(dp[k], gradients[k], rtol=1e-3, atol=1e-4, err_msg=k)
+    assert np.abs(gradients[k]).max() > 0
+
+
+# Edges of the masks, on numbers that are exact.
+
+
+@pytest.mark.parametrize('quantizer, parameters, passes', [
+    # at -1, 0, 1, one step beside each, and far out: -9, -1-, -1, -1+, 0-, 0, 0+, 1-, 1, 1+, 9
+    (quantizers.dorefa.Activation(2), {}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+    (pact.Activation(2), {'clip': 1.0}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+    (xnor.Activation(1), {}, [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]),
+    (apot.Activation(2), {'clip': 1.0}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+    (ewgs.Activation(2, delta=0.0), {'lower': 0.0, 'upper': 1.0}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+    (ewgs.Weight(2, delta=0.0), {'lower': -1.0, 'upper': 1.0, 'scale': 1.0}, [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0]),
+    (lq_nets.Activation(1), {'basis': [1.0]}, [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0]),
+    (lsq_plus.Activation(1), {'step': 1.0, 'offset': 0.0}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+    (lsq_plus.Weight(2), {'step': 1.0}, [0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]),
+    (n2uq.Activation(1), {'start': 0.0, 'segments': [1.0], 'input_scale': 1.0, 'output_scale': 0.5},
+     [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+    (qil.Activation(2), {'center': 0.5, 'distance': 0.5}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+    (qil.Weight(2), {'center': 0.5, 'distance': 0.5}, [0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 0]),
+    (twn.Weight(2), {}, [1] * 11),
+    (sawb.Weight(2), {}, [1] * 11),
+    (n2uq.Weight(2), {}, [1] * 11),
+    (lq_nets.Weight(1), {'basis': [[1.0]]}, [1] * 11),
+])
+def test_masks_beside_their_edges(quantizer, parameters, passes):
+  e = 2.0**-12
+  x = f32([-9, -1 - e, -1, -1 + e, -e, 0, e, 1 - e, 1, 1 + e, 9]).reshape(-1, 1)
+  parameters = {k: f32(v) for k, v in parameters.items()}
+  gradient = jax.grad(lambda x: quantizer.quantize(x, parameters).sum())(x)
+  np.testing.assert_allclose(np.asarray(gradient).ravel(), passes, rtol=1e-6)
+
+
+# Values worked by hand.
+
+
+@pytest.mark.parametrize('quantizer, parameters, x, expected', [
+    # tanh(+-100) = +-1 = max: r = 1, 0, 1/2; 3 r = 3, 0, 1.5 -> 2 (to even); 2 * 2 / 3 - 1 = 1/3
+    (quantizers.dorefa.Weight(2), {}, [100, -100, 0], [1, -1, 1 / 3]),
+    # E|w| = (1 + 2 + 3) / 3
+    (quantizers.dorefa.Weight(1), {}, [1, -2, 3], [2, -2, 2]),
+    (quantizers.dorefa.Activation(2), {}, [-1, 0.1, 0.2, 0.6, 2], [0, 0, 1 / 3, 2 / 3, 1]),
+    # a = 3: levels 0, 1, 2, 3; 0.5 -> 0 and 1.5 -> 2 go to even
+    (pact.Activation(2), {'clip': 3}, [-1, 0.5, 0.6, 1.5, 9], [0, 0, 1, 2, 3]),
+    # sqrt(E w^2) = E|w| = 1: a = 3.12 - 2.064 = 1.056; levels +-1.056, +-0.352
+    (sawb.Weight(2), {}, [1, -1, 1, -1], [1.056, -1.056, 1.056, -1.056]),
+    # columns are channels: mean|w| = 2, 3
+    (xnor.Weight(1), {}, [[1, -2], [-3, 4]], [[2, -3], [-2, 3]]),
+    # E|w| = 2, D = 1.4: 3 and -4 stay, alpha = 3.5
+    (twn.Weight(2), {}, [3, 0.5, -0.5, -4], [3.5, 0, 0, -3.5]),
+    # c = d = 1: t = clip(|w| / 2, 0, 1), q = 3; w = 0.9: 3 * 0.45 = 1.35 -> 1/3; -1.5: 2.25 -> -2/3
+    (qil.Weight(3), {'center': 1, 'distance': 1}, [0.9, -1.5, 5, 0.2], [1 / 3, -2 / 3, 1, 0]),
+    # s = 1/2, o = 1/4: (x - o) / s = 0 -> -0.5, 0.9 -> 1.3, 1.1 -> 1.7, 9 -> 17.5
+    (lsq_plus.Activation(2), {'step': 0.5, 'offset': 0.25}, [0, 0.9, 1.1, 9], [0.25, 0.75, 1.25, 1.75]),
+    # (w + 1) / 2 = 0.7, 0.1: 3 * 0.7 = 2.1 -> 2/3 -> 2 * 2/3 - 1 = 1/3; 0.3 -> 0 -> -1; times |-3|
+    (ewgs.Weight(2), {'lower': -1, 'upper': 1, 'scale': -3}, [0.4, -0.8], [1, -3]),
+    # thresholds 0.5, 2, 4 (widths 1, 2, 2 from 0); outputs 2/3 apart
+    (n2uq.Activation(2), {'start': 0, 'segments': [1, 2, 2], 'input_scale': 1, 'output_scale': 1},
+     [0.4, 0.6, 2.1, 3.9, 4.1], [0, 2 / 3, 4 / 3, 4 / 3, 2]),
+    # mean|w| = 2, gamma = 3/2, alpha = 3: levels -3, -1, 1, 3
+    (n2uq.Weight(2), {}, [[2.5], [-1.5], [-0.5], [3.5]], [[3], [-1], [-1], [3]]),
+    # 2 bits: 1/8, 1/4, 1/2 over 1/2: levels 0, 1/4, 1/2, 1 times 4
+    (apot.Activation(2), {'clip': 4}, [0.4, 0.6, 1.4, 2.9, 3.1, 9], [0, 1, 1, 2, 4, 4]),
+    # v = 1, 2: levels -3, -1, 1, 3 of the channel
+    (lq_nets.Weight(2), {'basis': [[1, 2]]}, [[0.1], [-0.1], [2.1], [-9]], [[1], [-1], [3], [-3]]),
+    (lq_nets.Activation(2), {'basis': [2, 1]}, [-5, 0.4, 1.6, 9], [0, 0, 2, 3]),
+])
+def test_by_hand(quantizer, parameters, x, expected):
+  parameters = {k: f32(v) for k, v in parameters.items()}
+  np.testing.assert_allclose(quantizer.quantize(f32(x), parameters), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sawb_clip_of_gaussian_weights():
+  """c1 - c2 sqrt(2 / pi): 1.473, 2.010, 2.467 at 2, 3, 4 bits, near the optima 1.4935, 2.051, 2.514."""
+  w = np.random.default_rng(0).normal(size=200000)
+  w = f32((w - w.mean()) / w.std())
+  for bits, expected in ((2, 1.473), (3, 2.010), (4, 2.467)):
+    np.testing.assert_allclose(sawb.weight_clip(w, bits), expected, atol=0.02)
+
+
+@pytest.mark.parametrize('bits', range(1, 9))
+def test_apot_magnitudes(bits):
+  levels = apot.magnitudes(bits)
+  assert len(levels) == 2**bits and levels[0] == 0 and levels[-1] == 1 and (np.diff(levels) > 0).all()
+  np.testing.assert_allclose(levels, apot_levels(bits), rtol=1e-6)
+
+
+def test_apot_levels_of_3_bits_by_hand():
+  """{0, 1/2, 1/4, 1/16} + {0, 1/8}, the largest sum 5/8."""
+  np.testing.assert_allclose(apot.magnitudes(3), np.array([0, 1, 2, 3, 4, 6, 8, 10]) / 10, rtol=1e-6)
+
+
+# LQ-Nets' fit.
+
+
+@pytest.mark.parametrize('role, low', [('Weight', -1), ('Activation', 0)])
+@pytest.mark.parametrize('bits', [1, 2, 3, 8])
+def test_lq_nets_refits_its_basis(role, low, bits):
+  """v <- 0.9 v + 0.1 v_new, v_new the ridge solution for the assigned codes, worked channel by channel."""
+  name = f'lq_nets-{role}'
+  quantizer, x = CLASSES[name](bits), sample(name, 3)
+  basis = np.asarray(REFERENCES[name][1](bits)['basis'], np.float32)
+  found = quantizer.update(f32(x), {'basis': f32(basis)})['basis']
+  values = x.reshape(-1, 5).T if role == 'Weight' else np.maximum(x, 0).reshape(1, -1)
+  for v, data, result in zip(np.atleast_2d(basis).astype(np.float64), values, np.atleast_2d(found), strict=True):
+    e = np.array(list(itertools.product([low, 1], repeat=bits)), float)
+    b = e[np.abs(data[:, None] - e @ v).argmin(1)]
+    new = np.linalg.solve(b.T @ b / len(data) + 1e-4 * np.eye(bits), b.T @ data / len(data) + 1e-4 * v)
+    np.testing.assert_allclose(result, 0.9 * v + 0.1 * new, rtol=1e-3, atol=1e-4)
+
+
+def test_lq_nets_fit_lowers_the_error():
+  quantizer, x = lq_nets.Weight(3), f32(sample('lq_nets-Weight'))
+  parameters = quantizer.init(x)
+  error = lambda p: float(jnp.mean((quantizer.quantize(x, p) - x)**2))
+  before = error(parameters)
+  for _ in range(50):
+    parameters = quantizer.update(x, parameters)
+  assert error(parameters) < 0.8 * before
+
+
+# Starts.
+
+
+def test_starts_by_hand():
+  w = f32([-1, 1, -1, 1])  # mean 0, standard deviation 1
+  np.testing.assert_allclose(lsq_plus.Weight(2).init(w)['step'], 1.5)  # 3 / 2^1
+  start = ewgs.Weight(2).init(w)  # bounds +-3: w_n = 1/3, 2/3, w_hat = -+1/3, so that the scale is 3
+  np.testing.assert_allclose([start['lower'], start['upper'], start['scale']], [-3, 3, 3], rtol=1e-5)
+  np.testing.assert_allclose(lq_nets.Weight(2).init(w[:, None])['basis'], [[0.6745 / 2, 0.6745]], rtol=1e-6)
+  np.testing.assert_allclose(lq_nets.Activation(2).init(w)['basis'], [2 * 0.6745 / 3, 4 * 0.6745 / 3], rtol=1e-6)
+  start = qil.Weight(2).init(w)  # from 0 to 1 * 0.995687
+  np.testing.assert_allclose([start['center'], start['distance']], [0.995687 / 2] * 2, rtol=1e-5)
+  start = qil.Activation(1).init(w)  # mean of max(x, 0)^2 = 1/2: from 0 to 1.224006
+  np.testing.assert_allclose([start['center'], start['distance']], [1.224006 / 2] * 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize('function, low', [('relu', 0.0), ('identity', -1.0), ('swish', -0.2)])
+def test_lsq_plus_starts_where_the_error_is_small(function, low):
+  """Close to the best of a fine search; an offset below 0 only where there are values."""
+  x = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
+  quantizer = lsq_plus.Activation(2, function=function)
+  start = quantizer.init(f32(x))
+  f = {'relu': np.maximum(x, 0), 'identity': x, 'swish': x / (1 + np.exp(-x))}[function]
+  error = lambda s, o: ((s * np.round(np.clip((f - o) / s, 0, 3)) + o - f)**2).mean()
+  best = min(error(s, o) for s in np.linspace(0.1, 1.5, 57) for o in np.linspace(-3, 0, 61))
+  assert error(float(start['step']), float(start['offset'])) < 1.15 * best
+  assert start['offset'] <= 0 and (start['offset'] <= low / 2 if low else start['offset'] == 0)
+
+
+def test_lost_values_come_back():
+  """A clip, width or interval that training has pushed below zero keeps finite values and receives a gradient."""
+  x = f32(np.abs(sample('a-Activation')) + 0.5)
+  for quantizer, lost, rest in [(pact.Activation(2), 'clip', {}), (apot.Activation(2), 'clip', {}),
+                                (lsq_plus.Activation(2), 'step', {'offset': 0.0})]:
+    parameters = {lost: f32(-0.3)} | {k: f32(v) for k, v in rest.items()}
+    loss = lambda p, q=quantizer: jnp.mean((q.quantize(x, p) - x)**2)
+    value, gradient = jax.value_and_grad(loss)(parameters)
+    assert np.isfinite(value) and gradient[lost] < 0, quantizer
+
+
+def test_n2uq_published_gradient():
+  w = f32(sample('n2uq-Weight'))
+  gradient = jax.grad(lambda w: n2uq.Weight(2, gradient='published').quantize(w).sum())(w)
+  alpha = 1.5 * np.abs(np.asarray(w)).mean((0, 1, 2))
+  np.testing.assert_allclose(gradient, np.broadcast_to(1 / alpha, w.shape), rtol=1e-5)
+
+
+@pytest.mark.parametrize('gamma', [0.5, 2.0])
+def test_qil_gamma(gamma):
+  """t^gamma inside, and its slopes by finite differences."""
+  quantizer = qil.Weight(4, learn_gamma=True)
+  assert quantizer.learned == ('center', 'distance', 'gamma')
+  assert quantizer.init(f32(sample('qil-Weight')))['gamma'] == 1
+  magnitude = f32([0.05, 0.2, 0.3, 0.35, 0.6])
+  value = lambda p: qil.transform(magnitude, p[0], p[1], p[2])
+  p = f32([0.25, 0.15, gamma])
+  t = np.clip((np.asarray(magnitude, np.float64) - 0.25) / 0.3 + 0.5, 0, 1)
+  np.testing.assert_allclose(value(p), t**gamma, rtol=1e-5)
+  jacobian = jax.jacobian(value)(p)
+  for i, h in itertools.product(range(3), [1e-3]):
+    step = f32(h * np.eye(3)[i])
+    np.testing.assert_allclose(jacobian[:, i], (value(p + step) - value(p - step)) / (2 * h), rtol=2e-2, atol=1e-3)
+
+
+def test_ewgs_rounding():
+  """A gradient that pushes over the next threshold grows, one that holds back shrinks; delta 0 is straight through."""
+  x, g = f32([0.30, 0.36, 0.30, 0.36]), f32([1, 1, -1, -1])  # level 1/3
+  value, pull_back = jax.vjp(lambda x: ewgs.discretize(x, 3, 0.5), x)
+  np.testing.assert_allclose(value, [1 / 3] * 4, rtol=1e-6)
+  error = np.asarray(x) - 1 / 3
+  np.testing.assert_allclose(pull_back(g)[0], np.asarray(g) * (1 + 0.5 * np.sign(g) * error), rtol=1e-6)
+  np.testing.assert_array_equal(jax.vjp(lambda x: ewgs.discretize(x, 3, 0.0), x)[1](g)[0], g)
+  assert math.isclose(float(pull_back(g)[0][0]), 1 - 0.5 / 30, rel_tol=1e-5)
