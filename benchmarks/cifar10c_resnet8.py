@@ -27,7 +27,7 @@ def get_config(argument=''):
   config.table.title = 'Ten classes of CIFAR-100, ResNet8, 10 epochs; the published figures are ResNet18, 100 classes'
   config.table.runs = dict(
       rows.runs.to_dict(),
-      cmtkd_gamma5=dict(cmtkd=dict(gamma_attention=5.0)),
+      cmtkd_gamma5=dict(feature_loss=dict(attention=dict(weight=5.0))),
       # Does it matter that the teachers are not good yet when the student learns from them?
       trained_teachers=dict(init_from='teacher1_4bit={single4},teacher2_6bit={single6},teacher3_8bit={single8}',
                             **rows.runs.without_attention.to_dict()),

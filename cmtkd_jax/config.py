@@ -9,7 +9,7 @@ import runpy
 import ml_collections
 from ml_collections import config_dict
 
-from cmtkd_jax import methods, models, quantizers
+from cmtkd_jax import losses, methods, models, options, quantizers
 from cmtkd_jax.bit_policy import (FULL_PRECISION, QUANTIZER_ROLES, check_bits, create_quantizer, parse_rules,
                                   quantizer_class, quantizer_names)
 from cmtkd_jax.errors import UserError
@@ -33,6 +33,8 @@ POSITIVE = ('batch_size', 'eval_batch_size', 'keep_checkpoints', 'model.width', 
 NON_NEGATIVE = ('seed', 'optimizer.momentum', 'optimizer.importance_lr_factor', 'optimizer.weight_decay',
                 'optimizer.weight_decay_low_bits')
 
+
+LOSSES = {'feature_loss': losses.FEATURE_LOSSES, 'logit_loss': losses.LOGIT_LOSSES}
 
 # The part of a field's name that says to which run of a chain or table it belongs.
 _RUN = re.compile(r'^(?:(?:first|table\.runs)\.[^.]+\.)+')
@@ -68,9 +70,11 @@ def default():
   config.quantizer = dict(name='hwgq', weights='', activations='')  # the last two where one role has another quantizer
   for name, module in quantizers.QUANTIZERS.items():
     roles = {role: getattr(module, role.capitalize(), None) for role in QUANTIZER_ROLES}
-    config.quantizer[name] = {role: _field_defaults(cls) for role, cls in roles.items() if cls}
+    config.quantizer[name] = {role: options.defaults(cls, but=('bits',)) for role, cls in roles.items() if cls}
+  for kind, table in LOSSES.items():
+    config[kind] = {name: options.defaults(cls) for name, cls in table.items()}
   for name, module in methods.METHODS.items():
-    config[name] = _field_defaults(module.Settings)
+    config[name] = options.defaults(module.Settings)
 
   config.optimizer = dict(
       learning_rate=0.1, momentum=0.9, nesterov=False, schedule='step', decay_at='', decay_factor=0.1, warmup='',
@@ -158,6 +162,12 @@ def check(config):
   for role, name in quantizer_names(config.quantizer).items():
     if role in config.quantizer[name]:
       create_quantizer(name, role, quantizer_class(name, role).widths[-1], config.quantizer[name][role].items())
+  for kind, table in LOSSES.items():
+    for name, cls in table.items():
+      try:
+        cls(**config[kind][name])
+      except ValueError as e:
+        raise UserError(f'config.{kind}.{name}.{e}') from None
   settings(config, config.method)
 
 
@@ -254,10 +264,6 @@ def smoke(config, image_size, channels=3, classes=10):
   config.eval_every = config.checkpoint_every = '3 steps'
   config.optimizer.learning_rate = min(config.optimizer.learning_rate, 0.01)
   config.tensorboard = False
-
-
-def _field_defaults(cls):
-  return {field.name: field.default for field in dataclasses.fields(cls) if field.name != 'bits'}
 
 
 def flat(config, prefix=''):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmtkd_jax import assembly, bit_table, models
+from cmtkd_jax import assembly, bit_table, losses, models
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.bit_policy import parse_rules
 from cmtkd_jax.errors import UserError
@@ -42,6 +42,9 @@ def make_config(bits=(4, 8), student=2, **settings):
   config.model.name = 'tiny'
   config.student.weight_bits = config.student.activation_bits = student
   config.cmtkd.teacher_bits = bits
+  for field in ('weight', 'adaptor'):
+    if field in settings:
+      config.feature_loss[settings.get('feature_loss', 'attention')][field] = settings.pop(field)
   config.cmtkd.update(settings)
   return config
 
@@ -94,7 +97,13 @@ def log_softmax(z):
   return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-def reference_loss(z_t, z_s, labels, pairs, settings, gamma):
+def loss_of(settings, **options):
+  """(feature loss, mutual loss) of `settings`, the first with `options`."""
+  feature = None if settings.feature_loss == 'none' else losses.FEATURE_LOSSES[settings.feature_loss](**options)
+  return feature, losses.LOGIT_LOSSES[settings.mutual_loss]()
+
+
+def reference_loss(z_t, z_s, labels, pairs, settings, gamma, power):
   """Eqs. (4)-(10) in float64."""
   z_t, z_s = f64(z_t), f64(z_s)
   own = lambda z: z[np.arange(len(labels)), labels][:, None]
@@ -105,7 +114,7 @@ def reference_loss(z_t, z_s, labels, pairs, settings, gamma):
   kl = lambda z: tau**2 * np.mean(np.sum(np.exp(log_p) * (log_p - log_softmax(z / tau)), -1))
 
   def attention(x):
-    q = np.sum(np.abs(f64(x))**settings.attention_power, -1).reshape(len(x), -1)
+    q = np.sum(np.abs(f64(x))**power, -1).reshape(len(x), -1)
     return q / np.sqrt(np.sum(q**2, -1, keepdims=True))
 
   distance = {'attention': lambda t, s: np.mean((attention(t) - attention(s))**2),
@@ -128,25 +137,46 @@ def loss_inputs():
   return 3 * normal(8, CLASSES), 3 * normal(8, CLASSES), LABELS, pairs
 
 
-@pytest.mark.parametrize('settings, gamma', [
-    (cmtkd.Settings(), 100),
-    (cmtkd.Settings(feature_loss='fitnet'), 1),
-    (cmtkd.Settings(feature_loss='none', gamma_attention=7.0), 0),
-    (cmtkd.Settings(alpha=0.7, beta=1.3, gamma_attention=11.0, temperature=3.0, ce_temperature=1.7,
-                    attention_power=3.0), 11),
-    (cmtkd.Settings(alpha=1.9, beta=0.2, gamma_fitnet=0.4, temperature=5.0, ce_temperature=0.6,
-                    feature_loss='fitnet'), 0.4),
-    (cmtkd.Settings(alpha=0.3, beta=2.0, temperature=0.5, ce_temperature=2.5, feature_loss='none'), 0),
-    (cmtkd.Settings(gamma_attention=0.0), 0),
+@pytest.mark.parametrize('settings, options, gamma', [
+    (cmtkd.Settings(), {}, 100),
+    (cmtkd.Settings(feature_loss='fitnet'), {}, 1),
+    (cmtkd.Settings(feature_loss='none'), {}, 0),
+    (cmtkd.Settings(alpha=0.7, beta=1.3, temperature=3.0, ce_temperature=1.7), dict(weight=11.0, power=3.0), 11),
+    (cmtkd.Settings(alpha=1.9, beta=0.2, temperature=5.0, ce_temperature=0.6, feature_loss='fitnet'),
+     dict(weight=0.4), 0.4),
+    (cmtkd.Settings(alpha=0.3, beta=2.0, temperature=0.5, ce_temperature=2.5, feature_loss='none'), {}, 0),
+    (cmtkd.Settings(), dict(weight=0.0), 0),
 ])
-def test_loss_and_terms(settings, gamma):
-  total, terms = cmtkd.cmtkd_loss(*loss_inputs(), settings)
-  expected_total, expected_terms = reference_loss(*loss_inputs(), settings, gamma)
+def test_loss_and_terms(settings, options, gamma):
+  *logits, labels, pairs = loss_inputs()
+  pairs = {} if settings.feature_loss == 'none' else pairs
+  total, terms = cmtkd.cmtkd_loss(*logits, labels, pairs, settings, *loss_of(settings, **options))
+  expected_total, expected_terms = reference_loss(*logits, labels, pairs, settings, gamma, options.get('power', 2))
   assert terms.keys() == expected_terms.keys()
   for name, value in expected_terms.items():
     assert_close(terms[name], value)
   assert_close(total, expected_total)
-  assert total.dtype == jnp.float32 and settings.gamma == gamma
+  assert total.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('name', losses.LOGIT_LOSSES)
+def test_any_logit_loss_is_the_mutual_loss(name):
+  """Both networks are compared to the minimum logits by the loss that the configuration names."""
+  z_t, z_s, labels, _ = loss_inputs()
+  settings = cmtkd.Settings(alpha=0.0, beta=0.5, feature_loss='none', mutual_loss=name, temperature=3.0)
+  total, terms = cmtkd.cmtkd_loss(z_t, z_s, labels, {}, settings, *loss_of(settings))
+  target = losses.min_logit(z_t, z_s, labels)
+  expected = [losses.LOGIT_LOSSES[name]()(target, z, labels, 3.0) for z in (z_s, z_t)]
+  assert_close([terms['mutual/student'], terms['mutual/combined_teacher']], expected)
+  assert_close(total, 0.5 * float(sum(expected)))
+
+
+def test_taps_weigh_less_the_shallower_they_are():
+  """OFD: the weight of each tap is half that of the next, deeper one."""
+  *logits, labels, pairs = loss_inputs()
+  settings = cmtkd.Settings(alpha=0.0, beta=0.0, feature_loss='ofd')
+  total, terms = cmtkd.cmtkd_loss(*logits, labels, pairs, settings, *loss_of(settings, weight=0.1))
+  assert_close(total, 0.1 * (0.5 * float(terms['ofd/tap3']) + float(terms['ofd/tap5'])))
 
 
 # The forward pass.
@@ -194,12 +224,16 @@ def dense(x, parameters):
     dict(requantize=True),
     dict(student_map='pre_quantizer'),
     dict(feature_loss='fitnet'),
-    dict(feature_loss='fitnet', fitnet_adaptor='conv_norm', student_map='pre_quantizer'),
-    dict(feature_loss='fitnet', fitnet_adaptor='identity'),
+    dict(feature_loss='fitnet', adaptor='conv_norm', student_map='pre_quantizer'),
+    dict(feature_loss='fitnet', adaptor='identity'),
+    dict(feature_loss='ofd'),
+    dict(feature_loss='ab', adaptor='identity', fused='pre_quantizer'),
+    dict(feature_loss='similarity'),
 ], ids=lambda options: ','.join(f'{k}={v}' for k, v in options.items()) or 'default')
 def test_forward(options):
   config = make_config(**options)
   settings = config_lib.settings(config, 'cmtkd')
+  feature_loss = losses.FEATURE_LOSSES[settings.feature_loss](**config.feature_loss[settings.feature_loss])
   method, images = make_method(config), make_images()
   variables = make_variables(method)
   params = variables['params']
@@ -224,17 +258,19 @@ def test_forward(options):
     else:
       mixed = before if settings.fused == 'pre_quantizer' else after
       shared = mixture(mixed, params['importance'][f'tap{tap}'])
-      own_shared, own_student = outputs.extras[f'tap{tap}']
-      assert_close(own_shared, shared)
+      target, own_student = outputs.extras[f'tap{tap}']
+      pre_quantizer = feature_loss.maps == 'pre_quantizer'
+      assert_close(target, mixture(before, params['importance'][f'tap{tap}']) if pre_quantizer else shared)
+      own_shared = shared if pre_quantizer else target
       next_inputs = [own_shared] * 2
       if settings.requantize or settings.fused == 'pre_quantizer':
         next_inputs = [run('activate', k, own_shared) for run in teachers]
         assert np.max(np.abs(f64(next_inputs[0]) - f64(next_inputs[1]))) > 0.01
-      expected = student_before if settings.student_map == 'pre_quantizer' else student_in
-      if settings.feature_loss == 'fitnet' and settings.fitnet_adaptor != 'identity':
+      expected = student_before if pre_quantizer or settings.student_map == 'pre_quantizer' else student_in
+      if feature_loss.adaptor != 'identity':
         kernel = f64(params[f'adaptor_tap{tap}']['conv']['kernel'])
         expected = f64(expected) @ kernel[0, 0]
-        if settings.fitnet_adaptor == 'conv_norm':
+        if feature_loss.adaptor == 'conv_norm':
           norm, stats = (tree[f'adaptor_tap{tap}']['norm'] for tree in (params, variables['batch_stats']))
           expected = ((expected - f64(stats['mean'])) / np.sqrt(f64(stats['var']) + 1e-5) * f64(norm['scale'])
                       + f64(norm['bias']))
@@ -293,16 +329,17 @@ def test_unequal_widths_of_weights_and_activations():
 
 @pytest.fixture(scope='module')
 def linearized():
-  """One forward pass; returns a function settings, *term weights -> {top-level name: largest gradient}."""
+  """One forward pass; returns a function settings, term, options -> {top-level name: largest gradient}."""
   method, images = make_method(make_config()), make_images()
   variables = make_variables(method)
   outputs, pull_back = jax.vjp(
       lambda params: method.apply({**variables, 'params': params}, images, train=False), variables['params'])
 
-  def gradients(settings, term='total'):
+  def gradients(settings, term='total', **options):
     def loss(outputs):
-      total, terms = cmtkd.cmtkd_loss(
-          outputs.logits['combined_teacher'], outputs.logits['student'], LABELS, outputs.extras, settings)
+      pairs = {} if settings.feature_loss == 'none' else outputs.extras
+      total, terms = cmtkd.cmtkd_loss(outputs.logits['combined_teacher'], outputs.logits['student'], LABELS, pairs,
+                                      settings, *loss_of(settings, **options))
       terms['total'] = total
       terms['features'] = sum(value for name, value in terms.items() if name.startswith('attention/'))
       return terms[term]
@@ -329,7 +366,6 @@ OPEN_TARGET = dict(stop_gradient_target=False)
     (dict(stop_gradient_shared=True), 'features', {'student'}),
     (dict(alpha=0.0, beta=0.0), 'total', MAPS | {'student'}),
     (dict(alpha=0.0, beta=0.0, feature_loss='none'), 'total', set()),
-    (dict(alpha=0.0, beta=0.0, gamma_attention=0.0), 'total', set()),
     (dict(beta=0.0, feature_loss='none'), 'total', ALL),
     (dict(feature_loss='none', **OPEN_TARGET), 'total', ALL),
 ])
@@ -338,6 +374,11 @@ def test_which_parameters_a_term_reaches(linearized, options, term, reached):
   assert largest.keys() == ALL
   assert {name for name, value in largest.items() if value > 1e-5} == reached
   assert all(largest[name] == 0 for name in ALL - reached)
+
+
+def test_feature_loss_of_weight_zero_reaches_nothing(linearized):
+  largest = linearized(cmtkd.Settings(alpha=0.0, beta=0.0), weight=0.0)
+  assert not any(largest.values())
 
 
 def test_without_mutual_and_feature_loss_the_two_sides_are_apart(linearized):
@@ -350,7 +391,7 @@ def test_without_mutual_and_feature_loss_the_two_sides_are_apart(linearized):
 
 def test_gradient_of_importance_by_finite_differences():
   # Without quantizers and with nothing held constant, the loss is smooth almost everywhere.
-  method, images = make_method(make_config(bits=(32, 32), student=32, gamma_attention=20.0,
+  method, images = make_method(make_config(bits=(32, 32), student=32, weight=20.0,
                                            stop_gradient_target=False)), make_images()
   variables = make_variables(method)
 
@@ -444,4 +485,4 @@ def test_rule_that_matches_nothing_is_refused():
 def test_every_setting_is_a_config_field():
   assert set(config_lib.default().cmtkd) == {field.name for field in dataclasses.fields(cmtkd.Settings)}
   flat = traverse_util.flatten_dict(config_lib.default().to_dict(), sep='.')
-  assert flat['cmtkd.teacher_bits'] == (4, 6, 8) and flat['cmtkd.gamma_attention'] == 100
+  assert flat['cmtkd.teacher_bits'] == (4, 6, 8) and flat['feature_loss.attention.weight'] == 100

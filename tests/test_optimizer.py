@@ -243,20 +243,23 @@ def set_field(config, field, value):
     ('optimizer.nesterov', 1), ('optimizer.learning_rate', '0.1'), ('cmtkd.taps', 3),  # wrong type
     ('method', 'kdd'), ('dtype', 'float16'), ('model.name', 'vgg'), ('model.stem', 'x'),
     ('model.block_order', 'x'),
-    ('bits.first_last', 4), ('bits.shortcut', 'x'), ('quantizer.name', 'pact'),
+    ('bits.first_last', 4), ('bits.shortcut', 'x'), ('quantizer.name', 'lqw'),
+    ('quantizer.weights', 'lqw'),
     ('optimizer.schedule', 'linear'),
-    ('quantizer.hwgq.activation.scheme', 'x'), ('cmtkd.feature_loss', 'x'), ('cmtkd.attention_norm', 'x'),
+    ('quantizer.hwgq.activation.scheme', 'x'), ('cmtkd.feature_loss', 'x'), ('cmtkd.mutual_loss', 'x'),
+    ('feature_loss.attention.norm', 'x'), ('feature_loss.fitnet.adaptor', 'x'),
     ('cmtkd.combined_head', 'x'), ('cmtkd.fused', 'x'),  # wrong choice
     ('seed', -1), ('batch_size', 0), ('model.width', 0.0), ('optimizer.learning_rate', 0.0),
     ('optimizer.gradient_clip', -1.0), ('optimizer.momentum', -0.1), ('optimizer.weight_decay', -1e-4),
     ('optimizer.learning_rate', float('nan')), ('student.weight_bits', 9), ('student.activation_bits', 0),
-    ('cmtkd.alpha', -1.0), ('cmtkd.temperature', 0.0), ('cmtkd.attention_power', 0.0), ('cmtkd.gamma_fitnet', -1.0),
+    ('cmtkd.alpha', -1.0), ('cmtkd.temperature', 0.0), ('feature_loss.attention.power', 0.0),
+    ('feature_loss.fitnet.weight', -1.0), ('logit_loss.dkd.beta', -1.0),
     ('bits.rules', (('student/(', 2, 2),)), ('bits.rules', (('student/.*', 2),)),  # out of range
 ])
 def test_config_check_refuses(field, value):
   config = config_lib.default()
   set_field(config, field, value)
-  where = field.rpartition('.')[0] if field.startswith('quantizer.hwgq') else field
+  where = 'quantizer: hwgq.activation: ' if field.startswith('quantizer.hwgq') else field
   with pytest.raises(UserError, match=f'config.{where}'):
     config_lib.check(config)
 
@@ -278,10 +281,11 @@ def test_json_round_trip(method):
   assert config_lib.settings(again, method) == METHODS[method].Settings()
 
   config.bits.rules = (('student/stage1/.*', 3, 4), ('teacher.*', 8, 8))
-  config.cmtkd.update(teacher_bits=((2, 4), 8), gamma_attention=5.0, taps=(3, 7), importance_init=(0.0, 1.0))
+  config.cmtkd.update(teacher_bits=((2, 4), 8), taps=(3, 7), importance_init=(0.0, 1.0))
+  config.feature_loss.attention.weight = 5.0
   config.optimizer.gradient_clip = 1.0
   again = config_lib.from_json(config_lib.to_json(config))
   assert again.to_dict() == config.to_dict()
   assert again.cmtkd.teacher_bits == ((2, 4), 8) and again.bits.rules[0] == ('student/stage1/.*', 3, 4)
   assert {line.split(':')[0] for line in config_lib.difference(config_lib.default(), again)} >= {
-      'bits.rules', 'cmtkd.teacher_bits', 'cmtkd.gamma_attention', 'cmtkd.taps', 'optimizer.gradient_clip'}
+      'bits.rules', 'cmtkd.teacher_bits', 'feature_loss.attention.weight', 'cmtkd.taps', 'optimizer.gradient_clip'}

@@ -1,7 +1,11 @@
 """Attention transfer: spatial attention maps and the distance between two of them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+
+from cmtkd_jax.losses import base
 
 NORMS = ('mean_square', 'sum_square', 'l2', 'l1')
 
@@ -94,3 +98,16 @@ def attention_loss(
     return jnp.mean(jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0))
   # |d| as d sign(d): its gradient at 0 is 0, where that of `jnp.abs` is 1.
   return jnp.mean(jnp.sum(difference * jnp.sign(difference), axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(base.FeatureLoss):
+  """`attention_loss`. Its weight belongs to norm and map size."""
+  weight: float = 100.0
+  power: float = 2.0
+  norm: str = 'mean_square'
+  choices = base.FeatureLoss.choices | {'norm': NORMS}
+  positive = ('tap_factor', 'power')
+
+  def __call__(self, teacher, student):
+    return attention_loss(teacher, student, self.power, self.norm)

@@ -1,7 +1,11 @@
 """FitNets: distance between a teacher's feature map and the adapted one of the student."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+
+from cmtkd_jax.losses import base
 
 NORMS = ('mean_square', 'l2', 'l1')
 
@@ -46,3 +50,14 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
     return jnp.mean(jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0))
   # |d| as d sign(d): its gradient at 0 is 0, where that of `jnp.abs` is 1.
   return jnp.mean(difference * jnp.sign(difference))
+
+
+@dataclasses.dataclass(frozen=True)
+class FitNet(base.FeatureLoss):
+  """`fitnet_loss`."""
+  adaptor: str = 'conv'
+  norm: str = 'mean_square'
+  choices = base.FeatureLoss.choices | {'norm': NORMS}
+
+  def __call__(self, teacher, student):
+    return fitnet_loss(teacher, student, self.norm)

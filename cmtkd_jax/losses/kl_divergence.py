@@ -1,7 +1,11 @@
 """Kullback-Leibler divergence between two softened class distributions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+
+from cmtkd_jax.losses import base
 
 
 def kl_divergence(target_logits: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
@@ -34,3 +38,11 @@ def kl_divergence(target_logits: jax.Array, logits: jax.Array, temperature: floa
   log_p = jax.nn.log_softmax(target_logits.astype(jnp.float32) / temperature, axis=-1)
   log_q = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
   return temperature**2 * jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class KD(base.LogitLoss):
+  """`kl_divergence`."""
+
+  def __call__(self, target_logits, logits, labels, temperature):
+    return kl_divergence(target_logits, logits, temperature)

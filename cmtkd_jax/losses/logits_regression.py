@@ -1,7 +1,11 @@
 """Regression of one network's logits on another's."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+
+from cmtkd_jax.losses import base
 
 REDUCTIONS = ('mean', 'sum')
 
@@ -35,3 +39,13 @@ def logits_regression(target_logits: jax.Array, logits: jax.Array, reduction: st
     )
   squared = jnp.square(target_logits.astype(jnp.float32) - logits.astype(jnp.float32))
   return jnp.mean(squared) if reduction == 'mean' else jnp.mean(jnp.sum(squared, axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitsRegression(base.LogitLoss):
+  """`logits_regression`, which has no temperature."""
+  reduction: str = 'mean'
+  choices = {'reduction': REDUCTIONS}
+
+  def __call__(self, target_logits, logits, labels, temperature):
+    return logits_regression(target_logits, logits, self.reduction)

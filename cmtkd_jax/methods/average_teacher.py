@@ -6,6 +6,7 @@ their triplets.
 
 import dataclasses
 
+from cmtkd_jax import losses
 from cmtkd_jax.methods.base import check_teachers
 from cmtkd_jax.methods.kd import distillation
 
@@ -16,6 +17,8 @@ class Settings:
   alpha: float = 1.0  # weight of the cross entropy
   beta: float = 1.0  # weight of the distillation term
   temperature: float = 2.0
+  logit_loss: str = 'kd'  # the distillation term, with its options in config.logit_loss
+  choices = {'logit_loss': tuple(losses.LOGIT_LOSSES)}
 
 
 def create(config, settings, num_classes, teachers):

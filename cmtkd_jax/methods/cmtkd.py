@@ -29,15 +29,10 @@ class Settings:
   taps: tuple = ()  # numbers of tapped layers; () = every stage of the backbone
   alpha: float = 1.0  # weight of the cross entropies, eq. (10)
   beta: float = 0.5  # weight of the mutual KL terms; 0 = without mutual learning
-  gamma_attention: float = 100.0  # weight of the feature loss if it is attention (F5); belongs to norm and map size
-  gamma_fitnet: float = 1.0  # weight of the feature loss if it is FitNet (F6)
   temperature: float = 2.0  # F1
   ce_temperature: float = 1.0  # F11
-  feature_loss: str = 'attention'  # 'attention' eq. (5), 'fitnet' eq. (6), 'none'
-  attention_power: float = 2.0  # p of the attention map
-  attention_norm: str = 'mean_square'  # F5: 'mean_square', 'sum_square', 'l2', 'l1'
-  fitnet_norm: str = 'mean_square'  # F6: 'mean_square', 'l2', 'l1'
-  fitnet_adaptor: str = 'conv'  # F6: 1x1 'conv', 'conv_norm' (with batch normalisation), 'identity'
+  feature_loss: str = 'attention'  # D of eq. (4), with gamma and the rest in config.feature_loss (F5, F6); or 'none'
+  mutual_loss: str = 'kd'  # L_KL of eqs. (8), (9), with its options in config.logit_loss
   stop_gradient_target: bool = True  # F2: the min-logit ensemble is a constant for the KL terms
   stop_gradient_shared: bool = False  # F3: the feature loss does not reach teachers and importance factors
   combined_head: str = 'shared'  # F4: one classifier on the last shared map, or the 'mean' of a head per teacher
@@ -47,19 +42,12 @@ class Settings:
   importance_init: tuple = ()  # F10: initial theta of each teacher; () = zeros, uniform importance
 
   choices = {
-      'feature_loss': ('attention', 'fitnet', 'none'),
-      'attention_norm': losses.attention.NORMS,
-      'fitnet_norm': losses.fitnet.NORMS,
-      'fitnet_adaptor': ('conv', 'conv_norm', 'identity'),
+      'feature_loss': ('none', *losses.FEATURE_LOSSES),
+      'mutual_loss': tuple(losses.LOGIT_LOSSES),
       'combined_head': ('shared', 'mean'),
       'fused': ('quantized', 'pre_quantizer'),
       'student_map': ('quantized', 'pre_quantizer'),
   }
-
-  @property
-  def gamma(self):
-    """Weight of the feature loss in use, eq. (10)."""
-    return {'attention': self.gamma_attention, 'fitnet': self.gamma_fitnet, 'none': 0.0}[self.feature_loss]
 
 
 class CMTKD(Method):
@@ -72,6 +60,8 @@ class CMTKD(Method):
   student_weight_bits: int
   taps: tuple[int, ...]  # the taps in use
   settings: Settings
+  feature_loss: losses.FeatureLoss | None
+  mutual_loss: losses.LogitLoss
 
   def setup(self):
     self.student = self.make_student()
@@ -82,9 +72,9 @@ class CMTKD(Method):
     theta = jnp.array(self.settings.importance_init or (0.0,) * len(self.make_teachers), jnp.float32)
     self.importance = self.param(
         self.importance_group, lambda _: {f'tap{tap}': theta for tap in self.taps})
-    if self.settings.feature_loss == 'fitnet':
+    if self.feature_loss is not None:
       for tap in self.taps:
-        setattr(self, f'adaptor_tap{tap}', Adaptor(self.settings.fitnet_adaptor))
+        setattr(self, f'adaptor_tap{tap}', Adaptor(self.feature_loss.adaptor))
 
   @property
   def weight_bits(self):
@@ -112,10 +102,12 @@ class CMTKD(Method):
       shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])
       quantize_again = settings.requantize or settings.fused == 'pre_quantizer'
       teacher_maps = activate([shared] * len(teachers)) if quantize_again else [shared] * len(teachers)
-      target = student_before if settings.student_map == 'pre_quantizer' else student_map
-      if settings.feature_loss == 'fitnet':
-        target = getattr(self, f'adaptor_tap{tap}')(target, shared.shape[-1], train)
-      pairs[f'tap{tap}'] = (shared, target)
+      if self.feature_loss is None:
+        continue
+      pre_quantizer = self.feature_loss.maps == 'pre_quantizer'
+      target = shared_knowledge(before, self.importance[f'tap{tap}']) if pre_quantizer else shared
+      own = student_before if pre_quantizer or settings.student_map == 'pre_quantizer' else student_map
+      pairs[f'tap{tap}'] = (target, getattr(self, f'adaptor_tap{tap}')(own, target.shape[-1], train))
     if self.make_combined_head is not None:
       # After the last tap all teachers hold the same map; mixed before the quantizer, it lacks its non-linearity.
       last = nn.relu(shared) if settings.fused == 'pre_quantizer' else shared
@@ -125,7 +117,8 @@ class CMTKD(Method):
     return Outputs({STUDENT: self.student.classify(student_map, train), COMBINED: combined}, pairs)
 
   def loss(self, outputs, labels):
-    return cmtkd_loss(outputs.logits[COMBINED], outputs.logits[STUDENT], labels, outputs.extras, self.settings)
+    return cmtkd_loss(outputs.logits[COMBINED], outputs.logits[STUDENT], labels, outputs.extras, self.settings,
+                      self.feature_loss, self.mutual_loss)
 
   def summary(self, params):
     return {f'{self.importance_group}/{tap}/{name}': pi
@@ -134,7 +127,7 @@ class CMTKD(Method):
 
 
 class Adaptor(nn.Module):
-  """r of eq. (6): brings the student's map [B, H, W, C] to the shared map's channels by a 1x1 convolution."""
+  """r of eq. (6): brings the student's map [B, H, W, C] to the shared map's channels, see `losses.FeatureLoss`."""
   kind: str
 
   @nn.compact
@@ -146,14 +139,18 @@ class Adaptor(nn.Module):
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, name='norm')(x) if self.kind == 'conv_norm' else x
 
 
-def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings):
+def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings, feature_loss, mutual_loss):
   """Total loss: L = alpha (L_CE^S + L_CE^T) + beta (L_KL^S + L_KL^T) + gamma sum_k D(F_T^k, F_S^k).
+
+  Some D weigh the K taps apart: that of tap k by a factor^(K - k).
 
   Args:
     teacher_logits, student_logits: float [B, C], of the combined teacher and the student.
     labels: int32 [B] in 0..C-1.
-    pairs: `{tap: (F_T, F_S)}`, shared and (for FitNet: adapted) student map, float [B, H, W, C'].
+    pairs: `{tap: (F_T, F_S)}`, shared and adapted student map, float [B, H, W, C'], the shallowest tap first.
     settings: `Settings`.
+    feature_loss: D, whose weight is gamma; None for no pairs.
+    mutual_loss: L_KL.
 
   Returns:
     (L, terms): float32 scalar, and every unweighted term by name.
@@ -166,21 +163,16 @@ def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings):
   target = losses.min_logit(teacher_logits, student_logits, labels)
   if settings.stop_gradient_target:
     target = jax.lax.stop_gradient(target)
-  kl_s = losses.kl_divergence(target, student_logits, settings.temperature)
-  kl_t = losses.kl_divergence(target, teacher_logits, settings.temperature)
-
-  feature = {}
-  for tap, (shared, student) in pairs.items():
-    if settings.stop_gradient_shared:
-      shared = jax.lax.stop_gradient(shared)
-    if settings.feature_loss == 'attention':
-      feature[tap] = losses.attention_loss(shared, student, settings.attention_power, settings.attention_norm)
-    elif settings.feature_loss == 'fitnet':
-      feature[tap] = losses.fitnet_loss(shared, student, settings.fitnet_norm)
+  kl_s = mutual_loss(target, student_logits, labels, settings.temperature)
+  kl_t = mutual_loss(target, teacher_logits, labels, settings.temperature)
 
   total = settings.alpha * (ce_s + ce_t) + settings.beta * (kl_s + kl_t)
-  if feature:
-    total += settings.gamma * sum(feature.values())
+  feature = {}
+  for k, (tap, (shared, student)) in enumerate(pairs.items(), 1):
+    if settings.stop_gradient_shared:
+      shared = jax.lax.stop_gradient(shared)
+    feature[tap] = feature_loss(shared, student)
+    total += feature_loss.weight * feature_loss.tap_factor**(len(pairs) - k) * feature[tap]
   terms = {f'cross_entropy/{STUDENT}': ce_s, f'cross_entropy/{COMBINED}': ce_t,
            f'mutual/{STUDENT}': kl_s, f'mutual/{COMBINED}': kl_t}
   return total, terms | {f'{settings.feature_loss}/{tap}': value for tap, value in feature.items()}
@@ -225,8 +217,12 @@ def create(config, settings, num_classes, teachers=()):
                       f'{backbone_taps[-1]}, but config.cmtkd.taps is {taps!r}; add it or use \'mean\'')
     make_head = max(zip(widths, make_teachers), key=lambda pair: pair[0])[1]().make_head
   names = tuple(f'teacher{i}_{_width_name(*pair)}' for i, pair in enumerate(widths, 1))
+  feature_loss = None
+  if settings.feature_loss != 'none':
+    feature_loss = losses.FEATURE_LOSSES[settings.feature_loss](**config.feature_loss[settings.feature_loss])
+  mutual_loss = losses.LOGIT_LOSSES[settings.mutual_loss](**config.logit_loss[settings.mutual_loss])
   return CMTKD(make_teachers, make_student, make_head, names, tuple(w for w, _ in widths), student.weight_bits,
-               taps, settings)
+               taps, settings, feature_loss, mutual_loss)
 
 
 def _width_name(weight_bits, activation_bits):

@@ -12,11 +12,14 @@ class Settings:
   alpha: float = 1.0  # weight of the cross entropy
   beta: float = 1.0  # weight of the distillation term
   temperature: float = 2.0
+  logit_loss: str = 'kd'  # the distillation term, with its options in config.logit_loss
+  choices = {'logit_loss': tuple(losses.LOGIT_LOSSES)}
 
 
 class Distillation(Joint):
   """A student and the frozen teachers that it learns from; with several, from the mean of their softmax outputs."""
   target_name: str  # of what the teachers say together, among the logits
+  logit_loss: losses.LogitLoss = losses.LOGIT_LOSSES['kd']()
 
   def __call__(self, images, train):
     logits = self.logits(images, train)
@@ -24,12 +27,13 @@ class Distillation(Joint):
     return Outputs({'student': logits['student'], self.target_name: losses.mean_softmax(teachers, 1.0)}, teachers)
 
   def loss(self, outputs, labels):
-    """L = alpha CE(z_S, y) + beta tau^2 KL(mean_i softmax(z_i / tau) || softmax(z_S / tau))."""
+    """L = alpha CE(z_S, y) + beta D(mean_i softmax(z_i / tau), z_S); by default D is `losses.kl_divergence`."""
     settings, student = self.settings, outputs.logits['student']
     ce = losses.cross_entropy(student, labels)
     target = losses.mean_softmax(outputs.extras, settings.temperature)
-    kl = losses.kl_divergence(target, student, settings.temperature)
-    return settings.alpha * ce + settings.beta * kl, {'cross_entropy/student': ce, 'distillation/student': kl}
+    distance = self.logit_loss(target, student, labels, settings.temperature)
+    terms = {'cross_entropy/student': ce, 'distillation/student': distance}
+    return settings.alpha * ce + settings.beta * distance, terms
 
 
 def create(config, settings, num_classes, teachers):
@@ -42,4 +46,5 @@ def distillation(config, settings, num_classes, teachers, target_name):
   """Returns the `Distillation` of `config.student` from `teachers`."""
   names = [f'teacher{i}' for i in range(1, len(teachers) + 1)]
   members = (student_member(config, num_classes), *trained_members(teachers, names, num_classes))
-  return Distillation(members, settings, target_name)
+  logit_loss = losses.LOGIT_LOSSES[settings.logit_loss](**config.logit_loss[settings.logit_loss])
+  return Distillation(members, settings, target_name, logit_loss)

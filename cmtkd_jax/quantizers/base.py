@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax import options
+
 MAX_BITS = 8
 SMALLEST = 1e-6  # scales and widths of intervals, learned or measured, stay above it
 
@@ -110,12 +112,10 @@ class Quantizer:
     name = f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
     if type(self.bits) is not int or self.bits not in self.widths:
       raise ValueError(f'{name}: bits={self.bits} is not supported; allowed: {", ".join(map(str, self.widths))}')
-    for field, allowed in self.choices.items():
-      if getattr(self, field) not in allowed:
-        raise ValueError(f'{name}: {field}={getattr(self, field)!r} is not one of {", ".join(map(repr, allowed))}')
-    for field in self.positive:
-      if not getattr(self, field) > 0:
-        raise ValueError(f'{name}: {field}={getattr(self, field)!r} must be positive')
+    try:
+      options.check(self)
+    except ValueError as e:
+      raise ValueError(f'{name}: {e}') from None
 
   def init(self, x):
     """Returns the initial learned and fitted values, `{name: float32 array}`, from data `x` (float32)."""

@@ -43,11 +43,6 @@ class _Interval(base.Quantizer):
   delta: float = 1e-3
   learned = ('lower', 'upper')
 
-  def __post_init__(self):
-    super().__post_init__()
-    if not self.delta >= 0:
-      raise ValueError(f'ewgs.{type(self).__name__.lower()}: delta={self.delta!r} must not be negative')
-
   def _normalize(self, x, lower, upper):
     return base.clip((x - lower) * (1 / base.at_least(upper - lower)), 0, 1)
 

@@ -1,0 +1,49 @@
+"""AB: transfer of activation boundaries, of which neurons are on (Heo et al., AAAI 2019)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from cmtkd_jax.losses import base
+
+
+def activation_boundary_loss(teacher: jax.Array, student: jax.Array, margin: float = 1.0) -> jax.Array:
+  """Hinge loss on the side of zero on which each neuron lies, before its non-linearity.
+
+      mean_b sum_{h,w,c}  (s + m)^2 1[s > -m, t <= 0]  +  (s - m)^2 1[s <= m, t > 0]
+
+  The gradient flows into the student alone: of the teacher only the sign counts.
+
+  Args:
+    teacher: t, [B, H, W, C], floating, before the ReLU or quantizer.
+    student: s, [B, H, W, C], floating, likewise, behind an adaptor.
+    margin: m > 0.
+
+  Returns:
+    Scalar, float32, >= 0.
+
+  Raises:
+    ValueError: the shapes differ or are not [B, H, W, C].
+
+  Source: AB eq. (6) and its published code.
+  """
+  base.check_maps(teacher, student)
+  t, s = teacher.astype(jnp.float32), student.astype(jnp.float32)
+  off = jnp.square(s + margin) * ((s > -margin) & (t <= 0))
+  on = jnp.square(s - margin) * ((s <= margin) & (t > 0))
+  return jnp.mean(jnp.sum(off + on, axis=(1, 2, 3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationBoundary(base.FeatureLoss):
+  """`activation_boundary_loss`. Its authors use it to initialise the student; here it goes along with the training."""
+  weight: float = 3e-3
+  tap_factor: float = 0.5
+  adaptor: str = 'conv_norm'
+  margin: float = 1.0
+  maps = 'pre_quantizer'
+  positive = ('tap_factor', 'margin')
+
+  def __call__(self, teacher, student):
+    return activation_boundary_loss(teacher, student, self.margin)

@@ -1,0 +1,63 @@
+"""What a feature loss and a logit loss offer to the methods: one signature each, with their settings as fields."""
+
+import dataclasses
+from typing import ClassVar
+
+from cmtkd_jax import options
+
+ADAPTORS = ('identity', 'conv', 'conv_norm')
+
+
+def check_maps(teacher, student):
+  """Raises `ValueError` unless both are [B, H, W, C] and equal."""
+  if teacher.ndim != 4 or teacher.shape != student.shape:
+    raise ValueError(f'teacher and student must both be [B, H, W, C]; got {teacher.shape} and {student.shape}')
+
+
+def check_logits(target_logits, logits, labels=None):
+  """Raises `ValueError` unless both are [B, C] and equal, and labels, if given, [B]."""
+  if logits.ndim != 2 or target_logits.shape != logits.shape:
+    raise ValueError(f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}')
+  if labels is not None and labels.shape != logits.shape[:1]:
+    raise ValueError(f'labels must be [B]; got {labels.shape} for logits {logits.shape}')
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureLoss:
+  """D of CMT-KD eq. (4): how far the student's map is from the teachers' at one tap, `loss(teacher, student)`.
+
+  weight: of the loss in the total, gamma of eq. (10).
+  tap_factor: weight of each tap relative to the next deeper one.
+  adaptor: what brings the student's map to the teacher's channels: 'identity', a 1x1 'conv', or 'conv_norm', which
+    adds batch normalisation.
+
+  `maps` says which maps it compares: 'quantized', or 'pre_quantizer'.
+  """
+  weight: float = 1.0
+  tap_factor: float = 1.0
+  adaptor: str = 'identity'
+
+  maps: ClassVar[str] = 'quantized'
+  choices: ClassVar[dict[str, tuple]] = {'adaptor': ADAPTORS}
+  positive: ClassVar[tuple[str, ...]] = ('tap_factor',)
+
+  def __post_init__(self):
+    options.check(self)
+
+  def __call__(self, teacher, student):
+    """Returns the loss, a float32 scalar, of maps [B, H, W, C]."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitLoss:
+  """How far logits are from target logits, `loss(target_logits, logits, labels, temperature)`."""
+  choices: ClassVar[dict[str, tuple]] = {}
+  positive: ClassVar[tuple[str, ...]] = ()
+
+  def __post_init__(self):
+    options.check(self)
+
+  def __call__(self, target_logits, logits, labels, temperature):
+    """Returns the loss, a float32 scalar, of logits [B, C] and labels int32 [B]."""
+    raise NotImplementedError

@@ -1,0 +1,48 @@
+"""Logit standardisation before distillation (Sun et al., CVPR 2024)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from cmtkd_jax.losses import base
+from cmtkd_jax.losses.kl_divergence import kl_divergence
+
+_EPSILON = 1e-7
+
+
+def standardize(logits: jax.Array) -> jax.Array:
+  """Z-score of each example's logits: (z - mean z) / (std z + 1e-7), the unbiased deviation over the classes.
+
+  Shifted or positively scaled logits have the same score. Equal ones have all zeros, and no gradient.
+
+  Args:
+    logits: [B, C], floating, C >= 2.
+
+  Returns:
+    [B, C], float32.
+
+  Source: logit standardisation, algorithm 1.
+  """
+  z = logits.astype(jnp.float32)
+  centred = z - jnp.mean(z, axis=-1, keepdims=True)
+  variance = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / (z.shape[-1] - 1)
+  varies = variance > 0
+  return jnp.where(varies, centred / (jnp.sqrt(jnp.where(varies, variance, 1.0)) + _EPSILON), 0.0)
+
+
+def standardized_kl(target_logits: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
+  """`kl_divergence` of the z-scores: only how the classes relate to each other counts, not the size of the logits.
+
+  Args, returns and errors: as `kl_divergence`. Source: logit standardisation, algorithm 2.
+  """
+  base.check_logits(target_logits, logits)
+  return kl_divergence(standardize(target_logits), standardize(logits), temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardizedKD(base.LogitLoss):
+  """`standardized_kl`. Its authors use a temperature of 2 and weigh it by 9, the cross entropy by 0.1."""
+
+  def __call__(self, target_logits, logits, labels, temperature):
+    return standardized_kl(target_logits, logits, temperature)
