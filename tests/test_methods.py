@@ -359,7 +359,7 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
     ('apprentice', {'apprentice.scheme': 'C'}, (32,), 'config.init_from'),
     ('apprentice', {'apprentice.scheme': 'D'}, (), 'config.apprentice.scheme'),
     ('qkd', {'qkd.phase': 'tutoring'}, (), 'config.init_from'),
-    ('speq', {'quantizer.name': 'lsq'}, (), "config.quantizer.name='lsq'"),
+    ('speq', {'quantizer.name': 'lsq'}, (), "config.quantizer: 'lsq'"),
     ('speq', {'speq.high_probability': 1.5}, (), 'config.speq.high_probability=1.5'),
     ('ctkd', {'ctkd.teacher_model': 'vgg'}, (32,), "config.ctkd.teacher_model='vgg'"),
     ('ctkd', {'ctkd.teacher_model': 'resnet8', 'model.name': 'resnet8'}, (32,), 'different numbers of stages'),

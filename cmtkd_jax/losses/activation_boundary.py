@@ -30,8 +30,8 @@ def activation_boundary_loss(teacher: jax.Array, student: jax.Array, margin: flo
   """
   base.check_maps(teacher, student)
   t, s = teacher.astype(jnp.float32), student.astype(jnp.float32)
-  off = jnp.square(s + margin) * ((s > -margin) & (t <= 0))
-  on = jnp.square(s - margin) * ((s <= margin) & (t > 0))
+  off = jnp.where((s > -margin) & (t <= 0), jnp.square(s + margin), 0.0)
+  on = jnp.where((s <= margin) & (t > 0), jnp.square(s - margin), 0.0)
   return jnp.mean(jnp.sum(off + on, axis=(1, 2, 3)))
 
 

@@ -52,7 +52,8 @@ def overhaul_loss(teacher: jax.Array, student: jax.Array, margin: jax.Array) -> 
   base.check_maps(teacher, student)
   t, s = teacher.astype(jnp.float32), student.astype(jnp.float32)
   target = jnp.maximum(t, margin[None, None, None])
-  return jnp.mean(jnp.sum(jnp.square(s - target) * ((s > target) | (target > 0)), axis=(1, 2, 3)))
+  counts = (s > target) | (target > 0)
+  return jnp.mean(jnp.sum(jnp.where(counts, jnp.square(s - target), 0.0), axis=(1, 2, 3)))
 
 
 @dataclasses.dataclass(frozen=True)

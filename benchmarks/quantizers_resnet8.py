@@ -1,0 +1,35 @@
+"""Every quantizer as a 2-bit single model (xnor: 1 bit): ResNet8 on ten classes of CIFAR-100 at 32x32, for a CPU.
+
+Network, data and epochs of benchmarks/cifar10c_resnet8.py; about 2 minutes a run on one core.
+Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/quantizers_resnet8.py --config.data.name=npy:DIR
+Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/quantizers_resnet8.py \
+           --workdir=benchmarks/results/quantizers_resnet8
+"""
+
+from cmtkd_jax import config as base
+
+# Of weights, and of activations: ternary weights have no activations of their own and read HWGQ's.
+QUANTIZERS = {
+    'hwgq': 'HWGQ, published step', 'lsq': 'LSQ', 'lsq_plus': 'LSQ+', 'dorefa': 'DoReFa', 'pact': 'PACT, DoReFa weights',
+    'sawb': 'PACT, SAWB weights', 'qil': 'QIL', 'lq_nets': 'LQ-Nets', 'ewgs': 'EWGS', 'n2uq': 'N2UQ', 'apot': 'APoT',
+    'twn': 'TWN weights, HWGQ activations'}
+
+
+def get_config(argument=''):
+  config = base.neighbour(__file__, 'cifar10c_resnet8')
+  two_bits = dict(weight_bits=2, activation_bits=2)
+  runs = {name: dict(method='single', student=two_bits, quantizer=dict(name=name)) for name in QUANTIZERS}
+  runs['twn']['quantizer']['activations'] = 'hwgq'
+  one_bit = dict(weight_bits=1, activation_bits=1)
+  runs |= {
+      'full_precision': dict(method='single', student=dict(weight_bits=32, activation_bits=32)),
+      'hwgq1': dict(method='single', student=one_bit),
+      'xnor': dict(method='single', student=one_bit, quantizer=dict(name='xnor')),
+  }
+  config.table.title = 'Quantizers, from scratch: ten classes of CIFAR-100, ResNet8, 10 epochs'
+  config.table.runs = runs
+  config.table.lines = tuple((title, bits, run, 'student', (None, None)) for title, bits, run in (
+      ('full precision', '32/32', 'full_precision'),
+      *((title, '2/2', name) for name, title in QUANTIZERS.items()),
+      ('HWGQ, published step', '1/1', 'hwgq1'), ('XNOR-Net', '1/1', 'xnor')))
+  return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32))
