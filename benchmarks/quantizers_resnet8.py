@@ -10,7 +10,8 @@ from cmtkd_jax import config as base
 
 # Of weights, and of activations: ternary weights have no activations of their own and read HWGQ's.
 QUANTIZERS = {
-    'hwgq': 'HWGQ, published step', 'lsq': 'LSQ', 'lsq_plus': 'LSQ+', 'dorefa': 'DoReFa', 'pact': 'PACT, DoReFa weights',
+    'hwgq': 'HWGQ, published step', 'lsq': 'LSQ', 'lsq_plus': 'LSQ+', 'dorefa': 'DoReFa',
+    'pact': 'PACT, DoReFa weights',
     'sawb': 'PACT, SAWB weights', 'qil': 'QIL', 'lq_nets': 'LQ-Nets', 'ewgs': 'EWGS', 'n2uq': 'N2UQ', 'apot': 'APoT',
     'twn': 'TWN weights, HWGQ activations'}
 

@@ -1,4 +1,4 @@
-"""Starting networks from trained ones of another run, with a report of what was and was not found.
+"""Starting networks from trained ones, of another run or of a file from PyTorch, with a report of what was found.
 
 A network takes the network of its own name, or else the other run's student. Quantizers start from data and the loaded
 weights, since steps of another bit-width would be far off; a network of the same name and the same widths keeps them.
@@ -9,7 +9,7 @@ import re
 
 from flax import traverse_util
 
-from cmtkd_jax import checkpoint, run_files
+from cmtkd_jax import checkpoint, pytorch_weights, run_files
 from cmtkd_jax.errors import UserError
 
 
@@ -28,11 +28,12 @@ def load(text, allow, abstract, method, config=None):
   """Reads trained networks into the variables of this run.
 
   Args:
-    text: `config.init_from`.
+    text: `config.init_from`: work directories, or files of `pytorch_weights`.
     allow: `config.init_from_allow`, a regex of paths that may stay missing or mismatched.
     abstract: abstract variables of this run, {'params': {network: ...}, ...}.
     method: the `methods.Method`, whose `origins` say where each part may come from.
-    config: of this run, to find networks whose quantizers are the same in both; None for none of them.
+    config: of this run, to find networks whose quantizers are the same in both, and the form of files from PyTorch;
+      None for neither.
 
   Returns:
     (variables, report): a nested dict of the arrays found, and lines of text.
@@ -48,7 +49,11 @@ def load(text, allow, abstract, method, config=None):
   for target, directory in targets.items():
     if target and target not in networks:
       raise UserError(f'config.init_from: there is no network {target!r}; there are {", ".join(sorted(networks))}')
-    variables, meta, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
+    if pytorch_weights.is_weight_file(directory):
+      variables, meta, origin_step = pytorch_weights.load(directory, config.model), {}, ''
+    else:
+      variables, meta, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
+      origin_step = f' (step {step})'
     same_grids = config is not None and _same_grids(config.to_dict(), meta.get('config', {}))
     source = traverse_util.flatten_dict(variables)
     used = set()
@@ -59,7 +64,7 @@ def load(text, allow, abstract, method, config=None):
         found[path] = source[origin]
         used.add(origin)
     unused += [path for path in source if path not in used]
-    lines.append(f'init_from {directory} (step {step}): {len(used)} of {len(source)} arrays used')
+    lines.append(f'init_from {directory}{origin_step}: {len(used)} of {len(source)} arrays used')
 
   mismatched = sorted(path for path, array in found.items() if array.shape != wanted[path].shape)
   created = [path for path in wanted if path not in found and (path[1] in targets or '' in targets)]
@@ -104,7 +109,7 @@ def _same_grids(here, there):
     quantizer = config['quantizer']
     used = {role: quantizer.get(role) or quantizer['name'] for role in ('weights', 'activations')}
     return json.dumps([config['student'], config['bits'], used, [quantizer.get(name) for name in used.values()]])
-  return described(here) == described(there)
+  return 'quantizer' in there and described(here) == described(there)
 
 
 def _is_quantizer(path):

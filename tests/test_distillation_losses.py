@@ -184,7 +184,7 @@ def test_overhaul_margin_is_the_mean_of_what_is_negative():
 
 
 def test_overhaul_by_hand():
-  """m = -1; (t, s): (2, 1) -> 1; (-3, -2): t' = -1, s below, both off -> 0; (-3, 0): s above -> 1; (-0.5, -0.8) -> 0."""
+  """m = -1; (t, s): (2, 1) -> 1; (-3, -2): t' = -1, both off -> 0; (-3, 0): s above -> 1; (-0.5, -0.8) -> 0."""
   t, s = (f32(x).reshape(1, 1, 1, 4) for x in ([2, -3, -3, -0.5], [1, -2, 0, -0.8]))
   np.testing.assert_allclose(losses.overhaul_loss(t, s, f32([-1] * 4)), 2)
 

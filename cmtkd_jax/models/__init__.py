@@ -13,6 +13,7 @@ MODELS = {
     'resnet32': functools.partial(resnet.resnet_cifar, 32),
     'resnet18': resnet.resnet18,
     'alexnet': alexnet.alexnet,
+    'alexnet_torchvision': alexnet.alexnet_torchvision,
     'wrn16_1': functools.partial(wide_resnet.wide_resnet, 16, 1),
     'wrn16_2': functools.partial(wide_resnet.wide_resnet, 16, 2),
     'wrn40_1': functools.partial(wide_resnet.wide_resnet, 40, 1),

@@ -54,16 +54,23 @@ class DenseHead(nn.Module):
     return self.layers.dense(self.num_classes, role='last', name='fc8')(x, train)
 
 
-def alexnet(num_classes, layers, width=1.0, stem='imagenet', block_order='pre'):
+def alexnet_torchvision(num_classes, layers, **settings):
+  """AlexNet-BN with the widths of torchvision, 64-192-384-256-256, and its padding of 2; for its weights, at 224."""
+  return alexnet(num_classes, layers, widths=(64, 192, 384, 256, 256), first_padding=2, **settings)
+
+
+def alexnet(num_classes, layers, width=1.0, stem='imagenet', block_order='pre', widths=(96, 256, 384, 384, 256),
+            first_padding=0):
   """AlexNet-BN, widths 96-256-384-384-256 and 4096-4096, taps at layers 1, 2, 5 (CMT-KD section 4.1)."""
   if block_order != 'pre':
     raise UserError(f"config.model.block_order={block_order!r}; alexnet has no residual blocks, use 'pre'")
   (kernel, stride, padding), pool = FORMS[stem]
+  padding = padding or first_padding
   scaled = lambda features: max(1, round(features * width))
   convs = (
-      ((scaled(96), kernel, stride, padding, 'first'),),
-      ((scaled(256), 5, 1, None, 'body'),),
-      ((scaled(384), 3, 1, None, 'body'), (scaled(384), 3, 1, None, 'body'), (scaled(256), 3, 1, None, 'body')),
+      ((scaled(widths[0]), kernel, stride, padding, 'first'),),
+      ((scaled(widths[1]), 5, 1, None, 'body'),),
+      tuple((scaled(features), 3, 1, None, 'body') for features in widths[2:]),
   )
   make_stages = tuple(functools.partial(Stage, stage_convs, pool, layers) for stage_convs in convs)
   return Network((1, 2, 5), make_stages, layers.activation,
