@@ -65,8 +65,22 @@ def collect(method, input_shape, rules=()):
   return rows
 
 
+class Total(NamedTuple):
+  """What one network costs. size: bits of its weights; bops: bit operations of one image, MACs x both widths."""
+  parameters: int
+  size: int
+  macs: int
+  bops: int
+
+
+def total(rows):
+  """Returns the `Total` of `rows`; a full-precision operand counts 32 bits."""
+  return Total(sum(row.parameters for row in rows), sum(row.parameters * row.weight_bits for row in rows),
+               sum(row.macs for row in rows), sum(row.macs * row.weight_bits * row.activation_bits for row in rows))
+
+
 def render(rows):
-  """Returns the table as text: a line a layer, a column of W/A bits a network."""
+  """Returns the table as text: a line a layer, a column of W/A bits a network, and what each network costs."""
   networks = list(dict.fromkeys(_split(row.layer)[0] for row in rows))
   cells, costs = {}, {}
   for row in rows:
@@ -74,8 +88,11 @@ def render(rows):
     cells.setdefault(layer, {})[network] = f'{row.weight_bits}/{row.activation_bits}'
     costs[layer] = (row.parameters, row.macs)
   header = ['layer', 'parameters', 'MACs', *networks]
-  body = [[layer, f'{costs[layer][0]:,}', f'{costs[layer][1]:,}', *(by_network.get(n, '-') for n in networks)]
-          for layer, by_network in cells.items()]
+  body = [[layer, f'{costs[layer][0]:,}', f'{costs[layer][1]:,}', *(bits.get(n, '-') for n in networks)]
+          for layer, bits in cells.items()]
+  by_network = {n: total([row for row in rows if _split(row.layer)[0] == n]) for n in networks}
+  body += [['size of the weights, KiB', '', '', *(f'{by_network[n].size / 8192:,.1f}' for n in networks)],
+           ['bit operations, millions', '', '', *(f'{by_network[n].bops / 1e6:,.1f}' for n in networks)]]
   widths = [max(map(len, column)) for column in zip(header, *body)]
   line = lambda row: '  '.join(
       cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))

@@ -17,7 +17,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is impor
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/digits_resnet8.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; by default runs/<name of the config file>.')
 _MODE = flags.DEFINE_enum('mode', 'train', list(modes.MODES), 'train: train or resume; evaluate: print JSON; '
-                         'table, collect: runs of a table; report: HTML page of a run.')
+                         'bits: what networks cost; table, collect: runs of a table; report: HTML page of a run.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate; by default the newest.')
 
 

@@ -42,6 +42,14 @@ def run_report(config, workdir, step):
   print(report.write(run, others))
 
 
+def run_bits(config, workdir, step):
+  """Prints bits, size and bit operations of the networks, without training them."""
+  from cmtkd_jax.report import bits
+  del workdir
+  _no_step(step)
+  bits.compare(_needed(config))
+
+
 def _needed(config):
   if config is None:
     raise UserError('--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py')
@@ -53,4 +61,5 @@ def _no_step(step):
     raise UserError(f'--step={step} belongs to --mode=evaluate; the newest checkpoint is taken everywhere else')
 
 
-MODES = {'train': run_train, 'evaluate': run_evaluate, 'table': run_table, 'collect': run_collect, 'report': run_report}
+MODES = {'train': run_train, 'evaluate': run_evaluate, 'bits': run_bits, 'table': run_table, 'collect': run_collect,
+         'report': run_report}

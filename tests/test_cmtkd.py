@@ -16,6 +16,7 @@ from cmtkd_jax.bit_policy import parse_rules
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods import base, cmtkd
 from cmtkd_jax.models import alexnet, resnet
+from cmtkd_jax.report import bits as bit_report
 
 CLASSES = 5
 TEACHERS = ('teacher1_4bit', 'teacher2_8bit')
@@ -472,6 +473,26 @@ def test_bit_table_follows_options_and_rules():
   rows = table(config)
   assert {layer.split('/')[0] for layer in rows} == {'student'} and len(rows) == 10
   assert all(row[:2] == (32, 32) for row in rows.values())
+
+
+def test_totals_by_hand():
+  """100 parameters at 2 bits and 10 at 32; 1000 MACs at 2 x 4 bits and 50 at 32 x 32."""
+  rows = [bit_table.Row('student/a', 2, 4, 100, 1000), bit_table.Row('student/b', 32, 32, 10, 50)]
+  assert bit_table.total(rows) == (110, 200 + 320, 1050, 8000 + 51200)
+  assert 'size of the weights, KiB' in bit_table.render(rows) and bit_table.render(rows).split()[-1] == '0.1'
+
+
+def test_policies_are_compared_before_training(capsys):
+  """Two rule sets as runs of a table: stage 3 at 4 bits costs its 57,344 weights and their products 2 bits more."""
+  config = resnet8_config()
+  config.table.runs = dict(
+      uniform={}, deep=dict(bits=dict(rules=(('student/stage3/.*', 4, 4), ('student/stage2_activation', 4, 4)))))
+  totals = bit_report.compare(config)
+  assert totals['deep'].size - totals['uniform'].size == 2 * (18432 + 36864 + 2048)
+  stage3 = 18432 * 4 + 36864 * 4 + 2048 * 4  # MACs at 2x2
+  assert totals['deep'].bops - totals['uniform'].bops == stage3 * (16 - 4)
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines] == ['student', 'deep', 'uniform']
 
 
 def test_rule_that_matches_nothing_is_refused():

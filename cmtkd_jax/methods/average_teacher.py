@@ -21,7 +21,7 @@ class Settings:
   choices = {'logit_loss': tuple(losses.LOGIT_LOSSES)}
 
 
-def create(config, settings, num_classes, teachers):
+def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
   check_teachers(teachers, 'average_teacher', 2, 99)
   return distillation(config, settings, num_classes, teachers, 'combined_teacher')

@@ -49,7 +49,7 @@ class Method(nn.Module):
     return 1
 
   def origins(self, name):
-    """Returns where top-level parameters `name` may be found in another run, best first, as paths of names."""
+    """Returns where top-level parameters `name` may be found in another run, best first: 'name' or 'name/module'."""
     return (name, self.main_network) if name in self.weight_bits else (name,)
 
   def __call__(self, images, train):
@@ -57,7 +57,11 @@ class Method(nn.Module):
     raise NotImplementedError
 
   def loss(self, outputs, labels):
-    """Returns (total, terms) of labels int32 [B]: a float32 scalar and the named scalars it is made of."""
+    """Returns (total, terms) of labels int32 [B]: a float32 scalar, and the unweighted scalars it is made of.
+
+    Terms are named 'KIND/NETWORK' after the network that learns from them, e.g. 'cross_entropy/student'; not 'loss',
+    'top1/...' or 'gradient_norm/...', which the step adds. Called outside of `apply`: it reads `outputs` and settings.
+    """
     raise NotImplementedError
 
   def summary(self, params):
@@ -88,7 +92,10 @@ class Member(NamedTuple):
 
 
 class Joint(Method):
-  """Several networks side by side, which meet in the loss only; what most methods extend."""
+  """Several networks side by side, which meet in the loss only; what most methods extend.
+
+  members: the networks, one of them 'student'. settings: the method's `Settings`.
+  """
   members: tuple[Member, ...]
   settings: Any
 
@@ -134,6 +141,8 @@ def student_member(config, num_classes):
 def peer_members(config, widths, field, num_classes):
   """Returns `Member`s 'peer1_4bit', ... of the student's architecture at `widths`, the value of `config.<field>`.
 
+  A width is that of weights and activations alike.
+
   Raises:
     UserError: a width does not exist, or there is none.
   """
@@ -177,7 +186,7 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
 
 
 def check_teachers(teachers, method, least, most):
-  """Raises `UserError` unless there are `least` to `most` trained teachers."""
+  """Raises `UserError` unless `method`, its name in the table, is given `least` to `most` trained teachers."""
   if not least <= len(teachers) <= most:
     given = tuple(teacher.directory for teacher in teachers)
     wanted = 'no trained teachers; set it to ()' if not most else (

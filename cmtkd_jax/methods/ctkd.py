@@ -82,7 +82,7 @@ def ctkd_loss(logits, labels, maps, settings):
   return total, terms | {f'attention/{receiver}/group{j}': value for j, value in enumerate(attention, 1)}
 
 
-def create(config, settings, num_classes, teachers):
+def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`.
 
   Raises:

@@ -36,7 +36,7 @@ class Distillation(Joint):
     return settings.alpha * ce + settings.beta * distance, terms
 
 
-def create(config, settings, num_classes, teachers):
+def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
   check_teachers(teachers, 'kd', 1, 1)
   return distillation(config, settings, num_classes, teachers, 'teacher')
