@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cmtkd_jax import distributed
 from cmtkd_jax.errors import UserError
 
 
@@ -81,7 +82,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     self.wait()
     items, meta, found = _read_newest(self.directory, step, _items(abstract_state))
     broken = [later for later in self._manager.all_steps() if step is None and later > found]
-    for later in broken if jax.process_index() == 0 else []:
+    for later in broken if distributed.is_first() else []:
       (self.directory / str(later)).rename(self.directory / f'broken_{later}')
     multihost_utils.sync_global_devices('broken checkpoints are moved aside')
     self._manager.reload()

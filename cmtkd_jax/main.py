@@ -9,7 +9,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import modes
+from cmtkd_jax import distributed, modes
 from cmtkd_jax.errors import UserError
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is imported, if ever it is
@@ -60,6 +60,8 @@ def main(argv):
   """Runs one mode; returns the exit status."""
   try:
     mode, *arguments = parse(argv)
+    if mode in modes.ON_DEVICES:
+      distributed.initialize()
     modes.MODES[mode](*arguments)
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)

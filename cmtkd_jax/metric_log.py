@@ -9,8 +9,8 @@ import time
 import warnings
 
 from etils import epath
-import jax
 
+from cmtkd_jax import distributed
 from cmtkd_jax.errors import UserError
 
 FILE = 'metrics.jsonl'
@@ -35,7 +35,7 @@ class MetricLog:
   def __init__(self, workdir, resume_step=None, tensorboard=True):
     self._file = None
     self._clu = None
-    if jax.process_index() == 0:
+    if distributed.is_first():
       workdir = epath.Path(workdir)
       workdir.mkdir(parents=True, exist_ok=True)
       _clean(workdir / FILE, resume_step)

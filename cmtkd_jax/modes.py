@@ -63,3 +63,4 @@ def _no_step(step):
 
 MODES = {'train': run_train, 'evaluate': run_evaluate, 'bits': run_bits, 'table': run_table, 'collect': run_collect,
          'report': run_report}
+ON_DEVICES = ('train', 'evaluate', 'table')  # of all processes; the others need no more than one

@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import metric_log
+from cmtkd_jax import distributed, metric_log
 from cmtkd_jax.errors import UserError
 
 CONFIG, BITS, CLASSES, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'summary.json'
@@ -34,10 +34,10 @@ def open_run(workdir, config, dataset, rows):
       if differing:
         raise UserError(f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
                         f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same configuration')
-    if jax.process_index() == 0:
-      write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
-      write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
-      write(path, config_lib.to_json(config))
+    distributed.wait_for_all('the configuration is compared')
+    write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
+    write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
+    write(path, config_lib.to_json(config))
   except OSError as e:
     raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror or e}); choose another one') from None
   return workdir
@@ -67,6 +67,7 @@ def meta(config, step, rows):
 
 def write_summary(workdir, config, steps_per_epoch):
   """Writes and returns the run's summary: `results` of every network, importance factors, what it was run with."""
+  distributed.wait_for_all('the metrics are written')
   rows = metric_log.read(workdir)
   trained = [row for row in rows if 'train/loss' in row]
   summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': _commit(), 'versions': _versions(),
@@ -74,8 +75,8 @@ def write_summary(workdir, config, steps_per_epoch):
              'epochs': round(rows[-1]['step'] / steps_per_epoch, 3), 'results': results(rows, steps_per_epoch),
              'importance': {name.removeprefix('importance/'): value
                             for name, value in trained[-1].items() if name.startswith('importance/')}}
-  if jax.process_index() == 0:
-    write(epath.Path(workdir) / SUMMARY, json.dumps(summary, indent=1))
+  write(epath.Path(workdir) / SUMMARY, json.dumps(summary, indent=1))
+  distributed.wait_for_all('the summary is written')
   return summary
 
 
@@ -125,7 +126,9 @@ def closing_table(summary):
 
 
 def write(path, text):
-  """Writes a file whole or not at all."""
+  """Writes a file whole or not at all, in the first process."""
+  if not distributed.is_first():
+    return
   temporary = path.parent / f'{path.name}.tmp'
   temporary.write_text(text)
   temporary.replace(path)

@@ -7,7 +7,8 @@ import jax
 from flax import traverse_util
 import numpy as np
 
-from cmtkd_jax import assembly, bit_table, durations, evaluate, init_from, optimizer, run_files, teachers
+from cmtkd_jax import (assembly, bit_table, distributed, durations, evaluate, init_from, optimizer, run_files,
+                       teachers)
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.bit_policy import parse_rules
 from cmtkd_jax.checkpoint import Checkpoints
@@ -55,7 +56,7 @@ def train_and_evaluate(config, workdir):
 
     with (MetricLog(run, resume_step=start, tensorboard=config.tensorboard) as log,
           Progress(total_steps, start, steps_per_epoch=dataset.train.steps_per_epoch,
-                   enabled=jax.process_index() == 0) as progress):
+                   enabled=distributed.is_first()) as progress):
       progress.note(bit_table.render(rows))
       log.write_text(start, 'bits', bit_table.render(rows))
       for line in report:

@@ -1,0 +1,72 @@
+"""Several processes, one run: who the others are, found from the environment or from flags.
+
+The same command runs in every process. Each holds its own devices and reads its own rows of every batch; the first
+writes logs and speaks.
+"""
+
+import os
+import sys
+
+import jax
+from absl import flags
+from jax.experimental import multihost_utils
+
+from cmtkd_jax.errors import UserError
+
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it.')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes of the run, with --coordinator.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0, with --coordinator.')
+_TIMEOUT = flags.DEFINE_integer('join_seconds', 300, 'How long to wait for the other processes.')
+
+
+def in_cluster(environment):
+  """Whether `environment`, a dict, is that of one process of several, which JAX can ask for the others."""
+  count = lambda name: int(environment.get(name, '1') or 1)
+  return (count('SLURM_STEP_NUM_TASKS') > 1  # inside srun; an allocation alone is one process
+          or count('OMPI_COMM_WORLD_SIZE') > 1
+          or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')  # a slice of several hosts
+          or count('MEGASCALE_NUM_SLICES') > 1
+          or 'JOB_COMPLETION_INDEX' in environment and 'KUBERNETES_SERVICE_HOST' in environment
+          or 'JAX_COORDINATOR_ADDRESS' in environment)
+
+
+def initialize():
+  """Joins the other processes of this run, if there are any; to be called before any device is touched.
+
+  Raises:
+    UserError: the flags do not fit, or the others do not answer.
+  """
+  given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  if any(value is not None for value in given):
+    if None in given:
+      raise UserError('--coordinator, --processes and --process belong together; give all three or none')
+    if not 0 <= _PROCESS.value < _PROCESSES.value:
+      raise UserError(f'--process={_PROCESS.value} must lie in 0..{_PROCESSES.value - 1}, below --processes')
+    arguments = dict(coordinator_address=given[0], num_processes=given[1], process_id=given[2])
+  elif in_cluster(os.environ):
+    environment = os.environ.get
+    arguments = {}
+    if 'JAX_COORDINATOR_ADDRESS' in os.environ and 'JAX_NUM_PROCESSES' in os.environ:
+      arguments = dict(coordinator_address=environment('JAX_COORDINATOR_ADDRESS'),
+                       num_processes=int(environment('JAX_NUM_PROCESSES')),
+                       process_id=int(environment('JAX_PROCESS_ID', '0')))
+  else:
+    return
+  try:
+    jax.distributed.initialize(**arguments, initialization_timeout=_TIMEOUT.value)
+  except (RuntimeError, ValueError) as e:
+    raise UserError(f'the processes of this run did not find each other ({" ".join(str(e).split())[:200]}); start the '
+                    'same command in all of them, and check --coordinator or the variables of the scheduler') from None
+  if not is_first():
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  the first process speaks for all
+
+
+def is_first():
+  """Whether this process writes and speaks."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(what):
+  """Returns when every process has come to the same place, which `what` names; alone at once."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
