@@ -63,6 +63,15 @@ def stop(started):
 
 def wait(started):
   """Waits for all; returns 0, or the status of the first that failed, once the others are stopped."""
+  try:
+    return _wait(started)
+  finally:
+    for _, output in started:
+      if output is not None:
+        output.close()
+
+
+def _wait(started):
   while True:
     statuses = [process.poll() for process, _ in started]
     failed = next((k for k, status in enumerate(statuses) if status), None)
