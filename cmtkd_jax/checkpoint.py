@@ -19,6 +19,9 @@ logging.getLogger('absl').addFilter(lambda row: 'orbax' not in row.pathname or
                                     row.levelno > logging.INFO and 'tracked_metric' not in str(row.msg))
 
 
+_DISK = ('No space left', 'RESOURCE_EXHAUSTED', 'Permission denied', 'Input/output error', 'Read-only file system')
+
+
 class Checkpoints(contextlib.AbstractContextManager):
   """The checkpoints of one directory; each is complete or invisible. Close it, or use it in `with`.
 
@@ -37,11 +40,33 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
         cleanup_tmp_directories=True, best_fn=score if best_metric else None,
         preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies)))
-    self.wait = self._manager.wait_until_finished  # Blocks until the last save is on disk.
-    self.close = self._manager.close  # Waits and frees the threads.
+
+  def wait(self):
+    """Blocks until the last save is on disk."""
+    with self._told():
+      self._manager.wait_until_finished()
+
+  def close(self):
+    """Waits, and frees the threads."""
+    with self._told():
+      self._manager.close()
 
   def __exit__(self, *unused):
     self.close()
+
+  @contextlib.contextmanager
+  def _told(self):
+    """Tells of a disk that is full or gone in one line; what was saved before it stays as it is."""
+    try:
+      yield
+    except Exception as error:  # orbax, tensorstore and the file system raise many kinds
+      text = ' '.join(f'{error}'.split())
+      if not isinstance(error, OSError) and not any(words in text for words in _DISK):
+        raise
+      good = ocp.utils.checkpoint_steps(self.directory) if self.directory.is_dir() else []
+      kept = f'that of step {max(good)} is kept' if good else 'there is none before it'
+      raise UserError(f'{self.directory}: a checkpoint could not be written ({text[:150]}); {kept}; make room or mend '
+                      'the disk, and start the same command again') from None
 
   def latest(self):
     """The newest step, or None; a save that still runs counts."""
@@ -67,7 +92,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     kept = {k: float(v) for k, v in (metrics or {}).items() if k == self._metric and v == v}  # No NaN.
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     items['meta'] = ocp.args.JsonSave(json.loads(json.dumps(meta)))  # A copy: it is written later.
-    self._manager.save(int(step), args=ocp.args.Composite(**items), metrics=kept or None, force=True)
+    with self._told():
+      self._manager.save(int(step), args=ocp.args.Composite(**items), metrics=kept or None, force=True)
 
   def restore(self, abstract_state, step=None):
     """Reads (state, meta), bit for bit, whatever devices they were saved from.

@@ -28,8 +28,8 @@ CHOICES = {
     'optimizer.schedule': ('step', 'cosine'),
     'data.pad_mode': ('zeros', 'reflect'),
 }
-POSITIVE = ('batch_size', 'eval_batch_size', 'keep_checkpoints', 'model.width', 'optimizer.learning_rate',
-            'optimizer.decay_factor', 'optimizer.gradient_clip')
+POSITIVE = ('batch_size', 'eval_batch_size', 'accumulate', 'keep_checkpoints', 'model.width', 'model.bn_groups',
+            'optimizer.learning_rate', 'optimizer.decay_factor', 'optimizer.gradient_clip')
 NON_NEGATIVE = ('seed', 'optimizer.momentum', 'optimizer.importance_lr_factor', 'optimizer.weight_decay',
                 'optimizer.weight_decay_low_bits')
 
@@ -61,7 +61,8 @@ def default():
       augment='pad_crop', pad=1, pad_mode='zeros', image_size=8, resize=0, mean=(0.5,), std=(0.5,),
       resident='auto', num_workers=4)
   config.model = dict(
-      name='resnet8', width=1.0, stem='cifar', block_order='pre', bn_affine=True, bn_momentum=0.9)
+      name='resnet8', width=1.0, stem='cifar', block_order='pre', bn_affine=True, bn_momentum=0.9,
+      bn_groups=1)  # statistics of the whole batch; of so many parts of it: as many as devices = each for itself
   config.student = dict(weight_bits=2, activation_bits=2)
   config.bits = dict(
       first_last=32, shortcut='quantized',
@@ -83,12 +84,16 @@ def default():
       gradient_clip=config_dict.placeholder(float))
   config.batch_size = 64
   config.eval_batch_size = 256
+  # What saves memory, at the price of time.
+  config.accumulate = 1  # parts of the batch that are computed one after the other, and their gradients averaged
+  config.remat = ''  # regex of networks whose maps are computed again in the backward pass: 'teacher.*', '.*'
   # Durations: '120 epochs', '3000 steps' or '1000000 examples'.
   config.duration = '60 epochs'
   config.log_every = '50 steps'
   config.eval_every = '10 epochs'
   config.checkpoint_every = '10 epochs'
   config.keep_checkpoints = 2
+  config.allow_changes = False  # go on in a work directory of another configuration
   config.tensorboard = True  # also write TensorBoard files where clu and TensorFlow are installed
 
   # A table of runs (--mode=table): {name: changes to this configuration}, and its lines, see report/table.py.
@@ -151,6 +156,17 @@ def check(config):
   for field in NON_NEGATIVE:
     if not fields[field] >= 0:
       raise UserError(f'config.{field}={fields[field]!r} must not be negative')
+  if config.batch_size % config.accumulate:
+    raise UserError(f'config.accumulate={config.accumulate!r} does not divide config.batch_size={config.batch_size!r}; '
+                    'choose a divisor')
+  if config.batch_size // config.accumulate % config.model.bn_groups:
+    raise UserError(f'config.model.bn_groups={config.model.bn_groups!r} does not divide the '
+                    f'{config.batch_size // config.accumulate} images that are normalised together (config.batch_size '
+                    '/ config.accumulate); choose a divisor')
+  try:
+    re.compile(config.remat)
+  except re.error as e:
+    raise UserError(f'config.remat={config.remat!r} is no regular expression ({e})') from None
   if not 0 <= config.model.bn_momentum < 1:
     raise UserError(f'config.model.bn_momentum={config.model.bn_momentum!r} must lie in [0, 1)')
   if config.optimizer.schedule == 'cosine' and config.optimizer.decay_at:

@@ -1,6 +1,7 @@
 """Convolution, dense and activation layers with a quantizer in them, and the pieces every backbone is built from."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -97,6 +98,39 @@ class Activation(nn.Module):
     return jnp.where(take_high, FakeQuantize(high, name='high_quantizer')(x, train), quantized)
 
 
+class GroupedBatchNorm(nn.Module):
+  """Batch normalisation by the statistics of each of `groups` equal parts of the batch; as `nn.BatchNorm` otherwise.
+
+  Consecutive rows make a part. With as many groups as devices it is what a device computes on its own, without
+  communication. The running statistics follow the mean over the groups.
+  """
+  groups: int
+  momentum: float
+  affine: bool
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x, train):
+    features, x = x.shape[-1:], x.astype(jnp.float32)
+    running = {'mean': self.variable('batch_stats', 'mean', jnp.zeros, features),
+               'var': self.variable('batch_stats', 'var', jnp.ones, features)}
+    if train and not self.is_initializing():
+      parts = x.reshape(self.groups, -1, *features)
+      statistics = {'mean': jnp.mean(parts, axis=1), 'var': jnp.var(parts, axis=1)}
+      for name, value in statistics.items():
+        running[name].value = self.momentum * running[name].value + (1 - self.momentum) * jnp.mean(value, axis=0)
+      mean, var = (value[:, None] for value in statistics.values())
+      y = ((parts - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+    else:
+      whole = lambda value: value.reshape((1,) * (x.ndim - 1) + features)
+      y = (x - whole(running['mean'].value)) * jax.lax.rsqrt(whole(running['var'].value) + self.epsilon)
+    if not self.affine:
+      return y
+    scale = self.param('scale', nn.initializers.ones, features, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, features, jnp.float32)
+    return y * scale.reshape((1,) * (x.ndim - 1) + features) + bias.reshape((1,) * (x.ndim - 1) + features)
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerFactory:
   """Builds the layers of one network with its bit policy, compute type and normalisation settings."""
@@ -104,6 +138,7 @@ class LayerFactory:
   dtype: jnp.dtype = jnp.float32
   bn_affine: bool = True
   bn_momentum: float = 0.9
+  bn_groups: int = 1
 
   def conv(self, features, kernel, stride=1, padding=None, role='body', name=None):
     """A `Conv`."""
@@ -118,7 +153,13 @@ class LayerFactory:
     return Activation(self.policy, name=name)
 
   def norm(self, train, name=None):
-    """Batch normalisation in float32: under a sharded `jit` its statistics are those of the global batch."""
+    """Batch normalisation in float32, a function of x.
+
+    Under a sharded `jit` its statistics are those of the global batch, or of `bn_groups` parts of it.
+    """
+    if self.bn_groups > 1:
+      return functools.partial(GroupedBatchNorm(self.bn_groups, self.bn_momentum, self.bn_affine, name=name),
+                               train=train)
     return nn.BatchNorm(use_running_average=not train, momentum=self.bn_momentum, epsilon=1e-5,
                         use_scale=self.bn_affine, use_bias=self.bn_affine, dtype=jnp.float32, name=name)
 

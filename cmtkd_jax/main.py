@@ -9,7 +9,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import distributed, modes
+from cmtkd_jax import distributed, modes, preemption
 from cmtkd_jax.errors import UserError
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is imported, if ever it is
@@ -66,6 +66,9 @@ def main(argv):
   except UserError as e:
     print(f'error: {e}', file=sys.stderr)
     return 2
+  except preemption.Stopped as e:
+    print(e, file=sys.stderr)
+    return preemption.EXIT_STATUS
   except KeyboardInterrupt:
     print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
     return 130

@@ -1,22 +1,31 @@
 """What a run leaves in its work directory beside checkpoints and metrics: config, bits, summary."""
 
+import contextlib
 import functools
 import importlib.metadata
 import json
+import os
+import shutil
+import socket
 import subprocess
 
 import jax
 from etils import epath
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import distributed, metric_log
 from cmtkd_jax.errors import UserError
 
 CONFIG, BITS, CLASSES, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'summary.json'
-CHECKPOINTS = 'checkpoints'
+CHECKPOINTS, LOCK = 'checkpoints', 'lock'
 # Fields that may change when a run goes on: they do not touch what is trained.
 FREE = ('data.dir', 'data.num_workers', 'data.resident', 'eval_batch_size', 'log_every', 'eval_every',
-        'checkpoint_every', 'keep_checkpoints', 'tensorboard')
+        'checkpoint_every', 'keep_checkpoints', 'allow_changes', 'remat', 'tensorboard')
 
 
 def open_run(workdir, config, dataset, rows):
@@ -31,9 +40,12 @@ def open_run(workdir, config, dataset, rows):
     path = workdir / CONFIG
     if path.exists():
       differing = config_lib.difference(read_config(workdir), config, but=FREE)
-      if differing:
+      if differing and config.allow_changes:
+        print(f'{workdir} goes on with another configuration: {"; ".join(differing)}', flush=True)
+      elif differing:
         raise UserError(f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
-                        f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same configuration')
+                        f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same '
+                        'configuration, or set config.allow_changes=True')
     distributed.wait_for_all('the configuration is compared')
     write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
     write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
@@ -41,6 +53,52 @@ def open_run(workdir, config, dataset, rows):
   except OSError as e:
     raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror or e}); choose another one') from None
   return workdir
+
+
+class Lock(contextlib.AbstractContextManager):
+  """Keeps a second run out of a work directory, for as long as it is entered or the process lives.
+
+  On a local file system only: object stores have no locks. The file stays behind; what counts is who holds it.
+
+  Raises:
+    UserError: another run holds it.
+  """
+
+  def __init__(self, workdir):
+    self._path, self._file = epath.Path(workdir) / LOCK, None
+
+  def __enter__(self):
+    if fcntl is None or '://' in str(self._path) or not distributed.is_first():
+      return self
+    self._file = open(self._path, 'a+')
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      self._file.seek(0)
+      holder = self._file.read().strip() or 'another process'
+      self._file.close()
+      raise UserError(f'--workdir: {self._path.parent} is in use by {holder}; wait for it, stop it, or choose another '
+                      '--workdir') from None
+    except OSError:  # a file system without locks
+      return self
+    self._file.truncate(0)
+    self._file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    self._file.flush()
+    return self
+
+  def __exit__(self, *unused):
+    if self._file is not None:
+      self._file.close()
+
+
+def check_space(workdir, size):
+  """Raises `UserError` unless a checkpoint of `size` bytes fits, where that can be known."""
+  if '://' in str(workdir) or not distributed.is_first():
+    return
+  free = shutil.disk_usage(workdir).free
+  if free < 1.1 * size:
+    raise UserError(f'--workdir: {workdir} has {free / 2**20:,.0f} MiB left, and a checkpoint takes '
+                    f'{size / 2**20:,.0f} MiB; free some space, or choose another --workdir')
 
 
 def read_config(workdir):

@@ -67,7 +67,7 @@ def initial_state(trained, batch, *, method, optimizer, augment, seed):
   return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), jax.random.key_data(key))
 
 
-def train_step(state, batch, *, method, optimizer, augment):
+def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
   """One step of everything that trains together.
 
   Args:
@@ -76,28 +76,46 @@ def train_step(state, batch, *, method, optimizer, augment):
     method: `methods.Method`.
     optimizer: optax transformation.
     augment: (key, uint8 images) -> float32 [B, H, W, C].
+    accumulate: into how many parts the batch is cut, whose gradients are averaged; each is normalised by itself.
 
   Returns:
     (new state, metrics): float32 scalars 'loss', each loss term, 'top1/<network>' and 'gradient_norm/<network>'.
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   images = _views(key, batch['image'], method, augment)
-  rngs = {'sampling': jax.random.fold_in(key, _NO_VIEW)}
+  sampling = jax.random.fold_in(key, _NO_VIEW)
 
-  def objective(params):
-    outputs, model_state = method.apply(
-        {'params': params, **state.model_state}, images, train=True, mutable=list(state.model_state), rngs=rngs)
-    loss, terms = method.loss(outputs, batch['label'])
-    return loss, (terms, outputs.logits, model_state)
+  def objective(params, model_state, images, labels, key):
+    outputs, model_state = method.apply({'params': params, **model_state}, images, train=True,
+                                        mutable=list(model_state), rngs={'sampling': key})
+    loss, terms = method.loss(outputs, labels)
+    top1 = {f'top1/{name}': jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
+    return loss, ({'loss': loss, **terms, **top1}, model_state)
 
-  (loss, (terms, logits, model_state)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+  gradients_of = jax.grad(objective, has_aux=True)
+  if accumulate == 1:
+    gradients, (metrics, model_state) = gradients_of(state.params, state.model_state, images, batch['label'], sampling)
+  else:
+    def add(carry, part):
+      total, model_state = carry
+      gradients, (metrics, model_state) = gradients_of(state.params, model_state, *part)
+      return (jax.tree.map(lambda t, g: t + g / accumulate, total, gradients), model_state), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    parts = (_parts(images, accumulate, images.ndim - 4), _parts(batch['label'], accumulate, 0),
+             jax.random.split(sampling, accumulate))
+    (gradients, model_state), metrics = jax.lax.scan(add, (zeros, dict(state.model_state)), parts)
+    metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  metrics = {'loss': loss, **terms}
-  metrics |= {f'top1/{name}': jnp.mean(label_rank(z, batch['label']) < 1) for name, z in logits.items()}
   metrics |= {f'gradient_norm/{name}': optax.tree.norm(g) for name, g in gradients.items() if name not in method.frozen}
   state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
                         model_state=model_state, opt_state=opt_state)
   return state, metrics
+
+
+def _parts(x, count, axis):
+  """Cuts axis `axis`, the batch, into [count, ...]: row r into part r % count, so that no row changes its device."""
+  return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, count, *x.shape[axis + 1:]), axis + 1, 0)
 
 
 def _views(key, images, method, augment):

@@ -1,5 +1,6 @@
 """The training loop, from top to bottom: data, method, optimizer, state, step, loop, closing table."""
 
+import contextlib
 import functools
 import time
 
@@ -14,6 +15,7 @@ from cmtkd_jax.bit_policy import parse_rules
 from cmtkd_jax.checkpoint import Checkpoints
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.metric_log import MetricLog
+from cmtkd_jax.preemption import Preemption, Stopped
 from cmtkd_jax.progress import Progress
 from cmtkd_jax.step import TrainState, initial_state, train_step
 
@@ -50,13 +52,15 @@ def train_and_evaluate(config, workdir):
   run = run_files.open_run(workdir, config, dataset, rows)
   teachers.save(run, trained)
   best_metric = f'minival/{method.main_network}/top1' if 'minival' in dataset.evals else ''
-  with Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, best_metric) as checkpoints:
+  with (run_files.Lock(run), _told_of_memory(config),
+        Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, best_metric) as checkpoints):
     state, report = _restore_or_create(config, method, trained, transform, dataset, checkpoints, replicated)
     start = int(state.step)
+    run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
 
     with (MetricLog(run, resume_step=start, tensorboard=config.tensorboard) as log,
           Progress(total_steps, start, steps_per_epoch=dataset.train.steps_per_epoch,
-                   enabled=distributed.is_first()) as progress):
+                   enabled=distributed.is_first()) as progress, Preemption() as preemption):
       progress.note(bit_table.render(rows))
       log.write_text(start, 'bits', bit_table.render(rows))
       for line in report:
@@ -65,37 +69,46 @@ def train_and_evaluate(config, workdir):
       # The step, compiled before the first one so that its time is told apart.
       batches = dataset.train.batches(start)
       batch = next(batches)
-      step_fn = jax.jit(functools.partial(train_step, method=method, optimizer=transform, augment=dataset.augment),
+      step_fn = jax.jit(functools.partial(train_step, method=method, optimizer=transform, augment=dataset.augment,
+                                          accumulate=config.accumulate),
                         donate_argnums=0, out_shardings=replicated)
       if start < total_steps:
         begin = time.monotonic()
         step_fn = step_fn.lower(state, batch).compile()
         progress.compiled(time.monotonic() - begin)
+        progress.note(_memory(step_fn))
       evaluator = evaluate.Evaluator(method, dataset, replicated)
       learn = evaluate.HeldOut(method, dataset, replicated) if method.held_out else None
 
       # The loop. Metrics stay on the device until they are logged, and no step waits for the one before it.
-      pending, since = [], time.monotonic()
+      pending, since, waited = [], time.monotonic(), 0.0
       for step in range(start + 1, total_steps + 1):
         with jax.transfer_guard('disallow'):
           state, metrics = step_fn(state, batch)
         pending.append(metrics)
+        before = time.monotonic()
         batch = next(batches)
+        waited += time.monotonic() - before
+        stops = preemption.requested(step)
         if method.held_out and step % dataset.train.steps_per_epoch == 0:
           state = learn(state)
         evaluates = step == total_steps or eval_every and step % eval_every == 0
-        saves = evaluates or checkpoint_every and step % checkpoint_every == 0
+        saves = evaluates or stops or checkpoint_every and step % checkpoint_every == 0
         if saves or log_every and step % log_every == 0:
           history = jax.device_get(pending)
           _check_finite(history, step, checkpoints.latest())
-          speed = len(pending) * config.batch_size / (time.monotonic() - since)
+          elapsed = time.monotonic() - since
+          speed = len(pending) * config.batch_size / elapsed
           means = {name: float(np.mean([m[name] for m in history])) for name in history[0]}
           log.write(step, {f'train/{name}': value for name, value in means.items()} | {
               'train/epoch': step / dataset.train.steps_per_epoch, 'train/images_per_second': speed,
+              'train/data_wait': waited / elapsed,
               **optimizer.rates(config, method, learning_rate(step - 1)),
               **jax.device_get(method.summary(state.params))})
-          progress.update(step, speed, loss=means['loss'], **_accuracies(means))
-          pending, since = [], time.monotonic()
+          # Told where it matters: a step that waits for its data is no step that computes.
+          slow = {'waits for data': f'{100 * waited / elapsed:.0f} %'} if waited > 0.1 * elapsed else {}
+          progress.update(step, speed, loss=means['loss'], **_accuracies(means), **slow)
+          pending, since, waited = [], time.monotonic(), 0.0
         if saves:
           results = evaluator.run({'params': state.params, **state.model_state}) if evaluates else {}
           if results:
@@ -104,6 +117,9 @@ def train_and_evaluate(config, workdir):
                 f'{name.removesuffix("/top1")} {value:.2f} %' for name, value in results.items() if 'top1' in name))
           checkpoints.save(step, state.to_tree(), run_files.meta(config, step, rows), results)
           since = time.monotonic()
+        if stops:
+          checkpoints.wait()
+          raise Stopped(f'asked to stop: step {step} of {total_steps} is saved; the same command goes on from there')
 
   summary = run_files.write_summary(run, config, dataset.train.steps_per_epoch)
   print(run_files.closing_table(summary))
@@ -133,6 +149,30 @@ def _restore_or_create(config, method, trained, transform, dataset, checkpoints,
       report += lines
     teachers.check_loaded(method.frozen, wanted, variables)
   return jax.jit(create, out_shardings=sharding)(jax.device_put(variables, sharding), batch), report
+
+
+@contextlib.contextmanager
+def _told_of_memory(config):
+  """Says in one line what to change when a device's memory does not suffice."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if 'RESOURCE_EXHAUSTED' not in str(e):
+      raise
+    raise UserError(f'config.batch_size={config.batch_size} does not fit into the memory of a device; raise '
+                    f"config.accumulate={config.accumulate}, set config.remat='.*' (now {config.remat!r}), or lower "
+                    f'the batch size; {" ".join(str(e).split())[:120]}') from None
+
+
+def _memory(compiled):
+  """What the compiled step needs on each device, as far as the backend tells."""
+  analysis = compiled.memory_analysis()
+  if analysis is None:
+    return 'the backend does not tell how much memory a step takes'
+  mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
+  held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+  return (f'memory of a step on each device: {mebibytes(held)} for state and batch, '
+          f'{mebibytes(analysis.temp_size_in_bytes)} for everything between')
 
 
 def _check_finite(history, step, last_good):

@@ -180,9 +180,11 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
       weight_bits, activation_bits, config.bits.first_last, config.bits.shortcut == 'quantized',
       parse_rules(config.bits.rules), names['weight'], options['weight'], options['activation'],
       activations=names['activation'], **policy_fields)
-  layers = LayerFactory(policy, jnp.dtype(config.dtype), config.model.bn_affine, config.model.bn_momentum)
-  return functools.partial(models.MODELS[config.model.name], num_classes=num_classes, layers=layers,
-                           width=config.model.width, stem=config.model.stem, block_order=config.model.block_order)
+  layers = LayerFactory(policy, jnp.dtype(config.dtype), config.model.bn_affine, config.model.bn_momentum,
+                        config.model.bn_groups)
+  build = functools.partial(models.MODELS[config.model.name], num_classes=num_classes, layers=layers,
+                            width=config.model.width, stem=config.model.stem, block_order=config.model.block_order)
+  return lambda: build().clone(remat=config.remat)
 
 
 def check_teachers(teachers, method, least, most):

@@ -1,5 +1,6 @@
 """A backbone cut into stages at its tapped layers: what every method sees of a network."""
 
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -14,12 +15,14 @@ class Network(nn.Module):
   same recipe. A stem that stands apart can serve two networks: one that never runs its own has no parameters for it.
 
   taps: number of the layer that closes each stage, counting the first convolution as 1 and no 1x1 shortcuts.
+  remat: regex of networks whose stages are computed again in the backward pass, to save the memory of their maps.
   """
   taps: tuple[int, ...]
   make_stages: tuple[Callable[[], nn.Module], ...]
   make_activation: Callable[[], nn.Module]
   make_head: Callable[[], nn.Module]
   make_stem: Callable[[], nn.Module] | None = None
+  remat: str = ''
 
   def setup(self):
     for k, make_stage in enumerate(self.make_stages, 1):
@@ -35,7 +38,10 @@ class Network(nn.Module):
 
   def stage(self, k, x, train):
     """Returns the map [B, H, W, C] before the closing quantizer of stage `k` (from 0)."""
-    return getattr(self, f'stage{k + 1}')(x, train)
+    stage = getattr(self, f'stage{k + 1}')
+    if train and self.remat and re.fullmatch(self.remat, '/'.join(self.path)):
+      return nn.remat(lambda stage, x: stage(x, True))(stage, x)
+    return stage(x, train)
 
   def activate(self, k, x, train):
     """Returns `x` through the closing quantizer of stage `k`."""
