@@ -63,6 +63,8 @@ class Checkpoints(contextlib.AbstractContextManager):
       text = ' '.join(f'{error}'.split())
       if not isinstance(error, OSError) and not any(words in text for words in _DISK):
         raise
+      with contextlib.suppress(Exception):  # the save before this one may still be under way
+        self._manager.wait_until_finished()
       good = ocp.utils.checkpoint_steps(self.directory) if self.directory.is_dir() else []
       kept = f'that of step {max(good)} is kept' if good else 'there is none before it'
       raise UserError(f'{self.directory}: a checkpoint could not be written ({text[:150]}); {kept}; make room or mend '

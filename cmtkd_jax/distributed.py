@@ -26,8 +26,7 @@ def in_cluster(environment):
           or count('OMPI_COMM_WORLD_SIZE') > 1
           or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')  # a slice of several hosts
           or count('MEGASCALE_NUM_SLICES') > 1
-          or 'JOB_COMPLETION_INDEX' in environment and 'KUBERNETES_SERVICE_HOST' in environment
-          or 'JAX_COORDINATOR_ADDRESS' in environment)
+          or 'JAX_COORDINATOR_ADDRESS' in environment)  # as launch/k8s_jobset.yaml sets it
 
 
 def initialize():

@@ -116,7 +116,6 @@ def test_a_process_that_is_killed_ends_the_run_and_both_resume(tmp_path, environ
     ({'SLURM_STEP_NUM_TASKS': '4'}, True), ({'SLURM_STEP_NUM_TASKS': '1'}, False),
     ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
     ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False), ({'TPU_WORKER_HOSTNAMES': 't0,t1'}, True),
-    ({'JOB_COMPLETION_INDEX': '0', 'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, True),
     ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, False),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, True),
 ])

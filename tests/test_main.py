@@ -100,7 +100,7 @@ def test_duration_without_steps_is_refused(tmp_path):
     (['--config=configs/imagenet_resnet18.py', '--config.data.dir=/nonexistent'],
      ['imagenet2012', 'not prepared', '/nonexistent', 'download_and_prepare']),
     (['--config=configs/nope.py'], ['configs/nope.py', 'No such file']),
-    (['--config=configs/digits_resnet8.py', '--config.cmtkd.gama=1'], ['config.cmtkd.gama', 'gamma']),
+    (['--config=configs/digits_resnet8.py', '--config.cmtkd.gama=1'], ['config.cmtkd.gama', 'alpha, beta']),
     (['--config=configs/digits_resnet8.py', '--config.cmtkd.teacher_bits=()'], ['teacher_bits=()', 'single']),
 ])
 def test_bad_input_gets_one_line_and_status_2(flags, words):

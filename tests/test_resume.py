@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -59,3 +60,19 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
             for workdir in (alone, killed)]
   assert losses[0] == losses[1] and len(losses[0]) == STEPS
   assert len([row for row in metric_log.read(killed) if 'train/loss' in row]) == STEPS  # each step once
+
+
+def test_asked_to_stop_it_saves_its_step_and_goes_on_from_there(tmp_path):
+  """SIGTERM: status 143, one line, a checkpoint of the very step; the same command ends what is left."""
+  process = start(tmp_path / 'run', tmp_path / 'cache')
+  while logged_step(tmp_path / 'run') < 5 and process.poll() is None:
+    time.sleep(0.002)
+  process.send_signal(signal.SIGTERM)
+  _, stderr = process.communicate(timeout=300)
+  assert process.returncode == 143, stderr
+  step = int(re.search(rf'asked to stop: step (\d+) of {STEPS} is saved', stderr)[1])
+  assert stderr.splitlines()[-1].startswith('asked to stop') and 'Traceback' not in stderr
+  assert checkpoint.load_variables(tmp_path / 'run' / 'checkpoints')[2] == step < STEPS
+  finish(start(tmp_path / 'run', tmp_path / 'cache'))
+  steps = [row['step'] for row in metric_log.read(tmp_path / 'run') if 'train/loss' in row]
+  assert steps == list(range(1, STEPS + 1))

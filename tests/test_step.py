@@ -13,7 +13,7 @@ from cmtkd_jax import assembly, losses, models, optimizer, quantizers
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.methods import Outputs
 from cmtkd_jax.models import alexnet, resnet
-from cmtkd_jax.step import TrainState, eval_step, label_rank, train_step
+from cmtkd_jax.step import TrainState, _parts, eval_step, label_rank, train_step
 
 CLASSES = 5
 DEVICES = (1, 2, 4, 8)
@@ -93,7 +93,7 @@ def linear_parts():
   """(step, state) of a method as small as they come."""
   method = types.SimpleNamespace(
       apply=lambda variables, images, train, mutable, rngs: (
-          Outputs({'student': images.reshape(16, -1) @ variables['params']['student']['kernel']}),
+          Outputs({'student': images.reshape(len(images), -1) @ variables['params']['student']['kernel']}),
           {name: jax.tree.map(lambda x: x + 1, variables[name]) for name in mutable}),
       loss=lambda outputs, labels: (losses.cross_entropy(outputs.logits['student'], labels), {}),
       weight_bits={'student': 2}, frozen=(), views=1, importance_group='importance')
@@ -302,3 +302,51 @@ def test_eval_step_counts_what_is_not_padding(classes, devices):
     assert sums[name].keys() == expected.keys()
     for key, value in expected.items():
       np.testing.assert_allclose(sums[name][key], value, rtol=1e-5)
+
+
+# What saves memory.
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+  """A mean over equal parts is the mean; the state of the model passes from part to part."""
+  step, state = linear_parts()
+  whole, whole_metrics = jax.jit(step)(state, make_batch())
+  parts, metrics = jax.jit(functools.partial(step, accumulate=4))(state, make_batch())
+  assert_trees_close(parts.params, whole.params, rtol=1e-5, atol=1e-6)
+  assert metrics.keys() == whole_metrics.keys()
+  assert_trees_close(metrics, whole_metrics, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(whole.model_state['batch_stats'], 1)
+  np.testing.assert_array_equal(parts.model_state['batch_stats'], 4)
+  assert int(parts.step) == int(whole.step) == 1
+
+
+def test_parts_of_a_batch_are_spread_over_the_devices():
+  """Row r goes into part r mod k: with rows in blocks by device, each part has rows of each device."""
+  x = np.arange(16).reshape(16, 1)
+  np.testing.assert_array_equal(_parts(x, 4, 0)[..., 0], [[k, k + 4, k + 8, k + 12] for k in range(4)])
+  views = np.stack([x, x + 100])
+  np.testing.assert_array_equal(_parts(views, 2, 1)[0, 1, :, 0], 100 + np.arange(0, 16, 2))
+
+
+def test_maps_computed_again_give_the_same_gradients(quick_compile):
+  """In the networks that the regex names, and in no other."""
+  config = config_lib.default()
+  config.cmtkd.teacher_bits, config.model.width = (4,), 4 / 64
+  images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+  found, counts = {}, {}
+  for remat in ('', 'teacher.*', '.*'):
+    config.remat = remat
+    method = assembly.create_method(config, CLASSES)
+    if not found:
+      variables = method.init(jax.random.key(0), images, True)
+
+    def loss(params, method=method):
+      outputs, state = method.apply({**variables, 'params': params}, images, True, mutable=['batch_stats'])
+      return method.loss(outputs, np.array([0, 1, 2, 0], np.int32))[0], state
+
+    traced = jax.jit(jax.grad(loss, has_aux=True)).trace(variables['params'])
+    counts[remat] = str(traced.jaxpr).count('remat2')
+    if remat != 'teacher.*':
+      found[remat] = traced.lower().compile()(variables['params'])
+  assert counts[''] == 0 < counts['teacher.*'] < counts['.*']
+  assert_trees_close(found['.*'], found[''], rtol=1e-3, atol=1e-5)

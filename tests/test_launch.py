@@ -1,0 +1,35 @@
+"""The launch scripts: shellcheck, where it is installed, and what the Kubernetes file says."""
+
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+LAUNCH = pathlib.Path(__file__).resolve().parents[1] / 'launch'
+
+
+@pytest.mark.parametrize('script', [*LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch'], ids=lambda path: path.name)
+def test_scripts_parse_and_pass_shellcheck(script):
+  subprocess.run(['bash', '-n', script], check=True)
+  if shellcheck := shutil.which('shellcheck'):
+    result = subprocess.run([shellcheck, script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_pods_of_the_job_set_find_each_other():
+  """The number of pods is the same wherever it stands, and the coordinator is the first of them."""
+  job_set = yaml.safe_load((LAUNCH / 'k8s_jobset.yaml').read_text())
+  assert (job_set['apiVersion'], job_set['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
+  job, = job_set['spec']['replicatedJobs']
+  spec = job['template']['spec']
+  container, = spec['template']['spec']['containers']
+  variables = {entry['name']: entry.get('value') for entry in container['env']}
+  assert spec['completionMode'] == 'Indexed' and job['replicas'] == 1
+  assert spec['parallelism'] == spec['completions'] == int(variables['JAX_NUM_PROCESSES'])
+  name = job_set['metadata']['name']
+  assert variables['JAX_COORDINATOR_ADDRESS'].startswith(f'{name}-{job["name"]}-0-0.{name}:')
+  mounts = {mount['name'] for mount in container['volumeMounts']}
+  assert mounts == {volume['name'] for volume in spec['template']['spec']['volumes']}
+  assert container['command'][:3] == ['python', '-m', 'cmtkd_jax.main']
