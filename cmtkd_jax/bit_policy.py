@@ -64,11 +64,11 @@ class BitPolicy:
 
   def weight_quantizer(self, path, role):
     """Returns the weight quantizer of the layer at `path`, or None for full precision."""
-    return create_quantizer(self.quantizer, 'weight', self.resolve_weight_bits(path, role), self.weight_options)
+    return create_quantizer(self.quantizer, 'weight', self.resolve_weight_bits(path, role), self.weight_options, path)
 
   def activation_quantizer(self, path):
     """Returns the quantizer of the activation layer at `path`, or None for a plain ReLU."""
-    return self._activation_quantizer(self.resolve_activation_bits(path))
+    return self._activation_quantizer(self.resolve_activation_bits(path), path)
 
   def high_quantizer(self):
     """Returns the quantizer that activations have at random, or None where precision is not drawn."""
@@ -79,8 +79,8 @@ class BitPolicy:
       path = '/'.join([self.known_as, *path.split('/')[1:]])
     return next((rule for rule in self.rules if re.fullmatch(rule.pattern, path)), None)
 
-  def _activation_quantizer(self, bits):
-    return create_quantizer(self.activations or self.quantizer, 'activation', bits, self.activation_options)
+  def _activation_quantizer(self, bits, path=''):
+    return create_quantizer(self.activations or self.quantizer, 'activation', bits, self.activation_options, path)
 
 
 def quantizer_names(quantizer):
@@ -88,8 +88,8 @@ def quantizer_names(quantizer):
   return {role: quantizer[f'{role}s'] or quantizer['name'] for role in QUANTIZER_ROLES}
 
 
-def create_quantizer(name, role, bits, options=()):
-  """Returns quantizer `name` for 'weight' or 'activation' at `bits`, None for 32; options: `(field, value)` pairs.
+def create_quantizer(name, role, bits, options=(), layer=''):
+  """Returns quantizer `name` for 'weight' or 'activation' of `layer` at `bits`, None for 32; options: (field, value)s.
 
   Raises:
     UserError: the quantizer does not have this role or width, or an option is out of range.
@@ -100,7 +100,8 @@ def create_quantizer(name, role, bits, options=()):
   try:
     return cls(bits=bits, **dict(options))
   except ValueError as e:
-    raise UserError(f'config.quantizer: {e}') from None
+    asked = f" (asked for by {layer}; give it other bits, or config.quantizer.{role}s another name)" if layer else ''
+    raise UserError(f'config.quantizer: {e}{asked}') from None
 
 
 def quantizer_class(name, role):

@@ -28,6 +28,10 @@ def f32(values):
   return jnp.asarray(values, jnp.float32)
 
 
+SIGNED = ('lsq-Weight', 'lsq_plus-Weight', 'qil-Weight')  # codes from -2^(b-1), at 1 bit from 0
+SYMMETRIC = ('twn-Weight', 'apot-Weight', 'qil-Weight')  # 2^b - 1 levels, as many below 0 as above
+
+
 def sample(name, seed=0):
   """Weights [3, 3, 4, 5], or activations [4, 3, 3, 5] with every zone of the quantizers in them."""
   rng = np.random.default_rng(seed)
@@ -58,7 +62,7 @@ def test_codes_stand_for_the_values(name, bits):
   for coded, value in (both(x, parameters), jax.jit(both)(x, parameters)):
     assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
     assert same_bits(dequantize(coded), value)
-    low = -2**(bits - 1) if name.startswith(('lsq', 'qil-W')) and name.endswith('Weight') and bits > 1 else 0
+    low = -2**(bits - 1) if name in SIGNED and bits > 1 else 0
     assert low <= coded.codes.min() and coded.codes.max() < low + 2**bits
 
 
@@ -74,10 +78,8 @@ def test_all_levels_are_reached(name, bits):
   if name == 'apot-Weight':
     parameters = {'clip': f32(1)}  # the standardised sweep ends at 1.7
   codes = np.unique(np.asarray(quantizer.encode(x, parameters).codes)[:, 0])
-  module, role = name.split('-')
-  symmetric = role == 'Weight' and module in ('twn', 'apot', 'qil')
   if bits < 8:  # there the sweep is too coarse for the finest levels of some
-    assert len(codes) == 2**bits - symmetric
+    assert len(codes) == 2**bits - (name in SYMMETRIC)
     np.testing.assert_array_equal(np.diff(codes), 1)
   else:
     assert len(codes) > 100
@@ -456,6 +458,10 @@ def test_masks_beside_their_edges(quantizer, parameters, passes):
     (xnor.Weight(1), {}, [[1, -2], [-3, 4]], [[2, -3], [-2, 3]]),
     # E|w| = 2, D = 1.4: 3 and -4 stay, alpha = 3.5
     (twn.Weight(2), {}, [3, 0.5, -0.5, -4], [3.5, 0, 0, -3.5]),
+    # D = E|w| = 2, which 2 itself does not exceed
+    (twn.Weight(2, threshold=1.0), {}, [-4, 1, 1, 2], [-4, 0, 0, 0]),
+    # columns are channels: D = 1.4 and 10.5, alpha = 3 and 25
+    (twn.Weight(2, per_channel=True), {}, [[-4, 10], [1, 20], [1, -30], [2, 0]], [[-3, 0], [0, 25], [0, -25], [3, 0]]),
     # c = d = 1: t = clip(|w| / 2, 0, 1), q = 3; w = 0.9: 3 * 0.45 = 1.35 -> 1/3; -1.5: 2.25 -> -2/3
     (qil.Weight(3), {'center': 1, 'distance': 1}, [0.9, -1.5, 5, 0.2], [1 / 3, -2 / 3, 1, 0]),
     # s = 1/2, o = 1/4: (x - o) / s = 0 -> -0.5, 0.9 -> 1.3, 1.1 -> 1.7, 9 -> 17.5
