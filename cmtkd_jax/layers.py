@@ -131,6 +131,16 @@ class GroupedBatchNorm(nn.Module):
     return y * scale.reshape((1,) * (x.ndim - 1) + features) + bias.reshape((1,) * (x.ndim - 1) + features)
 
 
+class MaxPool(nn.Module):
+  """`max_pool` as a layer, so that whoever walks through a network meets it by name."""
+  window: int
+  stride: int
+  padding: int = 0
+
+  def __call__(self, x):
+    return max_pool(x, self.window, self.stride, self.padding)
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerFactory:
   """Builds the layers of one network with its bit policy, compute type and normalisation settings."""

@@ -9,7 +9,7 @@ import functools
 import flax.linen as nn
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.layers import LayerFactory, max_pool
+from cmtkd_jax.layers import LayerFactory, MaxPool
 from cmtkd_jax.models.network import Network
 
 # First layer: (kernel, stride, padding); pooling: (window, stride).
@@ -33,7 +33,7 @@ class Stage(nn.Module):
         if min(x.shape[1:3]) < self.pool[0]:
           raise UserError(f'config.data.image_size is too small for alexnet: {x.shape[1]}x{x.shape[2]} maps are left '
                           f"to pool; use 227, or 32 with config.model.stem='cifar'")
-        return self.layers.norm(train, name=f'norm{i}')(max_pool(x, *self.pool))
+        return self.layers.norm(train, name=f'norm{i}')(MaxPool(*self.pool, name='pool')(x))
       x = self.layers.norm(train, name=f'norm{i}')(x)
       x = self.layers.activation(name=f'activation{i}')(x, train)
 

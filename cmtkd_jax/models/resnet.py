@@ -11,7 +11,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cmtkd_jax.layers import LayerFactory, max_pool
+from cmtkd_jax.layers import LayerFactory, MaxPool
 from cmtkd_jax.models.network import Network
 
 
@@ -29,11 +29,11 @@ class Stem(nn.Module):
     x = self.layers.conv(self.features, kernel, stride, role='first', name='conv')(x, train)
     # HWGQ's constants want the normalisation right before the quantizer, so `pre` pools before both.
     if imagenet and self.order == 'pre':
-      x = max_pool(x, 3, 2, padding=1)
+      x = MaxPool(3, 2, padding=1, name='pool')(x)
     x = self.layers.norm(train, name='norm')(x)
     x = self.layers.activation(name='activation')(x, train)
     if imagenet and self.order == 'post':
-      x = max_pool(x, 3, 2, padding=1)
+      x = MaxPool(3, 2, padding=1, name='pool')(x)
     return x
 
 

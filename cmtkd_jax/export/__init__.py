@@ -1,0 +1,1 @@
+"""A trained network as a file: packed archive, StableHLO, ONNX; and its evaluation in integers."""

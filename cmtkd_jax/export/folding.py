@@ -1,0 +1,289 @@
+"""From traced steps to a `Graph`: scales and normalisations folded, in float64, into one affine map a place."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmtkd_jax.bit_policy import FULL_PRECISION
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.export.graph import IMAGES, Graph, Node
+
+_SMALLEST_SLOPE = 1e-18  # stands for a normalisation's scale of 0, whose bias could not be written before it
+_LARGEST = np.float32(1e30)
+_SAME = 1e-5  # of a step: thresholds that lie so close are the same
+
+
+class Grid(NamedTuple):
+  """What the codes of a map stand for: scale * (code + offset), or values[code]."""
+  scale: float = 1.0
+  offset: float = 0.0
+  values: np.ndarray | None = None
+
+
+def fold(steps, input_shape, mean, std):
+  """Returns the `Graph` of the `trace.Step`s of a network.
+
+  Args:
+    steps: as from `trace.trace`.
+    input_shape: (H, W, C) of the images.
+    mean, std: C floats on the 0..1 scale.
+
+  Raises:
+    UserError: a layer has something that codes and scales cannot express.
+  """
+  folder = _Folder()
+  folder.emit('image', IMAGES, 'input', arrays={'mean': np.float32(mean), 'std': np.float32(std)})
+  for step in steps:
+    getattr(folder, step.op)(step)
+  nodes = _rounded(_merged(folder.nodes))
+  return Graph(tuple(nodes), tuple(input_shape))
+
+
+class _Folder:
+  """Turns one step after the other into nodes; a method an operation."""
+
+  def __init__(self):
+    self.nodes, self._grids, self._real, self._renamed = [], {}, {}, {}
+
+  def emit(self, op, inputs, output, attributes=None, arrays=None):
+    inputs = (inputs,) if isinstance(inputs, str) else inputs
+    self.nodes.append(Node(op, inputs, output, attributes or {}, arrays or {}))
+    return output
+
+  def _codes(self, name):
+    """The grid of a map of codes; None of a real one."""
+    return self._grids.get(self._name(name))
+
+  def _name(self, name):
+    return self._renamed.get(name, name)
+
+  def _as_real(self, name):
+    name = self._name(name)
+    grid = self._grids.get(name)
+    if grid is None or name in self._real:
+      return self._real.get(name, name)
+    if grid.values is not None:
+      real = self.emit('lookup', name, f'{name}/real', arrays={'values': grid.values})
+    else:
+      real = self._affine(name, grid.offset, grid.scale, f'{name}/real')
+    self._real[name] = real
+    return real
+
+  def _affine(self, name, bias, scale, output):
+    return self.emit('affine', name, output, arrays={'bias': np.float64(bias), 'scale': np.float64(scale)})
+
+  def convolution(self, step):
+    module = step.module
+    padding = (module.kernel - 1) // 2 if module.padding is None else module.padding
+    attributes = {'stride': module.stride, 'padding': padding}
+    self._product(step, attributes, lambda weights: _border(weights, step.shape, module.stride, padding))
+
+  def dense(self, step):
+    self._product(step, {}, lambda weights: weights.sum(0, dtype=np.float64))
+
+  def _product(self, step, attributes, sum_inside):
+    """A convolution or matrix product, and the scale and bias that follow it."""
+    grid, own = self._codes(step.inputs[0]), step.variables['params']
+    quantizer = step.module.policy.weight_quantizer(step.output, step.module.role)
+    weights, scale = _weights(own, quantizer, step)
+    attributes, bias = attributes | weights.pop('attributes'), 0.0
+    exact = grid is not None and grid.values is None and 'factor' in attributes
+    name = self._name(step.inputs[0]) if exact else self._as_real(step.inputs[0])
+    node = Node(step.op, (name,), f'{step.output}/sums', attributes, weights)
+    self.nodes.append(node)
+    if exact:
+      scale = grid.scale * scale
+      if grid.offset:  # padding is worth 0, which no code is: the bias depends on the position
+        bias = grid.offset * sum_inside(node.weights)
+    if 'bias' in own:
+      bias = bias + np.float64(own['bias']) / scale
+    self._affine(node.output, bias, scale, step.output)
+
+  def norm(self, step):
+    running, own = step.variables['batch_stats'], step.variables.get('params', {})
+    slope = np.float64(own.get('scale', 1)) / np.sqrt(np.float64(running['var']) + step.module.epsilon)
+    slope = np.where(np.abs(slope) < _SMALLEST_SLOPE, _SMALLEST_SLOPE, slope)
+    bias = np.float64(own.get('bias', 0)) / slope - np.float64(running['mean'])
+    self._affine(self._as_real(step.inputs[0]), bias, slope, step.output)
+
+  def activation(self, step):
+    quantizer = step.module.policy.activation_quantizer(step.output)
+    if quantizer is None:
+      self.relu(step)
+      return
+    own = {name: value for collection in ('params', 'quantizer_state')
+           for name, value in step.variables.get(collection, {}).get('activation_quantizer', {}).items()}
+    grid, thresholds, uniform = activation_grid(quantizer, own, step.output)
+    name, arrays = self._as_real(step.inputs[0]), {}
+    if uniform:
+      name = self._affine(name, -grid.scale * grid.offset, 1 / grid.scale, f'{step.output}/steps')
+    else:
+      arrays = {'thresholds': thresholds}
+    self._grids[self.emit('quantize', name, step.output, {'levels': len(thresholds) + 1}, arrays)] = grid
+
+  def relu(self, step):
+    self.emit('relu', self._as_real(step.inputs[0]), step.output)
+
+  def add(self, step):
+    self.emit('add', tuple(map(self._as_real, step.inputs)), step.output)
+
+  def max_pool(self, step):
+    grid, module = self._codes(step.inputs[0]), step.module
+    self.emit('max_pool', self._name(step.inputs[0]), step.output,
+              {'window': module.window, 'stride': module.stride, 'padding': module.padding})
+    if grid is not None:
+      self._grids[step.output] = grid
+
+  def mean(self, step):
+    grid, positions = self._codes(step.inputs[0]), step.shape[0] * step.shape[1]
+    exact = grid is not None and grid.values is None
+    name = self._name(step.inputs[0]) if exact else self._as_real(step.inputs[0])
+    self.emit('sum', name, f'{step.output}/sum')
+    self._affine(f'{step.output}/sum', positions * grid.offset if exact else 0.0,
+                 (grid.scale if exact else 1.0) / positions, step.output)
+
+
+def _weights(own, quantizer, step):
+  """(attributes and arrays of a node's weights, their scale as a scalar or [O])."""
+  kernel = own['kernel']
+  if quantizer is None:
+    return {'attributes': {'bits': FULL_PRECISION}, 'kernel': np.asarray(kernel, np.float32)}, 1.0
+  learned = {**own.get('weight_quantizer', {}), **step.variables.get('quantizer_state', {}).get('weight_quantizer', {})}
+  coded = quantizer.encode(jnp.asarray(kernel, jnp.float32), learned)
+  if coded.offset is not None:
+    raise UserError(f'{step.output}: weights with an offset cannot be exported; use another quantizer for weights')
+  codes, zero, attributes = np.asarray(coded.codes), float(coded.zero), {'bits': quantizer.bits}
+  if codes.min() < 0:
+    codes, zero = codes + 2**(quantizer.bits - 1), zero + 2**(quantizer.bits - 1)
+  arrays = {'codes': codes.astype(np.uint8)}
+  if coded.levels is not None:
+    # One table of values a channel, or one for all.
+    levels = np.float32(coded.levels)
+    values = np.float32(coded.scale).reshape(-1, 1) * (levels - np.float32(zero))
+    return {'attributes': attributes, **arrays,
+            'values': values[0] if levels.ndim == 1 and len(values) == 1 else values}, 1.0
+  factor = 1 if zero == round(zero) else 2  # grids without a zero have their integers between the halves
+  attributes |= {'factor': factor, 'shift': round(factor * zero)}
+  scale = np.float64(coded.scale) / factor
+  return {'attributes': attributes, **arrays}, scale.reshape(-1) if scale.ndim else scale
+
+
+def _border(weights, shape, stride, padding):
+  """What the weights inside the map sum to at each position: [H', W', O], or [O] where all are inside."""
+  if not padding:
+    return weights.sum((0, 1, 2), dtype=np.float64)
+  ones = jnp.ones((1, *shape), jnp.float32)
+  return np.float64(jax.lax.conv_general_dilated(
+      ones, jnp.asarray(weights), (stride, stride), ((padding, padding), (padding, padding)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision='highest')[0])
+
+
+def activation_grid(quantizer, parameters, name):
+  """Returns (`Grid`, thresholds float32 [levels - 1], whether codes are the rounded (x / scale - offset)).
+
+  Thresholds are the smallest float32 numbers at which the code is 1, 2, ...; they are found by bisection, so that they
+  are those of the quantizer itself whatever its formula.
+
+  Raises:
+    UserError: the quantizer is not ascending in its input, or not one function for the whole map.
+  """
+  encode = jax.jit(lambda x: quantizer.encode(x, parameters))
+  codes_of = lambda x: np.asarray(encode(jnp.asarray(x, jnp.float32)).codes)
+  lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST]))
+  wanted = np.arange(lowest + 1, highest + 1)
+  low, high = np.full(len(wanted), _key(-_LARGEST)), np.full(len(wanted), _key(_LARGEST))  # code below; at least
+  while (high - low > 1).any():
+    middle = (low + high) // 2
+    reached = codes_of(_float(middle)) >= wanted
+    low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+  thresholds = _float(high)
+  coded = encode(jnp.zeros(1))
+  scale = np.float64(np.asarray(coded.scale))
+  if scale.ndim or not len(wanted):
+    raise UserError(f'{name}: activations with a scale a channel, or with one level, cannot be exported')
+  zero, offset = coded.zero - lowest, 0.0 if coded.offset is None else float(coded.offset)
+  if coded.levels is not None:
+    values = np.asarray(scale * (np.asarray(coded.levels, np.float64) - coded.zero) + offset, np.float32)
+    grid, uniform = Grid(values=values[lowest:highest + 1]), False
+  else:
+    grid = Grid(float(scale), offset / float(scale) - zero)
+    halfway = scale * (np.arange(1, len(wanted) + 1) - 0.5 + grid.offset)
+    uniform = bool(np.all(np.abs(thresholds - halfway) <= _SAME * scale))
+    # Rounding takes 1/2 down to 0: a quantizer that has its threshold at zero and takes it up, as sign, keeps it.
+    uniform = uniform and 0 not in thresholds
+  probes = np.unique(np.concatenate([thresholds * np.float32(factor) for factor in (0.5, 0.999, 1.001, 2)]
+                                    + [np.linspace(-3, 3, 1001, dtype=np.float32)]))
+  if (codes_of(probes) - lowest != np.searchsorted(thresholds, probes, side='right')).any():
+    raise UserError(f'{name}: its quantizer does not ascend with its input; such activations cannot be exported')
+  return grid, thresholds, uniform
+
+
+def _key(x):
+  """Integers in the order of float32 numbers."""
+  bits = np.asarray(x, np.float32).view(np.int32).astype(np.int64)
+  return np.where(bits < 0, -2**31 - bits, bits)
+
+
+def _float(key):
+  bits = np.where(key < 0, -2**31 - key, key)
+  return bits.astype(np.int32).view(np.float32)
+
+
+def _merged(nodes):
+  """Makes one affine map of two where nothing else reads what lies between."""
+  readers = {}
+  for node in nodes:
+    for name in node.inputs:
+      readers[name] = readers.get(name, 0) + 1
+  made = {}
+  for node in nodes:
+    first = made.get(node.inputs[0])
+    if node.op == 'affine' and first is not None and first.op == 'affine' and readers[first.output] == 1:
+      (b1, s1), (b2, s2) = ((n.arrays['bias'], n.arrays['scale']) for n in (first, node))
+      node = Node('affine', first.inputs, node.output, arrays={'bias': b1 + b2 / s1, 'scale': s1 * s2})
+      del made[first.output]
+    made[node.output] = node
+  return list(made.values())
+
+
+def _rounded(nodes):
+  """Rounds the affine maps to float32."""
+  return [Node(node.op, node.inputs, node.output, node.attributes,
+               {name: array.astype(np.float32) for name, array in node.arrays.items()})
+          if node.op == 'affine' else node for node in nodes]
+
+
+def integer_thresholds(bias, scale, levels, thresholds=None):
+  """Returns what an affine map and the quantizer after it come down to on integer sums: comparisons.
+
+  code(sum) = how many k have sum >= T[c, k], or, where `rising[c]` is False, sum <= T[c, k]. Thresholds that no sum
+  in int32 reaches are its bounds.
+
+  Args:
+    bias, scale: of the affine map, float32 [C].
+    levels: number of codes.
+    thresholds: of the quantizer, float32 [levels - 1]; None where it rounds.
+
+  Returns:
+    (T, int64 [C, levels - 1]; rising, bool [C]).
+  """
+  bias, scale = (np.asarray(a, np.float32)[:, None] for a in np.broadcast_arrays(bias, scale))
+  rising, wanted = scale[:, 0] > 0, np.arange(1, levels)[None]
+  sign = np.where(rising, 1, -1)[:, None]
+
+  def reached(sums):
+    real = ((sign * sums).astype(np.int32).astype(np.float32) + bias) * scale
+    if thresholds is None:
+      return np.clip(np.round(real), 0, levels - 1) >= wanted
+    return real >= thresholds[None]
+
+  shape = (len(bias), levels - 1)
+  low, high = np.full(shape, -2**31), np.full(shape, 2**31 - 1)  # of sign * sum
+  low = np.where(reached(low + 1), low, low + 1)
+  while (high - low > 1).any():
+    middle = (low + high) // 2
+    now = reached(middle)
+    low, high = np.where(now, low, middle), np.where(now, middle, high)
+  return sign * high, rising

@@ -1,0 +1,102 @@
+"""From a Flax network to the operations it is made of, found by running it once on abstract arrays."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+
+from cmtkd_jax import layers
+from cmtkd_jax.errors import UserError
+
+_LAYERS = {layers.Conv: 'convolution', layers.Dense: 'dense', layers.Activation: 'activation',
+           layers.MaxPool: 'max_pool', nn.BatchNorm: 'norm', layers.GroupedBatchNorm: 'norm'}
+
+# A layer as one equation of the traced program; what the layer computes inside is dead code beside it.
+_layer = jex.core.Primitive('layer')
+_layer.def_abstract_eval(lambda x, *, path, shape: jax.core.ShapedArray(shape, jnp.float32))
+
+
+class Step(NamedTuple):
+  """One operation: a layer of the network, or 'add', 'relu' or 'mean' between layers.
+
+  shape: (H, W, C), or (C,), of the first input.
+  module: the Flax module of a layer, else None; variables: its own, by collection.
+  """
+  op: str
+  inputs: tuple[str, ...]
+  output: str
+  shape: tuple[int, ...]
+  module: nn.Module | None = None
+  variables: Any = None
+
+
+def trace(method, variables, input_shape, network):
+  """Returns the `Step`s from 'input', the standardized images, to the logits of `network`, its last.
+
+  Args:
+    method: a `methods.Method`.
+    variables: its variables.
+    input_shape: (H, W, C).
+    network: a key of `Outputs.logits`.
+
+  Raises:
+    UserError: the network does something between its layers that has no name here.
+  """
+  found = {}
+
+  def record(next_function, args, kwargs, context):
+    result, module = next_function(*args, **kwargs), context.module
+    kind = next((kind for cls, kind in _LAYERS.items() if isinstance(module, cls)), None)
+    if kind is None or context.method_name != '__call__':
+      return result
+    path = '/'.join(module.path)
+    found[path] = kind, module.clone(parent=None), jax.tree.map(lambda x: x, dict(module.variables))
+    return _layer.bind(args[0].astype(jnp.float32), path=path, shape=result.shape)
+
+  def forward(images):
+    with nn.intercept_methods(record):
+      return method.apply(variables, images, train=False).logits[network]
+
+  jaxpr = jax.make_jaxpr(forward)(jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)).jaxpr
+  return _steps(jaxpr, found)
+
+
+def _steps(jaxpr, found):
+  """Walks back from the result, so that other networks, and the insides of layers, are left out."""
+  made_by = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
+  names, steps = {jaxpr.invars[0]: 'input'}, []
+
+  def visit(variable):
+    if variable in names:
+      return names[variable]
+    if variable not in made_by:
+      raise UserError('the network adds a constant to a map between its layers, which cannot be exported')
+    equation = made_by[variable]
+    kind, shape = equation.primitive.name, equation.invars[0].aval.shape[1:]
+    if kind == 'layer':
+      path = equation.params['path']
+      op, module, variables = found[path]
+      step = Step(op, (visit(equation.invars[0]),), path, shape, module, variables)
+    elif kind in ('convert_element_type', 'copy'):
+      return names.setdefault(variable, visit(equation.invars[0]))
+    elif kind == 'add':
+      step = Step('add', tuple(map(visit, equation.invars)), f'add{len(steps)}', shape)
+    elif _is_relu(equation):
+      step = Step('relu', (visit(equation.invars[0]),), f'relu{len(steps)}', shape)
+    elif kind == 'div' and (total := made_by.get(equation.invars[0])) and total.primitive.name == 'reduce_sum' and (
+        tuple(total.params['axes']) == (1, 2)):
+      step = Step('mean', (visit(total.invars[0]),), f'mean{len(steps)}', total.invars[0].aval.shape[1:])
+    else:
+      raise UserError(f'the network has the operation {kind!r} between its layers, which cannot be exported')
+    steps.append(step)
+    return names.setdefault(variable, step.output)
+
+  visit(jaxpr.outvars[0])
+  return steps
+
+
+def _is_relu(equation):
+  inner = getattr(equation.params.get('call_jaxpr'), 'eqns', ())
+  return len(inner) == 1 and inner[0].params.get('name') == 'relu'
