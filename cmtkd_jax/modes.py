@@ -1,4 +1,4 @@
-"""What `--mode` can be: one function of (config, workdir, step) each."""
+"""What `--mode` can be: one function of a `command_line.Command` each."""
 
 import json
 
@@ -6,61 +6,66 @@ from cmtkd_jax import chain, evaluate
 from cmtkd_jax.errors import UserError
 
 
-def run_train(config, workdir, step):
-  """Trains, first what the configuration says comes first, resuming what is in `workdir`."""
-  _no_step(step)
-  if _needed(config).table.runs:
+def run_train(command):
+  """Trains, first what the configuration says comes first, resuming what is in the work directory."""
+  config = _config(command)
+  if config.table.runs:
     raise UserError(f'--mode=train: this configuration is a table of {len(config.table.runs)} runs; use --mode=table')
-  chain.train_chain(config, workdir)
+  chain.train_chain(config, command.workdir)
 
 
-def run_evaluate(config, workdir, step):
-  """Evaluates a checkpoint in `workdir`, by default the newest, and prints one JSON object."""
-  print(json.dumps(evaluate.evaluate_run(workdir, config, step), indent=1))
+def run_evaluate(command):
+  """Evaluates a checkpoint, by default the newest, and prints one JSON object."""
+  results = evaluate.evaluate_run(command.workdir, command.config, command.step)
+  if command.integer:
+    from cmtkd_jax.export import comparison
+    results |= comparison.integer_against_training(command.workdir, command.config, command.step)
+  print(json.dumps(results, indent=1))
 
 
-def run_table(config, workdir, step):
+def run_table(command):
   """Trains the missing runs of a table and prints it."""
   from cmtkd_jax.report import table
-  _no_step(step)
-  table.train_table(_needed(config), workdir)
+  table.train_table(_config(command), command.workdir)
 
 
-def run_collect(config, workdir, step):
+def run_collect(command):
   """Prints the table of the runs that are finished."""
   from cmtkd_jax.report import table
-  _no_step(step)
-  table.collect(_needed(config), workdir)
+  table.collect(_config(command), command.workdir)
 
 
-def run_report(config, workdir, step):
-  """Writes a run's report, one HTML page and its pictures; `workdir` may be RUN,OTHER,... for accuracy against size."""
+def run_report(command):
+  """Writes a run's report, one HTML page and its pictures; --workdir=RUN,OTHER,... for accuracy against size."""
   from cmtkd_jax import report  # needs matplotlib
-  del config
-  _no_step(step)
-  run, *others = workdir.split(',')
+  run, *others = command.workdir.split(',')
   print(report.write(run, others))
 
 
-def run_bits(config, workdir, step):
+def run_bits(command):
   """Prints bits, size and bit operations of the networks, without training them."""
   from cmtkd_jax.report import bits
-  del workdir
-  _no_step(step)
-  bits.compare(_needed(config))
+  bits.compare(_config(command))
 
 
-def _needed(config):
-  if config is None:
+def run_export(command):
+  """Writes the files of a run's network, evaluates each on the test images, and prints sizes and accuracies."""
+  from cmtkd_jax.export import comparison
+  print(comparison.export_and_compare(command.workdir, command.format, command.config, command.step))
+
+
+def run_predict(command):
+  """Prints the most likely classes of image files, from a run's directory or an exported file."""
+  from cmtkd_jax.export import predict
+  print(predict.predict(command.workdir, command.images))
+
+
+def _config(command):
+  if command.config is None:
     raise UserError('--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py')
-  return config
-
-
-def _no_step(step):
-  if step is not None:
-    raise UserError(f'--step={step} belongs to --mode=evaluate; the newest checkpoint is taken everywhere else')
+  return command.config
 
 
 MODES = {'train': run_train, 'evaluate': run_evaluate, 'bits': run_bits, 'table': run_table, 'collect': run_collect,
-         'report': run_report}
+         'report': run_report, 'export': run_export, 'predict': run_predict}
 ON_DEVICES = ('train', 'evaluate', 'table')  # of all processes; the others need no more than one

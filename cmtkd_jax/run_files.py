@@ -119,7 +119,7 @@ def read_config(workdir):
 
 def meta(config, step, rows):
   """Returns what a checkpoint says about itself."""
-  return {'step': step, 'data_position': step, 'config': config.to_dict(), 'versions': _versions(), 'commit': _commit(),
+  return {'step': step, 'data_position': step, 'config': config.to_dict(), 'versions': versions(), 'commit': _commit(),
           'bits': [row._asdict() for row in rows]}
 
 
@@ -128,7 +128,7 @@ def write_summary(workdir, config, steps_per_epoch):
   distributed.wait_for_all('the metrics are written')
   rows = metric_log.read(workdir)
   trained = [row for row in rows if 'train/loss' in row]
-  summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': _commit(), 'versions': _versions(),
+  summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': _commit(), 'versions': versions(),
              'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
              'epochs': round(rows[-1]['step'] / steps_per_epoch, 3), 'results': results(rows, steps_per_epoch),
              'importance': {name.removeprefix('importance/'): value
@@ -192,7 +192,8 @@ def write(path, text):
   temporary.replace(path)
 
 
-def _versions():
+def versions():
+  """Returns `{package: version}` of what a run depends on."""
   return {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')}
 
 

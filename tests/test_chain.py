@@ -9,6 +9,7 @@ import pytest
 
 from cmtkd_jax import chain, checkpoint, evaluate, modes
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.command_line import Command
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import table
 
@@ -166,6 +167,6 @@ def test_every_table_of_the_paper_is_there_and_its_runs_are_configurations():
 
 def test_tables_are_not_trained_as_one_run():
   with pytest.raises(UserError, match='use --mode=table'):
-    modes.MODES['train'](load('table2_resnet18_cifar100'), 'runs/x', None)
+    modes.run_train(Command('train', load('table2_resnet18_cifar100'), 'runs/x'))
   with pytest.raises(UserError, match='has no table'):
-    modes.MODES['table'](load('digits_resnet8'), 'runs/x', None)
+    modes.run_table(Command('table', load('digits_resnet8'), 'runs/x'))

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cmtkd_jax import assembly, checkpoint, report, train
+from cmtkd_jax import assembly, checkpoint, report, run_reader, train
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.report import figures, pareto, predictions, run_reader, weights
+from cmtkd_jax.report import figures, pareto, predictions, weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SECTIONS = ['What was run', 'Results', 'Networks', 'Learning curves', 'Loss terms', 'Importance factors',

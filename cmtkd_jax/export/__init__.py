@@ -1,1 +1,126 @@
-"""A trained network as a file: packed archive, StableHLO, ONNX; and its evaluation in integers."""
+"""A trained network as a file: packed archive, StableHLO, ONNX; and its evaluation in integers.
+
+`from_run` makes a `Graph` of a run's network, `write` the files, `open_network` a function of images of any of them.
+"""
+
+import importlib.util
+import json
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from cmtkd_jax import run_files, run_reader
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import folding, integer, packed, stablehlo, trace
+
+MANIFEST = 'manifest.json'
+FOLDER = 'export'
+
+
+class Exported(NamedTuple):
+  """The main network of a run, ready to be written.
+
+  graph: its `Graph`.
+  about: classes, resize, bits, metrics, step, config and versions, JSON-able.
+  """
+  graph: Any
+  about: dict
+
+
+class Format(NamedTuple):
+  """A kind of file.
+
+  file: its name.
+  write: (path, `Exported`, calibration images uint8 [N, H, W, C] or None).
+  read: path -> (function of images, about).
+  packages: what must be installed.
+  """
+  file: str
+  write: Any
+  read: Any
+  packages: tuple[str, ...] = ()
+
+  def missing(self):
+    """Returns the first package that is not installed, '' where all are."""
+    return next((name for name in self.packages if importlib.util.find_spec(name) is None), '')
+
+
+def _read_packed(path):
+  graph, about = packed.read(path)
+  return integer.Network(graph), about
+
+
+def _read_stablehlo(path):
+  manifest = path.parent / MANIFEST
+  try:
+    about = json.loads(manifest.read_text())
+  except (OSError, ValueError) as e:
+    raise UserError(f'{manifest}, which belongs to {path}, cannot be read ({e}); export it again') from None
+  return stablehlo.read(path), about
+
+
+# Adding a format: its file, one line here, its test.
+FORMATS = {
+    'packed': Format('student.npz', lambda path, network, _: packed.write(path, *network), _read_packed),
+    'stablehlo': Format('student.stablehlo', lambda path, network, _: stablehlo.write(path, network.graph),
+                        _read_stablehlo, ('flatbuffers',)),
+}
+
+
+def from_run(workdir, step=None):
+  """Returns the `Exported` main network of a run, at `step` or the newest checkpoint; needs no data.
+
+  Raises:
+    UserError: there is no such run or checkpoint, or the network cannot be exported.
+  """
+  run = run_reader.read(workdir)
+  trained = run_reader.load_trained(run, step)
+  data, name = run.config.data, run_reader.MAIN
+  shape = (data.image_size, data.image_size, len(data.mean))
+  graph = folding.fold(trace.trace(trained.method, trained.variables, shape, name), shape, data.mean, data.std)
+  about = {'network': name, 'classes': run.classes, 'image_shape': shape, 'resize': data.resize, 'step': trained.step,
+           'bits': [row._asdict() for row in run.bits if row.layer.startswith(f'{name}/')],
+           'metrics': run_reader.results(run), 'config': run.config.to_dict(), 'versions': run_files.versions()}
+  return Exported(graph, about)
+
+
+def write(exported, folder, formats, calibration=None):
+  """Writes the formats, names in `FORMATS`, into `folder`; returns `{format: path}`.
+
+  calibration: images uint8 [N, H, W, C], for formats that round maps to 8 bits.
+
+  Raises:
+    UserError: a format is unknown or cannot hold the network, or the folder cannot be written.
+  """
+  for name in formats:
+    if name not in FORMATS:
+      raise UserError(f'--format={",".join(formats)}: there is no format {name!r}; there are {", ".join(FORMATS)}')
+  folder, paths = epath.Path(folder), {}
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).write_text(json.dumps(exported.about, indent=1))
+    for name in formats:
+      paths[name] = folder / FORMATS[name].file
+      FORMATS[name].write(paths[name], exported, calibration)
+  except OSError as e:
+    raise UserError(f'{folder} cannot be written ({e.strerror or e}); make it writable') from None
+  return paths
+
+
+def open_network(path):
+  """Returns (function, about) of a run's directory or an exported file.
+
+  The function takes images uint8 [B, H, W, C] and returns logits float32 [B, classes].
+
+  Raises:
+    UserError: there is no such file or run, or it is damaged.
+  """
+  path = epath.Path(path)
+  if path.is_dir():
+    graph, about = from_run(path)
+    return integer.Network(graph), about
+  for found in FORMATS.values():
+    if epath.Path(found.file).suffix == path.suffix:
+      return found.read(path)
+  raise UserError(f'{path} is neither the directory of a run nor an exported file '
+                  f'({", ".join(found.file for found in FORMATS.values())})')

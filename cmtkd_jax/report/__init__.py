@@ -2,6 +2,7 @@
 
 from etils import epath
 
+from cmtkd_jax import run_reader
 from cmtkd_jax.errors import UserError
 
 
@@ -24,7 +25,7 @@ def write(workdir, others=()):
     if e.name.partition('.')[0] != 'matplotlib':
       raise
     raise UserError('a report needs matplotlib, which is not installed; pip install matplotlib') from None
-  from cmtkd_jax.report import page, run_reader
+  from cmtkd_jax.report import page
 
   run = run_reader.read(workdir)
   others = [run_reader.read(other) for other in others]

@@ -6,10 +6,9 @@ import statistics
 import string
 from typing import NamedTuple
 
-from cmtkd_jax import methods, progress, run_files
+from cmtkd_jax import methods, progress, run_files, run_reader
 from cmtkd_jax.bit_policy import quantizer_names
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.report import run_reader
 
 _NOT_YET = 'not logged yet'
 _PAGE = string.Template('''<!DOCTYPE html>

@@ -7,7 +7,7 @@ from matplotlib import ticker
 
 from cmtkd_jax.report import figures
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.report.run_reader import MAIN, results, shown
+from cmtkd_jax.run_reader import MAIN, results, shown
 
 
 class Point(NamedTuple):

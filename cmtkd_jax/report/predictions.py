@@ -11,7 +11,7 @@ from cmtkd_jax import evaluate
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import figures
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.report.run_reader import MAIN, shown
+from cmtkd_jax.run_reader import MAIN, shown
 
 _MAX_LABELS = 20  # classes that are named in the figure
 _MAX_CONFUSIONS = 10

@@ -13,7 +13,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.quantizers.base import dequantize
 from cmtkd_jax.report import figures
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.report.run_reader import MAIN, load_trained, shown
+from cmtkd_jax.run_reader import MAIN, load_trained, shown
 
 MAX_PANELS = 24
 _MAX_SHARES = 16  # levels whose shares are told one by one

@@ -1,4 +1,4 @@
-"""Everything that a report reads of one run: its files, and its trained networks."""
+"""Everything that reports and exports read of one run: its files, and its trained networks."""
 
 import json
 import re
@@ -87,13 +87,13 @@ class Trained(NamedTuple):
   step: int
 
 
-def load_trained(run):
-  """Returns the `Trained` networks of `run`; needs no data.
+def load_trained(run, step=None):
+  """Returns the `Trained` networks of `run` at `step`, by default the newest checkpoint; needs no data.
 
   Raises:
     UserError: there is no checkpoint that can be read.
   """
-  variables, meta, step = checkpoint.load_variables(f'{run.directory}/{run_files.CHECKPOINTS}')
+  variables, meta, step = checkpoint.load_variables(f'{run.directory}/{run_files.CHECKPOINTS}', step)
   return Trained(create_method(run), variables, meta, step)
 
 

@@ -1,0 +1,140 @@
+"""Exported files beside the network they were made of, on the whole test split."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from cmtkd_jax import evaluate, export, layers, run_reader
+from cmtkd_jax.data.augment import standardize
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import integer
+
+
+def integer_against_training(workdir, config=None, step=None):
+  """Evaluates the integer forward beside that of training.
+
+  Args:
+    workdir: directory of a run.
+    config: as for `evaluate.open_run`.
+    step: which checkpoint; None for the newest.
+
+  Returns:
+    JSON-able dict: top-1 of the integer forward in percent, how many predictions and codes differ from those of
+    training, how many codes there are, and `{layer: codes that differ}` where any do.
+  """
+  network = integer.Network(export.from_run(workdir, step).graph)
+  run = _Run(workdir, config, step)
+  right = predictions = total = 0
+  differing = {}
+  for pixels, labels, mask in run.batches():
+    logits, codes = run.forward(pixels)
+    ours, our_codes = np.argmax(network(pixels), -1), network.codes(pixels)
+    right += int(np.sum((ours == labels)[mask]))
+    predictions += int(np.sum((ours != np.argmax(logits, -1))[mask]))
+    for layer, values in our_codes.items():
+      here = np.asarray(values)[mask] != np.asarray(codes[layer])[mask]
+      total += here.size
+      differing[layer] = differing.get(layer, 0) + int(here.sum())
+  return {f'test/{run_reader.MAIN}/top1_in_integers': 100 * right / run.num_examples,
+          'predictions_that_differ': predictions, 'codes_that_differ': sum(differing.values()), 'codes': total,
+          'layers_that_differ': {layer: count for layer, count in differing.items() if count}}
+
+
+def export_and_compare(workdir, formats=None, config=None, step=None):
+  """Writes the files of a run into WORKDIR/export and returns a table of their sizes and accuracies as text.
+
+  Args:
+    workdir: directory of a run.
+    formats: names in `export.FORMATS`; None for all whose packages are installed.
+    config, step: as for `integer_against_training`.
+
+  Raises:
+    UserError: there is no such run, or a format that was asked for cannot be written.
+  """
+  exported = export.from_run(workdir, step)
+  notes = []
+  if formats is None:
+    formats = [name for name, kind in export.FORMATS.items() if not kind.missing()]
+    notes += [f'{name} is left out: {kind.missing()} is not installed' for name, kind in export.FORMATS.items()
+              if kind.missing()]
+  calibration = None
+  try:
+    run = _Run(workdir, config, step)
+    calibration = next(run.batches())[0]
+  except UserError as e:  # sizes can be told without data
+    run, notes = None, [*notes, f'not evaluated: {e}']
+  paths = export.write(exported, epath.Path(workdir) / export.FOLDER, formats, calibration)
+  header, body = ['file', 'KiB'], [[str(path), f'{path.stat().length / 1024:,.1f}'] for path in paths.values()]
+  if run is not None:
+    header += ['top-1', 'predictions unlike training', 'unlike the integer forward']
+    functions = {'training': lambda pixels: run.forward(pixels)[0], 'integers': integer.Network(exported.graph)}
+    functions |= {str(path): export.open_network(path)[0] for path in paths.values()}
+    guesses = {name: [] for name in functions}
+    labels = []
+    for pixels, label, mask in run.batches():
+      labels.append(label[mask])
+      for name, function in functions.items():
+        guesses[name].append(np.argmax(np.asarray(function(pixels)), -1)[mask])
+    labels, guesses = np.concatenate(labels), {name: np.concatenate(parts) for name, parts in guesses.items()}
+    for row in (body := [['forward pass of training', ''], ['integer forward pass', ''], *body]):
+      name = {'forward pass of training': 'training', 'integer forward pass': 'integers'}.get(row[0], row[0])
+      row += [f'{100 * np.mean(guesses[name] == labels):.2f} %', *(
+          f'{np.sum(guesses[name] != guesses[other])} of {len(labels)}' for other in ('training', 'integers'))]
+  widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+  line = lambda cells: '  '.join(cell.ljust(width) if i == 0 else cell.rjust(width)
+                                 for i, (cell, width) in enumerate(zip(cells, widths, strict=True)))
+  return '\n'.join([*map(line, [header, *body]), '', weight_sizes(exported.graph), *notes])
+
+
+def weight_sizes(graph):
+  """Returns in words how many bytes the weights take, and would take as float32."""
+  by_bits = {}
+  for node in graph.nodes:
+    if 'bits' in node.attributes:
+      by_bits[node.attributes['bits']] = by_bits.get(node.attributes['bits'], 0) + node.weights.size
+  parts = [f'{count:,} of {bits} bits take {count * bits / 8192:,.1f} KiB' for bits, count in sorted(by_bits.items())]
+  total = sum(by_bits.values())
+  size = sum(count * bits for bits, count in by_bits.items())
+  return (f'weights: {", ".join(parts)}; together {size / 8192:,.1f} KiB, {32 * total / size:.1f} times less than '
+          f'as float32')
+
+
+class _Run:
+  """A run's network as training evaluates it, and the test images as exported files take them."""
+
+  def __init__(self, workdir, config, step):
+    self._method, self._variables, self._data, _, _ = evaluate.open_run(workdir, config, step)
+    data = run_reader.read(workdir).config.data
+    self._mean, self._std = np.float32(data.mean), np.float32(data.std)
+    self._pixels = jax.jit(lambda images: jnp.round(
+        (self._data.normalize(images) * self._std + self._mean) * 255).astype(jnp.uint8))
+    self.forward = jax.jit(functools.partial(_forward_with_codes, self._method, self._variables,
+                                             mean=tuple(data.mean), std=tuple(data.std)))
+    self.num_examples = self._data.evals['test'].num_examples
+
+  def batches(self):
+    """Yields (uint8 [B, H, W, C], resized and cropped; labels; mask of real examples), NumPy arrays."""
+    for batch in self._data.evals['test'].batches():
+      yield tuple(np.asarray(value) for value in (self._pixels(batch['image']), batch['label'], batch['mask']))
+
+
+def _forward_with_codes(method, variables, pixels, mean, std):
+  """(logits, {layer: codes of its activation, from 0}) of the forward pass of training."""
+  codes = {}
+
+  def record(next_function, args, kwargs, context):
+    module = context.module
+    if isinstance(module, layers.FakeQuantize) and module.name == 'activation_quantizer' and (
+        context.method_name == '__call__'):
+      own = {name: value for collection in module.variables.values() for name, value in collection.items()}
+      encode = lambda x: module.quantizer.encode(x.astype(jnp.float32), own).codes
+      codes['/'.join(module.path[:-1])] = encode(args[0]) - encode(jnp.full(1, -1e30))
+    return next_function(*args, **kwargs)
+
+  with nn.intercept_methods(record):
+    logits = method.apply(variables, standardize(pixels, mean, std), train=False).logits[run_reader.MAIN]
+  return logits, codes

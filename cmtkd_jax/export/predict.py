@@ -1,0 +1,48 @@
+"""Classes of image files, from the directory of a run or an exported file."""
+
+import jax
+import numpy as np
+from PIL import Image
+
+from cmtkd_jax import export
+from cmtkd_jax.data import decode
+from cmtkd_jax.errors import UserError
+
+_MOST = 5  # classes that are named
+
+
+def predict(path, images):
+  """Returns as text the most likely classes of each image file, with their probabilities.
+
+  Args:
+    path: directory of a run, or an exported file.
+    images: paths of image files; they are resized and cropped as the test images were.
+
+  Raises:
+    UserError: the network or an image cannot be read.
+  """
+  if not images:
+    raise UserError('--images is missing; name image files, e.g. --images=a.jpg,b.png')
+  network, about = export.open_network(path)
+  lines = []
+  for file in images:
+    probabilities = np.asarray(jax.nn.softmax(np.asarray(network(read_image(file, about)[None]))))[0]
+    best = np.argsort(-probabilities)[:_MOST]
+    lines.append(f'{file}: ' + ', '.join(f'{about["classes"][c]} {100 * probabilities[c]:.1f} %' for c in best))
+  return '\n'.join(lines)
+
+
+def read_image(file, about):
+  """Returns an image file as uint8 [H, W, C], resized and cropped as `about` says.
+
+  Raises:
+    UserError: it cannot be read, or has another size than the network where nothing is resized.
+  """
+  height, _, channels = about['image_shape']
+  transform = decode.build('none', size=height, resize=about['resize'], channels=channels, seed=None)
+  try:
+    with Image.open(file) as image:
+      return transform(image, 0, 0)
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    reason = 'there is no such file' if isinstance(e, FileNotFoundError) else e
+    raise UserError(f'--images: {file} cannot be read ({reason}); give image files such as .jpg or .png') from None
