@@ -109,9 +109,8 @@ class _Run:
   def __init__(self, workdir, config, step):
     self._method, self._variables, self._data, _, _ = evaluate.open_run(workdir, config, step)
     data = run_reader.read(workdir).config.data
-    self._mean, self._std = np.float32(data.mean), np.float32(data.std)
-    self._pixels = jax.jit(lambda images: jnp.round(
-        (self._data.normalize(images) * self._std + self._mean) * 255).astype(jnp.uint8))
+    mean, std = (np.float32(value).reshape(1, 1, 1, -1) for value in (data.mean, data.std))
+    self._pixels = jax.jit(lambda images: jnp.round((self._data.normalize(images) * std + mean) * 255).astype(jnp.uint8))
     self.forward = jax.jit(functools.partial(_forward_with_codes, self._method, self._variables,
                                              mean=tuple(data.mean), std=tuple(data.std)))
     self.num_examples = self._data.evals['test'].num_examples
@@ -132,7 +131,7 @@ def _forward_with_codes(method, variables, pixels, mean, std):
         context.method_name == '__call__'):
       own = {name: value for collection in module.variables.values() for name, value in collection.items()}
       encode = lambda x: module.quantizer.encode(x.astype(jnp.float32), own).codes
-      codes['/'.join(module.path[:-1])] = encode(args[0]) - encode(jnp.full(1, -1e30))
+      codes['/'.join(module.path[:-1])] = encode(args[0]) - encode(jnp.full((1,) * args[0].ndim, -1e30))
     return next_function(*args, **kwargs)
 
   with nn.intercept_methods(record):

@@ -75,7 +75,8 @@ def run(graph, images, sums, weights=None):
         else:
           value = product(inputs[0].astype(jnp.float32), node.weights if made is None else made)
       case 'affine':
-        value = (inputs[0].astype(jnp.float32) + arrays['bias']) * arrays['scale']
+        x = inputs[0].astype(jnp.float32)
+        value = (x + _ranked(arrays['bias'], x)) * _ranked(arrays['scale'], x)
       case 'quantize':
         value = _quantize(inputs[0], attributes['levels'], arrays.get('thresholds'))
       case 'lookup':
@@ -98,7 +99,13 @@ def run(graph, images, sums, weights=None):
 def _standardized(images, arrays):
   if images.dtype != jnp.uint8:
     return images
-  return (images.astype(jnp.float32) / np.float32(255) - arrays['mean']) / arrays['std']
+  return (images.astype(jnp.float32) / np.float32(255) - _ranked(arrays['mean'], images)) / (
+      _ranked(arrays['std'], images))
+
+
+def _ranked(array, x):
+  """`array`, which belongs to the last axes of `x`, with as many axes."""
+  return array.reshape((1,) * (x.ndim - array.ndim) + array.shape)
 
 
 def _quantize(x, levels, thresholds):
@@ -137,7 +144,7 @@ def _int8_sums(codes, weights, most, product, made=None):
   for factor, part in _int8_parts(weights.astype(np.int32)):
     sums = product(codes, part.astype(np.int8), preferred_element_type=jnp.int32)
     if shifted:
-      sums = sums + _BYTE * part.reshape(-1, part.shape[-1]).sum(0)
+      sums = sums + _ranked(_BYTE * part.reshape(-1, part.shape[-1]).sum(0), sums)
     total = total + factor * sums
   return total
 

@@ -1,0 +1,455 @@
+"""Exported networks: folding, exact sums, packing, archive, StableHLO, and the command that makes and reads them."""
+
+import functools
+import io
+import json
+import pickle
+import zipfile
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmtkd_jax import assembly, export, quantizers, train
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import comparison, folding, integer, packed, packing, predict, stablehlo, trace
+from cmtkd_jax.export.graph import Graph, Node
+from cmtkd_jax.quantizers import base
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compile_throughout():
+  """What `quick_compile` does, also for the run that the tests share."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+# Packing.
+
+
+def test_packing_by_hand():
+  # codes 1, 2, 3, 2 of 2 bits: 01, 10, 11, 10 -> byte 10 11 10 01 = 0xb9; code 1 alone: 0x01
+  np.testing.assert_array_equal(packing.pack(np.uint8([[1, 2, 3, 2, 1]]), 2), np.uint8([0xb9, 0x01]))
+  # codes 5, 3, 6 of 3 bits: 101, 011, 110 -> ..0 | 1 10 011 101: first byte 10 011 101 = 0x9d, then 1
+  np.testing.assert_array_equal(packing.pack(np.uint8([5, 3, 6]), 3), np.uint8([0x9d, 0x01]))
+
+
+@pytest.mark.parametrize('bits', range(1, 9))
+def test_packing_takes_its_bits_and_comes_back(bits):
+  codes = np.random.default_rng(0).integers(0, 2**bits, (3, 5, 7), dtype=np.uint8)
+  data = packing.pack(codes, bits)
+  assert data.nbytes == -(-codes.size * bits // 8)
+  np.testing.assert_array_equal(packing.unpack(data, bits, codes.shape), codes)
+  by_shifts = jax.jit(packing.unpack_by_shifts, static_argnums=(1, 2))(jnp.asarray(data), bits, codes.shape)
+  np.testing.assert_array_equal(by_shifts, codes)
+  with pytest.raises(ValueError, match='bytes'):
+    packing.unpack(data[:-1], bits, codes.shape)
+  if bits < 8:
+    with pytest.raises(ValueError, match=f'does not fit into {bits} bits'):
+      packing.pack(np.uint8([2**bits]), bits)
+
+
+# Exact sums.
+
+
+def reference_convolution(x, kernel, stride, padding):
+  """Sums of products in int64, written out."""
+  x = np.pad(x.astype(np.int64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+  kh, kw = kernel.shape[:2]
+  rows, columns = ((size - k) // stride + 1 for size, k in zip(x.shape[1:3], (kh, kw)))
+  out = np.zeros((len(x), rows, columns, kernel.shape[-1]), np.int64)
+  for i in range(rows):
+    for j in range(columns):
+      patch = x[:, i * stride:i * stride + kh, j * stride:j * stride + kw]
+      out[:, i, j] = np.tensordot(patch, kernel.astype(np.int64), 3)
+  return out
+
+
+@pytest.mark.parametrize('sums', integer.SUMS)
+@pytest.mark.parametrize('low, high, most', [(-3, 3, 3), (-127, 127, 127), (-128, 127, 255), (-255, 255, 255)])
+@pytest.mark.parametrize('stride, padding', [(1, 1), (2, 0)])
+def test_sums_are_exact(sums, low, high, most, stride, padding):
+  """Also where codes or weights go beyond int8, and where float32 could not hold the whole sum."""
+  rng = np.random.default_rng(0)
+  weights = rng.integers(low, high + 1, (3, 3, 64, 4))
+  if high == 255:
+    weights = 2 * (weights // 2) + 1  # 8-bit grids without a zero have odd integers
+  weights[..., 0] = weights.max()
+  codes = rng.integers(0, most + 1, (2, 6, 6, 64))
+  codes[0] = most
+  product = functools.partial(integer._convolve, stride=stride, padding=padding)
+  found = integer.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), most, product)
+  expected = reference_convolution(codes, weights, stride, padding)
+  assert found.dtype == jnp.int32
+  np.testing.assert_array_equal(found, expected)
+  assert most < 255 or np.abs(expected).max() > integer._EXACT_FLOAT  # or the test would not see rounding
+
+
+@pytest.mark.parametrize('sums', integer.SUMS)
+def test_sums_of_dense_layers_are_exact(sums):
+  rng = np.random.default_rng(0)
+  codes, weights = rng.integers(0, 256, (3, 4, 4, 64)), 2 * rng.integers(-128, 128, (1024, 5)) + 1
+  weights[:, 0] = 255
+  codes[0] = 255
+  found = integer.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), 255, integer._multiply)
+  np.testing.assert_array_equal(found, codes.reshape(3, -1) @ weights)
+
+
+# Folding.
+
+
+def make_network(**changes):
+  """(config, method, variables with running statistics, uint8 images) of one small network."""
+  config = config_lib.default()
+  config.method, config.model.width = 'single', 4 / 16
+  config.update_from_flattened_dict(changes)
+  shape = (config.data.image_size, config.data.image_size, 1)
+  method = assembly.create_method(config, 10)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (8, *shape), dtype=np.uint8)
+  real = standardized(images)
+  variables = jax.jit(functools.partial(method.init, train=True))(
+      {'params': jax.random.key(0), 'sampling': jax.random.key(1)}, real)
+  _, changed = method.apply(variables, real, train=True, mutable=[name for name in variables if name != 'params'])
+  # Normalisations that do something, in both directions.
+  scale = lambda path, x: x * rng.choice([-1.0, 0.5, 2.0], x.shape).astype(np.float32) if (
+      'norm' in str(path) and 'scale' in str(path)) else x + 0.1 if 'bias' in str(path) else x
+  variables = jax.tree_util.tree_map_with_path(scale, {**variables, **changed})
+  return config, method, variables, images
+
+
+def standardized(images):
+  return (images.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+
+
+def make_graph(config, method, variables):
+  size = config.data.image_size
+  return folding.fold(trace.trace(method, variables, (size, size, 1), 'student'), (size, size, 1), (0.5,), (0.5,))
+
+
+NETWORKS = {
+    '2/2': {},
+    '1/1': {'student.weight_bits': 1, 'student.activation_bits': 1},
+    '3/5': {'student.weight_bits': 3, 'student.activation_bits': 5},
+    '8/8': {'student.weight_bits': 8, 'student.activation_bits': 8, 'bits.first_last': 8},
+    '4/32': {'student.weight_bits': 4, 'student.activation_bits': 32},
+    '32/4': {'student.weight_bits': 32, 'student.activation_bits': 4},
+    'post': {'model.block_order': 'post'},
+    'zero threshold': {'quantizer.hwgq.activation.scheme': 'zero_threshold'},
+    'imagenet stem': {'model.name': 'resnet20', 'model.stem': 'imagenet', 'data.image_size': 32},
+    'alexnet': {'model.name': 'alexnet', 'model.stem': 'cifar', 'data.image_size': 32, 'model.width': 0.05},
+    'wide': {'model.name': 'wrn16_1', 'data.image_size': 16},
+    'groups': {'model.bn_groups': 2},
+    **{name: {'quantizer.name': name} for name in quantizers.QUANTIZERS if name not in ('hwgq', 'twn', 'xnor')},
+    'twn': {'quantizer.weights': 'twn'},
+    'xnor': {'quantizer.name': 'xnor', 'student.weight_bits': 1, 'student.activation_bits': 1},
+}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_folded_network_is_the_trained_one(name):
+  """Logits agree to rounding; codes agree but where rounding meets a threshold; both ways to sum agree in every bit."""
+  config, method, variables, images = make_network(**NETWORKS[name])
+  graph = make_graph(config, method, variables)
+  logits, codes = comparison._forward_with_codes(method, variables, images, (0.5,), (0.5,))
+  network = integer.Network(graph, 'int8')
+  ours, our_codes = network(images), network.codes(images)
+  assert set(our_codes) == set(codes)
+  different = sum(int(np.sum(np.asarray(codes[layer]) != np.asarray(value))) for layer, value in our_codes.items())
+  total = sum(value.size for value in our_codes.values())
+  assert different <= 1e-3 * total
+  if not different:
+    np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-5 * np.abs(logits).max())
+  assert sum(integer.differing_codes(graph, images).values()) == 0
+
+
+def test_quantized_layers_are_summed_in_integers():
+  """Uniform codes meet integer weights in exact sums everywhere but in the first and the last layer."""
+  graph = make_graph(*make_network()[:3])
+  kinds = [graph.kinds()[node.output] for node in graph.nodes if node.op in ('convolution', 'dense')]
+  assert kinds == ['real', *['sums'] * (len(kinds) - 2), 'real'] and len(kinds) > 6
+
+
+def step(op, module=None, variables=None, source='input', output='out', shape=(2, 2, 1)):
+  return trace.Step(op, (source,), output, shape, module, variables)
+
+
+def test_normalisation_by_hand():
+  # (x - 1) / sqrt(3.99999 + 1e-5) * 6 + 5 = (x - 1) * 3 + 5 = (x + 2/3) * 3; a scale of 0 leaves its bias of 7.
+  variables = {'batch_stats': {'mean': np.float32([1, 1]), 'var': np.float32([3.99999, 1])},
+               'params': {'scale': np.float32([6, 0]), 'bias': np.float32([5, 7])}}
+  graph = folding.fold([step('norm', nn.BatchNorm(epsilon=1e-5), variables)], (2, 2, 2), (0, 0), (1, 1))
+  node = graph.nodes[-1]
+  np.testing.assert_allclose(node.arrays['bias'][0], 2 / 3, rtol=1e-6)
+  np.testing.assert_allclose(node.arrays['scale'][0], 3, rtol=1e-6)
+  x = np.full((1, 2, 2, 2), 10, np.float32)
+  np.testing.assert_allclose(integer.run(graph, x, 'float')['out'][0, 0, 0], [32, 7], rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', [name for name, module in quantizers.QUANTIZERS.items()
+                                  if hasattr(module, 'Activation')])
+def test_thresholds_are_those_of_the_quantizer(name):
+  """Just below a threshold the code is one less."""
+  for bits in quantizers.QUANTIZERS[name].Activation.widths:
+    quantizer = quantizers.QUANTIZERS[name].Activation(bits)
+    parameters = quantizer.init(jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 4)), jnp.float32))
+    grid, thresholds, uniform = folding.activation_grid(quantizer, parameters, 'layer')
+    code = lambda x: np.asarray(quantizer.encode(jnp.asarray(x), parameters).codes)
+    wanted = code(np.float32([-1e30]))[0] + np.arange(1, len(thresholds) + 1)
+    assert (code(thresholds) >= wanted).all() and (code(np.nextafter(thresholds, np.float32(-9e9))) < wanted).all()
+    assert (grid.values is None) == (name not in ('lq_nets', 'apot'))
+    assert uniform == (name in ('hwgq', 'lsq', 'lsq_plus', 'dorefa', 'pact', 'sawb', 'ewgs')
+                       or name == 'qil' and len(thresholds) > 0 and uniform)
+
+
+def test_thresholds_on_sums_by_hand():
+  # round((s + 1) * 0.5) of sums s: 1 where (s + 1) / 2 > 0.5, s >= 1; 2 where >= 1.5, s >= 2; 3 where > 2.5, s >= 5.
+  # With -0.5 and bias -1: round((1 - s) / 2): 1 where s <= -1, 2 where s <= -2, 3 where s <= -5.
+  found, rising = folding.integer_thresholds([1, -1], [0.5, -0.5], 4)
+  np.testing.assert_array_equal(found, [[1, 2, 5], [-1, -2, -5]])
+  np.testing.assert_array_equal(rising, [True, False])
+
+
+@pytest.mark.parametrize('thresholds', [None, [0.3, 0.5, 4.25]])
+def test_thresholds_on_sums_give_the_codes(thresholds):
+  rng = np.random.default_rng(0)
+  bias, scale = rng.normal(size=6).astype(np.float32) * 20, rng.normal(size=6).astype(np.float32) * 0.1
+  arrays = {} if thresholds is None else {'thresholds': np.float32(thresholds)}
+  sums = np.arange(-300, 300)
+  graph = Graph((Node('affine', ('images',), 'a', {}, {'bias': bias, 'scale': scale}),
+                 Node('quantize', ('a',), 'q', {'levels': 4}, arrays)), (1, 1, 6))
+  x = jnp.asarray(np.broadcast_to(sums[:, None, None, None], (600, 1, 1, 6)), jnp.int32)
+  codes = np.asarray(integer.run(graph, x, 'float')['q'])[:, 0, 0]
+  found, rising = folding.integer_thresholds(bias, scale, 4, thresholds)
+  reached = np.where(rising[None, :, None], sums[:, None, None] >= found, sums[:, None, None] <= found)
+  np.testing.assert_array_equal(reached.sum(-1), codes)
+  assert len(np.unique(codes)) == 4
+
+
+def test_what_cannot_be_exported_is_named():
+  class Folded(base.Quantizer):
+    encode = lambda self, x, parameters=None: base.Coded(
+        jnp.round(jnp.clip(jnp.abs(x), 0, 3)).astype(jnp.int32), jnp.float32(1))
+
+  class Channels(base.Quantizer):
+    encode = lambda self, x, parameters=None: base.Coded(
+        jnp.round(jnp.clip(x, 0, 3)).astype(jnp.int32), jnp.ones(4))
+
+  with pytest.raises(UserError, match='here.*scale a channel'):
+    folding.activation_grid(Channels(2), {}, 'here')
+  with pytest.raises(UserError, match='here'):
+    folding.activation_grid(Folded(2), {}, 'here')
+
+  class Odd(nn.Module):
+    def __call__(self, images, train):
+      return type('Outputs', (), {'logits': {'student': jnp.sin(images)}})
+  with pytest.raises(UserError, match="operation 'sin'"):
+    trace.trace(Odd(), {}, (2, 2, 1), 'student')
+
+
+# Files.
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """Work directory of a short run on the digits."""
+  config = config_lib.default()
+  config_lib.smoke(config, 8, channels=1)
+  config.method, config.data.name, config.model.width = 'single', 'digits', 0.25
+  config.tensorboard = False
+  workdir = tmp_path_factory.mktemp('runs') / 'digits'
+  train.train_and_evaluate(config, workdir)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def archive(run):
+  """(exported network, path of its packed file)."""
+  exported = export.from_run(run)
+  return exported, export.write(exported, run / 'files', ['packed'])['packed']
+
+
+def digits(count):
+  return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+
+
+def test_archive_comes_back(archive):
+  exported, path = archive
+  graph, about = packed.read(path)
+  assert about == json.loads(json.dumps(exported.about)) and about['classes'] == list(map(str, range(10)))
+  assert [node.op for node in graph.nodes] == [node.op for node in exported.graph.nodes]
+  for node, other in zip(graph.nodes, exported.graph.nodes, strict=True):
+    assert (node.inputs, node.output, dict(node.attributes)) == (other.inputs, other.output, dict(other.attributes))
+    assert all(np.array_equal(node.arrays[name], other.arrays[name]) for name in other.arrays)
+  np.testing.assert_array_equal(integer.Network(graph)(digits(5)), integer.Network(exported.graph)(digits(5)))
+
+
+def test_archive_is_read_by_numpy_alone(archive):
+  """As the documentation of the format says, and with as many bytes as the bits make."""
+  exported, path = archive
+  file = np.load(path)
+  manifest = json.loads(bytes(file['manifest']))
+  quantized = 0
+  for entry, node in zip(manifest['nodes'], exported.graph.nodes, strict=True):
+    if 'codes' not in entry['arrays']:
+      continue
+    data, bits, shape = file[f'{entry["output"]}/codes'], entry['attributes']['bits'], entry['attributes']['shape']
+    assert data.nbytes == -(-np.prod(shape) * bits // 8)
+    every_bit = np.unpackbits(data, bitorder='little')[:np.prod(shape) * bits].reshape(-1, bits)
+    np.testing.assert_array_equal((every_bit @ 2**np.arange(bits)).reshape(shape), node.arrays['codes'])
+    quantized += 1
+  assert quantized >= 7
+
+
+@pytest.mark.parametrize('bits', range(1, 9))
+def test_every_width_is_small_and_right_in_both_files(bits, tmp_path):
+  config, method, variables, images = make_network(**{'student.weight_bits': bits, 'student.activation_bits': bits})
+  graph = make_graph(config, method, variables)
+  packed.write(tmp_path / 'a.npz', graph, {})
+  stablehlo.write(tmp_path / 'a.stablehlo', graph)
+  counts = [node.arrays['codes'].size for node in graph.nodes if 'codes' in node.arrays]
+  with zipfile.ZipFile(tmp_path / 'a.npz') as file:
+    sizes = [info.file_size - 128 for info in file.infolist() if info.filename.endswith('codes.npy')]
+  assert sizes == [-(-count * bits // 8) for count in counts]
+  expected = np.asarray(integer.Network(graph)(images))
+  np.testing.assert_array_equal(integer.Network(packed.read(tmp_path / 'a.npz')[0])(images), expected)
+  program = stablehlo.read(tmp_path / 'a.stablehlo')
+  for count in (1, 3):  # any batch size
+    np.testing.assert_allclose(program(images[:count]), expected[:count], rtol=1e-5, atol=1e-6)
+
+
+def test_stablehlo_grows_by_the_bits_of_its_weights(tmp_path):
+  sizes = {}
+  for bits in (2, 8):
+    graph = make_graph(*make_network(**{'student.weight_bits': bits, 'model.width': 1.0})[:3])
+    stablehlo.write(tmp_path / str(bits), graph)
+    sizes[bits] = (tmp_path / str(bits)).stat().st_size
+  count = sum(node.arrays['codes'].size for node in graph.nodes if 'codes' in node.arrays)
+  assert abs((sizes[8] - sizes[2]) - count * 6 / 8) < 0.02 * count
+
+
+def rewrite(path, target, **changes):
+  """Copies an archive with other members; None leaves one out."""
+  members = dict(np.load(path)) | changes
+  np.savez(target, **{name: array for name, array in members.items() if array is not None})
+
+
+def changed_manifest(path, **changes):
+  manifest = json.loads(bytes(np.load(path)['manifest'])) | changes
+  return np.frombuffer(json.dumps(manifest).encode(), np.uint8)
+
+
+def test_damaged_archives_are_refused(archive, tmp_path):
+  """One line each, whatever is wrong."""
+  _, path = archive
+  data = path.read_bytes()
+  first = next(name for name in np.load(path).files if name.endswith('codes'))
+  manifest = json.loads(bytes(np.load(path)['manifest']))
+
+  def broken(nodes):
+    return changed_manifest(path, nodes=nodes)
+
+  at = data.index(np.load(path)[first].tobytes())
+  files = {
+      'truncated': data[:len(data) // 2],
+      'empty': b'',
+      'foreign': b'\x89PNG' + data[4:],
+      'one byte changed': data[:at] + bytes([data[at] ^ 1]) + data[at + 1:],
+  }
+  for name, content in files.items():
+    (tmp_path / name).write_bytes(content)
+  target = lambda name: open(tmp_path / name, 'wb')
+  rewrite(path, target('newer'), manifest=changed_manifest(path, version=2))
+  rewrite(path, target('another format'), manifest=changed_manifest(path, format='other'))
+  rewrite(path, target('no manifest'), manifest=None)
+  rewrite(path, target('no codes'), **{first: None})
+  rewrite(path, target('short codes'), **{first: np.load(path)[first][:-1]})
+  rewrite(path, target('wide codes'), **{first: np.load(path)[first].astype(np.int32)})
+  rewrite(path, target('unknown operation'), manifest=broken([manifest['nodes'][0] | {'op': 'system'}]))
+  rewrite(path, target('unknown input'), manifest=broken([manifest['nodes'][0] | {'inputs': ['elsewhere']}]))
+  rewrite(path, target('no operations'), manifest=broken([]))
+  rewrite(path, target('huge shape'), manifest=broken(
+      [node | {'attributes': node['attributes'] | {'shape': [10**6, 10**6]}} if 'shape' in node['attributes'] else node
+       for node in manifest['nodes']]))
+  np.savez_compressed(target('compressed'), **np.load(path))
+  with zipfile.ZipFile(tmp_path / 'pickle', 'w') as file:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([print], object), allow_pickle=True)
+    file.writestr('manifest.npy', buffer.getvalue())
+  (tmp_path / 'bare pickle').write_bytes(pickle.dumps({'manifest': 1}))
+  found = sorted(tmp_path.iterdir())
+  assert len(found) == 17
+  for file in found:
+    with pytest.raises(UserError) as error:
+      packed.read(file)
+    message = str(error.value)
+    assert message.startswith(str(file)) and '\n' not in message, file
+    assert ('update cmtkd_jax' if file.name == 'newer' else 'export it again') in message, message
+  with pytest.raises(UserError, match='absent does not exist; write it with --mode=export'):
+    packed.read(tmp_path / 'absent')
+
+
+def test_damaged_stablehlo_is_refused(archive, tmp_path):
+  path = tmp_path / 'student.stablehlo'
+  stablehlo.write(path, archive[0].graph)
+  data = path.read_bytes()
+  for content in (b'', b'\0' * 100, data[:len(data) // 2]):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match='student.stablehlo is damaged.*export it again'):
+      stablehlo.read(path)
+  with pytest.raises(UserError, match='manifest.json, which belongs to'):
+    export.open_network(path)
+
+
+def test_files_are_evaluated_beside_training(run):
+  text = comparison.export_and_compare(run, ['packed', 'stablehlo'])
+  rows = text.splitlines()
+  assert len([row for row in rows if row.rstrip().endswith('0 of 355')]) == 4
+  assert 'of 2 bits take' in rows[-1]
+  results = comparison.integer_against_training(run)
+  assert results['codes'] == 355 * sum(size * size * width for size, width in ((8, 4), (8, 4), (8, 4), (4, 8), (4, 8),
+                                                                               (2, 16), (2, 16)))
+  assert results['predictions_that_differ'] == 0 and results['codes_that_differ'] <= 1e-4 * results['codes']
+
+
+def test_integer_evaluation_is_that_of_training(run):
+  """Counts what differs: a network with another threshold is told apart."""
+  exported = export.from_run(run)
+  layer = next(node for node in exported.graph.nodes if node.op == 'quantize')
+  values = integer.run(exported.graph, digits(4), 'int8')
+  method_codes = np.round(np.clip(np.asarray(values[layer.inputs[0]]), 0, 3))
+  np.testing.assert_array_equal(values[layer.output], method_codes)
+
+
+def test_images_are_classified_alike_by_every_file(run, tmp_path):
+  paths = export.write(export.from_run(run), tmp_path / 'out', ['packed', 'stablehlo'])
+  for i, image in enumerate(digits(2)):
+    Image.fromarray(image[..., 0]).save(tmp_path / f'{i}.png')
+  images = [str(tmp_path / f'{i}.png') for i in range(2)]
+  texts = {str(path): predict.predict(path, images) for path in (run, *paths.values())}
+  assert len(set(texts.values())) == 1
+  lines = next(iter(texts.values())).splitlines()
+  assert [line.split(': ')[0] for line in lines] == images
+  probabilities = [float(part.split()[1]) for part in lines[0].split(': ')[1].split(', ')]
+  assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 100.3
+
+
+def test_bad_input_of_export_and_predict(run, tmp_path):
+  Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / 'large.png')
+  (tmp_path / 'text.png').write_text('no image')
+  for images, words in ((None, '--images is missing'), (['/absent.png'], '--images: /absent.png.*no such file'),
+                        ([str(tmp_path / 'text.png')], '--images: .*text.png cannot be read'),
+                        ([str(tmp_path / 'large.png')], '9x9, not 8x8')):
+    with pytest.raises(UserError, match=words):
+      predict.predict(run, images)
+  with pytest.raises(UserError, match="no format 'tflite'; there are packed"):
+    export.write(export.from_run(run), tmp_path, ['tflite'])
+  with pytest.raises(UserError, match='neither the directory of a run nor an exported file'):
+    export.open_network(tmp_path / 'text.png')
+  with pytest.raises(UserError, match='there is no config.json'):
+    export.open_network(tmp_path)
