@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import time
 
 import jax
@@ -81,7 +82,7 @@ def train_and_evaluate(config, workdir):
       learn = evaluate.HeldOut(method, dataset, replicated) if method.held_out else None
 
       # The loop. Metrics stay on the device until they are logged, and no step waits for the one before it.
-      pending, since, waited = [], time.monotonic(), 0.0
+      pending, since, waited, broken = [], time.monotonic(), 0.0, 0
       for step in range(start + 1, total_steps + 1):
         with jax.transfer_guard('disallow'):
           state, metrics = step_fn(state, batch)
@@ -103,8 +104,12 @@ def train_and_evaluate(config, workdir):
           log.write(step, {f'train/{name}': value for name, value in means.items()} | {
               'train/epoch': step / dataset.train.steps_per_epoch, 'train/images_per_second': speed,
               'train/data_wait': waited / elapsed,
+              **({'train/corrupt_images': len(dataset.train.broken)} if dataset.train.broken else {}),
               **optimizer.rates(config, method, learning_rate(step - 1)),
               **jax.device_get(method.summary(state.params))})
+          if len(dataset.train.broken) > broken:
+            broken = len(dataset.train.broken)
+            progress.note(_told_of_broken(dataset.train.broken))
           # Told where it matters: a step that waits for its data is no step that computes.
           slow = {'waits for data': f'{100 * waited / elapsed:.0f} %'} if waited > 0.1 * elapsed else {}
           progress.update(step, speed, loss=means['loss'], **_accuracies(means), **slow)
@@ -162,6 +167,12 @@ def _told_of_memory(config):
     raise UserError(f'config.batch_size={config.batch_size} does not fit into the memory of a device; raise '
                     f"config.accumulate={config.accumulate}, set config.remat='.*' (now {config.remat!r}), or lower "
                     f'the batch size; {" ".join(str(e).split())[:120]}') from None
+
+
+def _told_of_broken(images):
+  """One line about training images that were replaced, {record: what is wrong}."""
+  first = '; '.join(itertools.islice(images.values(), 3))
+  return f'{len(images)} training images so far are broken and replaced by the next ones, such as: {first}'
 
 
 def _memory(compiled):

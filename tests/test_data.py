@@ -23,7 +23,7 @@ def make_mesh(devices=8):
 def make_config(**fields):
   config = ConfigDict(dict(
       name='digits', dir='', minival=0.0, augment='none', pad=2, pad_mode='zeros', image_size=8, resize=0, mean=(0.3,),
-      std=(0.35,), resident='auto', num_workers=2))
+      std=(0.35,), resident='auto', num_workers=2, workers='threads', max_corrupt=0.01))
   config.update(fields)
   return config
 
@@ -144,7 +144,7 @@ def test_host_crops_depend_on_seed_position_and_record():
   image = np.random.default_rng(0).integers(0, 256, (40, 40, 1), dtype=np.uint8)
   crops = set()
   for seed, position, record in itertools.product((0, 1), repeat=3):
-    transform = decode.build('inception_crop_flip', size=8, resize=0, channels=1, seed=seed)
+    transform = decode.Transform('inception_crop_flip', size=8, resize=0, channels=1, seed=seed)
     crops.add(transform(image, position, record).tobytes())
   assert len(crops) == 8
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from cmtkd_jax.data import augment as augment_lib
-from cmtkd_jax.data import decode, loaders, order, resident, sources
+from cmtkd_jax.data import decode, host_reader, loaders, order, resident, sources, workers
 from cmtkd_jax.errors import UserError
 
 _RESIDENT_LIMIT = 2**30
@@ -44,7 +44,7 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
 
   Args:
     config: the fields of `config.data` as attributes: name, dir, minival, augment, pad, image_size, resize,
-      mean, std, resident, num_workers.
+      mean, std, resident, num_workers, workers, max_corrupt.
     batch_size: global batch size for training.
     eval_batch_size: global batch size for evaluation; rounded up to a multiple of the device count.
     seed: seed of the order and, when streaming, of the random crops; the held-out slice is always the same.
@@ -81,11 +81,14 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
     minival_reader = train_reader
   else:
     from cmtkd_jax.data import streaming  # Needs grain, which resident data sets do not.
-    def reader(source, seed):
-      transform = decode.build(config.augment, size=size, resize=config.resize, channels=channels, seed=seed)
-      return streaming.Reader(source, (size, size, channels), transform, config.num_workers, mesh)
-    train_reader, minival_reader, test_reader = (
-        reader(splits.train, seed), reader(splits.train, None), reader(splits.test, None))
+    processes = workers.Workers(config.num_workers) if config.workers == 'processes' else None
+    def reader(source, seed, substitutes=None):
+      transform = decode.Transform(config.augment, size=size, resize=config.resize, channels=channels, seed=seed)
+      host = host_reader.HostReader(source, (size, size, channels), transform, substitutes)
+      return streaming.Reader(host, config.num_workers, processes, config.max_corrupt * len(train_records), mesh)
+    # Broken images are replaced in training; an accuracy on other images would be another accuracy.
+    train_reader = reader(splits.train, seed, train_records)
+    minival_reader, test_reader = reader(splits.train, None), reader(splits.test, None)
 
   sharding = NamedSharding(mesh, P('data'))
   devices = mesh.shape['data']
@@ -133,6 +136,11 @@ def _check_fields(config):
   check('pad', is_int(config.pad) and config.pad >= 0, 'must be a whole number, 0 or more')
   check('num_workers', is_int(config.num_workers) and config.num_workers >= 0,
         'must be a whole number, 0 or more')
+  check('workers', config.workers in ('threads', 'processes'), 'choose one of threads, processes')
+  check('num_workers', config.num_workers or config.workers == 'threads',
+        "workers='processes' needs at least one; set workers='threads' to read in the main thread")
+  check('max_corrupt', isinstance(config.max_corrupt, (int, float)) and 0 <= config.max_corrupt < 1,
+        'must be a fraction, 0 <= max_corrupt < 1')
   check('resize', is_int(config.resize) and (config.resize == 0 or config.resize >= config.image_size),
         f'must be 0 (no resizing) or at least config.data.image_size={config.image_size}')
   check('resize', config.resize or config.augment != 'resize_crop_flip',

@@ -1,9 +1,10 @@
 """Images in folders: train/<class>/*.jpg, likewise test/ or val/; or Tiny ImageNet as shipped."""
 
 import functools
-import pathlib
+from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from cmtkd_jax.data import decode
@@ -15,27 +16,23 @@ _TINY_LABELS = 'val_annotations.txt'
 
 
 class FolderSource(Source):
-  """Image files with a label each; opened when read, decoded when used."""
+  """Image files with a label each."""
 
-  def __init__(self, files: list[pathlib.Path], labels: list[int], channels: int):
-    self._files, self._labels, self._channels = files, np.asarray(labels, np.int32), channels
+  def __init__(self, files: list[epath.Path], labels: list[int], channels: int):
+    # Strings: a million paths would weigh on every worker process.
+    self._files, self._labels, self._channels = list(map(str, files)), np.asarray(labels, np.int32), channels
 
   def __len__(self):
     return len(self._files)
 
   def read(self, records):
-    return _Opened(self, records), self._labels[records]
-
-  def open(self, record: int) -> Image.Image:
-    """Opens one file; only its header is read."""
-    with decode.blame(self, record):
-      return Image.open(self._files[record])
+    return _Files([self._files[record] for record in records]), self._labels[records]
 
   def describe(self, record):
     return f'file {self._files[record]}'
 
   def _shape_of(self, record):
-    with self.open(record) as image:
+    with decode.blame(self, record), epath.Path(self._files[record]).open('rb') as file, Image.open(file) as image:
       return image.height, image.width, self._channels
 
   @functools.cached_property
@@ -48,16 +45,17 @@ class FolderSource(Source):
     return self.first_shape if same else None
 
 
-class _Opened:
-  """Opens the files one by one, so that a chunk of records does not hold as many file handles."""
+class _Files(Sequence):
+  """The contents of files, each read when it is taken: one that is missing does not hide the others."""
 
-  def __init__(self, source: FolderSource, records: np.ndarray):
-    self._source, self._records = source, records
+  def __init__(self, files: list[str]):
+    self._files = files
 
-  def __iter__(self):
-    for record in self._records:
-      with self._source.open(record) as image:
-        yield image
+  def __len__(self):
+    return len(self._files)
+
+  def __getitem__(self, row):
+    return epath.Path(self._files[row]).read_bytes()
 
 
 def read(path: str, channels: int) -> Splits:
@@ -73,7 +71,7 @@ def read(path: str, channels: int) -> Splits:
     UserError: no images, or the classes of the splits differ.
   """
   name = f"config.data.name='folder:{path}'"
-  root = pathlib.Path(path).expanduser()
+  root = epath.Path(path).expanduser()
   if channels not in (1, 3):
     raise UserError(f'{name}: image files are read with 1 or 3 channels, but config.data.mean has {channels} '
                     'numbers; give 1 or 3')

@@ -1,7 +1,7 @@
 """Loaders: which records make up which batch. How a batch is made is for `resident` or `streaming`."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import jax
@@ -14,6 +14,7 @@ Batch = dict[str, jax.Array]
 
 class Reader(Protocol):
   """Makes batches of given records; `resident.Reader` and `streaming.Reader`."""
+  broken: Mapping[int, str]
 
   def stream(self, rows: Callable[[int], np.ndarray], start: int, stop: int | None) -> Iterator[Batch]:
     """Yields {'image': uint8[B, h, w, C], 'label': int32[B]} of the records rows(start), rows(start + 1), ...
@@ -40,6 +41,11 @@ class TrainLoader:
     # Two, since reader threads straddle the border of two epochs.
     self._order = functools.lru_cache(maxsize=2)(
         functools.partial(order.epoch_permutation, len(records), seed))
+
+  @property
+  def broken(self) -> Mapping[int, str]:
+    """The images that this process met, could not decode and replaced: record -> what is wrong with it."""
+    return self._reader.broken
 
   def indices(self, step: int) -> np.ndarray:
     """Returns the record numbers of one batch, int64[batch_size], as in the training split before minival."""

@@ -3,23 +3,26 @@
 A reader of a data set returns `Splits`. Sources are read by several threads at once.
 """
 
-import pathlib
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from cmtkd_jax.errors import UserError
 
 
 class Source:
-  """Records by number: images (uint8 arrays, or PIL images that may not be decoded yet), and labels."""
+  """Records by number: images (uint8 arrays, or the bytes of image files), and labels. Picklable."""
 
   def __len__(self) -> int:
     raise NotImplementedError
 
   def read(self, records: np.ndarray) -> tuple[Any, np.ndarray]:
-    """Returns (images, labels): a sequence of images, and int32[len(records)]. Thread-safe."""
+    """Returns (images, labels): a sequence of images, and int32[len(records)]. Thread-safe.
+
+    Taking one of the images may raise `OSError`, which concerns this image alone.
+    """
     raise NotImplementedError
 
   def describe(self, record: int) -> str:
@@ -60,6 +63,16 @@ class ArraySource(Source):
 
   def __len__(self):
     return len(self.images)
+
+  def __getstate__(self):
+    # A memory-mapped file is pickled by its name: worker processes map it, too.
+    mapped = isinstance(self.images, np.memmap) and self.images.filename
+    return self.__dict__ | ({'images': mapped} if mapped else {})
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    if not isinstance(self.images, np.ndarray):
+      self.images = np.load(self.images, mmap_mode='r', allow_pickle=False)
 
   def read(self, records):
     return self.images[records], self.labels[records]
@@ -127,11 +140,14 @@ def npy(path: str) -> Splits:
     UserError: a file is missing or unreadable, has another dtype or shape, or labels out of range.
   """
   name = f"config.data.name='npy:{path}'"
-  folder = pathlib.Path(path).expanduser()
+  folder = epath.Path(path).expanduser()
 
   def read(file, **kwargs):
     try:
-      return np.load(folder / file, allow_pickle=False, **kwargs)
+      if '://' not in path:
+        return np.load(folder / file, allow_pickle=False, **kwargs)
+      with (folder / file).open('rb') as remote:  # cannot be mapped
+        return np.load(remote, allow_pickle=False)
     except FileNotFoundError as e:
       raise UserError(f'{name}: {folder / file} does not exist; the folder must hold train_images.npy, '
                       'train_labels.npy, test_images.npy and test_labels.npy') from e

@@ -1,15 +1,19 @@
-"""Images read and decoded batch by batch in threads (Grain), for data sets that do not fit on the device."""
+"""Images read and decoded batch by batch in threads (Grain) or processes, for sets that do not fit on the device."""
 
 import collections
+import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import grain
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from cmtkd_jax.data import decode, loaders, sources
+from cmtkd_jax.data import loaders
+from cmtkd_jax.data.host_reader import HostReader
+from cmtkd_jax.data.workers import Workers
+from cmtkd_jax.errors import UserError
 
 _BATCHES_IN_FLIGHT = 2
 # Rows that one thread reads at a time: enough to amortize a task's cost, few enough to share out a batch.
@@ -40,33 +44,25 @@ class _Chunks:
 
 
 class Reader:
-  """Streams batches of a source; each process reads only its own block of rows.
+  """Streams batches; each process of a run reads only its own block of rows.
 
   Args:
-    source: where the records come from.
-    shape: (H, W, C) after `transform`.
-    transform: (image, position, record) -> uint8[H, W, C], as from `decode.build`.
+    host: what reads and decodes.
     num_workers: reader threads; 0 reads in the caller's thread.
+    workers: processes that do the threads' work; None: the threads do it.
+    max_broken: how many images may be broken before the run stops.
     mesh: devices with an axis 'data'.
+
+  Attributes:
+    broken: the broken images that this process has met so far, and what is wrong with each.
   """
 
-  def __init__(self, source: sources.Source, shape: tuple[int, int, int], transform: Callable,
-               num_workers: int, mesh: jax.sharding.Mesh):
+  def __init__(self, host: HostReader, num_workers: int, workers: Workers | None, max_broken: float,
+               mesh: jax.sharding.Mesh):
     self.sharding = NamedSharding(mesh, P('data'))
-    self._source, self._shape, self._transform, self._num_workers = source, shape, transform, num_workers
-
-  def read(self, records: np.ndarray, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (uint8[n, H, W, C], int32[n]) of n records; `position` counts the stream's rows from step 0."""
-    images = np.zeros((len(records), *self._shape), np.uint8)
-    labels = np.zeros(len(records), np.int32)
-    real = np.flatnonzero(records >= 0)
-    if real.size:
-      opened, labels[real] = self._source.read(records[real])
-      sources.check_labels(labels[real], self._source, records[real])
-      for row, image in zip(real, opened):
-        with decode.blame(self._source, records[row]):
-          images[row] = self._transform(image, position + int(row), int(records[row]))
-    return images, labels
+    self.read = functools.partial(workers.read, host) if workers else host.read
+    self.broken: Mapping[int, str] = {}
+    self._num_workers, self._max_broken = num_workers, max_broken
 
   def stream(self, rows: Callable[[int], np.ndarray], start: int,
              stop: int | None) -> Iterator[loaders.Batch]:
@@ -79,7 +75,9 @@ class Reader:
     try:
       ready = collections.deque()
       while pieces := [piece for _, piece in zip(range(chunks.per_batch), iterator)]:
-        images, labels = (np.concatenate(parts) for parts in zip(*pieces))
+        *parts, broken = zip(*pieces)
+        self._count(broken)
+        images, labels = map(np.concatenate, parts)
         put = lambda x: jax.make_array_from_process_local_data(self.sharding, x)
         ready.append({'image': put(images), 'label': put(labels)})
         if len(ready) == _BATCHES_IN_FLIGHT:
@@ -87,3 +85,9 @@ class Reader:
       yield from ready
     finally:
       iterator.close()
+
+  def _count(self, broken):
+    self.broken = functools.reduce(dict.__or__, broken, self.broken)
+    if len(self.broken) > self._max_broken:
+      raise UserError(f'{len(self.broken)} images cannot be decoded, more than config.data.max_corrupt allows; the '
+                      f'first: {next(iter(self.broken.values()))}')

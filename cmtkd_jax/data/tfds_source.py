@@ -1,63 +1,83 @@
-"""Prepared TensorFlow Datasets. Files in array_record format are read without TensorFlow."""
+"""Prepared TensorFlow Datasets, in array_record or TFRecord format; both are read without TensorFlow."""
 
 import contextlib
 import functools
 import io
 import logging
-import math
-import pathlib
 import warnings
+from typing import Protocol
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
-from cmtkd_jax.data import decode
-from cmtkd_jax.data.sources import ArraySource, Source, Splits
+from cmtkd_jax.data import decode, example, tfrecord
+from cmtkd_jax.data.sources import Source, Splits
 from cmtkd_jax.errors import UserError
 
 _ALLOWED = ("allowed are 'digits', 'generated:HxWxC:CLASSES:N', 'npy:/path', 'folder:/path', or a name of "
             "TensorFlow Datasets such as 'cifar100', 'svhn_cropped', 'imagenet2012'")
-_TFRECORD_LIMIT = 2**30
+
+
+class Records(Protocol):
+  """Serialized examples by number, in the order of the files; thread-safe and picklable."""
+
+  def __len__(self) -> int: ...
+
+  def read(self, records: np.ndarray) -> list[bytes]: ...
+
+
+class _ArrayRecords:
+  """`Records` of array_record files."""
+
+  def __init__(self, builder, split, raw):
+    self._files = builder.as_data_source(split, deserialize_method=raw, file_format='array_record').data_source
+    self._name = f'{builder.info.full_name} {split}'
+
+  def __len__(self):
+    return len(self._files)
+
+  def read(self, records):
+    try:
+      return [self._files[int(record)] for record in records]
+    except RuntimeError as e:  # What array_record raises for a file that is missing or cut short.
+      raise UserError(f'config.data.name: {self._name} cannot be read ({_one_line(e)}); '
+                      'prepare it again') from e
 
 
 class TfdsSource(Source):
-  """One split of a data set in array_record format."""
+  """One split: `records`, of which `keys` are (image, label), and the images' declared shape."""
 
-  def __init__(self, builder, split: str, decoders: dict):
-    self._records = builder.as_data_source(split, decoders=decoders, file_format='array_record')
-    self._image, self._label = _keys(builder.info)
-    self._name = f'{builder.info.full_name} {split}'
-    self._declared = builder.info.features[self._image].shape
+  def __init__(self, records: Records, name: str, keys: tuple[str, str], shape: tuple[int | None, ...]):
+    self._records, self._name, self._keys, self._declared = records, name, keys, tuple(shape)
 
   def __len__(self):
     return len(self._records)
 
   def read(self, records):
-    try:
-      examples = self._records.__getitems__(records.tolist())
-    except RuntimeError as e:  # What array_record raises for a file that is missing or cut short.
-      raise UserError(f'config.data.name: {self._name} cannot be read ({_one_line(e)}); '
-                      'prepare it again') from e
-    labels = np.array([e[self._label] for e in examples], np.int32)
-    return self._open([e[self._image] for e in examples], records), labels
-
-  def _open(self, encoded, records):
-    for data, record in zip(encoded, records):
-      with decode.blame(self, record):
-        image = Image.open(io.BytesIO(data))
-      yield image
+    images, labels = [], np.empty(len(records), np.int32)
+    for row, data in enumerate(self._records.read(records)):
+      try:
+        (image,), (labels[row],) = map(example.parse(data, self._keys).__getitem__, self._keys)
+      except (ValueError, KeyError, TypeError, OverflowError) as e:
+        raise UserError(f'config.data.name: {self.describe(records[row])} has no {self._keys[0]} with one '
+                        f'{self._keys[1]} ({_one_line(e)}); prepare the data set again') from e
+      images.append(image)
+    return images, labels
 
   def describe(self, record):
     return f'record {record} of {self._name}'
 
   @functools.cached_property
   def first_shape(self):
-    image = next(self.read(np.array([0]))[0])
+    (data,), _ = self.read(np.array([0]))
+    with decode.blame(self, 0):
+      image = Image.open(io.BytesIO(data))
     return image.height, image.width, self._declared[-1]
 
   @property
   def shape(self):
-    return None if None in self._declared else tuple(self._declared)
+    return None if None in self._declared else self._declared
 
 
 def read(name: str, data_dir: str) -> Splits:
@@ -87,20 +107,8 @@ def read(name: str, data_dir: str) -> Splits:
     # The labels of ImageNet's test split are not public; tfds sets them to -1.
     has_labels = 'test' in info.splits and not info.name.startswith('imagenet2012')
     splits = ('train', 'test' if has_labels else 'validation')
-    if 'array_record' in {f.value for f in info.available_file_formats()}:
-      decoders = {_keys(info)[0]: tfds.decode.SkipDecoding()}
-      try:
-        train, test = (TfdsSource(builder, s, decoders) for s in splits)
-      except ImportError as e:
-        raise UserError(f'{field} needs the package array_record ({_one_line(e)}); '
-                        'pip install array_record') from e
-    else:
-      size = math.inf if None in image.shape else sum(
-          info.splits[s].num_examples for s in splits) * math.prod(image.shape)
-      if size > _TFRECORD_LIMIT:
-        raise UserError(f'{field}: {builder.data_dir} holds {info.file_format.value} files, which have no '
-                        f'random access; {_mend(name.split(":")[0], "NEW_DIR", new=True)}')
-      train, test = (_through_tensorflow(tfds, builder, s, field) for s in splits)
+    train, test = (TfdsSource(_records(tfds, builder, s, field), f'{info.full_name} {s}', _keys(info), image.shape)
+                   for s in splits)
   return Splits(train, test, tuple(label.names))
 
 
@@ -121,7 +129,7 @@ def _quiet():
 
 
 def _builder(tfds, name, data_dir, field):
-  data_dir = str(pathlib.Path(data_dir).expanduser()) if data_dir else ''
+  data_dir = str(epath.Path(data_dir).expanduser()) if data_dir else ''
   plain = name.split(':')[0].split('/')[0]
   try:
     # Straight from the files: the builder's own code would need TensorFlow.
@@ -133,7 +141,7 @@ def _builder(tfds, name, data_dir, field):
     raise UserError(f'{field}: {_one_line(e)}; {_ALLOWED}') from e
   if plain not in tfds.list_builders(with_community_datasets=False):
     raise UserError(f'{field} is unknown; {_ALLOWED}')
-  looked_in = data_dir or str(pathlib.Path(tfds.core.constants.DATA_DIR).expanduser())
+  looked_in = data_dir or str(epath.Path(tfds.core.constants.DATA_DIR).expanduser())
   raise UserError(f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); '
                   f'{_mend(name, looked_in)}')
 
@@ -163,20 +171,18 @@ def _features(tfds, info, field):
                   'choose an image classification set')
 
 
-def _through_tensorflow(tfds, builder, split, field):
-  try:
-    import tensorflow as tf
-  except ImportError as e:
-    raise UserError(f'{field}: {builder.data_dir} holds {builder.info.file_format.value} files, which only '
-                    'TensorFlow reads; pip install tensorflow-cpu, or prepare the set as array_record') from e
-  with contextlib.suppress(RuntimeError):  # TensorFlow is running already, with its own settings.
-    tf.config.set_visible_devices([], 'GPU')
-  # One file after the other, so that record numbers are those of the files.
-  config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-  image, label = _keys(builder.info)
-  examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False, read_config=config))
-  images, labels = zip(*((e[image], e[label]) for e in examples))
-  return ArraySource(np.stack(images), np.asarray(labels), f'{builder.info.full_name} {split}')
+def _records(tfds, builder, split, field) -> Records:
+  formats = {f.value for f in builder.info.available_file_formats()}
+  if 'array_record' in formats:
+    try:
+      return _ArrayRecords(builder, split, tfds.decode.DeserializeMethod.RAW_BYTES)
+    except ImportError as e:
+      raise UserError(f'{field} needs the package array_record ({_one_line(e)}); pip install array_record') from e
+  if builder.info.file_format.value != 'tfrecord':
+    raise UserError(f'{field}: {builder.data_dir} holds {builder.info.file_format.value} files; '
+                    f'{_mend(builder.name, "NEW_DIR", new=True)}')
+  files = builder.info.splits[split]
+  return tfrecord.Files(files.filepaths, files.shard_lengths)
 
 
 def _one_line(error):

@@ -1,0 +1,75 @@
+"""Records read, decoded and cropped on the host, in a reader thread or in a worker process."""
+
+import numpy as np
+
+from cmtkd_jax.data import decode, sources
+from cmtkd_jax.errors import UserError
+
+_SUBSTITUTES = 100  # that are tried for one broken image
+
+
+class HostReader:
+  """Reads rows of batches. Picklable.
+
+  Args:
+    source: where the records come from.
+    shape: (H, W, C) after `transform`.
+    transform: makes uint8[H, W, C] of an image.
+    substitutes: sorted record numbers; for an image that cannot be decoded the next of them stands in. None: such an
+      image is an error.
+  """
+
+  def __init__(self, source: sources.Source, shape: tuple[int, int, int], transform: decode.Transform,
+               substitutes: np.ndarray | None):
+    self.shape = shape
+    self._source, self._transform, self._substitutes = source, transform, substitutes
+
+  def read(self, records: np.ndarray, position: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Reads n records, -1 for none.
+
+    What stands in for a broken image depends on its number alone, so neither on where the run started nor on who reads.
+
+    Args:
+      records: int[n].
+      position: rows of the stream from step 0 to the first of these.
+
+    Returns:
+      uint8[n, H, W, C], int32[n], and the broken records with what is wrong with each.
+
+    Raises:
+      UserError: a record cannot be read, or has no label; an image cannot be decoded and has no substitute.
+    """
+    images = np.zeros((len(records), *self.shape), np.uint8)
+    labels = np.zeros(len(records), np.int32)
+    broken = {}
+    real = np.flatnonzero(records >= 0)
+    if real.size:
+      opened, labels[real] = self._source.read(records[real])
+      sources.check_labels(labels[real], self._source, records[real])
+      for row, item in zip(real, range(len(real))):
+        record = int(records[row])
+        try:
+          images[row] = self._decode(opened, item, position + int(row), record)
+        except decode.BrokenImage as e:
+          if self._substitutes is None:
+            raise
+          broken[record] = str(e)
+          images[row], labels[row] = self._substitute(position + int(row), record, broken)
+    return images, labels, broken
+
+  def _decode(self, opened, item, position, record):
+    with decode.blame(self._source, record):
+      return self._transform(opened[item], position, record)
+
+  def _substitute(self, position, record, broken):
+    """(image, label) of the next record that can be decoded."""
+    after = np.searchsorted(self._substitutes, record, 'right')
+    for i in range(min(_SUBSTITUTES, len(self._substitutes))):
+      other = int(self._substitutes[(after + i) % len(self._substitutes)])
+      opened, labels = self._source.read(np.array([other]))
+      sources.check_labels(labels, self._source, np.array([other]))
+      try:
+        return self._decode(opened, 0, position, other), labels[0]
+      except decode.BrokenImage as e:
+        broken[other] = str(e)
+    raise UserError(f'{broken[record]}; nor can the {len(broken) - 1} images after it')
