@@ -9,14 +9,16 @@ import contextlib
 import dataclasses
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cmtkd_jax.data import boxes, order
 from cmtkd_jax.errors import UserError
 
 _MODES = {1: 'L', 3: 'RGB'}
+_BROKEN_AT_FIRST = 100  # images in a row, before a set is taken for broken
 
 
 class BrokenImage(UserError):
@@ -31,8 +33,21 @@ def blame(source, record: int):
   except UserError:
     raise
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-    raise BrokenImage(f'config.data.name: {source.describe(record)} cannot be decoded '
-                      f'({" ".join(str(e).split())[:200]}); repair or remove it') from e
+    # PIL would name the buffer, by its address.
+    why = 'it is no image' if isinstance(e, UnidentifiedImageError) else ' '.join(str(e).split())[:200]
+    raise BrokenImage(f'config.data.name: {source.describe(record)} cannot be decoded ({why}); '
+                      'repair or remove it') from e
+
+
+def first_shape(shape_of: Callable[[int], tuple[int, int, int]], count: int) -> tuple[int, int, int]:
+  """Returns the shape of the first of `count` records whose header can be read; gives up after some."""
+  errors = []
+  for record in range(min(count, _BROKEN_AT_FIRST)):
+    try:
+      return shape_of(record)
+    except BrokenImage as e:
+      errors.append(e)
+  raise errors[0]
 
 
 def to_array(image: np.ndarray | bytes | Image.Image, channels: int) -> np.ndarray:

@@ -37,7 +37,7 @@ class FolderSource(Source):
 
   @functools.cached_property
   def first_shape(self):
-    return self._shape_of(0)
+    return decode.first_shape(self._shape_of, len(self))
 
   @functools.cached_property
   def shape(self):

@@ -31,7 +31,7 @@ class Source:
 
   @property
   def first_shape(self) -> tuple[int, int, int]:
-    """(h, w, C) of record 0."""
+    """(h, w, C) of record 0, or of the first that can be opened."""
     raise NotImplementedError
 
   @property

@@ -70,8 +70,11 @@ class TfdsSource(Source):
 
   @functools.cached_property
   def first_shape(self):
-    (data,), _ = self.read(np.array([0]))
-    with decode.blame(self, 0):
+    return decode.first_shape(self._shape_of, len(self))
+
+  def _shape_of(self, record):
+    (data,), _ = self.read(np.array([record]))
+    with decode.blame(self, record):
       image = Image.open(io.BytesIO(data))
     return image.height, image.width, self._declared[-1]
 

@@ -1,0 +1,356 @@
+"""Sets of photographs: both formats of tfds, smaller versions of JPEGs, worker processes, broken images."""
+
+import gc
+import io
+import itertools
+import json
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cmtkd_jax import data
+from cmtkd_jax.data import boxes, decode, host_reader, sources, workers
+from cmtkd_jax.errors import UserError
+
+IMAGENET = dict(augment='inception_crop_flip', resize=64, image_size=56, mean=(0.5,) * 3, std=(0.25,) * 3,
+                resident='no', dir='', minival=0.0, pad=0, pad_mode='zeros')
+
+
+def load(name, batch_size=8, devices=2, num_workers=2, workers='threads', max_corrupt=0.01, **fields):
+  config = ConfigDict(IMAGENET | dict(name=name, num_workers=num_workers, workers=workers, max_corrupt=max_corrupt))
+  config.update(fields)
+  mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+  return data.load(config, batch_size=batch_size, eval_batch_size=8, seed=0, mesh=mesh)
+
+
+def take(loader, start, count):
+  iterator = loader.batches(start)
+  batches = [jax.device_get(b) for b in itertools.islice(iterator, count)]
+  iterator.close()
+  return batches
+
+
+def assert_equal(left, right):
+  assert len(left) == len(right) > 0
+  jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def picture(seed, height, width):
+  """A picture with edges and slopes, as photographs have."""
+  coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+  return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg(image, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, 'JPEG', **dict(quality=92) | options)
+  return buffer.getvalue()
+
+
+def pictures(count, seed=0):
+  sizes = np.random.default_rng(seed).integers(60, 180, (count, 2))
+  return [jpeg(picture(1000 * seed + i, *map(int, size))) for i, size in enumerate(sizes)]
+
+
+# --- Both formats.
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  """{format: folder} of one set of 44 + 10 JPEGs of many sizes, in the format that tfds gives ImageNet."""
+  pytest.importorskip('tensorflow')
+  tfds = pytest.importorskip('tensorflow_datasets')
+  features = tfds.features.FeaturesDict({
+      'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(names=['ant', 'bee', 'cat']), 'file_name': tfds.features.Text()})
+  made = {split: pictures(n, seed) for seed, (split, n) in enumerate((('train', 44), ('validation', 10)))}
+  folders = {}
+  for file_format in ('array_record', 'tfrecord'):
+    folders[file_format] = tmp_path_factory.mktemp(file_format)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name='photos', version='1.0.0', features=features, data_dir=folders[file_format], file_format=file_format,
+        split_datasets={split: [(i, {'image': io.BytesIO(one), 'label': i % 3, 'file_name': f'{i}.JPEG'})
+                                for i, one in enumerate(images)] for split, images in made.items()},
+        disable_shuffling=True)
+  return folders, made
+
+
+@pytest.mark.filterwarnings('ignore')  # of tensorflow_datasets
+def test_both_formats_give_the_same_batches_and_resume_exactly(prepared):
+  folders, made = prepared
+  runs = []
+  for file_format, folder in folders.items():
+    dataset = load('photos', dir=str(folder), minival=0.1)
+    assert dataset.train.num_examples == 40 and dataset.train.steps_per_epoch == 5
+    whole = take(dataset.train, 0, 8)  # Into the second epoch.
+    resumed = take(load('photos', dir=str(folder), minival=0.1, num_workers=1).train, 3, 5)
+    assert_equal(whole[3:], resumed)
+    runs.append(whole + jax.device_get([*dataset.evals['test'].batches(), *dataset.evals['minival'].batches()]))
+    # The batch is what the records' own bytes give.
+    records = dataset.train.indices(6)
+    transform = decode.Transform('inception_crop_flip', size=56, resize=64, channels=3, seed=0)
+    expected = [transform(made['train'][r], 48 + i, int(r)) for i, r in enumerate(records)]
+    np.testing.assert_array_equal(whole[6]['image'], expected)
+    np.testing.assert_array_equal(whole[6]['label'], records % 3)
+  assert_equal(*runs)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_tfrecords_need_no_tensorflow(prepared):
+  code = f'''
+import sys
+from cmtkd_jax.data import tfds_source
+source = tfds_source.read('photos', {str(prepared[0]['tfrecord'])!r}).train
+images, labels = source.read(__import__('numpy').array([43, 5]))
+print(len(source), source.first_shape, labels.tolist(), images[0][:2].hex(), 'tensorflow' in sys.modules)
+'''
+  run = subprocess.run([sys.executable, '-B', '-c', code], capture_output=True, text=True, check=True)
+  first = Image.open(io.BytesIO(prepared[1]['train'][0]))
+  assert run.stdout == f'44 {(first.height, first.width, 3)} [1, 2] ffd8 False\n'
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_shard_with_other_records_is_refused(prepared, tmp_path):
+  import shutil
+  shutil.copytree(prepared[0]['tfrecord'], tmp_path, dirs_exist_ok=True)
+  path = tmp_path / 'photos' / '1.0.0' / 'dataset_info.json'
+  info = json.loads(path.read_text())
+  for split in info['splits']:
+    split['shardLengths'] = [str(int(length) + 1) for length in split['shardLengths']]
+  path.write_text(json.dumps(info))
+  with pytest.raises(UserError, match='photos-train.tfrecord-00000-of-00001 has 44 records, not the 45') as e:
+    load('photos', dir=str(tmp_path))
+  assert '\n' not in str(e.value)
+
+
+# --- Smaller versions of JPEGs.
+
+
+def full_decode(encoded, box, size):
+  """The crop of the whole image: what must come out, nearly, however it is decoded."""
+  top, left, height, width = box
+  image = Image.open(io.BytesIO(encoded)).convert('RGB').copy()
+  corners = (left, top, min(left + width, image.width), min(top + height, image.height))
+  return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=corners)).astype(int)
+
+
+@pytest.mark.parametrize('height, width, size, scale', [(375, 500, 224, 1), (540, 720, 227, 2), (1101, 1403, 224, 4)])
+def test_smaller_versions_give_the_same_crop(height, width, size, scale, monkeypatch):
+  encoded = jpeg(picture(1, height, width))
+  box = boxes.centre_box(height, width, 256, size)
+  decoded, resize = [], Image.Image.resize
+  monkeypatch.setattr(Image.Image, 'resize', lambda self, *a, **k: decoded.append(self.size) or resize(self, *a, **k))
+  out = decode.Transform('none', size=size, resize=256, channels=3, seed=None)(encoded, 0, 0)
+  assert decoded == [(-(-width // scale), -(-height // scale))]
+  difference = np.abs(out - full_decode(encoded, box, size))
+  assert difference.max() <= (0 if scale == 1 else 6) and difference.mean() < 0.7
+
+
+def test_smaller_versions_never_have_fewer_pixels_than_the_crop_wants():
+  encoded, rng = jpeg(picture(2, 700, 900)), np.random.default_rng(0)
+  for u in rng.random((60, boxes.NUM_DRAWS)):
+    box = tuple(map(float, boxes.inception_box(np, u, 700, 900)))
+    image = Image.open(io.BytesIO(encoded))
+    out = decode._resample(image, box, 96, 3)
+    scale = 900 / image.width
+    assert min(box[2:]) / scale >= 96 or image.width == 900
+    assert np.abs(out - full_decode(encoded, box, 96)).mean() < 1
+
+
+@pytest.mark.parametrize('mode, options', [('L', {}), ('CMYK', {}), ('RGB', {'progressive': True})])
+def test_other_jpegs(mode, options):
+  encoded = jpeg(picture(3, 300, 400).convert(mode), **options)
+  box = boxes.centre_box(300, 400, 64, 56)
+  out = decode._resample(Image.open(io.BytesIO(encoded)), box, 56, 3)
+  assert np.abs(out - full_decode(encoded, box, 56)).mean() < 1
+  grey = decode.Transform('none', size=56, resize=64, channels=1, seed=None)(encoded, 0, 0)
+  assert grey.shape == (56, 56, 1)
+
+
+# --- Worker processes.
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """A folder set of 40 + 10 JPEGs, 20 and 5 a class."""
+  for seed, (split, n) in enumerate((('train', 20), ('test', 5))):
+    made = iter(pictures(2 * n, seed))
+    for name in ('ant', 'bee'):
+      (tmp_path / split / name).mkdir(parents=True)
+      for i in range(n):
+        (tmp_path / split / name / f'{i:02}.jpg').write_bytes(next(made))
+  return tmp_path
+
+
+def test_processes_give_what_threads_give(photos):
+  name = f'folder:{photos}'
+  (photos / 'train' / 'ant' / '07.jpg').write_bytes(b'no image')
+  dataset = load(name, max_corrupt=0.1)
+  threads = take(dataset.train, 3, 4)
+  evaluated = jax.device_get(list(dataset.evals['test'].batches()))
+  processes = load(name, max_corrupt=0.1, workers='processes')
+  assert_equal(threads, take(processes.train, 3, 4))
+  assert_equal(evaluated, jax.device_get(list(processes.evals['test'].batches())))
+  assert dataset.train.broken == processes.train.broken and list(dataset.train.broken) == [7]
+  alone = load(name, max_corrupt=0.1, workers='processes', num_workers=1, devices=1)
+  assert_equal(threads[2:], take(alone.train, 5, 2))
+  (photos / 'test' / 'bee' / '03.jpg').write_bytes(b'no image')
+  with pytest.raises(UserError, match='test/bee/03.jpg cannot be decoded') as e:
+    list(processes.evals['test'].batches())
+  assert '\n' not in str(e.value)
+
+
+def test_mapped_arrays_are_sent_by_name(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+  for split in ('train', 'test'):
+    np.save(tmp_path / f'{split}_images.npy', images)
+    np.save(tmp_path / f'{split}_labels.npy', np.arange(5))
+  source = sources.npy(str(tmp_path)).train
+  payload = pickle.dumps(source)
+  assert images[0].tobytes() not in payload
+  np.testing.assert_array_equal(pickle.loads(payload).read(np.array([3, 1]))[0], images[[3, 1]])
+
+
+def running(pid):
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rsplit(')')[1].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
+
+
+def ends(pids):
+  for _ in range(100):
+    if not any(map(running, pids)):
+      return True
+    time.sleep(0.1)
+  return False
+
+
+class Misbehaving:
+  """Stands for a `HostReader`, in a worker."""
+  shape = (1, 1, 1)
+
+  def read(self, records, position):
+    print('a library prints')
+    if position == 1:
+      raise UserError('config.x=1: no')
+    if position == 2:
+      raise ZeroDivisionError('bug')
+    if position == 3:
+      os._exit(7)
+    import jax._src.xla_bridge as bridge
+    return np.full((len(records), 1, 1, 1), os.getpid() % 251, np.uint8), (os.getpid(), bool(bridge._backends)), {}
+
+
+def test_workers_errors_and_end(monkeypatch):
+  monkeypatch.setenv('PYTHONPATH', os.path.dirname(__file__))  # for this module
+  pool, reader, records = workers.Workers(1), Misbehaving(), np.arange(3)
+  images, (pid, has_backends), _ = pool.read(reader, records, 0)
+  assert (images == pid % 251).all() and images.shape == (3, 1, 1, 1) and pid != os.getpid() and not has_backends
+  with pytest.raises(UserError, match='^config.x=1: no$'):
+    pool.read(reader, records, 1)
+  with pytest.raises(RuntimeError, match='ZeroDivisionError: bug'):
+    pool.read(reader, records, 2)
+  os.kill(pid, signal.SIGTERM)  # As a scheduler sends it to all processes of a run: the parent still needs them.
+  assert pool.read(reader, records, 0)[1][0] == pid
+  with pytest.raises(UserError, match='exit status 7.*config.data.num_workers'):
+    pool.read(reader, records, 3)
+  other = workers.Workers(1)
+  pid = other.read(reader, records, 0)[1][0]
+  assert running(pid)
+  del other
+  gc.collect()
+  assert ends([pid])
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='looks into /proc')
+def test_workers_die_with_a_killed_parent(photos):
+  code = f'''
+import sys
+import numpy as np
+from cmtkd_jax.data import decode, folder, host_reader, workers
+source = folder.read({str(photos)!r}, 3).train
+reader = host_reader.HostReader(source, (8, 8, 3), decode.Transform('none', 8, 8, 3, None), None)
+pool = workers.Workers(1)
+assert pool.read(reader, np.arange(4), 0)[0].std() > 0
+print(*[p.pid for p in pool._processes], flush=True)
+sys.stdin.read()
+'''
+  pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  with subprocess.Popen([sys.executable, '-c', code], **pipes) as parent:
+    pids = list(map(int, parent.stdout.readline().split()))
+    assert len(pids) == 1 and all(map(running, pids))
+    parent.kill()
+  assert ends(pids)
+
+
+# --- Broken images.
+
+
+def test_broken_training_images_are_replaced_by_the_next(photos):
+  name, whole = f'folder:{photos}', (photos / 'train' / 'ant' / '04.jpg').read_bytes()
+  clean = take(load(name).train, 0, 10)
+  (photos / 'train' / 'ant' / '03.jpg').write_bytes(whole[:len(whole) // 2])
+  (photos / 'train' / 'bee' / '19.jpg').write_bytes(b'')
+  dataset = load(name, max_corrupt=0.1)
+  (photos / 'train' / 'bee' / '18.jpg').unlink()  # Record 38, after the folder was read.
+  damaged = take(dataset.train, 0, 10)
+  assert dataset.train.broken.keys() == {3, 38, 39}
+  assert all(f'{file}.jpg cannot be decoded' in text for file, text in zip(
+      ('ant/03', 'bee/18', 'bee/19'), dict(sorted(dataset.train.broken.items())).values()))
+  transform = decode.Transform('inception_crop_flip', size=56, resize=64, channels=3, seed=0)
+  replaced = {3: 4, 38: 0, 39: 0}  # The next one; after the last comes the first.
+  seen = 0
+  for step, (a, b) in enumerate(zip(clean, damaged)):
+    records = dataset.train.indices(step)
+    for row, record in enumerate(map(int, records)):
+      if record in replaced:
+        other = replaced[record]
+        encoded = (photos / 'train' / ('ant', 'bee')[other // 20] / f'{other % 20:02}.jpg').read_bytes()
+        np.testing.assert_array_equal(b['image'][row], transform(encoded, step * 8 + row, other))
+        assert b['label'][row] == other // 20
+        seen += 1
+      else:
+        np.testing.assert_array_equal(b['image'][row], a['image'][row])
+        assert b['label'][row] == a['label'][row]
+  assert seen == 6  # Two epochs.
+  (photos / 'train' / 'bee' / '18.jpg').touch()
+  assert_equal(damaged[7:], take(load(name, max_corrupt=0.1, num_workers=0, devices=1).train, 7, 3))
+
+
+def test_too_many_broken_images_stop_the_run(photos):
+  name = f'folder:{photos}'
+  for i in range(3):
+    (photos / 'train' / 'ant' / f'{i:02}.jpg').write_bytes(b'no image')
+  take(load(name, max_corrupt=0.075).train, 0, 5)
+  with pytest.raises(UserError, match='3 images cannot be decoded.*config.data.max_corrupt.*ant/0') as e:
+    take(load(name, max_corrupt=0.07).train, 0, 5)
+  assert '\n' not in str(e.value)
+
+
+def test_substitutes_leave_the_held_out_images_alone():
+  class Blank(sources.ArraySource):
+    def read(self, records):
+      return [b'' if r in (3, 5) else self.images[r] for r in records], self.labels[records]
+
+  images = np.arange(8, dtype=np.uint8)[:, None, None, None] + np.zeros((8, 4, 4, 1), np.uint8)
+  source = Blank(images, np.arange(8), 'blank')
+  transform = decode.Transform('none', size=4, resize=0, channels=1, seed=0)
+  reader = host_reader.HostReader(source, (4, 4, 1), transform, np.array([0, 1, 3, 5, 7]))
+  out, labels, broken = reader.read(np.array([3, 1, 5, -1]), 0)
+  np.testing.assert_array_equal(out[:, 0, 0, 0], [7, 1, 7, 0])
+  np.testing.assert_array_equal(labels, [7, 1, 7, 0])
+  assert broken.keys() == {3, 5} and 'record 3 of blank cannot be decoded' in broken[3]
+  with pytest.raises(UserError, match='record 3 of blank.*nor can'):
+    host_reader.HostReader(source, (4, 4, 1), transform, np.array([3, 5])).read(np.array([3]), 0)
