@@ -107,7 +107,7 @@ def train_and_evaluate(config, workdir):
               **({'train/corrupt_images': len(dataset.train.broken)} if dataset.train.broken else {}),
               **optimizer.rates(config, method, learning_rate(step - 1)),
               **jax.device_get(method.summary(state.params))})
-          if len(dataset.train.broken) > broken:
+          if len(dataset.train.broken) > 2 * broken:  # Not at every row, where there are many.
             broken = len(dataset.train.broken)
             progress.note(_told_of_broken(dataset.train.broken))
           # Told where it matters: a step that waits for its data is no step that computes.
@@ -170,9 +170,9 @@ def _told_of_memory(config):
 
 
 def _told_of_broken(images):
-  """One line about training images that were replaced, {record: what is wrong}."""
-  first = '; '.join(itertools.islice(images.values(), 3))
-  return f'{len(images)} training images so far are broken and replaced by the next ones, such as: {first}'
+  """One line about training images that were replaced, {record: name}."""
+  first = ', '.join(itertools.islice(images.values(), 3))
+  return f'training images that cannot be decoded and are replaced by the next ones, so far {len(images)}: {first}'
 
 
 def _memory(compiled):

@@ -34,7 +34,7 @@ class HostReader:
       position: rows of the stream from step 0 to the first of these.
 
     Returns:
-      uint8[n, H, W, C], int32[n], and the broken records with what is wrong with each.
+      uint8[n, H, W, C], int32[n], and the broken records with their names.
 
     Raises:
       UserError: a record cannot be read, or has no label; an image cannot be decoded and has no substitute.
@@ -53,16 +53,16 @@ class HostReader:
         except decode.BrokenImage as e:
           if self._substitutes is None:
             raise
-          broken[record] = str(e)
-          images[row], labels[row] = self._substitute(position + int(row), record, broken)
+          images[row], labels[row] = self._substitute(e, position + int(row), record, broken)
     return images, labels, broken
 
   def _decode(self, opened, item, position, record):
     with decode.blame(self._source, record):
       return self._transform(opened[item], position, record)
 
-  def _substitute(self, position, record, broken):
-    """(image, label) of the next record that can be decoded."""
+  def _substitute(self, error, position, record, broken):
+    """(image, label) of the next record that can be decoded; `broken` takes those that cannot."""
+    broken[record] = self._source.describe(record)
     after = np.searchsorted(self._substitutes, record, 'right')
     for i in range(min(_SUBSTITUTES, len(self._substitutes))):
       other = int(self._substitutes[(after + i) % len(self._substitutes)])
@@ -70,6 +70,6 @@ class HostReader:
       sources.check_labels(labels, self._source, np.array([other]))
       try:
         return self._decode(opened, 0, position, other), labels[0]
-      except decode.BrokenImage as e:
-        broken[other] = str(e)
-    raise UserError(f'{broken[record]}; nor can the {len(broken) - 1} images after it')
+      except decode.BrokenImage:
+        broken[other] = self._source.describe(other)
+    raise UserError(f'{error}; nor can {len(broken) - 1} other images') from error

@@ -44,7 +44,7 @@ class TrainLoader:
 
   @property
   def broken(self) -> Mapping[int, str]:
-    """The images that this process met, could not decode and replaced: record -> what is wrong with it."""
+    """The images that this process met, could not decode and replaced: record -> its name."""
     return self._reader.broken
 
   def indices(self, step: int) -> np.ndarray:

@@ -54,7 +54,7 @@ class Reader:
     mesh: devices with an axis 'data'.
 
   Attributes:
-    broken: the broken images that this process has met so far, and what is wrong with each.
+    broken: the images that this process has met so far and cannot decode: record -> its name.
   """
 
   def __init__(self, host: HostReader, num_workers: int, workers: Workers | None, max_broken: float,
@@ -89,5 +89,5 @@ class Reader:
   def _count(self, broken):
     self.broken = functools.reduce(dict.__or__, broken, self.broken)
     if len(self.broken) > self._max_broken:
-      raise UserError(f'{len(self.broken)} images cannot be decoded, more than config.data.max_corrupt allows; the '
-                      f'first: {next(iter(self.broken.values()))}')
+      raise UserError(f'{len(self.broken)} training images cannot be decoded, more than config.data.max_corrupt '
+                      f'allows; repair them, or raise it; the first: {next(iter(self.broken.values()))}')

@@ -11,6 +11,11 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+try:
+  import resource
+except ImportError:  # Windows
+  resource = None
+
 from cmtkd_jax.data import decode, example, tfrecord
 from cmtkd_jax.data.sources import Source, Splits
 from cmtkd_jax.errors import UserError
@@ -32,6 +37,7 @@ class _ArrayRecords:
 
   def __init__(self, builder, split, raw):
     self._files = builder.as_data_source(split, deserialize_method=raw, file_format='array_record').data_source
+    _allow_open_files(builder.info.splits[split].num_shards)
     self._name = f'{builder.info.full_name} {split}'
 
   def __len__(self):
@@ -186,6 +192,15 @@ def _records(tfds, builder, split, field) -> Records:
                     f'{_mend(builder.name, "NEW_DIR", new=True)}')
   files = builder.info.splits[split]
   return tfrecord.Files(files.filepaths, files.shard_lengths)
+
+
+def _allow_open_files(count):
+  """Raises the process's own limit: array_record keeps every file open, and ImageNet has more than the usual 1024."""
+  if resource:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+      resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _one_line(error):
