@@ -110,7 +110,8 @@ class _Run:
     self._method, self._variables, self._data, _, _ = evaluate.open_run(workdir, config, step)
     data = run_reader.read(workdir).config.data
     mean, std = (np.float32(value).reshape(1, 1, 1, -1) for value in (data.mean, data.std))
-    self._pixels = jax.jit(lambda images: jnp.round((self._data.normalize(images) * std + mean) * 255).astype(jnp.uint8))
+    pixels = lambda images: jnp.round((self._data.normalize(images) * std + mean) * 255)
+    self._pixels = jax.jit(lambda images: pixels(images).astype(jnp.uint8))
     self.forward = jax.jit(functools.partial(_forward_with_codes, self._method, self._variables,
                                              mean=tuple(data.mean), std=tuple(data.std)))
     self.num_examples = self._data.evals['test'].num_examples
