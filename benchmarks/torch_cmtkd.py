@@ -1,9 +1,10 @@
 """The train step of CMT-KD in PyTorch, for comparison: ResNets with HWGQ, the attention loss, SGD, augmentation.
 
-Written from the definitions, the way PyTorch is fast: channels last, autocast, a fused optimizer, nothing that waits for
-the device. Modules are named like the parameters of `cmtkd_jax`, so that `tests/test_torch_twin.py` can compare
-losses and gradients. What differs: running variances are unbiased, and under autocast normalised and quantized maps are
-bfloat16, where ours are float32 until the next convolution. It reads the nested dict of a `cmtkd_jax` configuration.
+Written from the definitions, the way PyTorch is fast: channels last, autocast, a fused optimizer, and nothing that
+waits for the device. Modules are named like the parameters of `cmtkd_jax`, so that `tests/test_torch_twin.py` can
+compare losses and gradients. What differs: running variances are unbiased, and under autocast normalised and quantized
+maps are bfloat16, where ours are float32 until the next convolution. Its configuration is that of `cmtkd_jax`, as a
+nested dict.
 """
 
 import contextlib
@@ -20,8 +21,9 @@ ACTIVATION_STEP = (0.799, 0.538, 0.3217, 0.185, 0.105488, 0.057261, 0.030870, 0.
 LOW_BITS = 2  # weights of so few bits get the smaller weight decay
 # The one form of the method that is written here.
 FIXED = {
-    'method': 'cmtkd', 'model.block_order': 'pre', 'model.bn_groups': 1, 'model.bn_affine': True, 'quantizer.name': 'hwgq',
-    'quantizer.weights': '', 'quantizer.activations': '', 'quantizer.hwgq.activation.scheme': 'nearest',
+    'method': 'cmtkd', 'model.block_order': 'pre', 'model.bn_groups': 1, 'model.bn_affine': True,
+    'quantizer.name': 'hwgq', 'quantizer.weights': '', 'quantizer.activations': '',
+    'quantizer.hwgq.activation.scheme': 'nearest',
     'quantizer.hwgq.activation.step': 'published', 'quantizer.hwgq.weight.per_channel': False,
     'quantizer.hwgq.weight.binary_scale': 'std', 'bits.first_last': 32, 'bits.rules': (), 'bits.shortcut': 'quantized',
     'cmtkd.taps': (), 'cmtkd.ce_temperature': 1.0, 'cmtkd.feature_loss': 'attention', 'cmtkd.mutual_loss': 'kd',
