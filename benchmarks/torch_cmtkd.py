@@ -344,7 +344,7 @@ def synchronize():
 
 
 def serve(connection, config, classes, images, labels):
-  """Answers the requests of `train_step.py`, in a process of its own, until it gets None.
+  """Answers the requests of `train_step.py`, in a process of its own, until the connection is closed.
 
   ('prepare', name, kind, mode, warm-up steps) -> {'compile_seconds', 'memory'}; ('run', name, steps) -> seconds a step;
   what fails is answered as text. kind is 'cmtkd' or the widths of networks that never meet.
@@ -353,7 +353,11 @@ def serve(connection, config, classes, images, labels):
   torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as JAX does by default
   torch.manual_seed(0)
   steps = {}
-  while (request := connection.recv()) is not None:
+  while True:
+    try:
+      request = connection.recv()
+    except EOFError:
+      return
     try:
       connection.send(_answer(request, steps, config, classes, images, labels))
     except Exception as e:  # whatever it is, the other measurements go on
