@@ -96,6 +96,7 @@ def default():
   config.eval_every = '10 epochs'
   config.checkpoint_every = '10 epochs'
   config.keep_checkpoints = 2
+  config.profile = ''  # e.g. '10 steps': after a few steps, record so many with JAX's profiler into WORKDIR/profile
   config.allow_changes = False  # go on in a work directory of another configuration
   config.tensorboard = True  # also write TensorBoard files where clu and TensorFlow are installed
 

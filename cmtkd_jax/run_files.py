@@ -25,7 +25,8 @@ CONFIG, BITS, CLASSES, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'su
 CHECKPOINTS, LOCK = 'checkpoints', 'lock'
 # Fields that may change when a run goes on: they do not touch what is trained.
 FREE = ('data.dir', 'data.num_workers', 'data.workers', 'data.max_corrupt', 'data.resident', 'eval_batch_size',
-        'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'allow_changes', 'remat', 'tensorboard')
+        'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'allow_changes', 'profile', 'remat',
+        'tensorboard')
 
 
 def open_run(workdir, config, dataset, rows):

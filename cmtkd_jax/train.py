@@ -17,6 +17,7 @@ from cmtkd_jax.checkpoint import Checkpoints
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.metric_log import MetricLog
 from cmtkd_jax.preemption import Preemption, Stopped
+from cmtkd_jax.profile import Profile
 from cmtkd_jax.progress import Progress
 from cmtkd_jax.step import TrainState, initial_state, train_step
 
@@ -35,8 +36,8 @@ def train_and_evaluate(config, workdir):
   dataset = assembly.load_data(config, mesh)
   sizes = dict(steps_per_epoch=dataset.train.steps_per_epoch, batch_size=config.batch_size)
   steps = lambda field: durations.parse_one(config[field], f'config.{field}', **sizes)
-  total_steps, log_every, eval_every, checkpoint_every = map(
-      steps, ('duration', 'log_every', 'eval_every', 'checkpoint_every'))
+  total_steps, log_every, eval_every, checkpoint_every, profiled = map(
+      steps, ('duration', 'log_every', 'eval_every', 'checkpoint_every', 'profile'))
   if not total_steps:
     raise UserError(f"config.duration={config.duration!r} is no training; give e.g. '120 epochs' or '3000 steps'")
 
@@ -61,7 +62,8 @@ def train_and_evaluate(config, workdir):
 
     with (MetricLog(run, resume_step=start, tensorboard=config.tensorboard) as log,
           Progress(total_steps, start, steps_per_epoch=dataset.train.steps_per_epoch,
-                   enabled=distributed.is_first()) as progress, Preemption() as preemption):
+                   enabled=distributed.is_first()) as progress,
+          Profile(run, start, profiled, progress.note) as profile, Preemption() as preemption):
       progress.note(bit_table.render(rows))
       log.write_text(start, 'bits', bit_table.render(rows))
       for line in report:
@@ -84,7 +86,7 @@ def train_and_evaluate(config, workdir):
       # The loop. Metrics stay on the device until they are logged, and no step waits for the one before it.
       pending, since, waited, broken = [], time.monotonic(), 0.0, 0
       for step in range(start + 1, total_steps + 1):
-        with jax.transfer_guard('disallow'):
+        with profile.step(step, state), jax.transfer_guard('disallow'):
           state, metrics = step_fn(state, batch)
         pending.append(metrics)
         before = time.monotonic()

@@ -1,0 +1,59 @@
+"""`config.profile`: the trace of a run holds the steps that were asked for, and a run without it leaves none."""
+
+import gzip
+import json
+import pathlib
+import runpy
+
+import pytest
+
+from cmtkd_jax import profile, train
+from cmtkd_jax.errors import UserError
+
+CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'digits_resnet8.py'
+
+
+def make_config(profiled, steps):
+  config = runpy.run_path(str(CONFIG))['get_config']('smoke')
+  config.method, config.profile, config.duration, config.optimizer.decay_at = 'single', profiled, f'{steps} steps', ''
+  config.log_every = config.eval_every = config.checkpoint_every = '100 steps'
+  return config
+
+
+def traced_steps(workdir):
+  """Numbers of the steps in the trace, and the names of everything that ran on a thread of XLA."""
+  path, = (workdir / profile.FOLDER).rglob('*.trace.json.gz')
+  assert len(list(path.parent.glob('*.xplane.pb'))) == 1
+  events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
+  steps = [int(e['args']['step_num']) for e in events if e.get('name') == 'train' and 'step_num' in e.get('args', {})]
+  return sorted(steps), {e.get('name', '') for e in events}
+
+
+def test_a_trace_holds_its_steps(tmp_path, capsys, quick_compile):
+  first = profile.WARM_UP + 1
+  train.train_and_evaluate(make_config('2 steps', profile.WARM_UP + 4), tmp_path)
+  steps, names = traced_steps(tmp_path)
+  assert steps == [first, first + 1]
+  assert any('convolution' in name for name in names)  # of the compiled step, not of Python alone
+  assert f'profile of steps {first} to {first + 1}: {tmp_path / profile.FOLDER}' in capsys.readouterr().err
+
+
+def test_a_run_that_ends_first(tmp_path, capsys, quick_compile):
+  first = profile.WARM_UP + 1
+  train.train_and_evaluate(make_config('9 steps', first + 1), tmp_path)
+  assert traced_steps(tmp_path)[0] == [first, first + 1]
+  assert f'profile of steps {first} to {first + 1}: ' in capsys.readouterr().err
+
+
+def test_without_a_profile_nothing_is_recorded(tmp_path):
+  told = []
+  with profile.Profile(tmp_path, 0, 0, told.append) as recorder:
+    for step in range(1, 2 * profile.WARM_UP):
+      with recorder.step(step, ()):
+        pass
+  assert not told and not (tmp_path / profile.FOLDER).exists()
+
+
+def test_what_is_no_duration(tmp_path):
+  with pytest.raises(UserError, match='config.profile'):
+    train.train_and_evaluate(make_config('ten', 1), tmp_path)
