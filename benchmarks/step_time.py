@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from cmtkd_jax import assembly, optimizer
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.step import initial_state, train_step
+from cmtkd_jax.step import initial_state, initial_state_options, train_step
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A table of runs, or one configuration.')
 _STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of each run.')
@@ -39,7 +39,8 @@ class Timed:
     method = assembly.create_method(config, dataset.num_classes)
     parts = dict(method=method, optimizer=optimizer.create(config, method, lambda step: 1e-3), augment=dataset.augment)
     self.batch = next(dataset.train.batches(0))
-    self.state = jax.jit(functools.partial(initial_state, {}, **parts, seed=0))(self.batch)
+    self.state = jax.jit(functools.partial(initial_state, {}, **parts, seed=0),
+                         compiler_options=initial_state_options())(self.batch)
     begin = time.perf_counter()
     self.step = jax.jit(functools.partial(train_step, **parts), donate_argnums=0).lower(
         self.state, self.batch).compile()

@@ -328,6 +328,7 @@ class Step:
     self.objective = objective if mode == 'eager' else torch.compile(objective, mode=mode)
 
   def __call__(self):
+    torch.compiler.cudagraph_mark_step_begin()  # what the step before returned may be overwritten
     self.optimizer.zero_grad(set_to_none=True)
     loss, metrics = self.objective(self.images, self.labels)
     loss.backward()

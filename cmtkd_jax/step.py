@@ -67,6 +67,15 @@ def initial_state(trained, batch, *, method, optimizer, augment, seed):
   return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), jax.random.key_data(key))
 
 
+def initial_state_options():
+  """Returns the compiler options for `initial_state`, a program that runs once.
+
+  On CPU, LLVM would spend up to minutes on the random numbers of many parameters. At its first level it takes seconds,
+  the code runs as fast, and the values are the same bits.
+  """
+  return {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
+
+
 def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
   """One step of everything that trains together.
 

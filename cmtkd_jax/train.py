@@ -19,7 +19,7 @@ from cmtkd_jax.metric_log import MetricLog
 from cmtkd_jax.preemption import Preemption, Stopped
 from cmtkd_jax.profile import Profile
 from cmtkd_jax.progress import Progress
-from cmtkd_jax.step import TrainState, initial_state, train_step
+from cmtkd_jax.step import TrainState, initial_state, initial_state_options, train_step
 
 
 def train_and_evaluate(config, workdir):
@@ -155,7 +155,8 @@ def _restore_or_create(config, method, trained, transform, dataset, checkpoints,
           traverse_util.flatten_dict(found) | traverse_util.flatten_dict(variables))
       report += lines
     teachers.check_loaded(method.frozen, wanted, variables)
-  return jax.jit(create, out_shardings=sharding)(jax.device_put(variables, sharding), batch), report
+  create = jax.jit(create, out_shardings=sharding, compiler_options=initial_state_options())
+  return create(jax.device_put(variables, sharding), batch), report
 
 
 @contextlib.contextmanager

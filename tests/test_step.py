@@ -13,7 +13,8 @@ from cmtkd_jax import assembly, losses, models, optimizer, quantizers
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.methods import Outputs
 from cmtkd_jax.models import alexnet, resnet
-from cmtkd_jax.step import TrainState, _parts, eval_step, label_rank, train_step
+from cmtkd_jax.step import (TrainState, _parts, eval_step, initial_state, initial_state_options, label_rank,
+                            train_step)
 
 CLASSES = 5
 DEVICES = (1, 2, 4, 8)
@@ -195,6 +196,14 @@ def test_codes_of_the_same_parameters_are_the_same_on_every_mesh(name, bits):
   for result in results[1:]:
     for a, b in zip(result, results[0]):
       np.testing.assert_array_equal(a, b)
+
+
+def test_quickly_compiled_initial_state_is_the_same(parts):
+  arguments = {name: parts.step.keywords[name] for name in ('method', 'optimizer', 'augment')}
+  lowered = jax.jit(functools.partial(initial_state, {}, **arguments, seed=3)).lower(make_batch())
+  plain, quick = (jax.device_get(lowered.compile(options)(make_batch())) for options in (None, initial_state_options()))
+  assert np.std(quick.params['student']['stage2']['conv1']['kernel']) > 0
+  jax.tree.map(np.testing.assert_array_equal, quick, plain)
 
 
 def test_donation_and_steps_in_a_row(runs):
