@@ -19,6 +19,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import comparison, folding, integer, packed, packing, predict, stablehlo, trace
 from cmtkd_jax.export.graph import Graph, Node
 from cmtkd_jax.quantizers import base
+from cmtkd_jax.step import initial_state_options
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -113,9 +114,10 @@ def make_network(**changes):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (8, *shape), dtype=np.uint8)
   real = standardized(images)
-  variables = jax.jit(functools.partial(method.init, train=True))(
-      {'params': jax.random.key(0), 'sampling': jax.random.key(1)}, real)
-  _, changed = method.apply(variables, real, train=True, mutable=[name for name in variables if name != 'params'])
+  variables = jax.jit(functools.partial(method.init, train=True), compiler_options=initial_state_options())(
+      {'params': jax.random.key(0)}, real)
+  mutable = [name for name in variables if name != 'params']
+  _, changed = jax.jit(lambda x: method.apply(variables, x, train=True, mutable=mutable))(real)
   # Normalisations that do something, in both directions.
   scale = lambda path, x: x * rng.choice([-1.0, 0.5, 2.0], x.shape).astype(np.float32) if (
       'norm' in str(path) and 'scale' in str(path)) else x + 0.1 if 'bias' in str(path) else x
@@ -132,22 +134,18 @@ def make_graph(config, method, variables):
   return folding.fold(trace.trace(method, variables, (size, size, 1), 'student'), (size, size, 1), (0.5,), (0.5,))
 
 
-NETWORKS = {
+NETWORKS = {  # a network for each thing that folding treats apart
     '2/2': {},
-    '1/1': {'student.weight_bits': 1, 'student.activation_bits': 1},
-    '3/5': {'student.weight_bits': 3, 'student.activation_bits': 5},
+    '1/5': {'student.weight_bits': 1, 'student.activation_bits': 5},
     '8/8': {'student.weight_bits': 8, 'student.activation_bits': 8, 'bits.first_last': 8},
     '4/32': {'student.weight_bits': 4, 'student.activation_bits': 32},
-    '32/4': {'student.weight_bits': 32, 'student.activation_bits': 4},
-    'post': {'model.block_order': 'post'},
-    'zero threshold': {'quantizer.hwgq.activation.scheme': 'zero_threshold'},
-    'imagenet stem': {'model.name': 'resnet20', 'model.stem': 'imagenet', 'data.image_size': 32},
-    'alexnet': {'model.name': 'alexnet', 'model.stem': 'cifar', 'data.image_size': 32, 'model.width': 0.05},
-    'wide': {'model.name': 'wrn16_1', 'data.image_size': 16},
-    'groups': {'model.bn_groups': 2},
-    **{name: {'quantizer.name': name} for name in quantizers.QUANTIZERS if name not in ('hwgq', 'twn', 'xnor')},
-    'twn': {'quantizer.weights': 'twn'},
-    'xnor': {'quantizer.name': 'xnor', 'student.weight_bits': 1, 'student.activation_bits': 1},
+    'post, imagenet stem': {'model.block_order': 'post', 'model.stem': 'imagenet', 'data.image_size': 16},
+    'alexnet': {'model.name': 'alexnet', 'model.stem': 'cifar', 'data.image_size': 32, 'model.width': 0.02},
+    'wide, groups': {'model.name': 'wrn16_1', 'model.bn_groups': 2, 'quantizer.name': 'pact'},
+    'offset': {'quantizer.name': 'lsq_plus'},
+    'thresholds': {'quantizer.name': 'n2uq'},
+    'levels': {'quantizer.name': 'lq_nets'},
+    'signs': {'quantizer.name': 'xnor', 'student.weight_bits': 1, 'student.activation_bits': 1},
 }
 
 
@@ -156,16 +154,21 @@ def test_folded_network_is_the_trained_one(name):
   """Logits agree to rounding; codes agree but where rounding meets a threshold; both ways to sum agree in every bit."""
   config, method, variables, images = make_network(**NETWORKS[name])
   graph = make_graph(config, method, variables)
-  logits, codes = comparison._forward_with_codes(method, variables, images, (0.5,), (0.5,))
-  network = integer.Network(graph, 'int8')
-  ours, our_codes = network(images), network.codes(images)
-  assert set(our_codes) == set(codes)
-  different = sum(int(np.sum(np.asarray(codes[layer]) != np.asarray(value))) for layer, value in our_codes.items())
-  total = sum(value.size for value in our_codes.values())
-  assert different <= 1e-3 * total
+
+  @jax.jit
+  def everything(variables, images):  # constants would be folded, which jax 0.10 does wrongly for LQ-Nets' search
+    trained = comparison._forward_with_codes(method, variables, images, (0.5,), (0.5,))
+    return trained, *(integer.run(graph, images, sums) for sums in integer.SUMS)
+
+  (logits, codes), ours, other = everything(variables, images)
+  layers = [layer for layer, kind in graph.kinds().items() if kind == 'codes' and not layer.endswith('pool')]
+  assert set(layers) == set(codes)
+  different = sum(int(np.sum(np.asarray(codes[layer]) != np.asarray(ours[layer]))) for layer in layers)
+  assert different <= 1e-3 * sum(codes[layer].size for layer in layers)
   if not different:
-    np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-5 * np.abs(logits).max())
-  assert sum(integer.differing_codes(graph, images).values()) == 0
+    np.testing.assert_allclose(ours[graph.nodes[-1].output], logits, rtol=1e-4, atol=1e-5 * np.abs(logits).max())
+  for layer in layers:
+    np.testing.assert_array_equal(ours[layer], other[layer])
 
 
 def test_quantized_layers_are_summed_in_integers():
@@ -195,16 +198,21 @@ def test_normalisation_by_hand():
                                   if hasattr(module, 'Activation')])
 def test_thresholds_are_those_of_the_quantizer(name):
   """Just below a threshold the code is one less."""
-  for bits in quantizers.QUANTIZERS[name].Activation.widths:
+  for bits in {1, 2, 3, 8}.intersection(quantizers.QUANTIZERS[name].Activation.widths):
     quantizer = quantizers.QUANTIZERS[name].Activation(bits)
     parameters = quantizer.init(jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 4)), jnp.float32))
     grid, thresholds, uniform = folding.activation_grid(quantizer, parameters, 'layer')
     code = lambda x: np.asarray(quantizer.encode(jnp.asarray(x), parameters).codes)
     wanted = code(np.float32([-1e30]))[0] + np.arange(1, len(thresholds) + 1)
-    assert (code(thresholds) >= wanted).all() and (code(np.nextafter(thresholds, np.float32(-9e9))) < wanted).all()
+    # Numbers of the same array, so that all are computed by the same instructions.
+    at, below = np.split(code(np.concatenate([thresholds, np.nextafter(thresholds, np.float32(-9e9))])), 2)
+    assert (at >= wanted).all() and (below < wanted).all()
     assert (grid.values is None) == (name not in ('lq_nets', 'apot'))
-    assert uniform == (name in ('hwgq', 'lsq', 'lsq_plus', 'dorefa', 'pact', 'sawb', 'ewgs')
-                       or name == 'qil' and len(thresholds) > 0 and uniform)
+    # QIL's and EWGS's interval, not the step of their output, spaces the thresholds; sign keeps its zero; N2UQ learns.
+    assert uniform == (name in ('hwgq', 'lsq', 'lsq_plus', 'dorefa', 'pact', 'sawb', 'n2uq')), (bits, thresholds[:3])
+    if uniform:
+      halfway = grid.scale * (np.arange(1, len(thresholds) + 1) - 0.5 + grid.offset)
+      np.testing.assert_allclose(thresholds, halfway, rtol=1e-4, atol=1e-6)
 
 
 def test_thresholds_on_sums_by_hand():
@@ -319,24 +327,25 @@ def test_every_width_is_small_and_right_in_both_files(bits, tmp_path):
   expected = np.asarray(integer.Network(graph)(images))
   np.testing.assert_array_equal(integer.Network(packed.read(tmp_path / 'a.npz')[0])(images), expected)
   program = stablehlo.read(tmp_path / 'a.stablehlo')
-  for count in (1, 3):  # any batch size
+  for count in (1, 3) if bits == 2 else (8,):  # any batch size
     np.testing.assert_allclose(program(images[:count]), expected[:count], rtol=1e-5, atol=1e-6)
 
 
 def test_stablehlo_grows_by_the_bits_of_its_weights(tmp_path):
   sizes = {}
   for bits in (2, 8):
-    graph = make_graph(*make_network(**{'student.weight_bits': bits, 'model.width': 1.0})[:3])
+    graph = make_graph(*make_network(**{'student.weight_bits': bits, 'model.width': 0.5})[:3])
     stablehlo.write(tmp_path / str(bits), graph)
     sizes[bits] = (tmp_path / str(bits)).stat().st_size
   count = sum(node.arrays['codes'].size for node in graph.nodes if 'codes' in node.arrays)
-  assert abs((sizes[8] - sizes[2]) - count * 6 / 8) < 0.02 * count
+  assert abs((sizes[8] - sizes[2]) - count * 6 / 8) < 0.05 * count
 
 
 def rewrite(path, target, **changes):
   """Copies an archive with other members; None leaves one out."""
   members = dict(np.load(path)) | changes
-  np.savez(target, **{name: array for name, array in members.items() if array is not None})
+  with open(target, 'wb') as file:
+    np.savez(file, **{name: array for name, array in members.items() if array is not None})
 
 
 def changed_manifest(path, **changes):
@@ -363,7 +372,7 @@ def test_damaged_archives_are_refused(archive, tmp_path):
   }
   for name, content in files.items():
     (tmp_path / name).write_bytes(content)
-  target = lambda name: open(tmp_path / name, 'wb')
+  target = lambda name: tmp_path / name
   rewrite(path, target('newer'), manifest=changed_manifest(path, version=2))
   rewrite(path, target('another format'), manifest=changed_manifest(path, format='other'))
   rewrite(path, target('no manifest'), manifest=None)
@@ -376,7 +385,8 @@ def test_damaged_archives_are_refused(archive, tmp_path):
   rewrite(path, target('huge shape'), manifest=broken(
       [node | {'attributes': node['attributes'] | {'shape': [10**6, 10**6]}} if 'shape' in node['attributes'] else node
        for node in manifest['nodes']]))
-  np.savez_compressed(target('compressed'), **np.load(path))
+  with open(target('compressed'), 'wb') as file:
+    np.savez_compressed(file, **np.load(path))
   with zipfile.ZipFile(tmp_path / 'pickle', 'w') as file:
     buffer = io.BytesIO()
     np.save(buffer, np.array([print], object), allow_pickle=True)

@@ -112,8 +112,9 @@ class _Run:
     mean, std = (np.float32(value).reshape(1, 1, 1, -1) for value in (data.mean, data.std))
     pixels = lambda images: jnp.round((self._data.normalize(images) * std + mean) * 255)
     self._pixels = jax.jit(lambda images: pixels(images).astype(jnp.uint8))
-    self.forward = jax.jit(functools.partial(_forward_with_codes, self._method, self._variables,
-                                             mean=tuple(data.mean), std=tuple(data.std)))
+    # Variables are arguments: as constants, compilers would compute with them before any image comes.
+    forward = jax.jit(functools.partial(_forward_with_codes, self._method, mean=tuple(data.mean), std=tuple(data.std)))
+    self.forward = functools.partial(forward, self._variables)
     self.num_examples = self._data.evals['test'].num_examples
 
   def batches(self):

@@ -13,6 +13,8 @@ from cmtkd_jax.export.graph import IMAGES, Graph, Node
 _SMALLEST_SLOPE = 1e-18  # stands for a normalisation's scale of 0, whose bias could not be written before it
 _LARGEST = np.float32(1e30)
 _SAME = 1e-5  # of a step: thresholds that lie so close are the same
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)
+_NOTHING = 1e-30  # smaller numbers may count as zero
 
 
 class Grid(NamedTuple):
@@ -189,8 +191,8 @@ def activation_grid(quantizer, parameters, name):
   Raises:
     UserError: the quantizer is not ascending in its input, or not one function for the whole map.
   """
-  encode = jax.jit(lambda x: quantizer.encode(x, parameters))
-  codes_of = lambda x: np.asarray(encode(jnp.asarray(x, jnp.float32)).codes)
+  encode = lambda x: quantizer.encode(jnp.asarray(x, jnp.float32), parameters)
+  codes_of = lambda x: np.asarray(encode(x).codes)
   lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST]))
   wanted = np.arange(lowest + 1, highest + 1)
   low, high = np.full(len(wanted), _key(-_LARGEST)), np.full(len(wanted), _key(_LARGEST))  # code below; at least
@@ -199,20 +201,20 @@ def activation_grid(quantizer, parameters, name):
     reached = codes_of(_float(middle)) >= wanted
     low, high = np.where(reached, low, middle), np.where(reached, middle, high)
   thresholds = _float(high)
-  coded = encode(jnp.zeros(1))
+  coded = encode([0])
   scale = np.float64(np.asarray(coded.scale))
   if scale.ndim or not len(wanted):
     raise UserError(f'{name}: activations with a scale a channel, or with one level, cannot be exported')
-  zero, offset = coded.zero - lowest, 0.0 if coded.offset is None else float(coded.offset)
+  zero, offset = float(coded.zero) - float(lowest), 0.0 if coded.offset is None else float(coded.offset)
   if coded.levels is not None:
     values = np.asarray(scale * (np.asarray(coded.levels, np.float64) - coded.zero) + offset, np.float32)
     grid, uniform = Grid(values=values[lowest:highest + 1]), False
   else:
     grid = Grid(float(scale), offset / float(scale) - zero)
     halfway = scale * (np.arange(1, len(wanted) + 1) - 0.5 + grid.offset)
-    uniform = bool(np.all(np.abs(thresholds - halfway) <= _SAME * scale))
+    uniform = bool(np.all(np.abs(thresholds - halfway) <= _SAME * scale + _ROUNDING * np.abs(halfway)))
     # Rounding takes 1/2 down to 0: a quantizer that has its threshold at zero and takes it up, as sign, keeps it.
-    uniform = uniform and 0 not in thresholds
+    uniform = uniform and bool(np.all(np.abs(thresholds) > _NOTHING))
   probes = np.unique(np.concatenate([thresholds * np.float32(factor) for factor in (0.5, 0.999, 1.001, 2)]
                                     + [np.linspace(-3, 3, 1001, dtype=np.float32)]))
   if (codes_of(probes) - lowest != np.searchsorted(thresholds, probes, side='right')).any():
@@ -270,6 +272,7 @@ def integer_thresholds(bias, scale, levels, thresholds=None):
     (T, int64 [C, levels - 1]; rising, bool [C]).
   """
   bias, scale = (np.asarray(a, np.float32)[:, None] for a in np.broadcast_arrays(bias, scale))
+  thresholds = None if thresholds is None else np.asarray(thresholds, np.float32)
   rising, wanted = scale[:, 0] > 0, np.arange(1, levels)[None]
   sign = np.where(rising, 1, -1)[:, None]
 

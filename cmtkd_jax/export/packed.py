@@ -65,6 +65,8 @@ def read(path):
       graph = Graph(nodes, tuple(map(int, manifest['image_shape'])))
       _check(graph)
       return graph, manifest['about']
+  except UserError:
+    raise
   except FileNotFoundError:
     raise UserError(f'{path} does not exist; write it with --mode=export') from None
   except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, zipfile.BadZipFile,

@@ -39,10 +39,10 @@ def read_image(file, about):
     UserError: it cannot be read, or has another size than the network where nothing is resized.
   """
   height, _, channels = about['image_shape']
-  transform = decode.build('none', size=height, resize=about['resize'], channels=channels, seed=None)
+  transform = decode.Transform('none', size=height, resize=about['resize'], channels=channels, seed=None)
   try:
-    with Image.open(file) as image:
-      return transform(image, 0, 0)
+    with open(file, 'rb') as content:
+      return transform(content.read(), 0, 0)
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
     reason = 'there is no such file' if isinstance(e, FileNotFoundError) else e
     raise UserError(f'--images: {file} cannot be read ({reason}); give image files such as .jpg or .png') from None
