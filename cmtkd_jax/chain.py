@@ -4,7 +4,6 @@ import json
 import re
 
 import ml_collections
-from etils import epath
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import run_files, train
@@ -50,6 +49,7 @@ def in_order(runs, wanted):
   Raises:
     UserError: runs refer to each other in a circle.
   """
+  config_lib.check_runs(runs)
   order = []
 
   def visit(name, above):
@@ -87,10 +87,9 @@ def resolve(config, directories):
 
 def _finished(config, workdir):
   """The summary of the finished run of `config` in `workdir`, or None."""
-  path = epath.Path(workdir) / run_files.SUMMARY
-  if not path.exists():
+  summary = run_files.read_summary(workdir)
+  if summary is None:
     return None
-  summary = json.loads(path.read_text())
   there = config_lib.from_json(json.dumps(summary['config']))
   return None if config_lib.difference(there, config, but=run_files.FREE) else summary
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import sys
 
 from etils import epath
 import jax
@@ -10,16 +11,31 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cmtkd_jax import distributed
+from cmtkd_jax import digests, distributed
 from cmtkd_jax.errors import UserError
 
 
-# Orbax logs a dozen rows a save, and warns of each without metrics; its other warnings stay.
-logging.getLogger('absl').addFilter(lambda row: 'orbax' not in row.pathname or
-                                    row.levelno > logging.INFO and 'tracked_metric' not in str(row.msg))
+def _tells(row):
+  """Whether a row of orbax's log says what we do not: a dozen rows a save do not, nor do errors that it raises, too."""
+  return 'orbax' not in row.pathname or (
+      row.levelno > logging.INFO and not row.exc_info and 'tracked_metric' not in str(row.msg))
 
 
-_DISK = ('No space left', 'RESOURCE_EXHAUSTED', 'Permission denied', 'Input/output error', 'Read-only file system')
+logging.getLogger('absl').addFilter(_tells)
+# A save that fails has failed for every array; the first of these errors is told, and nobody asks for the others.
+logging.getLogger('asyncio').addFilter(lambda row: 'never retrieved' not in row.getMessage())
+
+
+def _hook(raised, before=sys.unraisablehook):
+  """Silent of what threads of tensorstore raise when they have an answer for a save or a read that has failed."""
+  if not (raised.exc_type is RuntimeError and str(raised.exc_value) == 'Event loop is closed'):
+    before(raised)
+
+
+sys.unraisablehook = _hook
+
+_DISK = ('No space left', 'RESOURCE_EXHAUSTED', 'Permission denied', 'Input/output error', 'Read-only file system',
+         'File too large')
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -33,12 +49,17 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def __init__(self, directory, keep=2, best_metric=''):
     self.directory = _absolute(directory)
-    self._metric = best_metric
+    if self.directory.exists() and not self.directory.is_dir():
+      raise UserError(f'{self.directory} is no directory; remove it, or choose another --workdir')
+    self._metric, self._saving = best_metric, None
+    if best_metric and self.directory.is_dir():
+      _drop_damaged_metrics(self.directory)
     score = lambda metrics: metrics.get(best_metric, float('-inf'))
     policies = [ocp.checkpoint_managers.LatestN(max(keep, 1)), ocp.checkpoint_managers.BestN(
         get_metric_fn=score, n=1 if best_metric else 0, keep_checkpoints_without_metrics=False)]
     self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
         cleanup_tmp_directories=True, best_fn=score if best_metric else None,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies)))
 
   def wait(self):
@@ -67,8 +88,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._manager.wait_until_finished()
       good = ocp.utils.checkpoint_steps(self.directory) if self.directory.is_dir() else []
       kept = f'that of step {max(good)} is kept' if good else 'there is none before it'
-      raise UserError(f'{self.directory}: a checkpoint could not be written ({text[:150]}); {kept}; make room or mend '
-                      'the disk, and start the same command again') from None
+      reason = next((words for words in _DISK if words in text), text[:150])
+      raise UserError(f'{self.directory}: a checkpoint could not be written ({reason}); {kept}; make room or mend the '
+                      'disk, and start the same command again') from None
 
   def latest(self):
     """The newest step, or None; a save that still runs counts."""
@@ -94,8 +116,16 @@ class Checkpoints(contextlib.AbstractContextManager):
     kept = {k: float(v) for k, v in (metrics or {}).items() if k == self._metric and v == v}  # No NaN.
     items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
     items['meta'] = ocp.args.JsonSave(json.loads(json.dumps(meta)))  # A copy: it is written later.
+    self.wait()
+    self._saving = int(step)
     with self._told():
       self._manager.save(int(step), args=ocp.args.Composite(**items), metrics=kept or None, force=True)
+
+  def _seal(self):
+    """Digests the checkpoint that is about to become visible; called by the writing thread."""
+    if distributed.is_first():
+      hidden = list(self.directory.glob(f'{self._saving}.orbax-checkpoint-tmp*'))
+      digests.write(hidden[0] if hidden else self.directory / str(self._saving))  # object stores rename nothing
 
   def restore(self, abstract_state, step=None):
     """Reads (state, meta), bit for bit, whatever devices they were saved from.
@@ -111,7 +141,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     items, meta, found = _read_newest(self.directory, step, _items(abstract_state))
     broken = [later for later in self._manager.all_steps() if step is None and later > found]
     for later in broken if distributed.is_first() else []:
-      (self.directory / str(later)).rename(self.directory / f'broken_{later}')
+      aside = self.directory / f'broken_{later}'
+      if aside.exists():  # the second time at this step
+        aside.rmtree()
+      (self.directory / str(later)).rename(aside)
     multihost_utils.sync_global_devices('broken checkpoints are moved aside')
     self._manager.reload()
     return dict(items['state'], variables=items['variables']), meta
@@ -131,6 +164,19 @@ def load_variables(directory, step=None):
   return items['variables'], meta, step
 
 
+def _drop_damaged_metrics(directory):
+  """Lets a checkpoint whose metrics are damaged count as not measured; orbax would stop at it."""
+  for step in ocp.utils.checkpoint_steps(directory) if distributed.is_first() else []:
+    folder = directory / str(step)
+    try:
+      digests.check(folder, ['metrics'])
+    except digests.Damaged as error:
+      if (folder / 'metrics').exists():
+        logging.getLogger(__name__).warning('%s: %s; it cannot be the best one any more', folder, error)
+        (folder / 'metrics').rmtree()
+  distributed.wait_for_all('damaged metrics are dropped')
+
+
 def _absolute(directory):
   return path if (path := epath.Path(directory).expanduser()).is_absolute() else path.absolute()
 
@@ -147,6 +193,7 @@ def _read_newest(directory, step, wanted):
                     f'{f" (it has {steps})" if steps else ""}; train first, or name another directory')
   for folder in [directory / str(candidate) for candidate in (steps if step is None else [step])]:
     try:
+      digests.check(folder, [*wanted, 'meta'])  # first: orbax leaves tasks behind that complain of a damaged file
       items = {name: _read_item(folder / name, target) for name, target in wanted.items()}
       return items, ocp.JsonCheckpointHandler().restore(folder / 'meta'), int(folder.name)
     except UserError:

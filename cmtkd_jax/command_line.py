@@ -3,8 +3,10 @@
 import os
 import pathlib
 import re
+import traceback
 from typing import Any, NamedTuple
 
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -23,6 +25,12 @@ _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all that are installed.')
 _IMAGES = flags.DEFINE_list('images', None, 'Image files to classify, e.g. a.jpg,b.png.')
+
+_MENDS = {  # what Python says of values that flags cannot take -> what to do
+    r"invalid literal for int\(\) with base 10: .*": 'give a whole number',
+    r'could not convert string to float: .*': 'give a number',
+    r"\('Non-boolean argument to boolean flag', .*\)": 'give True or False'}
+_UNAVAILABLE = 'Configuration is not available because of an earlier failure to load: '
 
 
 class Command(NamedTuple):
@@ -45,8 +53,11 @@ def parse(argv):
     rest = flags.FLAGS(argv)
     config = _CONFIG.value
     getattr(config, 'is_locked', None)  # a file that cannot be read is told at the first look into it
-  except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError) as e:
+  except Exception as e:  # a config file is Python, and may raise anything
     raise UserError(_one_line(e)) from e
+  if flags.FLAGS['config'].present and not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
+                    'cmtkd_jax.config.default() with your changes')
   if rest[1:]:
     raise UserError(f'{rest[1]!r} is no flag; flags are --config, --config.FIELD, --workdir, --mode, '
                     f'--{", --".join(_OF_MODES)}')
@@ -59,18 +70,28 @@ def parse(argv):
 
 
 def _one_line(error):
-  """What an exception of the flag libraries comes down to; they wrap ours, and print stack traces into theirs."""
+  """What an exception of the flag libraries, or of a config file, comes down to; they wrap ours, and stack traces."""
   ours, link = None, error
   while link is not None:
     ours, link = link if isinstance(link, UserError) else ours, link.__cause__ or link.__context__
-  text = str(ours or error)
-  in_config_file = not ours and ('Failed loading config file' in text or 'whilst parsing config file' in text)
-  return f'--config: {text.strip().splitlines()[-1].strip()}' if in_config_file else ' '.join(text.split())
+  if ours:
+    return str(ours)
+  text = str(error).strip() or type(error).__name__
+  for said, mend in _MENDS.items():
+    text = re.sub(said, mend, text)
+  if isinstance(error, flags.Error) and 'config file' not in text:
+    return ' '.join(text.split())
+  place = traceback.extract_tb(error.__traceback__)[-1]
+  library = 'site-packages' in place.filename or place.filename.startswith('<')
+  where = '' if library or place.filename == __file__ else f' ({place.filename}, line {place.lineno})'
+  text = text.splitlines()[-1].strip().removeprefix(_UNAVAILABLE)
+  return f'--config: {text}{where}; mend the config file, or name another one'
 
 
 def _default_workdir():
   """runs/<config file>, with the argument after the colon."""
   if _CONFIG.value is None:
-    raise UserError('--workdir is missing; name the directory of a run')
+    raise UserError('--config and --workdir are missing; give a config file, e.g. --config=configs/digits_resnet8.py, '
+                    'or the directory of a run')
   path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
   return os.path.join('runs', '_'.join(filter(None, [pathlib.Path(path).stem, *argument.split(',')])))

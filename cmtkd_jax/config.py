@@ -1,7 +1,9 @@
 """The base configuration, how a config file changes it, and the checks that refuse what cannot be honoured."""
 
 import dataclasses
+import functools
 import json
+import math
 import pathlib
 import re
 import runpy
@@ -31,8 +33,10 @@ CHOICES = {
 }
 POSITIVE = ('batch_size', 'eval_batch_size', 'accumulate', 'keep_checkpoints', 'model.width', 'model.bn_groups',
             'optimizer.learning_rate', 'optimizer.decay_factor', 'optimizer.gradient_clip')
-NON_NEGATIVE = ('seed', 'optimizer.momentum', 'optimizer.importance_lr_factor', 'optimizer.weight_decay',
-                'optimizer.weight_decay_low_bits')
+NON_NEGATIVE = ('optimizer.importance_lr_factor', 'optimizer.weight_decay', 'optimizer.weight_decay_low_bits')
+RANGES = {'seed': 2**32, 'model.bn_momentum': 1, 'optimizer.momentum': 1}  # from 0 to below this
+ITEMS = {'data.mean': 0.5, 'data.std': 0.5, 'teachers': 'runs/teacher', 'table.seeds': 0}  # what tuples are made of
+REGEXES = ('remat', 'init_from_allow')
 
 
 LOSSES = {'feature_loss': losses.FEATURE_LOSSES, 'logit_loss': losses.LOGIT_LOSSES}
@@ -117,15 +121,15 @@ def settings(config, name):
   for field in dataclasses.fields(cls):
     value = values[field.name]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-      lowest = 'positive' if 'temperature' in field.name or 'power' in field.name else 'not negative'
-      if value < 0 or value == 0 and lowest == 'positive':
-        raise UserError(f'config.{name}.{field.name}={value!r} must be {lowest}')
+      lowest = 'be positive' if 'temperature' in field.name or 'power' in field.name else 'not be negative'
+      if value < 0 or value == 0 and lowest == 'be positive':
+        raise UserError(f'config.{name}.{field.name}={value!r} must {lowest}')
   return cls(**values)
 
 
 def check_field(field):
   """Raises `UserError` unless `field`, such as 'optimizer.learning_rate', is a field of the base configuration."""
-  known = flat(default())
+  known = _known()
   field = _RUN.sub('', field)
   if field not in known:
     parent = field.rpartition('.')[0]
@@ -139,7 +143,7 @@ def check_field(field):
 
 def check(config):
   """Raises `UserError`, naming field, value and what is allowed, for a configuration that cannot be honoured."""
-  known = flat(default())
+  known = _known()
   for field, value in flat(config).items():
     check_field(field)
     if _RUN.match(field):  # checked when it is applied to this configuration
@@ -148,6 +152,11 @@ def check(config):
     if expected is not None and not _same_kind(value, expected):
       raise UserError(f'config.{field}={value!r} is {type(value).__name__}; '
                       f'it must be {type(expected).__name__}, such as {expected!r}')
+    if field in ITEMS and not all(_same_kind(item, ITEMS[field]) for item in value):
+      raise UserError(f'config.{field}={value!r} must hold values like {ITEMS[field]!r}')
+    for number in value if field in ITEMS else (value,):
+      if isinstance(number, float) and not math.isfinite(number):
+        raise UserError(f'config.{field}={value!r} must be finite')
   for field in known:
     if field not in flat(config):
       raise UserError(f'config.{field} is missing; start the config file from cmtkd_jax.config.default()')
@@ -167,12 +176,14 @@ def check(config):
     raise UserError(f'config.model.bn_groups={config.model.bn_groups!r} does not divide the '
                     f'{config.batch_size // config.accumulate} images that are normalised together (config.batch_size '
                     '/ config.accumulate); choose a divisor')
-  try:
-    re.compile(config.remat)
-  except re.error as e:
-    raise UserError(f'config.remat={config.remat!r} is no regular expression ({e})') from None
-  if not 0 <= config.model.bn_momentum < 1:
-    raise UserError(f'config.model.bn_momentum={config.model.bn_momentum!r} must lie in [0, 1)')
+  for field in REGEXES:
+    try:
+      re.compile(fields[field])
+    except re.error as e:
+      raise UserError(f'config.{field}={fields[field]!r} is no regular expression ({e}); mend or empty it') from None
+  for field, below in RANGES.items():
+    if not 0 <= fields[field] < below:
+      raise UserError(f'config.{field}={fields[field]!r} must lie in [0, {below})')
   if config.optimizer.schedule == 'cosine' and config.optimizer.decay_at:
     raise UserError(f"config.optimizer.decay_at={config.optimizer.decay_at!r} contradicts "
                     "config.optimizer.schedule='cosine'; set it to '', or the schedule to 'step'")
@@ -189,6 +200,14 @@ def check(config):
       except ValueError as e:
         raise UserError(f'config.{kind}.{name}.{e}') from None
   settings(config, config.method)
+
+
+def check_runs(runs):
+  """Raises `UserError` unless `runs`, of `config.first` or `config.table`, are dicts of changes by name."""
+  for name, changes in runs.items():
+    if not isinstance(changes, ml_collections.ConfigDict):
+      raise UserError(f'config.first and config.table.runs: {name}={changes!r} must be a dict of changes, such as '
+                      "dict(method='single')")
 
 
 def derive(config, changes):
@@ -217,8 +236,12 @@ def to_json(config):
 def from_json(text):
   """Returns the `ConfigDict` that `to_json` wrote, checked."""
   config = default()
-  with config.unlocked():
-    _assign(config, json.loads(text))
+  try:
+    with config.unlocked():
+      _assign(config, json.loads(text))
+  except (AttributeError, TypeError) as e:  # a number where there are fields, a text where there is a number
+    raise UserError(f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in '
+                    'another --workdir') from None
   check(config)
   return config
 
@@ -293,6 +316,11 @@ def flat(config, prefix=''):
     nested = isinstance(value, ml_collections.ConfigDict)
     fields |= flat(value, f'{prefix}{name}.') if nested else {f'{prefix}{name}': value}
   return fields
+
+
+@functools.cache
+def _known():
+  return flat(default())
 
 
 def _same_kind(value, expected):

@@ -5,6 +5,7 @@ writes logs and speaks.
 """
 
 import os
+import re
 import sys
 
 import jax
@@ -16,12 +17,13 @@ from cmtkd_jax.errors import UserError
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it.')
 _PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes of the run, with --coordinator.')
 _PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0, with --coordinator.')
-_TIMEOUT = flags.DEFINE_integer('join_seconds', 300, 'How long to wait for the other processes.')
+_TIMEOUT = flags.DEFINE_integer('join_seconds', 300, 'How long to wait for the other processes.',
+                                lower_bound=1)
 
 
 def in_cluster(environment):
   """Whether `environment`, a dict, is that of one process of several, which JAX can ask for the others."""
-  count = lambda name: int(environment.get(name, '1') or 1)
+  count = lambda name: _number(environment, name, '1')
   return (count('SLURM_STEP_NUM_TASKS') > 1  # inside srun; an allocation alone is one process
           or count('OMPI_COMM_WORLD_SIZE') > 1
           or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')  # a slice of several hosts
@@ -40,15 +42,17 @@ def initialize():
     if None in given:
       raise UserError('--coordinator, --processes and --process belong together; give all three or none')
     if not 0 <= _PROCESS.value < _PROCESSES.value:
-      raise UserError(f'--process={_PROCESS.value} must lie in 0..{_PROCESSES.value - 1}, below --processes')
+      raise UserError(f'--process={_PROCESS.value} must lie below --processes={_PROCESSES.value}, from 0 on')
+    if not re.fullmatch(r'\S+:\d+', _COORDINATOR.value):
+      raise UserError(f'--coordinator={_COORDINATOR.value!r} is not HOST:PORT; give the address of process 0')
     arguments = dict(coordinator_address=given[0], num_processes=given[1], process_id=given[2])
   elif in_cluster(os.environ):
     environment = os.environ.get
     arguments = {}
     if 'JAX_COORDINATOR_ADDRESS' in os.environ and 'JAX_NUM_PROCESSES' in os.environ:
       arguments = dict(coordinator_address=environment('JAX_COORDINATOR_ADDRESS'),
-                       num_processes=int(environment('JAX_NUM_PROCESSES')),
-                       process_id=int(environment('JAX_PROCESS_ID', '0')))
+                       num_processes=_number(os.environ, 'JAX_NUM_PROCESSES', '1'),
+                       process_id=_number(os.environ, 'JAX_PROCESS_ID', '0'))
   else:
     return
   try:
@@ -58,6 +62,13 @@ def initialize():
                     'same command in all of them, and check --coordinator or the variables of the scheduler') from None
   if not is_first():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  the first process speaks for all
+
+
+def _number(environment, name, default):
+  text = environment.get(name) or default
+  if not text.isdecimal():
+    raise UserError(f'{name}={text!r} in the environment is no whole number; set it to one, or unset it')
+  return int(text)
 
 
 def is_first():

@@ -4,7 +4,8 @@ import re
 
 from cmtkd_jax.errors import UserError
 
-_FORM = re.compile(r'\s*(\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?)*)\s*(steps?|epochs?|examples?)\s*')
+_NUMBER = r'\d{1,15}(?:\.\d+)?'
+_FORM = re.compile(rf'\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*(steps?|epochs?|examples?)\s*')
 
 
 def parse(text, field, *, steps_per_epoch, batch_size):
@@ -36,5 +37,5 @@ def parse_one(text, field, **sizes):
   """Returns the single duration in `text` as steps; 0 for ''. Raises `UserError` where there are several."""
   durations = parse(text, field, **sizes)
   if len(durations) > 1:
-    raise UserError(f'{field}={text!r} gives {len(durations)} durations where one is wanted')
+    raise UserError(f'{field}={text!r} gives {len(durations)} durations where one is wanted; leave one')
   return durations[0] if durations else 0

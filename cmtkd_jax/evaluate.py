@@ -70,6 +70,7 @@ def open_run(workdir, config=None, step=None):
   dataset = assembly.load_data(run_config, mesh)
   method = assembly.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
   variables, _, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}', step)
+  assembly.check_variables(method, dataset.input_shape, variables, f'--workdir: {workdir}')
   return method, jax.device_put(variables, replicated), dataset, replicated, step
 
 

@@ -52,7 +52,10 @@ def load(text, allow, abstract, method, config=None):
     if pytorch_weights.is_weight_file(directory):
       variables, meta, origin_step = pytorch_weights.load(directory, config.model), {}, ''
     else:
-      variables, meta, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
+      try:
+        variables, meta, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
+      except UserError as e:
+        raise UserError(f'config.init_from: {e}') from None
       origin_step = f' (step {step})'
     same_grids = config is not None and _same_grids(config.to_dict(), meta.get('config', {}))
     source = traverse_util.flatten_dict(variables)

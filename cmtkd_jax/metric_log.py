@@ -105,7 +105,10 @@ def read(workdir):
 
 def _rows(path):
   """[(line, row)] of the whole lines."""
-  *lines, _ = path.read_bytes().split(b'\n')  # What follows the last newline is empty or torn.
+  try:
+    *lines, _ = path.read_bytes().split(b'\n')  # What follows the last newline is empty or torn.
+  except OSError as e:
+    raise UserError(f'{path} cannot be read ({e.strerror}); restore it, or train in another --workdir') from None
   rows = []
   for number, line in enumerate(lines, 1):
     row = _parse(line)
@@ -124,7 +127,8 @@ def _parse(line):
     return None
   if not isinstance(row, dict) or not isinstance(row.get('step'), int):
     return None
-  return {name: float(value) if value in _NON_FINITE else value for name, value in row.items()}
+  row = {name: float(value) if value in _NON_FINITE else value for name, value in row.items()}
+  return row if all(isinstance(value, (int, float)) for value in row.values()) else None
 
 
 def _clean(path, resume_step):

@@ -5,7 +5,9 @@ become [H, W, I, O], matrices are transposed. AlexNet has no normalisation: its 
 that change nothing in evaluation (in training they use the batch's statistics, as always).
 """
 
+import math
 import re
+import zipfile
 
 from etils import epath
 import numpy as np
@@ -14,6 +16,7 @@ from cmtkd_jax.errors import UserError
 
 SUFFIXES = ('.safetensors', '.npz')
 _EPSILON = 1e-5  # of our normalisations
+_LIMIT = 2**32  # bytes of a file's arrays, so that a small file cannot fill the memory
 _NORM = {'weight': ('params', 'scale'), 'bias': ('params', 'bias'), 'running_mean': ('batch_stats', 'mean'),
          'running_var': ('batch_stats', 'var')}
 
@@ -54,7 +57,11 @@ def load(path, model):
       tree = variables[collection].setdefault('student', {})
       for key in keys[:-1]:
         tree = tree.setdefault(key, {})
-      tree[keys[-1]] = np.asarray(value, np.float32)
+      try:
+        tree[keys[-1]] = np.asarray(value, np.float32)
+      except (TypeError, ValueError):
+        raise UserError(f'{path}: {name!r} is {array.dtype}{list(array.shape)}, not numbers; save the state_dict '
+                        'again') from None
   return variables
 
 
@@ -63,12 +70,28 @@ def _read(path):
     raise UserError(f'config.init_from: there is no file {path}')
   try:
     if str(path).endswith('.npz'):
+      _check_npz(path)
       with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
     from safetensors.numpy import load_file
     return load_file(path)
   except Exception as e:  # each reader has exceptions of its own
     raise UserError(f'{path} cannot be read ({" ".join(str(e).split())[:120]}); save the state_dict again') from None
+
+
+def _check_npz(path):
+  """Raises `ValueError` unless every array of an archive is as large as its header says, and all of them fit."""
+  with zipfile.ZipFile(path) as archive:
+    members = archive.infolist()
+    if sum(member.file_size for member in members) > _LIMIT:
+      raise ValueError(f'more than {_LIMIT / 2**30:.0f} GiB of arrays')
+    for member in members:
+      with archive.open(member) as file:
+        read = {1: np.lib.format.read_array_header_1_0}.get(np.lib.format.read_magic(file)[0],
+                                                            np.lib.format.read_array_header_2_0)
+        shape, _, dtype = read(file)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
+          raise ValueError(f'{member.filename} is no array {dtype}{list(shape)}')
 
 
 def _convert(array):

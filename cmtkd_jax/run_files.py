@@ -1,6 +1,7 @@
 """What a run leaves in its work directory beside checkpoints and metrics: config, bits, summary."""
 
 import contextlib
+import errno
 import functools
 import importlib.metadata
 import json
@@ -23,6 +24,8 @@ from cmtkd_jax.errors import UserError
 
 CONFIG, BITS, CLASSES, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'summary.json'
 CHECKPOINTS, LOCK = 'checkpoints', 'lock'
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM,
+         errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 # Fields that may change when a run goes on: they do not touch what is trained.
 FREE = ('data.dir', 'data.num_workers', 'data.workers', 'data.max_corrupt', 'data.resident', 'eval_batch_size',
         'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'allow_changes', 'profile', 'remat',
@@ -92,6 +95,18 @@ class Lock(contextlib.AbstractContextManager):
       self._file.close()
 
 
+@contextlib.contextmanager
+def told_of_disk(workdir):
+  """Turns a work directory that cannot be written any more into a `UserError`; checkpoints tell of themselves."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno not in _DISK:
+      raise
+    raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror}); the checkpoints in it are kept; make room '
+                    'or mend the disk, and start the same command again') from None
+
+
 def check_space(workdir, size):
   """Raises `UserError` unless a checkpoint of `size` bytes fits, where that can be known."""
   if '://' in str(workdir) or not distributed.is_first():
@@ -102,20 +117,51 @@ def check_space(workdir, size):
                     f'{size / 2**20:,.0f} MiB; free some space, or choose another --workdir')
 
 
-def read_config(workdir):
-  """Returns the configuration of the run in `workdir`.
+def read_config(workdir, field='--workdir'):
+  """Returns the configuration of the run in `workdir`, which `field` names.
 
   Raises:
-    UserError: there is no run.
+    UserError: there is no run, or its configuration is damaged.
   """
   path = epath.Path(workdir) / CONFIG
   if not path.exists():
-    raise UserError(f'--workdir: there is no {CONFIG} in {workdir}; name the directory of a run, or train one first '
+    raise UserError(f'{field}: there is no {CONFIG} in {workdir}; name the directory of a run, or train one first '
                     'with --mode=train')
   try:
-    return config_lib.from_json(path.read_text())
-  except json.JSONDecodeError as e:
-    raise UserError(f'{path} is damaged ({e}); restore it, or train in another --workdir') from None
+    return config_lib.from_json(json.dumps(read_json(path, dict)))
+  except UserError as e:
+    raise UserError(f'{field}: {e}') from None
+
+
+def read_summary(workdir):
+  """Returns the summary of the run in `workdir`, None where it is not finished.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  path = epath.Path(workdir) / SUMMARY
+  return read_json(path, dict, ('config', 'results', 'importance')) if path.exists() else None
+
+
+def read_json(path, kind, needed=()):
+  """Returns what the JSON file `path` holds.
+
+  Args:
+    path: an `epath.Path`.
+    kind: dict or list, what it must be.
+    needed: keys that a dict must have.
+
+  Raises:
+    UserError: it cannot be read, or holds something else.
+  """
+  try:
+    value = json.loads(path.read_text())
+    problem = '' if isinstance(value, kind) and all(key in value for key in needed) else 'it is not what was written'
+  except (OSError, ValueError) as e:  # no file, no UTF-8, no JSON
+    problem = ' '.join(str(e).split())
+  if problem:
+    raise UserError(f'{path} is damaged ({problem}); restore it, or delete it: the command that made it makes it anew')
+  return value
 
 
 def meta(config, step, rows):
@@ -129,6 +175,9 @@ def write_summary(workdir, config, steps_per_epoch):
   distributed.wait_for_all('the metrics are written')
   rows = metric_log.read(workdir)
   trained = [row for row in rows if 'train/loss' in row]
+  if not trained:
+    raise UserError(f'{workdir}/{metric_log.FILE} has lost the rows of training; restore it, or train in another '
+                    '--workdir')
   summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': _commit(), 'versions': versions(),
              'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
              'epochs': round(rows[-1]['step'] / steps_per_epoch, 3), 'results': results(rows, steps_per_epoch),

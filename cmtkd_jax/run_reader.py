@@ -1,6 +1,5 @@
 """Everything that reports and exports read of one run: its files, and its trained networks."""
 
-import json
 import re
 from typing import Any, NamedTuple
 
@@ -67,9 +66,12 @@ def read(workdir):
   directory = epath.Path(workdir)
   config = run_files.read_config(directory)
   rows = metric_log.read(directory) if (directory / metric_log.FILE).exists() else []
-  bits = [bit_table.Row(**row) for row in _json(directory / run_files.BITS, [])]
-  return Run(directory, config, rows, _json(directory / run_files.SUMMARY, {}), bits,
-             _json(directory / run_files.CLASSES, []))
+  bits, classes = directory / run_files.BITS, _list(directory / run_files.CLASSES)
+  try:
+    table = [bit_table.Row(**row) for row in _list(bits)]
+  except TypeError as e:
+    raise UserError(f'{bits} is damaged ({e}); restore or delete it') from None
+  return Run(directory, config, rows, run_files.read_summary(directory) or {}, table, classes)
 
 
 def results(run):
@@ -94,11 +96,16 @@ def load_trained(run, step=None):
     UserError: there is no checkpoint that can be read.
   """
   variables, meta, step = checkpoint.load_variables(f'{run.directory}/{run_files.CHECKPOINTS}', step)
-  return Trained(create_method(run), variables, meta, step)
+  method = create_method(run)
+  size, channels = run.config.data.image_size, len(run.config.data.mean)
+  assembly.check_variables(method, (size, size, channels), variables, run.directory)
+  return Trained(method, variables, meta, step)
 
 
 def create_method(run):
   """Returns the `methods.Method` of `run`."""
+  if not run.classes:
+    raise UserError(f'{run.directory}/{run_files.CLASSES} names no classes; restore it')
   return assembly.create_method(run.config, len(run.classes), teachers.open_all(run.config, run.directory))
 
 
@@ -109,11 +116,6 @@ def shown(name):
   return re.sub(r'\btap(\d)', r'tap \1', name.replace('_', ' '))
 
 
-def _json(path, default):
-  """What a JSON file holds, `default` where there is none."""
-  if not path.exists():
-    return default
-  try:
-    return json.loads(path.read_text())
-  except ValueError as e:
-    raise UserError(f'{path} is damaged ({e}); restore or delete it') from None
+def _list(path):
+  """What a JSON file holds, [] where there is none."""
+  return run_files.read_json(path, list) if path.exists() else []

@@ -35,9 +35,14 @@ def open_all(config, workdir):
   """
   path = epath.Path(workdir) / FILE
   if path.exists():
-    return tuple(Teacher(entry['directory'], config_lib.from_json(json.dumps(entry['config'])))
-                 for entry in json.loads(path.read_text()))
-  return tuple(Teacher(str(directory), run_files.read_config(directory)) for directory in config.teachers)
+    try:
+      return tuple(Teacher(entry['directory'], config_lib.from_json(json.dumps(entry['config'])))
+                   for entry in run_files.read_json(path, list))
+    except (KeyError, TypeError):
+      raise UserError(f'{path} is damaged (it is not what was written); restore it, or train in another '
+                      '--workdir') from None
+  return tuple(Teacher(str(directory), run_files.read_config(directory, 'config.teachers'))
+               for directory in config.teachers)
 
 
 def check_fit(teachers, config, class_names):
@@ -50,7 +55,7 @@ def check_fit(teachers, config, class_names):
         raise UserError(f'config.teachers: {teacher.directory} was trained with config.{field}={there[field]!r}, this '
                         f'run has {here[field]!r}; make them equal or name another teacher')
     path = epath.Path(teacher.directory) / run_files.CLASSES
-    if path.exists() and json.loads(path.read_text()) != list(class_names):
+    if path.exists() and run_files.read_json(path, list) != list(class_names):
       raise UserError(f'config.teachers: {teacher.directory} was trained for other classes than those of '
                       f'config.data.name={config.data.name!r}; name a teacher for the same data')
 
@@ -71,7 +76,10 @@ def load(teachers, names, abstract):
   """
   loaded, report = {}, []
   for teacher, name in zip(teachers, names, strict=True):
-    variables, _, step = checkpoint.load_variables(f'{teacher.directory}/{run_files.CHECKPOINTS}')
+    try:
+      variables, _, step = checkpoint.load_variables(f'{teacher.directory}/{run_files.CHECKPOINTS}')
+    except UserError as e:
+      raise UserError(f'config.teachers: {e}') from None
     for collection, networks in abstract.items():
       if name in networks:
         found = variables.get(collection, {}).get(Method.main_network, {})
@@ -99,8 +107,8 @@ def save(workdir, teachers):
 
 
 def _accuracy(directory):
-  path = epath.Path(directory) / run_files.SUMMARY
-  if not path.exists():
+  summary = run_files.read_summary(directory)
+  if summary is None:
     return ', whose training is not finished'
-  result = json.loads(path.read_text())['results'].get(f'test/{Method.main_network}')
+  result = summary['results'].get(f'test/{Method.main_network}')
   return f', {result["last"]["top1"]:.2f} % on its test split' if result else ''

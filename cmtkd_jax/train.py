@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import re
 import time
 
 import jax
@@ -48,14 +49,17 @@ def train_and_evaluate(config, workdir):
   if method.held_out and 'minival' not in dataset.evals:
     raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')
   rows = bit_table.collect(method, dataset.input_shape, parse_rules(config.bits.rules))
+  networks = sorted({row.layer.partition('/')[0] for row in rows})
+  if config.remat and not any(re.fullmatch(config.remat, name) for name in networks):
+    raise UserError(f"config.remat={config.remat!r} matches none of {', '.join(networks)}; name one of them, or '.*'")
   learning_rate = optimizer.learning_rate(config, total_steps, **sizes)
   transform = optimizer.create(config, method, learning_rate)
 
   run = run_files.open_run(workdir, config, dataset, rows)
-  teachers.save(run, trained)
   best_metric = f'minival/{method.main_network}/top1' if 'minival' in dataset.evals else ''
-  with (run_files.Lock(run), _told_of_memory(config),
+  with (run_files.told_of_disk(run), run_files.Lock(run), _told_of_memory(config),
         Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, best_metric) as checkpoints):
+    teachers.save(run, trained)
     state, report = _restore_or_create(config, method, trained, transform, dataset, checkpoints, replicated)
     start = int(state.step)
     run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
@@ -127,8 +131,10 @@ def train_and_evaluate(config, workdir):
         if stops:
           checkpoints.wait()
           raise Stopped(f'asked to stop: step {step} of {total_steps} is saved; the same command goes on from there')
+      checkpoints.wait()  # before SIGTERM ends the process again
 
-  summary = run_files.write_summary(run, config, dataset.train.steps_per_epoch)
+  with run_files.told_of_disk(run):
+    summary = run_files.write_summary(run, config, dataset.train.steps_per_epoch)
   print(run_files.closing_table(summary))
   return summary
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from cmtkd_jax import digests
 from cmtkd_jax.checkpoint import Checkpoints, load_variables
 from cmtkd_jax.errors import UserError
 
@@ -171,6 +172,7 @@ def test_saved_on_eight_devices_and_read_where_there_is_one(tmp_path):
     checkpoints.save(1, {'variables': {'w': array}, 'step': jax.device_put(np.int32(4), sharding(8))}, {})
   code = f'''
 import jax, numpy as np
+from cmtkd_jax import digests
 from cmtkd_jax.checkpoint import Checkpoints, load_variables
 assert len(jax.devices()) == 1
 place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -260,3 +262,51 @@ def test_orbax_is_quiet(tmp_path, caplog):
       checkpoints.restore(abstract(make_state(8)))
     load_variables(tmp_path)
   assert not [row.getMessage() for row in caplog.records]
+
+
+def test_every_flipped_bit_is_damage(tmp_path, caplog):
+  """The format itself reads some of them as other numbers."""
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make_state(1, offset=step), {'step': step})
+  files = [path for item in ('variables', 'state', 'meta') for path in (tmp_path / '2' / item).rglob('*')
+           if path.is_file() and path.stat().st_size]
+  assert len(files) > 10
+  for path in files:
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(digests.Damaged, match=f'{path.name} is not what was written'):
+      digests.check(tmp_path / '2', ['variables', 'state', 'meta'])
+    path.write_bytes(data)
+  digests.check(tmp_path / '2', ['variables', 'state', 'meta'])
+  path = next(path for path in files if path.is_relative_to(tmp_path / '2' / 'variables'))
+  path.write_bytes(path.read_bytes() + b'\0')
+  assert load_variables(tmp_path)[2] == 1
+  assert f'cannot read {tmp_path}/2: Damaged: variables/' in caplog.text
+  (tmp_path / '2' / digests.FILE).write_text('{')
+  assert load_variables(tmp_path)[2] == 1
+
+
+def test_damaged_twice_at_one_step(tmp_path):
+  with Checkpoints(tmp_path, keep=3) as checkpoints:
+    checkpoints.save(1, make_state(1), {})
+    for _ in range(2):
+      checkpoints.save(2, make_state(1), {})
+      checkpoints.wait()
+      truncate(tmp_path / '2')
+      checkpoints.restore(abstract(make_state(1)))
+      assert checkpoints.latest() == 1
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['1', 'broken_2']
+
+
+@pytest.mark.parametrize('damage', ['{', '', None])
+def test_damaged_accuracies_do_not_stop_a_run(tmp_path, damage):
+  with Checkpoints(tmp_path, best_metric='accuracy') as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make_state(1), {}, {'accuracy': 0.5})
+  path = tmp_path / '2' / 'metrics' / 'metrics'
+  path.unlink() if damage is None else path.write_text(damage)
+  with Checkpoints(tmp_path, best_metric='accuracy') as checkpoints:
+    checkpoints.restore(abstract(make_state(1)))
+    checkpoints.save(3, make_state(1), {}, {'accuracy': 0.7})
+    assert checkpoints.best() == 3

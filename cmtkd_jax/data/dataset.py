@@ -133,7 +133,8 @@ def _check_fields(config):
   check('augment', config.augment in augment_lib.AUGMENTS, f'choose one of {", ".join(augment_lib.AUGMENTS)}')
   check('resident', config.resident in ('auto', 'yes', 'no'), 'choose one of auto, yes, no')
   check('image_size', is_int(config.image_size) and config.image_size > 0, 'must be a positive whole number')
-  check('pad', is_int(config.pad) and config.pad >= 0, 'must be a whole number, 0 or more')
+  check('pad', is_int(config.pad) and 0 <= config.pad < config.image_size,
+        f'must be a whole number, from 0 to below config.data.image_size={config.image_size}')
   check('num_workers', is_int(config.num_workers) and config.num_workers >= 0,
         'must be a whole number, 0 or more')
   check('workers', config.workers in ('threads', 'processes'), 'choose one of threads, processes')

@@ -11,6 +11,7 @@ from etils import epath
 
 from cmtkd_jax.errors import UserError
 
+_MOST_CLASSES = 10**6
 
 class Source:
   """Records by number: images (uint8 arrays, or the bytes of image files), and labels. Picklable."""
@@ -118,6 +119,8 @@ def generated(spec: str) -> Splits:
     raise UserError(f"config.data.name='generated:{spec}' does not parse; write 'generated:HxWxC:CLASSES:N' "
                     "with positive whole numbers, as in 'generated:32x32x3:10:1000'")
   h, w, c, classes, n = numbers
+  if h * w * c * max(classes, n) > 2**32:
+    raise UserError(f"config.data.name='generated:{spec}' would take more than 4 GiB; lower its numbers")
   rng = np.random.default_rng(0)
   patterns = rng.integers(0, 256, (classes, -(-h // 4), -(-w // 4), c), dtype=np.uint8)
   patterns = patterns.repeat(4, axis=1).repeat(4, axis=2)[:, :h, :w]
@@ -142,10 +145,10 @@ def npy(path: str) -> Splits:
   name = f"config.data.name='npy:{path}'"
   folder = epath.Path(path).expanduser()
 
-  def read(file, **kwargs):
+  def read(file):
     try:
-      if '://' not in path:
-        return np.load(folder / file, allow_pickle=False, **kwargs)
+      if '://' not in path:  # mapped, so that no header makes room for more than the file holds
+        return np.load(folder / file, allow_pickle=False, mmap_mode='r')
       with (folder / file).open('rb') as remote:  # cannot be mapped
         return np.load(remote, allow_pickle=False)
     except FileNotFoundError as e:
@@ -162,7 +165,7 @@ def npy(path: str) -> Splits:
 
   sources, num_classes = {}, None if names is None else len(names)
   for split in ('train', 'test'):
-    images = read(f'{split}_images.npy', mmap_mode='r')
+    images = read(f'{split}_images.npy')
     labels = read(f'{split}_labels.npy')
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
       raise UserError(f'{name}: {split}_images.npy is {images.dtype}{list(images.shape)}; '
@@ -172,6 +175,9 @@ def npy(path: str) -> Splits:
                       f'save integers [{len(images)}], one for each image')
     if num_classes is None:  # Training comes first: a class that only the test set has is a mistake.
       num_classes = int(labels.max()) + 1
+      if num_classes > _MOST_CLASSES:
+        raise UserError(f'{name}: {split}_labels.npy has the label {num_classes - 1}, and {_MOST_CLASSES} classes are '
+                        'the most; number the classes from 0')
     if labels.min() < 0 or labels.max() >= num_classes:
       raise UserError(f'{name}: {split}_labels.npy has labels {labels.min()}..{labels.max()}, but there are '
                       f'{num_classes} classes; labels must lie in 0..{num_classes - 1}')

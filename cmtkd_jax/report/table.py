@@ -76,8 +76,8 @@ def collect(config, workdir, failures=None):
     UserError: the configuration has no table, or the directory does not exist.
   """
   lines, workdir = _lines(config), epath.Path(workdir)
-  if not workdir.exists():
-    raise UserError(f'--workdir: there is no {workdir}; train the table first with --mode=table')
+  if not workdir.is_dir():
+    raise UserError(f'--workdir: there is no directory {workdir}; train the table first with --mode=table')
   rows = [_row(config, line, workdir, failures or {}) for line in lines]
   text = render(config.table.title, rows)
   run_files.write(workdir / f'{FILE}.json', json.dumps({'title': config.table.title, 'lines': rows}, indent=1))
@@ -135,7 +135,7 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
   found = {}
   if line.run:
     for path in (workdir / line.run).glob('seed*/summary.json'):
-      found[int(re.search(r'seed(\d+)$', path.parent.name)[1])] = json.loads(path.read_text())
+      found[int(re.search(r'seed(\d+)$', path.parent.name)[1])] = run_files.read_summary(path.parent)
   found = dict(sorted(found.items()))
   results = [summary['results'].get(f'test/{line.network}') for summary in found.values()]
   if found and None in results:
@@ -180,6 +180,10 @@ def _lines(config):
   if not table.runs:
     raise UserError('--mode=table: this configuration has no table; use a config file such as '
                     'configs/table2_resnet18_cifar100.py')
+  config_lib.check_runs(table.runs)
+  for line in table.lines:
+    if len(line) != len(Line._fields):
+      raise UserError(f'config.table.lines: {line!r} must be ({", ".join(Line._fields)})')
   lines = [Line(*line) for line in table.lines]
   for name in [*table.only, *(line.run for line in lines if line.run)]:
     if name not in table.runs:

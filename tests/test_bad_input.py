@@ -1,0 +1,552 @@
+"""Whatever is wrong with the input: status 2 and one line that names it and what to do; nothing of it is executed."""
+
+import ast
+import json
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+
+from absl.testing import flagsaver
+import grain  # noqa: F401  defines flags, which must not vanish with those of a test
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from cmtkd_jax import main, run_files
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMOKE = '--config=configs/digits_resnet8.py:smoke'
+SINGLE = (SMOKE, '--config.method=single')
+RESNET18 = (*SINGLE, '--config.model.name=resnet18', '--config.model.stem=imagenet', '--config.model.block_order=post')
+# ml_collections loads config files so.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+
+
+def run(*arguments):
+  """What the command does with these arguments; returns its exit status."""
+  with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+    patch.setattr(sys, 'argv', ['main', *map(str, arguments)])  # where config flags look
+    patch.delitem(sys.modules, 'config_config', raising=False)  # or a file without get_config takes that of the last
+    patch.chdir(ROOT)
+    return main.main(sys.argv)
+
+
+@pytest.fixture
+def refused(capsys):
+  """Asserts that a command is refused as it should be; `after` may be lines before the error."""
+  def check(arguments, words, alone=True):
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert lines[-1].startswith('error: ') and err.count('error: ') == 1 and 'Traceback' not in out + err
+    assert not alone or len(lines) == 1
+    for word in words:
+      assert word in lines[-1]
+  return check
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A finished run, to be copied and damaged."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  directory = tmp_path_factory.mktemp('finished') / 'run'
+  assert run(*SINGLE, f'--workdir={directory}', '--config.checkpoint_every=1 steps') == 0
+  jax.config.update('jax_disable_most_optimizations', False)
+  return directory
+
+
+# --- Flags.
+
+
+@pytest.mark.parametrize('arguments, words', [
+    ([], ['--config and --workdir are missing', 'give a config file']),
+    (['--mode=nope', SMOKE], ['--mode=nope', 'should be one of', 'train|evaluate']),
+    ([SMOKE, 'stray'], ["'stray' is no flag", '--workdir']),
+    (['--confg=x'], ["'confg'", 'Did you mean: config']),
+    (['--config'], ['Missing value for flag --config']),
+    ([SMOKE, '--step=abc'], ['--step=abc', 'give a whole number']),
+    ([SMOKE, '--step=3'], ['--step=3', 'belongs to --mode=evaluate']),
+    (['--mode=evaluate'], ['--workdir', 'the directory of a run']),
+    (['--mode=bits', '--workdir=x'], ['--config is missing', 'configs/digits_resnet8.py']),
+    (['--mode=table', SMOKE], ['has no table', 'configs/table2_resnet18_cifar100.py']),
+    (['--config=configs/table2_resnet18_cifar100.py'], ['is a table of 10 runs', 'use --mode=table']),
+    ([SMOKE, '--processes=2'], ['--coordinator, --processes and --process', 'all three or none']),
+    ([SMOKE, '--coordinator=h:1', '--processes=2', '--process=2'], ['--process=2', 'below --processes=2']),
+    ([SMOKE, '--coordinator=h:1', '--processes=0', '--process=0'], ['--process=0', 'below --processes=0']),
+    ([SMOKE, '--coordinator=nonsense', '--processes=2', '--process=0'], ["'nonsense' is not HOST:PORT"]),
+    ([SMOKE, '--processes=abc'], ['--processes=abc', 'give a whole number']),
+    ([SMOKE, '--join_seconds=-1'], ['--join_seconds=-1', 'positive integer']),
+])
+def test_flags(refused, arguments, words):
+  refused(arguments, words)
+
+
+def test_environment_of_processes(refused, monkeypatch):
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'localhost:1')
+  monkeypatch.setenv('JAX_NUM_PROCESSES', 'two')
+  refused([SMOKE], ["JAX_NUM_PROCESSES='two'", 'set it to one, or unset it'])
+
+
+# --- Fields.
+
+
+@pytest.mark.parametrize('field, words', [
+    ('nope.x=1', ['config.nope.x', 'no such field', 'optimizer']),
+    ('cmtkd.gama=1', ['config.cmtkd.gama', 'alpha, beta']),
+    ('data=3', ['config.data', 'no such field']),
+    ('seed', ['Missing value for flag --config.seed']),
+    ('seed=1.5', ['config.seed=1.5', 'give a whole number']),
+    ('seed=-1', ['config.seed=-1', 'must lie in [0, 4294967296)']),
+    (f'seed={2**70}', [f'config.seed={2**70}', 'must lie in']),
+    ('tensorboard=maybe', ['config.tensorboard=maybe', 'give True or False']),
+    ('method=nope', ["config.method='nope'", 'is one of', "'cmtkd'"]),
+    ('dtype=float16', ["config.dtype='float16'", "'bfloat16'"]),
+    ('model.name=vgg', ["config.model.name='vgg'", "'resnet18'"]),
+    ('model.width=0', ['config.model.width=0', 'must be positive']),
+    ('model.bn_momentum=1', ['config.model.bn_momentum=1.0', '[0, 1)']),
+    ('model.bn_groups=5', ['config.model.bn_groups=5', 'choose a divisor']),
+    ('quantizer.name=nope', ["config.quantizer.name='nope'", "'lsq'"]),
+    ('quantizer.activations=twn', ['config.quantizer.activations', "such as 'hwgq'"]),
+    ('quantizer.hwgq.activation.step=x', ["step='x'", "'published'"]),
+    ('student.weight_bits=9', ['config.student.weight_bits=9', '1, 2, 3']),
+    ('student.activation_bits=0', ['config.student.activation_bits=0', 'allowed']),
+    ('bits.first_last=16', ['config.bits.first_last=16', '32, 8']),
+    ("bits.rules=(('(',2,2),)", ['config.bits.rules', '(regex, weight bits, activation bits)']),
+    ("bits.rules=(('.*',2),)", ['config.bits.rules', '(regex, weight bits, activation bits)']),
+    ("bits.rules=(('.*',2,99),)", ['config.bits.rules', '99', 'allowed']),
+    ("bits.rules=(('nothing',2,2),)", ["'nothing' matches no layer", 'named like']),
+    ('optimizer.learning_rate=0', ['config.optimizer.learning_rate=0', 'positive']),
+    ('optimizer.learning_rate=nan', ['config.optimizer.learning_rate=nan', 'finite']),
+    ('optimizer.learning_rate=inf', ['config.optimizer.learning_rate=inf', 'finite']),
+    ('optimizer.momentum=1.5', ['config.optimizer.momentum=1.5', '[0, 1)']),
+    ('optimizer.weight_decay=-1', ['config.optimizer.weight_decay=-1', 'not be negative']),
+    ('optimizer.gradient_clip=abc', ['config.optimizer.gradient_clip=abc', 'give a number']),
+    ('optimizer.decay_at=2 steps', ['config.optimizer.decay_at', "contradicts config.optimizer.schedule='cosine'"]),
+    ('optimizer.warmup=5 steps', ['config.optimizer.warmup', 'shorten it']),
+    ('duration=', ["config.duration=''", "'120 epochs'"]),
+    ('duration=10', ["config.duration='10'", "'3000 steps'"]),
+    ('duration=5 weeks', ["config.duration='5 weeks'", '(steps, epochs or examples)']),
+    ('duration=1, 2 epochs', ['config.duration', 'leave one']),
+    ('duration=-3 steps', ['config.duration', 'is no duration; give']),
+    (f'duration={"9" * 400} steps', ['config.duration', 'is no duration; give']),
+    ('log_every=x', ["config.log_every='x'", 'give numbers and one unit']),
+    ('batch_size=0', ['config.batch_size=0', 'positive']),
+    ('batch_size=15', ['config.batch_size=15', 'use 8 or 16']),
+    ('batch_size=80000', ['config.batch_size=80000', '48 training examples', 'lower it']),
+    ('accumulate=3', ['config.accumulate=3', 'choose a divisor']),
+    ('remat=(', ["config.remat='('", 'mend or empty it']),
+    ('remat=nothing', ["config.remat='nothing' matches none of", "name one of them, or '.*'"]),
+    ('keep_checkpoints=0', ['config.keep_checkpoints=0', 'positive']),
+    ('cmtkd.teacher_bits=()', ['config.cmtkd.teacher_bits=()', "config.method='single'"]),
+    ('cmtkd.teacher_bits=(4.5,)', ['config.cmtkd.teacher_bits=4.5', 'allowed']),
+    ('cmtkd.taps=(99,)', ['config.cmtkd.taps=(99,)', '(3, 5, 7)']),
+    ('cmtkd.temperature=0', ['config.cmtkd.temperature=0', 'must be positive']),
+    ('cmtkd.alpha=-1', ['config.cmtkd.alpha=-1', 'must not be negative']),
+    ('feature_loss.attention.norm=x', ["config.feature_loss.attention.norm='x'", "'l1'"]),
+    ('method=kd', ['config.teachers=()', 'name the work directories']),
+    ('data.mean=("a",)', ["config.data.mean=('a',)", 'like 0.5']),
+    ('data.std=(0.0,)', ['config.data.std=(0.0,)', 'must be positive']),
+    ('data.pad=100', ['config.data.pad=100', 'below config.data.image_size=8']),
+    ('data.minival=0.7', ['config.data.minival=0.7', '0 <= minival < 0.5']),
+    ('data.image_size=9', ['config.data.image_size=9', 'set image_size=8']),
+    ('init_from_allow=(', ["config.init_from_allow='('", 'mend or empty it']),
+    ('init_from={nope}', ['config.init_from', "no run 'nope'"]),
+    ('teachers=(3,)', ['config.teachers=(3,)', "'runs/teacher'"]),
+])
+def test_fields(refused, tmp_path, field, words):
+  refused([SMOKE, f'--workdir={tmp_path}/run', f'--config.{field}'], words)
+  assert not (tmp_path / 'run' / run_files.CHECKPOINTS).exists()
+
+
+# --- Config files.
+
+BASE = 'from cmtkd_jax import config as base\ndef get_config(argument=""):\n  config = base.default()\n'
+
+
+@pytest.mark.parametrize('text, words', [
+    ('def get_config(:\n', ['--config', 'file.py, line 1', 'mend the config file']),
+    ('x = 1\n', ['--config', 'get_config', 'mend the config file']),
+    ('def get_config(argument=""): return {}\n', ['get_config() returns dict', 'cmtkd_jax.config.default()']),
+    ('def get_config(argument=""): return 1 / 0\n', ['division by zero', 'file.py, line 1', 'mend the config file']),
+    ('import no_such_module\n', ['no_such_module', 'file.py, line 1', 'mend the config file']),
+    (BASE + '  config.neew = 3\n  return config\n', ['config.neew', 'no such field', 'seed']),
+    (BASE + '  config.seed = "a"\n  return config\n', ['--config', "'seed'", 'mend the config file']),
+    (BASE + '  del config.seed\n  return config\n', ['config.seed is missing', 'cmtkd_jax.config.default()']),
+    (BASE + '  config.first.a = 3\n  return config\n', ['a=3', "dict(method='single')"]),
+    (BASE + '  config.first.a = dict(nope=3)\n  return config\n', ['config.nope', 'no such field']),
+    (BASE + '  config.first = dict(a=dict(init_from="{b}"), b=dict(init_from="{a}"))\n  return config\n',
+     ['config.first: a -> b -> a', 'circle']),
+])
+def test_config_files(refused, tmp_path, text, words):
+  (tmp_path / 'file.py').write_text(text)
+  refused([f'--config={tmp_path}/file.py', f'--workdir={tmp_path}/run'], words)
+
+
+@pytest.mark.parametrize('name, words', [
+    ('configs/nope.py', ['configs/nope.py', 'No such file', 'name another one']),
+    ('configs', ['configs', 'Is a directory', 'name another one']),
+    ('configs/digits_resnet8.py:nope', ["'nope' is not one of smoke"]),
+    ('configs/table2_resnet18_cifar100.py:nope', ["'nope' is not one of smoke, average_teacher"]),
+])
+def test_config_names(refused, tmp_path, name, words):
+  refused([f'--config={name}', f'--workdir={tmp_path}/run'], words)
+
+
+@pytest.mark.parametrize('line, words', [
+    ('("title", "2/2")', ["('title', '2/2') must be (title, bits, run"]),
+    ('("title", "2/2", "b", "student", (None, None))', ["there is no run 'b'; runs are a"]),
+])
+def test_lines_of_a_table(refused, tmp_path, line, words):
+  (tmp_path / 'file.py').write_text(f'{BASE}  config.table.runs = dict(a=dict())\n  config.table.lines = ({line},)\n'
+                                    '  return config\n')
+  refused(['--mode=table', f'--config={tmp_path}/file.py', f'--workdir={tmp_path}'], words)
+
+
+# --- Data.
+
+
+def images(root, splits=('train', 'test'), classes=('ant', 'bee'), count=8):
+  for split in splits:
+    for name in classes:
+      folder = root / split / name
+      folder.mkdir(parents=True)
+      for i in range(count):
+        Image.new('L', (8, 8)).save(folder / f'{i}.png')
+
+
+def claim(path, width, height):
+  """Writes a PNG whose header says that it is so large."""
+  Image.new('L', (8, 8)).save(path)
+  data = bytearray(path.read_bytes())
+  data[16:24] = struct.pack('>II', width, height)
+  data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
+  path.write_bytes(data)
+
+
+def cut_jpeg(path):
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)).save(path)
+  path.write_bytes(path.read_bytes()[:-150])
+
+
+def without(path):
+  shutil.rmtree(path)
+
+
+def emptied(path):
+  for file in path.iterdir():
+    file.unlink()
+
+
+FOLDERS = {
+    'no folder': (lambda root: shutil.rmtree(root), ['there is no folder', 'put the images under']),
+    'no test images': (lambda root: without(root / 'test'), ['neither', 'one must hold the images to test on']),
+    'class without test images': (lambda root: without(root / 'test' / 'ant'), ["'ant'", 'same class folders']),
+    'class without training images': (lambda root: images(root, ['test'], ['cat']), ["'cat'", 'same class folders']),
+    'empty class': (lambda root: emptied(root / 'train' / 'ant'), ['train/ant holds no', 'fill or remove it']),
+    'no image': (lambda root: (root / 'train' / 'ant' / '3.png').write_text('hello'),
+                 ['ant/3.png cannot be decoded', 'repair or remove it']),
+    'cut image': (lambda root: cut_jpeg(root / 'train' / 'ant' / '3.jpg'),
+                  ['ant/3.jpg cannot be decoded', 'repair or remove it']),
+    'decompression bomb': (lambda root: claim(root / 'train' / 'ant' / '3.png', 10**5, 10**5),
+                           ['ant/3.png cannot be decoded', 'decompression bomb', 'repair or remove it']),
+    'bomb first': (lambda root: claim(root / 'train' / 'ant' / '0.png', 10**5, 10**5),
+                   ['ant/0.png cannot be decoded', 'decompression bomb', 'repair or remove it']),
+}
+
+
+@pytest.mark.parametrize('resident', ['auto', 'no'])
+@pytest.mark.parametrize('damage, words', FOLDERS.values(), ids=FOLDERS)
+def test_folders_of_images(refused, tmp_path, damage, words, resident):
+  images(tmp_path / 'data')
+  damage(tmp_path / 'data')
+  refused([*SINGLE, f'--workdir={tmp_path}/run', f'--config.data.name=folder:{tmp_path}/data',
+           '--config.batch_size=8', f'--config.data.resident={resident}'], words, alone=False)
+
+
+def npy_header(shape, dtype):
+  """The beginning of a .npy file, without its data."""
+  text = repr({'descr': dtype, 'fortran_order': False, 'shape': shape}).ljust(117).encode() + b'\n'
+  return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(text)) + text
+
+
+class Harmful:
+  """What a pickle of it does when it is loaded: it makes a folder."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return os.mkdir, (self.path,)
+
+
+ARRAYS = {
+    'no images': ({'train_images': None}, ['train_images.npy does not exist', 'the folder must hold']),
+    'floats': ({'train_images': np.zeros((16, 8, 8, 1), np.float32)}, ['float32[16, 8, 8, 1]', 'save uint8']),
+    'three axes': ({'train_images': np.zeros((16, 8, 8), np.uint8)}, ['uint8[16, 8, 8]', 'save uint8[N, H, W, C]']),
+    'other number': ({'train_labels': np.arange(5)}, ['int64[5]', 'one for each image']),
+    'negative': ({'train_labels': np.arange(16) - 3}, ['labels -3..12', 'must lie in']),
+    'far apart': ({'train_labels': np.arange(16) * 10**15}, ['label 15000000000000000', 'number the classes from 0']),
+    'unknown class': ({'test_labels': np.full(4, 7)}, ['labels 7..7', 'must lie in 0..1']),
+    'objects': ({'train_labels': np.array([{}] * 16, object)}, ['train_labels.npy is no plain .npy', 'numpy.save']),
+    'no array': ({'train_images': b'hello'}, ['train_images.npy is no plain .npy', 'numpy.save']),
+    'empty file': ({'train_images': b''}, ['train_images.npy is no plain .npy', 'numpy.save']),
+    'huge images': ({'train_images': npy_header((10**6, 10**3, 10**3, 3), '|u1')}, ['train_images.npy is no plain']),
+    'huge labels': ({'train_labels': npy_header((10**12,), '<i8')}, ['train_labels.npy is no plain .npy']),
+    'huge names': ({'class_names': npy_header((10**12,), '<U9')}, ['class_names.npy is no plain .npy']),
+    'numbers for names': ({'class_names': np.arange(2)}, ['class_names.npy is int64[2]', 'a vector of strings']),
+}
+
+
+def npy(folder, **changes):
+  folder.mkdir()
+  arrays = {'train_images': np.zeros((16, 8, 8, 1), np.uint8), 'train_labels': np.arange(16) % 2,
+            'test_images': np.zeros((4, 8, 8, 1), np.uint8), 'test_labels': np.arange(4) % 2} | changes
+  for name, array in arrays.items():
+    if isinstance(array, bytes):
+      (folder / f'{name}.npy').write_bytes(array)
+    elif array is not None:
+      np.save(folder / f'{name}.npy', array, allow_pickle=True)
+  return f'--config.data.name=npy:{folder}'
+
+
+@pytest.mark.parametrize('arrays, words', ARRAYS.values(), ids=ARRAYS)
+def test_arrays(refused, tmp_path, arrays, words):
+  refused([*SINGLE, f'--workdir={tmp_path}/run', npy(tmp_path / 'data', **arrays), '--config.batch_size=8'],
+          ['config.data.name', *words])
+
+
+def test_pickles_are_not_loaded(refused, tmp_path):
+  """Neither of data nor of weights."""
+  harmful = np.array([Harmful(tmp_path / 'harm')], object)
+  refused([*SINGLE, f'--workdir={tmp_path}/run', npy(tmp_path / 'data', train_labels=harmful)], ['no plain .npy'])
+  np.savez(tmp_path / 'weights.npz', **{'conv1.weight': harmful})
+  refused([*RESNET18, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/weights.npz'],
+          ['weights.npz cannot be read', 'save the state_dict again'])
+  assert not (tmp_path / 'harm').exists()
+  np.load(tmp_path / 'weights.npz', allow_pickle=True)['conv1.weight']
+  assert (tmp_path / 'harm').exists()  # it would have been
+
+
+@pytest.mark.parametrize('name, words', [
+    ('', ["config.data.name=''", "such as 'digits'"]),
+    ('generated:8x8:10:100', ['does not parse', "'generated:HxWxC:CLASSES:N'"]),
+    ('generated:0x8x1:10:100', ['does not parse', 'positive whole numbers']),
+    ('generated:100000x100000x3:10:1000000', ['more than 4 GiB', 'lower its numbers']),
+    ('generated:8x8x1:10:99999999999999', ['more than 4 GiB', 'lower its numbers']),
+    ('no_such_set', ["config.data.name='no_such_set' is unknown", "'cifar100'"]),
+    ('cifar100', ['not prepared in /nonexistent', 'download_and_prepare']),
+    ('imagenet2012', ['not prepared in /nonexistent', 'downloads/manual', 'download_and_prepare']),
+    ('cifar100:9.9.9', ["config.data.name='cifar100:9.9.9'", 'download_and_prepare']),
+])
+def test_names_of_data(refused, tmp_path, name, words):
+  refused([*SINGLE, f'--workdir={tmp_path}/run', f'--config.data.name={name}', '--config.data.dir=/nonexistent'], words)
+
+
+# --- Work directories.
+
+
+def text(name, content):
+  return lambda run: (run / name).write_text(content)
+
+
+def changed(name, **changes):
+  return lambda run: (run / name).write_text(json.dumps(json.loads((run / name).read_text()) | changes))
+
+
+def into_directory(name):
+  def damage(run):
+    (run / name).unlink()
+    (run / name).mkdir()
+  return damage
+
+
+def emptied_checkpoints(run):
+  for path in (run / 'checkpoints').iterdir():
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def file_for_checkpoints(run):
+  shutil.rmtree(run / 'checkpoints')
+  (run / 'checkpoints').write_text('')
+
+
+def wider(run):
+  config = json.loads((run / 'config.json').read_text())
+  config['model']['width'] = 0.25
+  (run / 'config.json').write_text(json.dumps(config))
+
+
+DAMAGED_RUNS = {
+    'config.json, cut': ('evaluate', text('config.json', '{"seed":'), ['config.json is damaged', 'restore it']),
+    'config.json, a list': ('train', text('config.json', '[]'), ['config.json is damaged', 'restore it']),
+    'config.json, no text': ('train', lambda run: (run / 'config.json').write_bytes(b'\xff\xfe\0'),
+                             ['config.json is damaged', 'restore it']),
+    'config.json, other types': ('train', changed('config.json', seed='x'), ['configuration is damaged', 'restore it']),
+    'config.json, no fields': ('report', changed('config.json', data=3), ['configuration is damaged', 'restore it']),
+    'config.json, unknown field': ('evaluate', changed('config.json', a=3), ['config.a', 'no such field']),
+    'config.json, a directory': ('evaluate', into_directory('config.json'), ['config.json is damaged']),
+    'config.json, another model': ('evaluate', wider, ['does not fit', 'here; ', 'use the configuration']),
+    'summary.json, cut': ('train', text('summary.json', '{'), ['summary.json is damaged', 'delete it']),
+    'summary.json, a list': ('train', text('summary.json', '[]'), ['summary.json is damaged', 'delete it']),
+    'summary.json, no results': ('report', text('summary.json', '{"config": {}}'), ['summary.json is damaged']),
+    'summary.json, a directory': ('train', into_directory('summary.json'), ['summary.json is damaged', 'delete it']),
+    'metrics.jsonl, garbage': ('report', text('metrics.jsonl', 'x\n{"step": 1}\n'),
+                               ['line 1 of', 'metrics.jsonl', 'delete that line']),
+    'metrics.jsonl, no numbers': ('report', text('metrics.jsonl', '{"step": 1, "x": [2]}\n{"step": 2}\n'),
+                                  ['line 1 of', 'metrics.jsonl', 'delete that line']),
+    'metrics.jsonl, a directory': ('report', into_directory('metrics.jsonl'), ['metrics.jsonl cannot be read']),
+    'bits.json, cut': ('report', text('bits.json', '['), ['bits.json is damaged', 'delete it']),
+    'bits.json, other fields': ('report', text('bits.json', '[{"a": 1}]'), ['bits.json is damaged', 'delete it']),
+    'classes.json, a number': ('report', text('classes.json', '3'), ['classes.json is damaged', 'restore it']),
+    'teachers.json, cut': ('evaluate', text('teachers.json', '['), ['teachers.json is damaged', 'restore it']),
+    'teachers.json, other fields': ('evaluate', text('teachers.json', '[{}]'), ['teachers.json is damaged']),
+    'no checkpoints': ('evaluate', lambda run: shutil.rmtree(run / 'checkpoints'), ['no checkpoint in', 'train first']),
+    'empty checkpoints': ('evaluate', emptied_checkpoints, ['no readable checkpoint', 'use another one']),
+    'a file for checkpoints': ('train', file_for_checkpoints, ['checkpoints is no directory', 'remove it']),
+    'a directory for the lock': ('train', into_directory('lock'), ['cannot be written (Is a directory)']),
+}
+
+
+@pytest.mark.parametrize('mode, damage, words', DAMAGED_RUNS.values(), ids=DAMAGED_RUNS)
+def test_damaged_runs(refused, finished, tmp_path, mode, damage, words):
+  copy = shutil.copytree(finished, tmp_path / 'run')
+  if mode == 'train' and 'summary.json' not in words[0]:
+    (copy / 'summary.json').unlink()  # or it would be finished
+  damage(copy)
+  refused([*(SINGLE if mode == 'train' else ()), f'--mode={mode}', f'--workdir={copy}'], words)
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--mode=evaluate', '--workdir=/nonexistent'], ['no config.json in /nonexistent', 'name the directory of a run']),
+    (['--mode=evaluate', '--workdir={run}', '--step=99'], ['no checkpoint of step 99', 'it has [3, 2]']),
+    (['--mode=evaluate', '--workdir={run}', '--step=-1'], ['no checkpoint of step -1', 'it has [3, 2]']),
+    (['--mode=evaluate', '--workdir={run}', SMOKE, '--config.data.name=generated:8x8x1:7:48'],
+     ['does not fit', 'float32[10] there, float32[7] here', 'use the configuration']),
+    (['--mode=report', '--workdir={run},/nonexistent'], ['no config.json in /nonexistent', 'name the directory']),
+    ([*SINGLE, '--workdir={run}', '--config.seed=5'], ['holds a run of another configuration (seed: 0 -> 5)',
+                                                       'config.allow_changes=True']),
+    ([*SINGLE, '--workdir={run}/config.json'], ['config.json cannot be written', 'choose another one']),
+    ([*SINGLE, '--workdir={run}/config.json/deeper'], ['cannot be written (Not a directory)', 'choose another one']),
+    ([*SINGLE, '--workdir=/proc/nope'], ['/proc/nope cannot be written', 'choose another one']),
+    (['--mode=collect', '--config=configs/table2_resnet18_cifar100.py', '--workdir={run}/config.json'],
+     ['there is no directory', 'train the table first']),
+])
+def test_work_directories(refused, finished, arguments, words):
+  refused([argument.replace('{run}', str(finished)) for argument in arguments], words)
+
+
+# --- Networks to start or to learn from.
+
+
+@pytest.mark.parametrize('start, words', [
+    ('/nonexistent', ['config.init_from', 'no checkpoint in /nonexistent', 'name another directory']),
+    ('student=', ["config.init_from: 'student='", "'network=DIR,network=DIR'"]),
+    ('nope={run}', ["no network 'nope'", 'there are student']),
+    ('{run} --config.model.width=0.25', ['config.init_from', 'of another shape', 'config.init_from_allow']),
+    ('/nonexistent.npz', ['there is no file /nonexistent.npz']),
+])
+def test_networks_to_start_from(refused, finished, tmp_path, start, words):
+  refused([*SINGLE, f'--workdir={tmp_path}/run',
+           *f'--config.init_from={start.replace("{run}", str(finished))}'.split(), *(RESNET18[2:] * ('npz' in start))],
+          words)
+
+
+TEACHERS = {
+    'none': (lambda run: shutil.rmtree(run), [], ['config.teachers: there is no config.json', 'train one first']),
+    'damaged': (text('config.json', '{'), [], ['config.teachers', 'config.json is damaged', 'restore it']),
+    'unfinished': (lambda run: shutil.rmtree(run / 'checkpoints'), [],
+                   ['config.teachers: no checkpoint', 'train first']),
+    'other classes': (text('classes.json', '["a"]'), [], ['config.teachers', 'other classes', 'the same data']),
+    'other images': (lambda run: None, ['--config.data.mean=(0.1,)'], ['config.data.mean=(0.305,)', 'make them equal']),
+    'misfit': (wider, [], ['config.teachers', 'does not fit', 'use the configuration']),
+    'damaged summary': (text('summary.json', '{'), [], ['summary.json is damaged', 'delete it']),
+}
+
+
+@pytest.mark.parametrize('damage, more, words', TEACHERS.values(), ids=TEACHERS)
+def test_teachers(refused, finished, tmp_path, damage, more, words):
+  copy = shutil.copytree(finished, tmp_path / 'teacher')
+  damage(copy)
+  refused([SMOKE, '--config.method=kd', f'--config.teachers=("{copy}",)', f'--workdir={tmp_path}/run', *more], words)
+
+
+def safetensors(header, data=b''):
+  header = json.dumps(header).encode()
+  return struct.pack('<Q', len(header)) + header + data
+
+
+def npz(path, content, name='conv1.weight.npy'):
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr(name, content)
+
+
+WEIGHTS = {
+    'no archive.npz': b'hello',
+    'huge.npz': lambda path: npz(path, npy_header((10**12,), '<f4')),
+    'cut.npz': lambda path: npz(path, npy_header((64, 3, 7, 7), '<f4') + bytes(100)),
+    'text.npz': lambda path: np.savez(path, **{'conv1.weight': np.array(['a'])}),
+    'unknown.npz': lambda path: np.savez(path, nope=np.zeros(3)),
+    'no header.safetensors': b'hello',
+    'huge header.safetensors': struct.pack('<Q', 2**60) + b'{}',
+    'huge.safetensors': safetensors({'conv1.weight': {'dtype': 'F32', 'shape': [10**6, 10**6],
+                                                      'data_offsets': [0, 4 * 10**12]}}),
+    'misfit.safetensors': safetensors({'conv1.weight': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 4]}},
+                                      b'1234'),
+}
+
+
+@pytest.mark.parametrize('name', WEIGHTS)
+def test_files_of_weights(refused, tmp_path, name):
+  path = tmp_path / name
+  path.write_bytes(WEIGHTS[name]) if isinstance(WEIGHTS[name], bytes) else WEIGHTS[name](path)
+  refused([*RESNET18, f'--workdir={tmp_path}/run', f'--config.init_from={path}'], [str(path), 'save '])
+
+
+def test_archive_that_unpacks_to_too_much(refused, tmp_path, monkeypatch):
+  monkeypatch.setattr('cmtkd_jax.pytorch_weights._LIMIT', 10**6)
+  npz(tmp_path / 'bomb.npz', npy_header((10**6,), '<f4') + bytes(4 * 10**6))
+  assert (tmp_path / 'bomb.npz').stat().st_size < 10**4
+  refused([*RESNET18, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/bomb.npz'],
+          ['of arrays', 'save the state_dict again'])
+
+
+# --- The command itself, and its code.
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--config=configs/nope.py'], ['configs/nope.py', 'No such file']),
+    ([SMOKE, '--config.cmtkd.gama=1'], ['config.cmtkd.gama', 'alpha, beta']),
+    ([SMOKE, '--config.duration=5 weeks'], ['config.duration', 'epochs']),
+    ([SMOKE, '--config.data.name=folder:/nonexistent'], ['/nonexistent/train', 'put the images under']),
+    (['--mode=evaluate', '--workdir=/nonexistent'], ['/nonexistent', 'name the directory of a run']),
+])
+def test_the_command(arguments, words, tmp_path):
+  result = subprocess.run([sys.executable, '-m', 'cmtkd_jax.main', f'--workdir={tmp_path}/run', *arguments], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+  assert result.returncode == 2 and not result.stdout
+  assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
+  for word in words:
+    assert word in result.stderr
+
+
+def test_no_code_runs_data():
+  """Nothing unpickles or evaluates; config files, which are Python that the user names, are the one exception."""
+  for path in (ROOT / 'cmtkd_jax').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import | ast.ImportFrom):
+        names = {alias.name.split('.')[0] for alias in node.names} | {str(getattr(node, 'module', '')).split('.')[0]}
+        allowed = {'runpy'} if path.name == 'config.py' else set()
+        assert not names & {'pickle', 'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib', 'yaml', 'runpy'} - allowed
+      if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        assert called not in ('eval', 'exec', 'compile', '__import__', 'torch.load'), (path, node.lineno)
+        if called == 'np.load':
+          assert 'allow_pickle=False' in ast.unparse(node), (path, node.lineno)
