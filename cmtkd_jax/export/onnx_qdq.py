@@ -1,0 +1,196 @@
+"""A quantized ONNX file that is exact: on every runtime the codes are those of `integer.Network`.
+
+Weights are signed integers of 2, 4 or 8 bits (1, 2: INT2; 3, 4: INT4; else INT8) behind DequantizeLinear, activations
+pass through QuantizeLinear and DequantizeLinear with scale 1 (which is as fast as Round, and tells the runtime that 8
+bits hold the map), and between them convolutions add up integers that float32 numbers carry, exactly. The scales stand
+in the affine maps that follow. Opset 25 has INT2, 21 INT4; 13 is enough for the rest.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from cmtkd_jax.bit_policy import FULL_PRECISION
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import integer, onnx_file
+from cmtkd_jax.export.graph import Graph
+
+_STORED = {1: 2, 2: 2, 3: 4, 4: 4}  # bits of the type that holds weights of so many bits; 8 above
+_TYPES = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
+_OPSETS = {2: 25, 4: 21, 8: 13}
+_EXACT_FLOAT = 2**24  # integers up to here are float32 numbers
+
+
+def write(path, graph, about):
+  """Writes `graph` and what is to be known about it, a JSON-able dict.
+
+  Raises:
+    UserError: the network has a grid that is not uniform, or `onnx` is not installed.
+  """
+  writer = Writer(graph)
+  writer.write_nodes()
+  writer.parts.write(path, graph.image_shape, about, writer.opset)
+
+
+class Writer:
+  """Turns one operation after the other into those of ONNX, on maps [N, C, H, W]; a method an operation."""
+
+  def __init__(self, graph):
+    last = dataclasses.replace(graph.nodes[-1], output=onnx_file.LOGITS)
+    self.graph = Graph((*graph.nodes[:-1], last), graph.image_shape)
+    self.parts, self.opset = onnx_file.Parts(), _OPSETS[8]
+    self.kinds, self.levels = self.graph.kinds(), self.graph.levels()
+    maps = jax.eval_shape(lambda images: integer.run(self.graph, images, 'float'),
+                          jax.ShapeDtypeStruct((1, *graph.image_shape), jnp.uint8))
+    self.shapes = {name: x.shape[1:] for name, x in maps.items()}  # (H, W, C) or (C,)
+
+  def write_nodes(self):
+    """Adds all operations."""
+    for node in self.graph.nodes:
+      getattr(self, node.op)(node)
+
+  def real(self, name):
+    """The float32 tensor of a map."""
+    return name
+
+  def image(self, node):
+    pixels = self.parts.node('Transpose', node.inputs[0], f'{node.output}/transposed', perm=[0, 3, 1, 2])
+    pixels = self.parts.to_type(pixels, np.float32, f'{node.output}/pixels')
+    value = self.parts.node('Div', [pixels, self.parts.constant('255', np.float32(255))], f'{node.output}/divided')
+    value = self.parts.node('Sub', [value, self.per_channel(node, 'mean')], f'{node.output}/centred')
+    self.parts.node('Div', [value, self.per_channel(node, 'std')], node.output)
+
+  def convolution(self, node):
+    padding, stride = node.attributes['padding'], node.attributes['stride']
+    self._product(node, 'Conv', pads=4 * [padding], strides=2 * [stride])
+
+  def dense(self, node):
+    self._product(node, 'MatMul')
+
+  def _product(self, node, op, **attributes):
+    """A convolution or matrix product, of parts of the channels where the sum of all may not be exact."""
+    x, groups = self.real(node.inputs[0]), self.groups(node)
+    if len(groups) == 1:
+      self.parts.node(op, [self.flat(node, x), self.weights(node, node.output)], node.output, **attributes)
+      return
+    total = None
+    for first, last in groups:
+      name = f'{node.output}/{first}'
+      part = self.parts.node('Slice', [x, *(self.parts.constant(f'integer {i}', np.int64([i])) for i in (
+          first, last, 1))], f'{name}/part')
+      part = self.parts.node(op, [self.flat(node, part), self.weights(node, name, first, last)], f'{name}/sums',
+                             **attributes)
+      part = self.parts.to_type(part, np.int32, f'{name}/integers')
+      total = part if total is None else self.parts.node('Add', [total, part], f'{name}/total')
+    self.parts.to_type(total, np.float32, node.output)
+
+  def flat(self, node, x):
+    if node.op == 'convolution' or len(self.shapes[node.inputs[0]]) == 1:
+      return x
+    return self.parts.node('Flatten', x, f'{x}/flat/{node.output}')
+
+  def groups(self, node):
+    """Ranges of input channels within which every sum is exact."""
+    channels = self.shapes[node.inputs[0]][-1]
+    if self.kinds[node.output] != 'sums':
+      return [(0, channels)]
+    largest = (self.levels[node.inputs[0]] - 1) * np.abs(
+        node.weights.reshape(-1, channels, node.weights.shape[-1])).sum(0, dtype=np.float64)  # [C, O]
+    groups, first = [], 0
+    for last in range(1, channels + 1):
+      if last == channels or largest[first:last + 1].sum(0).max() >= _EXACT_FLOAT:
+        groups.append((first, last))
+        first = last
+    return groups
+
+  def weights(self, node, name, first=0, last=None):
+    """Adds the weights of input channels `first` to `last`; returns their name."""
+    weights = self.arranged(node, node.weights, first, last)
+    if node.attributes['bits'] == FULL_PRECISION:
+      return self.parts.constant(f'{name}/weights', weights)
+    self.refuse_table(node)
+    stored = _STORED.get(node.attributes['bits'], 8)
+    half, factor, rest = 2**(stored - 1), 1, 0
+    if weights.min() < -half or weights.max() >= half:  # grids without a zero: factor * integers + rest
+      factor = node.attributes['factor']
+      rest = factor * 2**(node.attributes['bits'] - 1) - node.attributes['shift']
+    self.opset = max(self.opset, _OPSETS[stored])
+    codes = self.parts.constant(f'{name}/codes', ((weights - rest) / factor).astype(_TYPES[stored]))
+    scale = self.parts.constant(f'factor {factor}', np.float32(factor))
+    made = self.parts.node('DequantizeLinear', [codes, scale], f'{name}/dequantized')
+    return made if not rest else self.parts.node(
+        'Add', [made, self.parts.constant(f'rest {rest}', np.float32(rest))], f'{name}/weights')
+
+  def arranged(self, node, weights, first=0, last=None):
+    """Weights of some input channels as ONNX has them: [O, I, H, W] or [I * H * W, O]."""
+    if node.op == 'convolution':
+      return weights.transpose(3, 2, 0, 1)[:, first:last]
+    *size, channels = self.shapes[node.inputs[0]]
+    rows = weights.reshape(-1, channels, weights.shape[-1]).transpose(1, 0, 2)[first:last]
+    return rows.reshape(-1, weights.shape[-1])
+
+  def refuse_table(self, node):
+    """Raises `UserError` where codes stand for the values of a table."""
+    if 'values' in node.arrays:
+      raise UserError(f'{node.output}: its quantizer has levels that are not evenly spaced (as apot and lq_nets have), '
+                      'which no integer type of ONNX holds; use the packed archive or StableHLO')
+
+  def affine(self, node):
+    # A difference: runtimes fuse a sum into the convolution before it, whose own sums would no longer be exact.
+    x = self.parts.node('Sub', [self.real(node.inputs[0]), self.per_channel(node, 'bias', -1)],
+                        f'{node.output}/shifted')
+    self.parts.node('Mul', [x, self.per_channel(node, 'scale')], node.output)
+
+  def per_channel(self, node, name, sign=1):
+    """Adds an array of one value a channel, or a channel and position; returns its name."""
+    array, shape = sign * np.asarray(node.arrays[name]), self.shapes[node.output]
+    array = np.broadcast_to(array, np.broadcast_shapes(array.shape, shape[-1:]))
+    if len(shape) == 3:
+      array = np.moveaxis(array.reshape((1,) * (3 - array.ndim) + array.shape), -1, 0)
+    return self.parts.constant(f'{node.output}/{name}', array[None])
+
+  def quantize(self, node):
+    if 'thresholds' in node.arrays:
+      self.parts.to_type(self.counted(node), np.float32, node.output)
+      return
+    x, one, zero = self.real(node.inputs[0]), *self.unit()
+    if node.attributes['levels'] < 256:  # above, the type clips
+      bounds = [self.parts.constant(f'bound {bound}', np.float32(bound)) for bound in (
+          0, node.attributes['levels'] - 1)]
+      x = self.parts.node('Clip', [x, *bounds], f'{node.output}/clipped')
+    codes = self.parts.node('QuantizeLinear', [x, one, zero], f'{node.output}/codes')
+    self.parts.node('DequantizeLinear', [codes, one, zero], node.output)
+
+  def unit(self):
+    """Scale and zero point of codes that stand for themselves."""
+    return self.parts.constant('one', np.float32(1)), self.parts.constant('zero', np.uint8(0))
+
+  def counted(self, node):
+    """How many thresholds lie at or below each number: an int32 tensor."""
+    thresholds = self.parts.constant(f'{node.output}/thresholds', node.arrays['thresholds'])
+    axis = self.parts.constant('integer -1', np.int64([-1]))
+    x = self.parts.node('Unsqueeze', [self.real(node.inputs[0]), axis], f'{node.output}/unsqueezed')
+    x = self.parts.node('GreaterOrEqual', [x, thresholds], f'{node.output}/reached')
+    x = self.parts.to_type(x, np.int32, f'{node.output}/ones')
+    return self.parts.node('ReduceSum', [x, axis], f'{node.output}/count', keepdims=0)
+
+  def lookup(self, node):
+    self.refuse_table(node)
+
+  def add(self, node):
+    self.parts.node('Add', [self.real(name) for name in node.inputs], node.output)
+
+  def relu(self, node):
+    self.parts.node('Relu', self.real(node.inputs[0]), node.output)
+
+  def max_pool(self, node):
+    window, stride, padding = (node.attributes[name] for name in ('window', 'stride', 'padding'))
+    self.parts.node('MaxPool', node.inputs[0], node.output, kernel_shape=2 * [window], strides=2 * [stride],
+                    pads=4 * [padding])
+
+  def sum(self, node):
+    axes = self.parts.constant('positions', np.int64([2, 3]))
+    self.parts.node('ReduceSum', [self.real(node.inputs[0]), axes], node.output, keepdims=0)
