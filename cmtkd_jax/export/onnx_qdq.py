@@ -132,10 +132,10 @@ class Writer:
     rows = weights.reshape(-1, channels, weights.shape[-1]).transpose(1, 0, 2)[first:last]
     return rows.reshape(-1, weights.shape[-1])
 
-  def refuse_table(self, node):
+  def refuse_table(self, node, layer=None):
     """Raises `UserError` where codes stand for the values of a table."""
     if 'values' in node.arrays:
-      raise UserError(f'{node.output}: its quantizer has levels that are not evenly spaced (as apot and lq_nets have), '
+      raise UserError(f'{layer or node.output}: its quantizer has levels that are not evenly spaced (as apot and lq_nets have), '
                       'which no integer type of ONNX holds; use the packed archive or StableHLO')
 
   def affine(self, node):
@@ -146,11 +146,15 @@ class Writer:
 
   def per_channel(self, node, name, sign=1):
     """Adds an array of one value a channel, or a channel and position; returns its name."""
-    array, shape = sign * np.asarray(node.arrays[name]), self.shapes[node.output]
-    array = np.broadcast_to(array, np.broadcast_shapes(array.shape, shape[-1:]))
+    return self.parts.constant(f'{node.output}/{name}', self.channels_first(sign * node.arrays[name], node.output))
+
+  def channels_first(self, array, name):
+    """An array that broadcasts to the map `name` with channels last, as float32 that broadcasts to [N, C, H, W]."""
+    shape = self.shapes[name]
+    array = np.broadcast_to(array, np.broadcast_shapes(np.shape(array), shape[-1:]))
     if len(shape) == 3:
       array = np.moveaxis(array.reshape((1,) * (3 - array.ndim) + array.shape), -1, 0)
-    return self.parts.constant(f'{node.output}/{name}', array[None])
+    return np.float32(array)[None]
 
   def quantize(self, node):
     if 'thresholds' in node.arrays:
@@ -178,7 +182,7 @@ class Writer:
     return self.parts.node('ReduceSum', [x, axis], f'{node.output}/count', keepdims=0)
 
   def lookup(self, node):
-    self.refuse_table(node)
+    self.refuse_table(node, node.inputs[0])
 
   def add(self, node):
     self.parts.node('Add', [self.real(name) for name in node.inputs], node.output)
@@ -188,7 +192,8 @@ class Writer:
 
   def max_pool(self, node):
     window, stride, padding = (node.attributes[name] for name in ('window', 'stride', 'padding'))
-    self.parts.node('MaxPool', node.inputs[0], node.output, kernel_shape=2 * [window], strides=2 * [stride],
+    x = node.inputs[0] if self.kinds[node.output] == 'codes' else self.real(node.inputs[0])
+    self.parts.node('MaxPool', x, node.output, kernel_shape=2 * [window], strides=2 * [stride],
                     pads=4 * [padding])
 
   def sum(self, node):

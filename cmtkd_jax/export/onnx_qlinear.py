@@ -1,10 +1,10 @@
 """The fast ONNX file: convolutions of codes are QLinearConv, 8-bit integers with int32 sums and fixed-point scales.
 
 A convolution, the affine map behind it and the quantizer behind that are one operation. Its bias must be an integer:
-weights are multiplied up as far as int8 holds them, so that it is a fine one. Where no quantizer follows (the sums of
-residual blocks), the result is rounded to 8 bits over the range that each channel has on calibration images. So codes
-may differ from the exact ones at a threshold: predictions agree, logits do so nearly. First and last layers in full
-precision, and grids whose padding is worth no code, stay float32.
+weights are multiplied by what brings it near to one, as far as int8 holds them. Where no quantizer follows (in residual
+blocks), the sums are put into 8 bits over the range that each channel has on calibration images: exactly where they
+span less than 256, as those of narrow layers with few bits do, else rounded. So codes may differ from the exact ones at
+a threshold: predictions agree, logits do so nearly. First and last layers in full precision stay float32.
 """
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import integer, onnx_qdq
 
+_BATCH = 32
 _LARGEST_BIAS = 2**30
 _CONSTANT = 2**20  # the bias of channels that are constant
 
@@ -43,6 +44,7 @@ class _Writer(onnx_qdq.Writer):
       for name in node.inputs:
         self._readers.setdefault(name, []).append(node)
     self._done, self._reals = set(), set()
+    self._owed = {}  # {map: what is to be added to its tensor}, so that whoever reads it adds it to a bias of its own
     self._ranges = self._calibrate(images)
 
   def write_nodes(self):
@@ -51,9 +53,10 @@ class _Writer(onnx_qdq.Writer):
         getattr(self, node.op)(node)
 
   def _calibrate(self, images):
-    """`{affine map behind a convolution of codes: (lowest, highest)}`, each [C]."""
-    names = {affine.output for node in self.graph.nodes if self.kinds[node.output] == 'sums'
-             and node.op == 'convolution' and (affine := self._fused_affine(node)) and not self._fused_codes(affine)}
+    """`{convolution whose sums are rounded to 8 bits: (lowest, highest sum)}`, each [C]."""
+    names = {node.output for node in self.graph.nodes if self.kinds[node.output] == 'sums'
+             and node.op == 'convolution' and (affine := self._only_reader(node, 'affine'))
+             and not self._fused_codes(affine)}
     if not names:
       return {}
     if images is None:
@@ -62,72 +65,88 @@ class _Writer(onnx_qdq.Writer):
     @jax.jit
     def extremes(images):
       values = integer.run(self.graph, images, integer.carrier())
-      return {name: (values[name].min((0, 1, 2)), values[name].max((0, 1, 2))) for name in names}
+      return {name: jnp.stack([values[name].min((0, 1, 2)), values[name].max((0, 1, 2))]) for name in names}
 
-    found = [extremes(jnp.asarray(images[first:first + 32])) for first in range(0, len(images), 32)]
-    return {name: (np.min([np.asarray(batch[name][0]) for batch in found], axis=0),
-                   np.max([np.asarray(batch[name][1]) for batch in found], axis=0)) for name in names}
+    found = [extremes(jnp.asarray(images[first:first + _BATCH])) for first in range(0, len(images), _BATCH)]
+    return {name: (np.min([batch[name][0] for batch in found], axis=0), np.max([batch[name][1] for batch in found], axis=0))
+            for name in names}
 
   def _only_reader(self, node, op):
     readers = self._readers.get(node.output, ())
     return readers[0] if len(readers) == 1 and readers[0].op == op else None
 
-  def _fused_affine(self, node):
-    affine = self._only_reader(node, 'affine')
-    return affine if affine and affine.arrays['bias'].ndim < 3 else None  # else it depends on the position
-
   def _fused_codes(self, affine):
+    """The quantizer that can be one operation with the affine map before it and the convolution before that."""
     quantize = self._only_reader(affine, 'quantize')
-    return quantize if quantize and 'thresholds' not in quantize.arrays else None
+    return quantize if quantize and 'thresholds' not in quantize.arrays and affine.arrays['bias'].ndim < 3 else None
 
   def real(self, name):
-    if self.kinds.get(name) != 'codes':
-      return name
+    if self.kinds.get(name) == 'codes':
+      return self._once(f'{name}/float', lambda made: self.parts.node('DequantizeLinear', [name, *self.unit()], made))
+    if name in self._owed:
+      return self._once(f'{name}/paid', lambda made: self.parts.node(
+          'Add', [name, self.parts.constant(f'{name}/owed', self.channels_first(self._owed[name], name))], made))
+    return name
+
+  def _unpaid(self, name):
+    return name if name in self._owed else self.real(name)
+
+  def _once(self, name, make):
     if name not in self._reals:
       self._reals.add(name)
-      self.parts.node('DequantizeLinear', [name, *self.unit()], f'{name}/float')
-    return f'{name}/float'
+      make(name)
+    return name
 
   def convolution(self, node):
-    affine = self._fused_affine(node)
+    affine = self._only_reader(node, 'affine')
     if affine is None:
       super().convolution(node)
       return
     self._done.add(affine.output)
-    bias, scale = (np.broadcast_to(np.float64(affine.arrays[name]), node.weights.shape[-1:])
-                   for name in ('bias', 'scale'))
-    attributes = {'pads': 4 * [node.attributes['padding']], 'strides': 2 * [node.attributes['stride']]}
     if self.kinds[node.output] == 'real':
-      if 'codes' in node.arrays:
-        self.refuse_table(node)
-      kernel = self.arranged(node, np.float32(node.weights * scale))
-      self.parts.node('Conv', [self.real(node.inputs[0]), self.parts.constant(f'{node.output}/weights', kernel),
-                               self.parts.constant(f'{node.output}/bias', np.float32(bias * scale))], affine.output,
-                      **attributes)
-      return
-    self.refuse_table(node)
-    quantize = self._fused_codes(affine)
-    step, zero = np.float64(1), np.uint8(0)
-    if quantize is None:
-      low, high = (np.float64(bound) for bound in self._ranges[affine.output])
-      low, high = np.minimum(low, 0), np.maximum(high, 0)
-      step = np.maximum((high - low) / 255, 1e-12)
-      zero = np.round(-low / step).astype(np.uint8)
-      bias = bias + zero * step / scale
-    weights, bias, scale = _fixed_point(node, bias, scale / step, self.levels[node.inputs[0]] - 1)
-    constant = lambda name, array: self.parts.constant(f'{node.output}/{name}', array)
-    one, unsigned = self.unit()
-    signed = self.parts.constant('signed zero', np.int8(0))
-    self._done.add(quantize.output if quantize else None)
-    result = self.parts.node(
-        'QLinearConv', [node.inputs[0], one, unsigned, constant('weights', self.arranged(node, weights)),
-                        constant('scale', scale), signed, one, unsigned, constant('bias', bias)],
-        f'{node.output}/result', **attributes)
-    if quantize:
+      self._float_convolution(node, affine)
+    elif quantize := self._fused_codes(affine):
+      self._done.add(quantize.output)
+      result = self._qlinear(node, *_fixed_point(node, affine, self.levels[node.inputs[0]] - 1))
       self._clip(result, quantize)
     else:
-      self.parts.node('DequantizeLinear', [result, constant('step', np.float32(step)), constant('zero', zero)],
-                      affine.output, axis=1)
+      self._rounded_sums(node, affine)
+
+  def _float_convolution(self, node, affine):
+    if 'codes' in node.arrays:
+      self.refuse_table(node)
+    bias, scale = _broadcast(affine, node.weights.shape[-1:])
+    kernel = self.arranged(node, np.float32(node.weights * scale))
+    self.parts.node('Conv', [self.real(node.inputs[0]), self.parts.constant(f'{node.output}/weights', kernel),
+                             self.parts.constant(f'{node.output}/bias', np.float32(bias * scale))], affine.output,
+                    **_geometry(node))
+
+  def _rounded_sums(self, node, affine):
+    """The sums in 8 bits, step * (code + lowest): exact where a channel's differ by less than 256, as few-bit ones do."""
+    bias, scale = _broadcast(affine, node.weights.shape[-1:])
+    sign = np.where(scale < 0, -1, 1)
+    low, high = np.sort(sign * np.float64(self._ranges[node.output]), axis=0)
+    step = np.maximum((high - low) / 255, 1)
+    low = np.round(low - np.maximum(255 - (high - low), 0) / 2)  # in the middle
+    result = self._qlinear(node, np.clip(_int8(node, node.weights) * sign.astype(np.float64), -128, 127), -low, 1 / step)
+    scale = np.abs(scale)
+    self._dequantize(result, affine.output, step * scale, scale * (low + sign * bias))
+
+  def _dequantize(self, codes, name, scale, bias):
+    """Makes the map `name`, scale * codes + bias, scale [C] positive; the bias is owed."""
+    scale = self.parts.constant(f'{name}/step', np.float32(scale))
+    self.parts.node('DequantizeLinear', [codes, scale], name, axis=1)
+    self._owed[name] = bias
+
+  def _qlinear(self, node, weights, bias, scale):
+    """uint8 codes: clip(round((sum + bias) * scale), 0, 255)."""
+    one, unsigned = self.unit()
+    arrays = {'weights': self.arranged(node, weights.astype(np.int8)), 'scale': np.float32(scale),
+              'bias': np.round(bias).astype(np.int32)}
+    weights, scale, bias = (self.parts.constant(f'{node.output}/{name}', array) for name, array in arrays.items())
+    signed = self.parts.constant('signed zero', np.int8(0))
+    return self.parts.node('QLinearConv', [node.inputs[0], one, unsigned, weights, scale, signed, one, unsigned, bias],
+                           f'{node.output}/result', **_geometry(node))
 
   def _clip(self, codes, node):
     """Clips uint8 to the highest code; the type clips at 0 and 255."""
@@ -146,21 +165,20 @@ class _Writer(onnx_qdq.Writer):
     self.parts.to_type(sums, np.float32, node.output)
 
   def affine(self, node):
-    x, shape = node.inputs[0], self.shapes[node.output]
-    if len(shape) < 3 or node.arrays['bias'].ndim == 3:
-      super().affine(node)
+    x, owed = node.inputs[0], self._owed.get(node.inputs[0], 0)
+    bias, scale = _broadcast(node, self.shapes[x][-1:])
+    if self.kinds[node.inputs[0]] == 'codes' and (scale > 0).all():
+      self._dequantize(x, node.output, scale, bias * scale)
       return
-    bias, scale = (np.broadcast_to(node.arrays[name], shape[-1:]) for name in ('bias', 'scale'))
-    if self.kinds[x] == 'codes' and not bias.any():
-      self.parts.node('DequantizeLinear', [x, self.parts.constant(f'{node.output}/scale', scale),
-                                           self.parts.constant(f'{node.output}/zero', np.zeros(shape[-1:], np.uint8))],
-                      node.output, axis=1)
-      return
-    # The operation that multiplies and adds in one pass.
-    constants = {'scale': scale, 'offset': bias * scale, 'mean': np.zeros_like(scale), 'variance': np.ones_like(scale)}
-    self.parts.node('BatchNormalization', [self.real(x), *(
-        self.parts.constant(f'{node.output}/{name}', array) for name, array in constants.items())], node.output,
-                    epsilon=0.0)
+    constant = lambda name, array: self.parts.constant(f'{node.output}/{name}', self.channels_first(array, node.output))
+    x = self.parts.node('Mul', [self._unpaid(x), constant('scale', scale)], f'{node.output}/scaled')
+    self.parts.node('Add', [x, constant('bias', (owed + bias) * scale)], node.output)
+
+  def add(self, node):
+    owed = sum(self._owed.get(name, 0) for name in node.inputs)
+    self.parts.node('Add', list(map(self._unpaid, node.inputs)), node.output)
+    if np.any(owed):
+      self._owed[node.output] = owed
 
   def quantize(self, node):
     if 'thresholds' in node.arrays:
@@ -177,20 +195,33 @@ def _int8(node, weights):
   return np.round(weights).astype(np.int8)
 
 
-def _fixed_point(node, bias, scale, most):
-  """Returns (weights int8 [..., O], bias int32 [O], scale float32 [O]), all scales positive, for (sum + bias) * scale.
+def _fixed_point(node, affine, most):
+  """Returns (weights, bias, scale), whole numbers but for the positive scale, for (sum + bias) * scale; each [..., O].
 
   most: the highest code of the input.
   """
-  weights = np.float64(_int8(node, node.weights))
+  weights, (bias, scale) = np.float64(_int8(node, node.weights)), _broadcast(affine, node.weights.shape[-1:])
   # Two products at a time are added up in 16 bits where the processor has no instruction for four in 32.
   largest = min(127, (2**15 - 1) // (2 * most))
-  multiple = np.maximum(1, largest // np.maximum(1, np.abs(weights).max(tuple(range(weights.ndim - 1)))))
+  most_often = np.maximum(1, largest // np.maximum(1, np.abs(weights).max(tuple(range(weights.ndim - 1)))))
+  # Of the multiples that fit, the one that brings the bias nearest to a whole number.
+  multiples = np.arange(1, most_often.max() + 1)[:, None]
+  off = np.abs(multiples * bias - np.round(multiples * bias)) / multiples
+  multiple = 1 + np.argmin(np.where(multiples <= most_often, off, np.inf), axis=0)
   factor = np.where(scale < 0, -multiple, multiple)
   weights, bias, scale = np.clip(weights * factor, -128, 127), bias * factor, scale / factor
   # A channel whose normalisation has (nearly) no scale: its bias alone counts.
   constant = np.abs(bias) > _LARGEST_BIAS
   weights = np.where(constant, 0, weights)
   scale = np.where(constant, np.abs(bias) * scale / _CONSTANT, scale)
-  bias = np.where(constant, np.sign(bias) * _CONSTANT, bias)
-  return weights.astype(np.int8), np.round(bias).astype(np.int32), np.float32(scale)
+  return weights, np.where(constant, np.sign(bias) * _CONSTANT, bias), scale
+
+
+def _broadcast(affine, channels):
+  """Bias and scale of an affine map, float64, of at least the shape `channels`, (C,)."""
+  return (np.broadcast_to(array, np.broadcast_shapes(array.shape, channels)).astype(np.float64)
+          for array in (affine.arrays['bias'], affine.arrays['scale']))
+
+
+def _geometry(node):
+  return {'pads': 4 * [node.attributes['padding']], 'strides': 2 * [node.attributes['stride']]}
