@@ -135,8 +135,8 @@ class Writer:
   def refuse_table(self, node, layer=None):
     """Raises `UserError` where codes stand for the values of a table."""
     if 'values' in node.arrays:
-      raise UserError(f'{layer or node.output}: its quantizer has levels that are not evenly spaced (as apot and lq_nets have), '
-                      'which no integer type of ONNX holds; use the packed archive or StableHLO')
+      raise UserError(f'{layer or node.output}: its quantizer has levels that are not evenly spaced (as apot and '
+                      'lq_nets have), which no integer type of ONNX holds; use the packed archive or StableHLO')
 
   def affine(self, node):
     # A difference: runtimes fuse a sum into the convolution before it, whose own sums would no longer be exact.

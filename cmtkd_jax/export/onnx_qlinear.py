@@ -68,8 +68,8 @@ class _Writer(onnx_qdq.Writer):
       return {name: jnp.stack([values[name].min((0, 1, 2)), values[name].max((0, 1, 2))]) for name in names}
 
     found = [extremes(jnp.asarray(images[first:first + _BATCH])) for first in range(0, len(images), _BATCH)]
-    return {name: (np.min([batch[name][0] for batch in found], axis=0), np.max([batch[name][1] for batch in found], axis=0))
-            for name in names}
+    return {name: (np.min([batch[name][0] for batch in found], axis=0),
+                   np.max([batch[name][1] for batch in found], axis=0)) for name in names}
 
   def _only_reader(self, node, op):
     readers = self._readers.get(node.output, ())
@@ -122,13 +122,14 @@ class _Writer(onnx_qdq.Writer):
                     **_geometry(node))
 
   def _rounded_sums(self, node, affine):
-    """The sums in 8 bits, step * (code + lowest): exact where a channel's differ by less than 256, as few-bit ones do."""
+    """The sums in 8 bits, step * (code + lowest): exact where a channel's span less than 256."""
     bias, scale = _broadcast(affine, node.weights.shape[-1:])
     sign = np.where(scale < 0, -1, 1)
     low, high = np.sort(sign * np.float64(self._ranges[node.output]), axis=0)
     step = np.maximum((high - low) / 255, 1)
     low = np.round(low - np.maximum(255 - (high - low), 0) / 2)  # in the middle
-    result = self._qlinear(node, np.clip(_int8(node, node.weights) * sign.astype(np.float64), -128, 127), -low, 1 / step)
+    weights = np.clip(sign * np.float64(_int8(node, node.weights)), -128, 127)
+    result = self._qlinear(node, weights, -low, 1 / step)
     scale = np.abs(scale)
     self._dequantize(result, affine.output, step * scale, scale * (low + sign * bias))
 

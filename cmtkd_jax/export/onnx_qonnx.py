@@ -1,4 +1,4 @@
-"""An ONNX file in QONNX's operations, for tools that build circuits: all integers carried by float32, `Quant` names bits.
+"""An ONNX file in QONNX's operations, for tools that build circuits: float32 carries integers, Quant names their bits.
 
 Weights pass through Quant (1 bit: BipolarQuant) as integers with scale 1 and zero point 0, activations through Relu and
 Quant; scales and normalisations stand between as Add and Mul. Weights of a grid without a zero, such as -3, -1, 1, 3,

@@ -1,0 +1,285 @@
+"""ONNX files: the exact form to the last code, the fast form, the one for circuits, and what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cmtkd_jax import assembly, checkpoint, train
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import folding, integer, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, trace
+from cmtkd_jax.export.graph import Graph, Node
+
+onnx = pytest.importorskip('onnx')
+runtime = pytest.importorskip('onnxruntime')
+
+pytestmark = pytest.mark.usefixtures('quick_compile')
+ABOUT = {'classes': ['a', 'b'], 'metrics': {'top1': 99.5}}
+LEVELS = runtime.GraphOptimizationLevel
+
+
+def images_of(shape, count=8):
+  # Black and white: with weights of few bits in the first layer, its sums are exact in any order too.
+  return np.random.default_rng(1).choice(np.uint8([0, 255]), (count, *shape))
+
+
+def small_graph(bits, factor, levels=16, channels=6, thresholds=None):
+  """Convolutions, a pool and a dense layer on codes; all sums exact. The grid is factor * code - shift."""
+  rng = np.random.default_rng(bits)
+  shift = 2**bits - 1 if factor == 2 else 2**(bits - 1)
+
+  def weights(*shape):
+    codes = rng.integers(0, 2**bits, shape).astype(np.uint8)
+    codes.flat[:2] = 0, 2**bits - 1
+    return {'bits': bits, 'factor': factor, 'shift': shift}, {'codes': codes}
+
+  def affine(name, output, scale, bias=0.0, out=channels):
+    return Node('affine', (name,), output, arrays={
+        'bias': np.float32(bias + rng.uniform(-1, 1, out)), 'scale': np.float32(scale * rng.uniform(-1, 1, out))})
+
+  def quantize(name, output):
+    arrays = {} if thresholds is None else {'thresholds': np.float32(thresholds)}
+    return Node('quantize', (name,), output, {'levels': levels}, arrays)
+
+  (conv, conv_codes), (dense, dense_codes) = weights(3, 3, channels, channels), weights(2 * 2 * channels, 5)
+  size, top = 2.0**bits, levels - 1
+  return Graph((
+      Node('image', ('images',), 'input', arrays={'mean': np.float32([0.5]), 'std': np.float32([0.5])}),
+      Node('convolution', ('input',), 's0', {'stride': 1, 'padding': 1, 'bits': 32},
+           {'kernel': np.float32(rng.integers(-8, 9, (3, 3, 1, channels)) / 8)}),
+      affine('s0', 'a0', top), quantize('a0', 'q0'),
+      Node('convolution', ('q0',), 's1', {'stride': 1, 'padding': 1} | conv, conv_codes),
+      # A bias that depends on the position, as padding worth no code needs.
+      Node('affine', ('s1',), 'a1', arrays={'bias': np.float32(rng.uniform(-9, 9, (4, 4, channels))),
+                                            'scale': np.float32(rng.uniform(-1, 1, channels) / size)}),
+      Node('relu', ('a1',), 'r1'), affine('q0', 'i0', 1), Node('add', ('r1', 'i0'), 't1'), quantize('t1', 'q1'),
+      Node('max_pool', ('q1',), 'p1', {'window': 2, 'stride': 2, 'padding': 0}),
+      Node('dense', ('p1',), 's2', dense, dense_codes), affine('s2', 'logits of it', 1 / size, out=5)), (4, 4, 1))
+
+
+def sessions(path, outputs):
+  """The file on ONNX Runtime at every level of optimization, with more outputs."""
+  model = onnx.load(path)
+  onnx.checker.check_model(model, full_check=True)
+  for name in outputs:
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+  for level in (LEVELS.ORT_DISABLE_ALL, LEVELS.ORT_ENABLE_BASIC, LEVELS.ORT_ENABLE_EXTENDED, LEVELS.ORT_ENABLE_ALL):
+    for folded in '01':
+      options = runtime.SessionOptions()
+      options.graph_optimization_level, options.log_severity_level = level, 4
+      options.add_session_config_entry('session.disable_quant_qdq', folded)
+      yield runtime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
+
+
+def check_exact(path, graph, tolerance=0.0):
+  """All codes, and the logits up to `tolerance`, are those of the integer evaluation, however it is optimized."""
+  images = images_of(graph.image_shape)
+  onnx_qdq.write(path, graph, ABOUT)
+  network = integer.Network(graph, 'int8')
+  expected, logits = network.codes(images), np.asarray(network(images))
+  assert len(np.unique(logits.round(3))) > 8  # the network tells its images apart
+  for session in sessions(path, expected):
+    found = session.run(['logits', *expected], {'images': images})
+    np.testing.assert_allclose(found[0], logits, rtol=0, atol=tolerance)
+    for (name, codes), value in zip(expected.items(), found[1:], strict=True):
+      np.testing.assert_array_equal(np.moveaxis(value, 1, -1), codes, err_msg=name)
+      assert len(np.unique(codes)) > 1
+  read, about = onnx_file.read(path)
+  np.testing.assert_allclose(read(images[:3]), logits[:3], rtol=0, atol=tolerance)
+  assert about == ABOUT
+
+
+@pytest.mark.parametrize('factor', [1, 2])
+@pytest.mark.parametrize('bits', range(1, 9))
+def test_every_width_is_exact_and_in_its_type(bits, factor, tmp_path):
+  graph, path = small_graph(bits, factor), tmp_path / 'student.onnx'
+  check_exact(path, graph)
+  model = onnx.load(path)
+  stored = 2 if bits <= 2 else 4 if bits <= 4 else 8
+  kinds = {2: onnx.TensorProto.INT2, 4: onnx.TensorProto.INT4, 8: onnx.TensorProto.INT8}
+  codes = [x for x in model.graph.initializer if x.name.endswith('/codes')]
+  assert len(codes) == 2 and all(x.data_type == kinds[stored] for x in codes)
+  assert [len(x.raw_data) for x in codes] == [3 * 3 * 6 * 6 * stored // 8, 24 * 5 * stored // 8]
+  assert model.opset_import[0].version == {2: 25, 4: 21, 8: 13}[stored]
+  assert json.loads({x.key: x.value for x in model.metadata_props}['about']) == ABOUT
+  assert model.producer_name == 'cmtkd_jax'
+
+
+@pytest.mark.parametrize('levels', [2, 4, 256])
+def test_numbers_of_codes(levels, tmp_path):
+  check_exact(tmp_path / 'student.onnx', small_graph(3, 1, levels))
+
+
+def test_thresholds(tmp_path):
+  check_exact(tmp_path / 'student.onnx', small_graph(2, 1, 4, thresholds=[0, 0.7, 2.5]))
+
+
+def test_sums_above_2_to_the_24(tmp_path):
+  graph, path = small_graph(8, 2, 256, channels=80), tmp_path / 'student.onnx'
+  sums = np.abs(graph.nodes[4].weights).sum((0, 1, 2)).max() * 255
+  assert sums > 2**24
+  check_exact(path, graph)
+  convolutions = [node for node in onnx.load(path).graph.node if node.op_type == 'Conv']
+  assert len(convolutions) == 2 + sums // 2**24
+
+
+def make_graph(**changes):
+  """Graph of a network with random weights, whose first layer has weights of few bits."""
+  config = config_lib.default()
+  config.method, config.model.width, config.model.bn_momentum = 'single', 0.25, 0.0
+  config.update_from_flattened_dict(changes)
+  method, shape = assembly.create_method(config, 10), (config.data.image_size, config.data.image_size, 1)
+  x = images_of(shape).astype(np.float32) / 127.5 - 1
+  variables = jax.jit(lambda x: method.init(jax.random.key(0), x, train=True))(x)
+  collections = [name for name in variables if name != 'params']
+  _, state = jax.jit(lambda x: method.apply(variables, x, train=True, mutable=collections))(x)
+  graph = folding.fold(trace.trace(method, {**variables, **state}, shape, 'student'), shape, config.data.mean,
+                       config.data.std)
+  first = graph.nodes[1]
+  rounded = np.round(first.arrays['kernel'] * 2**8) / 2**8
+  nodes = (graph.nodes[0], Node(first.op, first.inputs, first.output, first.attributes, {'kernel': rounded}))
+  return Graph(nodes + graph.nodes[2:], shape)
+
+
+@pytest.mark.parametrize('changes', [
+    {'model.block_order': 'pre'},
+    {'model.block_order': 'post', 'quantizer.name': 'lsq_plus'},
+    {'model.name': 'alexnet', 'data.image_size': 32, 'model.width': 0.05}], ids=['pre', 'post', 'alexnet'])
+def test_networks(changes, tmp_path):
+  graph, path = make_graph(**changes), tmp_path / 'student.onnx'
+  check_exact(path, graph, 1e-5)  # the last layer is one of float32
+  images = images_of(graph.image_shape, 32)
+  expected = np.asarray(integer.Network(graph)(images))
+  onnx_qlinear.write(path, graph, ABOUT, images)
+  operations = [node.op_type for node in onnx.load(path).graph.node]
+  kinds = graph.kinds()
+  on_codes = [node.op for node in graph.nodes if node.op in ('convolution', 'dense') and kinds[node.output] == 'sums']
+  assert operations.count('QLinearConv') == on_codes.count('convolution') >= 4
+  assert operations.count('MatMulInteger') == on_codes.count('dense')
+  # Sums of so few bits stay exact.
+  np.testing.assert_allclose(onnx_file.read(path)[0](images), expected, rtol=0, atol=1e-5)
+  if 'post' not in changes.values():
+    check_circuit_form(path, graph, images[:4], expected[:4])
+
+
+def check_circuit_form(path, graph, images, expected):
+  """Runs the file with Quant and BipolarQuant as QONNX defines them."""
+  from onnx.reference import ReferenceEvaluator, op_run
+
+  class Quant(op_run.OpRun):
+    op_domain = onnx_qonnx.DOMAIN
+
+    def _run(self, x, scale, zero_point, bit_width, signed=None, narrow=None, rounding_mode=None):
+      assert rounding_mode == 'ROUND'
+      half = 2.0**(bit_width - 1)
+      low, high = (-half + narrow, half - 1) if signed else (0, 2.0**bit_width - 1 - narrow)
+      return (np.float32((np.round(np.clip(x / scale + zero_point, low, high)) - zero_point) * scale),)
+
+  class BipolarQuant(op_run.OpRun):
+    op_domain = onnx_qonnx.DOMAIN
+
+    def _run(self, x, scale):
+      return (np.float32(np.where(x >= 0, 1, -1) * scale),)
+
+  onnx_qonnx.write(path, graph, ABOUT)
+  onnx.checker.check_model(onnx.load(path))
+  found, = ReferenceEvaluator(str(path), new_ops=[Quant, BipolarQuant]).run(None, {'images': images})
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+  np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.parametrize('bits, factor, widths', [(1, 2, set()), (2, 1, {2, 4}), (2, 2, {3, 4}), (4, 2, {5, 4})])
+def test_bits_in_the_circuit_form(bits, factor, widths, tmp_path):
+  graph, path = small_graph(bits, factor), tmp_path / 'student.onnx'
+  images = images_of(graph.image_shape)
+  check_circuit_form(path, graph, images, np.asarray(integer.Network(graph)(images)))
+  nodes, constants = onnx.load(path).graph.node, {x.name: x for x in onnx.load(path).graph.initializer}
+  named = {int(onnx.numpy_helper.to_array(constants[node.input[3]])) for node in nodes if node.op_type == 'Quant'}
+  assert named == widths | {4}  # activations have 16 levels
+  assert sum(node.op_type == 'BipolarQuant' for node in nodes) == (2 if bits == 1 else 0)
+
+
+@pytest.mark.parametrize('bits, factor, levels', [(2, 2, 4), (4, 1, 16), (7, 2, 16), (8, 1, 256)])
+def test_fast_form_rounds_by_little(bits, factor, levels, tmp_path):
+  graph, path = small_graph(bits, factor, levels), tmp_path / 'student.onnx'
+  images = images_of(graph.image_shape, 64)
+  onnx_qlinear.write(path, graph, ABOUT, images)
+  expected = np.asarray(integer.Network(graph)(images))
+  error = np.abs(onnx_file.read(path)[0](images) - expected)
+  assert error.mean() < 0.02 * expected.std()
+
+
+def test_fast_form_of_a_trained_network_predicts_the_same(tmp_path):
+  config = config_lib.default()
+  config.method, config.model.width, config.tensorboard, config.model.block_order = 'single', 0.25, False, 'post'
+  config.student = dict(weight_bits=4, activation_bits=4)  # sums that 8 bits do not hold
+  config.duration = config.eval_every = config.checkpoint_every = '4 epochs'
+  train.train_and_evaluate(config, tmp_path / 'run')
+  method, data = assembly.create_method(config, 10), assembly.load_data(config, assembly.make_mesh())
+  variables = checkpoint.load_variables(tmp_path / 'run' / 'checkpoints')[0]
+  graph = folding.fold(trace.trace(method, variables, (8, 8, 1), 'student'), (8, 8, 1), config.data.mean,
+                       config.data.std)
+  onnx_qlinear.write(tmp_path / 'fast.onnx', graph, ABOUT, np.asarray(next(data.train.batches(0))['image']))
+  batch = next(iter(data.evals['test'].batches()))
+  images, labels = np.asarray(batch['image']), np.asarray(batch['label'])
+  expected = np.asarray(integer.Network(graph)(images)).argmax(1)
+  found = onnx_file.read(tmp_path / 'fast.onnx')[0](images).argmax(1)
+  assert (expected == labels).mean() > 0.5  # it has learned something
+  assert (found == expected).mean() >= 0.99
+
+
+def test_full_precision_is_plain_float32(tmp_path):
+  graph, path = make_graph(**{'student.weight_bits': 32, 'student.activation_bits': 32}), tmp_path / 'student.onnx'
+  images = images_of(graph.image_shape)
+  expected = np.asarray(integer.Network(graph)(images))
+  for write in (onnx_qdq.write, onnx_qlinear.write):
+    write(path, graph, ABOUT)
+    np.testing.assert_allclose(onnx_file.read(path)[0](images), expected, rtol=0, atol=1e-5)
+  assert not {'Mul', 'Clip', 'QuantizeLinear'} & {node.op_type for node in onnx.load(path).graph.node[5:-2]}
+
+
+def test_what_cannot_be_held_is_refused(tmp_path):
+  path, values = tmp_path / 'student.onnx', np.float32([0, 1, 4, 9])
+  graph = small_graph(2, 1, 4)
+  table = Graph((*graph.nodes[:4], Node('lookup', ('q0',), 'q0/real', arrays={'values': values})), (4, 4, 1))
+  own = graph.nodes[4]
+  weights = Graph((*graph.nodes[:4], Node(own.op, own.inputs, own.output, {'stride': 1, 'padding': 1, 'bits': 2},
+                                          {'codes': own.arrays['codes'], 'values': values})), (4, 4, 1))
+  images = images_of((4, 4, 1))
+  for write in (onnx_qdq.write, onnx_qonnx.write, lambda *a: onnx_qlinear.write(*a, images)):
+    for bad, layer in ((table, 'q0'), (weights, 'logits|s1')):
+      with pytest.raises(UserError, match=f'^({layer}): .*evenly spaced.* packed archive'):
+        write(path, bad, {})
+  with pytest.raises(UserError, match='^q0: .*2\\^b levels'):
+    onnx_qonnx.write(path, small_graph(2, 1, 4, thresholds=[0, 1, 3]), {})
+  with pytest.raises(UserError, match='^s1: its 8-bit weights are the odd numbers up to 255'):
+    onnx_qlinear.write(path, small_graph(8, 2), {}, images)
+  with pytest.raises(UserError, match='images for calibration'):
+    onnx_qlinear.write(path, graph, {})
+  assert not path.exists()
+
+
+def test_files_that_cannot_be_read(tmp_path):
+  path, foreign = tmp_path / 'student.onnx', tmp_path / 'foreign.onnx'
+  with pytest.raises(UserError, match='does not exist'):
+    onnx_file.read(path)
+  onnx_qdq.write(path, small_graph(2, 1), ABOUT)
+  data = path.read_bytes()
+  model = onnx.load(path)
+  del model.metadata_props[:]
+  onnx.save(model, foreign)
+  onnx_qonnx.write(path, small_graph(2, 1), ABOUT)  # has operations that ONNX Runtime has not
+  for content in (data[:len(data) // 2], b'', b'no model', foreign.read_bytes(), path.read_bytes()):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match='export it again') as e:
+      onnx_file.read(path)
+    assert str(path) in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('name', ['onnx', 'onnxruntime'])
+def test_missing_packages_are_named(name, monkeypatch, tmp_path):
+  monkeypatch.setitem(__import__('sys').modules, name, None)
+  with pytest.raises(UserError, match=f'{name} .*pip install onnx onnxruntime'):
+    onnx_file.read(tmp_path / 'x') if name == 'onnxruntime' else onnx_qdq.write(tmp_path / 'x', small_graph(2, 1), {})
