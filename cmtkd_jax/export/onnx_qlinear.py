@@ -1,10 +1,10 @@
 """The fast ONNX file: convolutions of codes are QLinearConv, 8-bit integers with int32 sums and fixed-point scales.
 
 A convolution, the affine map behind it and the quantizer behind that are one operation. Its bias must be an integer:
-weights are multiplied by what brings it near to one, as far as int8 holds them. Where no quantizer follows (in residual
-blocks), the sums are put into 8 bits over the range that each channel has on calibration images: exactly where they
-span less than 256, as those of narrow layers with few bits do, else rounded. So codes may differ from the exact ones at
-a threshold: predictions agree, logits do so nearly. First and last layers in full precision stay float32.
+weights are multiplied by what makes its rounding harmless, as far as int8 holds them. Where no quantizer follows (in
+residual blocks), the sums are put into 8 bits over the range that each channel has on calibration images: exactly where
+they span less than 256, as those of narrow layers with few bits do, else rounded. So codes may differ from the exact
+ones at a threshold: predictions agree, logits do so nearly. First and last layers in full precision stay float32.
 """
 
 import jax
@@ -107,7 +107,8 @@ class _Writer(onnx_qdq.Writer):
       self._float_convolution(node, affine)
     elif quantize := self._fused_codes(affine):
       self._done.add(quantize.output)
-      result = self._qlinear(node, *_fixed_point(node, affine, self.levels[node.inputs[0]] - 1))
+      result = self._qlinear(node, *_fixed_point(node, affine, self.levels[node.inputs[0]] - 1,
+                                                 quantize.attributes['levels']))
       self._clip(result, quantize)
     else:
       self._rounded_sums(node, affine)
@@ -196,19 +197,21 @@ def _int8(node, weights):
   return np.round(weights).astype(np.int8)
 
 
-def _fixed_point(node, affine, most):
+def _fixed_point(node, affine, most, levels):
   """Returns (weights, bias, scale), whole numbers but for the positive scale, for (sum + bias) * scale; each [..., O].
 
-  most: the highest code of the input.
+  most: the highest code of the input. levels: number of codes of the result.
   """
   weights, (bias, scale) = np.float64(_int8(node, node.weights)), _broadcast(affine, node.weights.shape[-1:])
   # Two products at a time are added up in 16 bits where the processor has no instruction for four in 32.
   largest = min(127, (2**15 - 1) // (2 * most))
   most_often = np.maximum(1, largest // np.maximum(1, np.abs(weights).max(tuple(range(weights.ndim - 1)))))
-  # Of the multiples that fit, the one that brings the bias nearest to a whole number.
-  multiples = np.arange(1, most_often.max() + 1)[:, None]
-  off = np.abs(multiples * bias - np.round(multiples * bias)) / multiples
-  multiple = 1 + np.argmin(np.where(multiples <= most_often, off, np.inf), axis=0)
+  # Of the multiples that fit, the one whose rounded bias moves the fewest sums over a threshold.
+  multiples = np.arange(1, most_often.max() + 1)[:, None, None]
+  moved = np.round(multiples * bias) / multiples - bias  # [multiples, 1, O]
+  thresholds = (np.arange(1, levels)[:, None] - 0.5) / scale - bias  # [levels - 1, O]
+  wrong = np.abs(np.ceil(thresholds) - np.ceil(thresholds - moved)).sum(1) + np.abs(moved[:, 0])
+  multiple = 1 + np.argmin(np.where(multiples[:, 0] <= most_often, wrong, np.inf), axis=0)
   factor = np.where(scale < 0, -multiple, multiple)
   weights, bias, scale = np.clip(weights * factor, -128, 127), bias * factor, scale / factor
   # A channel whose normalisation has (nearly) no scale: its bias alone counts.
