@@ -159,7 +159,12 @@ class Campaign:
     moment = self.rng.choice(moments)
     if moment == 'in a save':
       seen, wanted = set(), self.rng.randint(1, 4)
-      reached = lambda: seen.update(saving(process.workdir)) or len(seen) >= wanted and bool(saving(process.workdir))
+
+      def reached():
+        now = saving(process.workdir, process.born)
+        seen.update(now)
+        return now and len(seen) >= wanted
+
       delay = self.rng.uniform(0, 0.1)
     elif moment == 'at a step':
       step = (process.before or 0) + self.rng.randint(1, 4 * CHECKPOINT_EVERY)
@@ -200,7 +205,8 @@ class Campaign:
   def kill(self, process, moment):
     """Kills it; what it was writing shows whether that hit a save."""
     process.end(signal.SIGKILL)
-    hit = 'in a save' if saving(process.workdir) else moment if moment != 'in a save' else 'right after a save'
+    missed = 'right after a save' if moment == 'in a save' else moment
+    hit = 'in a save' if saving(process.workdir, process.born) else missed
     return Case('SIGKILL', hit, {'status': -9, 'resumed at': newest(process.workdir)},
                 {'status': process.popen.returncode, 'at step': logged_step(process.workdir)})
 
@@ -219,7 +225,7 @@ class Campaign:
     """Kills, then damages the newest checkpoint; the next start falls back."""
     process.end(signal.SIGKILL)
     complete = steps(process.workdir)
-    if len(complete) < 2:
+    if len(complete) < 2 or not process.started:
       return None
     kind = DAMAGES[sum(case.kind == 'damaged checkpoint' for case in self.cases) % len(DAMAGES)]
     what = damage(process.workdir / run_files.CHECKPOINTS / str(complete[-1]), kind, self.rng)
@@ -302,12 +308,12 @@ def newest(workdir):
   return max(steps(workdir), default=None)
 
 
-def saving(workdir):
-  """The names of checkpoints that are being written."""
-  folder = workdir / run_files.CHECKPOINTS
+def saving(workdir, since):
+  """The names of checkpoints that are being written, and not left there by a process that was killed before."""
   try:
-    return [entry.name for entry in os.scandir(folder) if 'orbax-checkpoint-tmp' in entry.name]
-  except FileNotFoundError:
+    return [entry.name for entry in os.scandir(workdir / run_files.CHECKPOINTS)
+            if 'orbax-checkpoint-tmp' in entry.name and entry.stat().st_ctime >= since]
+  except FileNotFoundError:  # the folder, or a save that has just ended
     return []
 
 
