@@ -11,7 +11,8 @@ from etils import epath
 
 from cmtkd_jax import run_files, run_reader
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import folding, integer, packed, stablehlo, trace
+from cmtkd_jax.export import (folding, integer, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, packed, stablehlo,
+                              trace)
 
 MANIFEST = 'manifest.json'
 FOLDER = 'export'
@@ -32,7 +33,7 @@ class Format(NamedTuple):
 
   file: its name.
   write: (path, `Exported`, calibration images uint8 [N, H, W, C] or None).
-  read: path -> (function of images, about).
+  read: path -> (function of images, about); None where other programs do.
   packages: what must be installed.
   """
   file: str
@@ -59,11 +60,16 @@ def _read_stablehlo(path):
   return stablehlo.read(path), about
 
 
+_ONNX = ('onnx', 'onnxruntime')
 # Adding a format: its file, one line here, its test.
 FORMATS = {
     'packed': Format('student.npz', lambda path, network, _: packed.write(path, *network), _read_packed),
     'stablehlo': Format('student.stablehlo', lambda path, network, _: stablehlo.write(path, network.graph),
                         _read_stablehlo, ('flatbuffers',)),
+    'onnx_qdq': Format('student.onnx', lambda path, network, _: onnx_qdq.write(path, *network), onnx_file.read, _ONNX),
+    'onnx_qlinear': Format('student.qlinear.onnx', lambda path, network, images: onnx_qlinear.write(
+        path, *network, images), onnx_file.read, _ONNX),
+    'onnx_qonnx': Format('student.qonnx.onnx', lambda path, network, _: onnx_qonnx.write(path, *network), None, _ONNX),
 }
 
 
@@ -120,7 +126,7 @@ def open_network(path):
     graph, about = from_run(path)
     return integer.Network(graph), about
   for found in FORMATS.values():
-    if epath.Path(found.file).suffix == path.suffix:
+    if found.read and epath.Path(found.file).suffix == path.suffix:
       return found.read(path)
   raise UserError(f'{path} is neither the directory of a run nor an exported file '
                   f'({", ".join(found.file for found in FORMATS.values())})')

@@ -1,6 +1,7 @@
 """Exported files beside the network they were made of, on the whole test split."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,8 @@ from cmtkd_jax import evaluate, export, layers, run_reader
 from cmtkd_jax.data.augment import standardize
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import integer
+
+_CALIBRATION = 256  # images
 
 
 def integer_against_training(workdir, config=None, step=None):
@@ -56,23 +59,30 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
     UserError: there is no such run, or a format that was asked for cannot be written.
   """
   exported = export.from_run(workdir, step)
-  notes = []
-  if formats is None:
+  notes, asked = [], formats is not None
+  if not asked:
     formats = [name for name, kind in export.FORMATS.items() if not kind.missing()]
     notes += [f'{name} is left out: {kind.missing()} is not installed' for name, kind in export.FORMATS.items()
               if kind.missing()]
   calibration = None
   try:
     run = _Run(workdir, config, step)
-    calibration = next(run.batches())[0]
+    calibration = run.training_images(_CALIBRATION)
   except UserError as e:  # sizes can be told without data
     run, notes = None, [*notes, f'not evaluated: {e}']
-  paths = export.write(exported, epath.Path(workdir) / export.FOLDER, formats, calibration)
+  paths = {}
+  for name in formats:
+    try:
+      paths |= export.write(exported, epath.Path(workdir) / export.FOLDER, [name], calibration)
+    except UserError as e:
+      if asked or not paths:  # the first can hold every network
+        raise
+      notes.append(f'{name} is left out: {e}')
   header, body = ['file', 'KiB'], [[str(path), f'{path.stat().length / 1024:,.1f}'] for path in paths.values()]
   if run is not None:
     header += ['top-1', 'predictions unlike training', 'unlike the integer forward']
     functions = {'training': lambda pixels: run.forward(pixels)[0], 'integers': integer.Network(exported.graph)}
-    functions |= {str(path): export.open_network(path)[0] for path in paths.values()}
+    functions |= {str(path): export.open_network(path)[0] for name, path in paths.items() if export.FORMATS[name].read}
     guesses = {name: [] for name in functions}
     labels = []
     for pixels, label, mask in run.batches():
@@ -82,6 +92,9 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
     labels, guesses = np.concatenate(labels), {name: np.concatenate(parts) for name, parts in guesses.items()}
     for row in (body := [['forward pass of training', ''], ['integer forward pass', ''], *body]):
       name = {'forward pass of training': 'training', 'integer forward pass': 'integers'}.get(row[0], row[0])
+      if name not in guesses:
+        row += ['', '', '']
+        continue
       row += [f'{100 * np.mean(guesses[name] == labels):.2f} %', *(
           f'{np.sum(guesses[name] != guesses[other])} of {len(labels)}' for other in ('training', 'integers'))]
   widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
@@ -116,6 +129,11 @@ class _Run:
     forward = jax.jit(functools.partial(_forward_with_codes, self._method, mean=tuple(data.mean), std=tuple(data.std)))
     self.forward = functools.partial(forward, self._variables)
     self.num_examples = self._data.evals['test'].num_examples
+
+  def training_images(self, count):
+    """Returns about `count` images of the training split, uint8 [N, H, W, C]."""
+    batches = itertools.islice(self._data.train.batches(), -(-count // len(self._data.train.indices(0))))
+    return np.concatenate([np.asarray(self._pixels(batch['image'])) for batch in batches])
 
   def batches(self):
     """Yields (uint8 [B, H, W, C], resized and cropped; labels; mask of real examples), NumPy arrays."""
