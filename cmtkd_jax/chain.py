@@ -87,7 +87,7 @@ def resolve(config, directories):
 
 def _finished(config, workdir):
   """The summary of the finished run of `config` in `workdir`, or None."""
-  summary = run_files.read_summary(workdir)
+  summary = run_files.read_summary(workdir, ('config', 'results', 'importance'))
   if summary is None:
     return None
   there = config_lib.from_json(json.dumps(summary['config']))

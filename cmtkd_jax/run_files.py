@@ -133,14 +133,14 @@ def read_config(workdir, field='--workdir'):
     raise UserError(f'{field}: {e}') from None
 
 
-def read_summary(workdir):
-  """Returns the summary of the run in `workdir`, None where it is not finished.
+def read_summary(workdir, needed=('results',)):
+  """Returns the summary of the run in `workdir`, with the `needed` entries, None where it is not finished.
 
   Raises:
     UserError: it is damaged.
   """
   path = epath.Path(workdir) / SUMMARY
-  return read_json(path, dict, ('config', 'results', 'importance')) if path.exists() else None
+  return read_json(path, dict, needed) if path.exists() else None
 
 
 def read_json(path, kind, needed=()):
