@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import sys
+import warnings
 
 from etils import epath
 import jax
@@ -24,6 +25,7 @@ def _tells(row):
 logging.getLogger('absl').addFilter(_tells)
 # A save that fails has failed for every array; the first of these errors is told, and nobody asks for the others.
 logging.getLogger('asyncio').addFilter(lambda row: 'never retrieved' not in row.getMessage())
+warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
 
 
 def _hook(raised, before=sys.unraisablehook):
