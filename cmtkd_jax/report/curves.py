@@ -4,7 +4,8 @@ from cmtkd_jax.report import figures
 from cmtkd_jax.report.page import Section
 from cmtkd_jax.run_reader import MAIN, shown
 
-_NO_LOSS = ('train/top1/', 'train/learning_rate', 'train/epoch', 'train/images_per_second')
+_NO_LOSS = ('train/top1/', 'train/learning_rate', 'train/epoch', 'train/images_per_second', 'train/data_wait',
+            'train/corrupt_images')
 _IMPORTANCE = 'importance/'
 
 
