@@ -120,7 +120,7 @@ def _by_class(folder, name):
 def _tiny_val(folder, name):
   """{class: image files} from lines "file<TAB>class<TAB>..." about folder/images/."""
   files_of = {}
-  for line in (folder / _TINY_LABELS).read_text(errors='replace').splitlines():
+  for line in (folder / _TINY_LABELS).read_bytes().decode(errors='replace').splitlines():
     file, _, rest = line.partition('\t')
     if not rest:
       raise UserError(f'{name}: {folder / _TINY_LABELS} has the line {line!r}; write "FILE<TAB>CLASS"')
