@@ -71,7 +71,7 @@ def initial_state_options():
   """Returns the compiler options for `initial_state`, a program that runs once.
 
   On CPU, LLVM would spend up to minutes on the random numbers of many parameters. At its first level it takes seconds,
-  the code runs as fast, and the values are the same bits.
+  the code runs as fast, and the values are the same to rounding.
   """
   return {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
 
