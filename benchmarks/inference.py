@@ -15,7 +15,6 @@ import os
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ import numpy as np
 from absl import app, flags
 from sklearn import datasets
 
-from cmtkd_jax import assembly
+from cmtkd_jax import assembly, run_files
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.export import folding, integer, onnx_file, onnx_qdq, onnx_qlinear, stablehlo, trace
 
@@ -102,9 +101,8 @@ def machine():
   """What the times were taken with."""
   cpu = next((line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')),
              platform.processor())
-  commit = subprocess.run(['git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True)
   return {'cpu': cpu, 'cpus': os.cpu_count(), 'jax_device': jax.devices()[0].device_kind,
-          'commit': commit.stdout.strip(), 'python': platform.python_version(),
+          'commit': run_files.commit(), 'python': platform.python_version(),
           'versions': {name: importlib.metadata.version(name) for name in ('jax', 'onnx', 'onnxruntime')}}
 
 

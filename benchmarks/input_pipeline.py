@@ -30,7 +30,7 @@ from absl import app, flags
 from etils import epath
 from PIL import Image
 
-from cmtkd_jax import assembly, data
+from cmtkd_jax import assembly, data, run_files
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.data import boxes, decode, sources, tfds_source
 
@@ -211,8 +211,9 @@ def main(argv):
   if _OUT.value:
     out = epath.Path(_OUT.value)
     out.write_text(json.dumps({
-        'command': ' '.join(sys.argv), 'cores': _CORES.value, 'python': platform.python_version(),
-        'jax': jax.__version__, 'pillow': Image.__version__, 'load': os.getloadavg(),
+        'command': ' '.join(['python', *sys.argv]), 'commit': run_files.commit(), 'cores': _CORES.value,
+        'python': platform.python_version(), 'jax': jax.__version__, 'pillow': Image.__version__,
+        'load': os.getloadavg(),
         'mean_bytes': float(np.mean(list(map(len, encoded)))),
         'images_per_second': {name: [wall for wall, _ in figures] for name, figures in rounds.items()},
         'images_per_cpu_second': {name: [cpu for _, cpu in figures] for name, figures in rounds.items()},

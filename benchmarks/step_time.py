@@ -19,7 +19,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from cmtkd_jax import assembly, optimizer
+from cmtkd_jax import assembly, optimizer, run_files
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.step import initial_state, initial_state_options, train_step
 
@@ -76,7 +76,8 @@ def main(argv):
   for name, row in sorted(rows.items(), key=lambda item: item[1]['seconds']):
     print(f'{name:28}{1e3 * row["seconds"]:10.1f} ms{row["relative"]:8.2f} x')
   if _OUT.value:
-    about = {'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'cpus': os.cpu_count(),
+    about = {'command': ' '.join(['python', *sys.argv]), 'commit': run_files.commit(),
+             'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'cpus': os.cpu_count(),
              'jax': jax.__version__, 'steps': _STEPS.value, 'batch_size': config.batch_size}
     with open(_OUT.value, 'w') as file:
       json.dump(about | {'runs': rows}, file, indent=1)

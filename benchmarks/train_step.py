@@ -20,7 +20,6 @@ import os
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
 import time
 
@@ -34,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmtkd_jax import assembly, bit_table, losses, optimizer
+from cmtkd_jax import assembly, bit_table, losses, optimizer, run_files
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.data import augment
 from cmtkd_jax.methods.base import Joint, peer_members, student_member
@@ -219,8 +218,6 @@ def roofline(dtype):
 
 def environment(options):
   """What the figures hold for."""
-  git = subprocess.run(['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--exclude=*'], capture_output=True,
-                       text=True, check=False)
   versions = {'python': platform.python_version(), 'jax': jax.__version__, 'flax': flax.__version__,
               'optax': optax.__version__}
   try:
@@ -229,7 +226,7 @@ def environment(options):
   except ImportError:
     pass
   return {'device': jax.devices()[0].device_kind, 'platform': jax.default_backend(), 'cpus': os.cpu_count(),
-          'versions': versions, 'commit': git.stdout.strip() or options.commit,
+          'versions': versions, 'commit': run_files.commit() or options.commit,
           'command': ' '.join(['python', *sys.argv]), 'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')}
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cmtkd_jax import layers
+from cmtkd_jax import layers, text_table
 from cmtkd_jax.bit_policy import FULL_PRECISION
 from cmtkd_jax.errors import UserError
 
@@ -93,10 +93,7 @@ def render(rows):
   by_network = {n: total([row for row in rows if _split(row.layer)[0] == n]) for n in networks}
   body += [['size of the weights, KiB', '', '', *(f'{by_network[n].size / 8192:,.1f}' for n in networks)],
            ['bit operations, millions', '', '', *(f'{by_network[n].bops / 1e6:,.1f}' for n in networks)]]
-  widths = [max(map(len, column)) for column in zip(header, *body)]
-  line = lambda row: '  '.join(
-      cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
-  return '\n'.join(['bits of weights/input of every layer (32 = full precision)', *map(line, [header, *body])])
+  return '\n'.join(['bits of weights/input of every layer (32 = full precision)', *text_table.lines(header, body)])
 
 
 def _split(path):

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import logging
-import sys
-import warnings
 
 from etils import epath
 import jax
@@ -12,29 +10,10 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cmtkd_jax import digests, distributed
+from cmtkd_jax import digests, distributed, orbax_quiet
 from cmtkd_jax.errors import UserError
 
-
-def _tells(row):
-  """Whether a row of orbax's log says what we do not: a dozen rows a save do not, nor do errors that it raises, too."""
-  return 'orbax' not in row.pathname or (
-      row.levelno > logging.INFO and not row.exc_info and 'tracked_metric' not in str(row.msg))
-
-
-logging.getLogger('absl').addFilter(_tells)
-# A save that fails has failed for every array; the first of these errors is told, and nobody asks for the others.
-logging.getLogger('asyncio').addFilter(lambda row: 'never retrieved' not in row.getMessage())
-warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
-
-
-def _hook(raised, before=sys.unraisablehook):
-  """Silent of what threads of tensorstore raise when they have an answer for a save or a read that has failed."""
-  if not (raised.exc_type is RuntimeError and str(raised.exc_value) == 'Event loop is closed'):
-    before(raised)
-
-
-sys.unraisablehook = _hook
+orbax_quiet.install()
 
 _DISK = ('No space left', 'RESOURCE_EXHAUSTED', 'Permission denied', 'Input/output error', 'Read-only file system',
          'File too large')

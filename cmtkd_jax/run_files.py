@@ -166,7 +166,7 @@ def read_json(path, kind, needed=()):
 
 def meta(config, step, rows):
   """Returns what a checkpoint says about itself."""
-  return {'step': step, 'data_position': step, 'config': config.to_dict(), 'versions': versions(), 'commit': _commit(),
+  return {'step': step, 'data_position': step, 'config': config.to_dict(), 'versions': versions(), 'commit': commit(),
           'bits': [row._asdict() for row in rows]}
 
 
@@ -178,7 +178,7 @@ def write_summary(workdir, config, steps_per_epoch):
   if not trained:
     raise UserError(f'{workdir}/{metric_log.FILE} has lost the rows of training; restore it, or train in another '
                     '--workdir')
-  summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': _commit(), 'versions': versions(),
+  summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': commit(), 'versions': versions(),
              'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
              'epochs': round(rows[-1]['step'] / steps_per_epoch, 3), 'results': results(rows, steps_per_epoch),
              'importance': {name.removeprefix('importance/'): value
@@ -248,8 +248,8 @@ def versions():
 
 
 @functools.cache
-def _commit():
-  """The commit of the checkout this package runs from, '' elsewhere."""
+def commit():
+  """Returns the commit of the checkout this package runs from, '' elsewhere."""
   package = epath.Path(__file__).parent
   try:
     git = subprocess.run(['git', '-C', str(package), 'describe', '--always', '--dirty', '--exclude=*'],

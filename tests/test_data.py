@@ -14,6 +14,7 @@ from PIL import Image
 
 from cmtkd_jax import data
 from cmtkd_jax.data import augment, boxes, decode, loaders, order, streaming
+from tests.batches import assert_equal, take
 
 
 def make_mesh(devices=8):
@@ -31,19 +32,6 @@ def make_config(**fields):
 def load(batch_size=64, eval_batch_size=100, seed=0, devices=8, **fields):
   return data.load(make_config(**fields), batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed,
                    mesh=make_mesh(devices))
-
-
-def take(loader, start, count):
-  """Host copies of `count` batches; the iterator is closed."""
-  iterator = loader.batches(start)
-  batches = [jax.device_get(b) for b in itertools.islice(iterator, count)]
-  iterator.close()
-  return batches
-
-
-def assert_equal(left, right):
-  assert len(left) == len(right)
-  jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,6 @@
 
 import gc
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -22,6 +21,7 @@ from PIL import Image
 from cmtkd_jax import data
 from cmtkd_jax.data import boxes, decode, host_reader, sources, workers
 from cmtkd_jax.errors import UserError
+from tests.batches import assert_equal, take
 
 IMAGENET = dict(augment='inception_crop_flip', resize=64, image_size=56, mean=(0.5,) * 3, std=(0.25,) * 3,
                 resident='no', dir='', minival=0.0, pad=0, pad_mode='zeros')
@@ -32,18 +32,6 @@ def load(name, batch_size=8, devices=2, num_workers=2, workers='threads', max_co
   config.update(fields)
   mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
   return data.load(config, batch_size=batch_size, eval_batch_size=8, seed=0, mesh=mesh)
-
-
-def take(loader, start, count):
-  iterator = loader.batches(start)
-  batches = [jax.device_get(b) for b in itertools.islice(iterator, count)]
-  iterator.close()
-  return batches
-
-
-def assert_equal(left, right):
-  assert len(left) == len(right) > 0
-  jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def picture(seed, height, width):

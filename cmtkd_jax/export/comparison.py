@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from cmtkd_jax import evaluate, export, layers, run_reader
+from cmtkd_jax import evaluate, export, layers, run_reader, text_table
 from cmtkd_jax.data.augment import standardize
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import integer
@@ -35,7 +35,8 @@ def integer_against_training(workdir, config=None, step=None):
   differing = {}
   for pixels, labels, mask in run.batches():
     logits, codes = run.forward(pixels)
-    ours, our_codes = np.argmax(network(pixels), -1), network.codes(pixels)
+    our_logits, our_codes = network.with_codes(pixels)
+    ours = np.argmax(our_logits, -1)
     right += int(np.sum((ours == labels)[mask]))
     predictions += int(np.sum((ours != np.argmax(logits, -1))[mask]))
     for layer, values in our_codes.items():
@@ -97,10 +98,7 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
         continue
       row += [f'{100 * np.mean(guesses[name] == labels):.2f} %', *(
           f'{np.sum(guesses[name] != guesses[other])} of {len(labels)}' for other in ('training', 'integers'))]
-  widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-  line = lambda cells: '  '.join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                                 for i, (cell, width) in enumerate(zip(cells, widths, strict=True)))
-  return '\n'.join([*map(line, [header, *body]), '', weight_sizes(exported.graph), *notes])
+  return '\n'.join([*text_table.lines(header, body), '', weight_sizes(exported.graph), *notes])
 
 
 def weight_sizes(graph):

@@ -47,22 +47,14 @@ class _Folder:
   """Turns one step after the other into nodes; a method an operation."""
 
   def __init__(self):
-    self.nodes, self._grids, self._real, self._renamed = [], {}, {}, {}
+    self.nodes, self._grids, self._real = [], {}, {}  # _grids: of maps of codes; _real: their names as real maps
 
   def emit(self, op, inputs, output, attributes=None, arrays=None):
     inputs = (inputs,) if isinstance(inputs, str) else inputs
     self.nodes.append(Node(op, inputs, output, attributes or {}, arrays or {}))
     return output
 
-  def _codes(self, name):
-    """The grid of a map of codes; None of a real one."""
-    return self._grids.get(self._name(name))
-
-  def _name(self, name):
-    return self._renamed.get(name, name)
-
   def _as_real(self, name):
-    name = self._name(name)
     grid = self._grids.get(name)
     if grid is None or name in self._real:
       return self._real.get(name, name)
@@ -87,12 +79,12 @@ class _Folder:
 
   def _product(self, step, attributes, sum_inside):
     """A convolution or matrix product, and the scale and bias that follow it."""
-    grid, own = self._codes(step.inputs[0]), step.variables['params']
+    grid, own = self._grids.get(step.inputs[0]), step.variables['params']
     quantizer = step.module.policy.weight_quantizer(step.output, step.module.role)
     weights, scale = _weights(own, quantizer, step)
     attributes, bias = attributes | weights.pop('attributes'), 0.0
     exact = grid is not None and grid.values is None and 'factor' in attributes
-    name = self._name(step.inputs[0]) if exact else self._as_real(step.inputs[0])
+    name = step.inputs[0] if exact else self._as_real(step.inputs[0])
     node = Node(step.op, (name,), f'{step.output}/sums', attributes, weights)
     self.nodes.append(node)
     if exact:
@@ -132,16 +124,16 @@ class _Folder:
     self.emit('add', tuple(map(self._as_real, step.inputs)), step.output)
 
   def max_pool(self, step):
-    grid, module = self._codes(step.inputs[0]), step.module
-    self.emit('max_pool', self._name(step.inputs[0]), step.output,
+    grid, module = self._grids.get(step.inputs[0]), step.module
+    self.emit('max_pool', step.inputs[0], step.output,
               {'window': module.window, 'stride': module.stride, 'padding': module.padding})
     if grid is not None:
       self._grids[step.output] = grid
 
   def mean(self, step):
-    grid, positions = self._codes(step.inputs[0]), step.shape[0] * step.shape[1]
+    grid, positions = self._grids.get(step.inputs[0]), step.shape[0] * step.shape[1]
     exact = grid is not None and grid.values is None
-    name = self._name(step.inputs[0]) if exact else self._as_real(step.inputs[0])
+    name = step.inputs[0] if exact else self._as_real(step.inputs[0])
     self.emit('sum', name, f'{step.output}/sum')
     self._affine(f'{step.output}/sum', positions * grid.offset if exact else 0.0,
                  (grid.scale if exact else 1.0) / positions, step.output)

@@ -49,13 +49,14 @@ class Node:
   @property
   def weights(self):
     """The weights as they enter the sum: float32 [..., O], integers where `is_integer`."""
-    if self.attributes['bits'] == 32:
-      return self.arrays['kernel']
-    codes = self.arrays['codes']
+    return self.decoded(self.arrays['codes'], np) if 'codes' in self.arrays else self.arrays['kernel']
+
+  def decoded(self, codes, xp):
+    """The weights of `codes`, which take the place of its own; `xp` is numpy or jax.numpy."""
     if self.is_integer:
-      return np.float32(self.attributes['factor']) * codes - np.float32(self.attributes['shift'])
-    values = self.arrays['values']
-    return values[codes] if values.ndim == 1 else values[np.arange(len(values)), codes]
+      return np.float32(self.attributes['factor']) * codes.astype(xp.float32) - np.float32(self.attributes['shift'])
+    values = xp.asarray(self.arrays['values'])
+    return values[codes] if values.ndim == 1 else values[xp.arange(len(values)), codes]
 
 
 @dataclasses.dataclass(frozen=True)

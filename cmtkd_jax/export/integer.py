@@ -32,17 +32,22 @@ class Network:
 
   def __init__(self, graph, sums=None):
     self.graph, self.sums = graph, sums or carrier()
-    self._run = jax.jit(lambda images: run(graph, images, self.sums)[graph.nodes[-1].output])
-    self._codes = jax.jit(lambda images: {name: value for name, value in run(graph, images, self.sums).items()
-                                          if graph.kinds().get(name) == 'codes'})
+    layers = [name for name, kind in graph.kinds().items() if kind == 'codes']
+
+    def logits_and_codes(images):
+      values = run(graph, images, self.sums)
+      return values[graph.nodes[-1].output], {layer: values[layer] for layer in layers}
+
+    self._logits = jax.jit(lambda images: logits_and_codes(images)[0])
+    self._with_codes = jax.jit(logits_and_codes)
 
   def __call__(self, images):
     """Returns the logits float32 [B, classes] of images uint8 [B, H, W, C]."""
-    return self._run(images)
+    return self._logits(images)
 
-  def codes(self, images):
-    """Returns `{layer: codes int32}` of every quantized map."""
-    return self._codes(images)
+  def with_codes(self, images):
+    """Returns (logits, `{layer: codes int32}` of every quantized map)."""
+    return self._with_codes(images)
 
 
 def run(graph, images, sums, weights=None):
@@ -157,23 +162,34 @@ def _int8_parts(weights):
   return [(2, weights >> 1), (1, odd[..., :1] if (odd == odd[..., :1]).all() else odd)]
 
 
+def exact_groups(weights, channels, most):
+  """Returns ranges (first, last) of input channels within which sums of codes up to `most` stay below 2^24.
+
+  weights: float32 [..., O]; those of dense layers belong to a flattened [H, W, C], with the channel last.
+  """
+  by_channel = weights.reshape(-1, channels, weights.shape[-1])
+  largest = most * np.abs(by_channel).sum(0, dtype=np.float64)  # [C, O]
+  groups, first = [], 0
+  for last in range(1, channels + 1):
+    if last == channels or largest[first:last + 1].sum(0).max() >= _EXACT_FLOAT:
+      groups.append((first, last))
+      first = last
+  return groups
+
+
 def _float_sums(codes, weights, most, product, made=None):
   """Sums of float32 numbers, exact in any order: input channels are taken in groups whose sums stay below 2^24."""
   made = weights if made is None else made
-  codes, total, first = codes.astype(jnp.float32), 0, 0
-  channels = codes.shape[-1]
-  # Dense layers flatten [H, W, C] with the channel last, as the rows of their weights are.
-  by_channel = weights.reshape(-1, channels, weights.shape[-1])
-  largest = most * np.abs(by_channel).sum(0, dtype=np.float64)  # [C, O]
-  while first < channels:
-    inside = np.cumsum(largest[first:], axis=0).max(-1) < _EXACT_FLOAT
-    last = first + max(1, int(np.argmin(inside)) if not inside.all() else channels - first)
-    if first == 0 and last == channels:
-      return product(codes, made).astype(jnp.int32)
-    part = made.reshape(-1, channels, made.shape[-1])[:, first:last]
+  codes, channels = codes.astype(jnp.float32), codes.shape[-1]
+  groups = exact_groups(weights, channels, most)
+  if len(groups) == 1:
+    return product(codes, made).astype(jnp.int32)
+  by_channel = made.reshape(-1, channels, made.shape[-1])
+  total = 0
+  for first, last in groups:
+    part = by_channel[:, first:last]
     part = part.reshape(*made.shape[:-2], last - first, -1) if made.ndim == 4 else part.reshape(-1, made.shape[-1])
     total = total + product(codes[..., first:last], part).astype(jnp.int32)
-    first = last
   return total
 
 
@@ -182,5 +198,5 @@ SUMS = {'int8': _int8_sums, 'float': _float_sums}
 
 def differing_codes(graph, images):
   """Returns `{layer: codes that differ}` between the two ways to sum, on this machine: a test of exactness."""
-  ways = [Network(graph, way).codes(images) for way in SUMS]
+  ways = [Network(graph, way).with_codes(images)[1] for way in SUMS]
   return {name: int(jnp.sum(ways[0][name] != ways[1][name])) for name in ways[0]}

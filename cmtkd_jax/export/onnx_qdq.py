@@ -21,7 +21,6 @@ from cmtkd_jax.export.graph import Graph
 _STORED = {1: 2, 2: 2, 3: 4, 4: 4}  # bits of the type that holds weights of so many bits; 8 above
 _TYPES = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
 _OPSETS = {2: 25, 4: 21, 8: 13}
-_EXACT_FLOAT = 2**24  # integers up to here are float32 numbers
 
 
 def write(path, graph, about):
@@ -97,14 +96,7 @@ class Writer:
     channels = self.shapes[node.inputs[0]][-1]
     if self.kinds[node.output] != 'sums':
       return [(0, channels)]
-    largest = (self.levels[node.inputs[0]] - 1) * np.abs(
-        node.weights.reshape(-1, channels, node.weights.shape[-1])).sum(0, dtype=np.float64)  # [C, O]
-    groups, first = [], 0
-    for last in range(1, channels + 1):
-      if last == channels or largest[first:last + 1].sum(0).max() >= _EXACT_FLOAT:
-        groups.append((first, last))
-        first = last
-    return groups
+    return integer.exact_groups(node.weights, channels, self.levels[node.inputs[0]] - 1)
 
   def weights(self, node, name, first=0, last=None):
     """Adds the weights of input channels `first` to `last`; returns their name."""

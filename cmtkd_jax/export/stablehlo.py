@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from cmtkd_jax.errors import UserError
@@ -50,9 +49,6 @@ def _program(graph):
       return jnp.asarray(node.weights)
     codes = packing.unpack_by_shifts(jnp.asarray(packed[node.output]), node.attributes['bits'],
                                      node.arrays['codes'].shape)
-    if node.is_integer:
-      return (node.attributes['factor'] * codes - node.attributes['shift']).astype(jnp.float32)
-    values = jnp.asarray(node.arrays['values'])
-    return values[codes] if values.ndim == 1 else values[np.arange(len(values)), codes]
+    return node.decoded(codes, jnp)
 
   return lambda images: integer.run(graph, images, 'float', weights)[graph.nodes[-1].output]

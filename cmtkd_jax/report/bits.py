@@ -1,6 +1,6 @@
 """What bit policies cost, before anything is trained: bits of every layer, model size, bit operations."""
 
-from cmtkd_jax import assembly, bit_table
+from cmtkd_jax import assembly, bit_table, text_table
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.bit_policy import parse_rules
 
@@ -28,8 +28,5 @@ def compare(config):
   header = ['student of', 'parameters', 'weights, KiB', 'bits a weight', 'million MACs', 'million bit operations']
   body = [[name or config.method, f'{t.parameters:,}', f'{t.size / 8192:,.1f}', f'{t.size / t.parameters:.2f}',
            f'{t.macs / 1e6:,.1f}', f'{t.bops / 1e6:,.1f}'] for name, t in totals.items()]
-  widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-  for cells in [header, *body]:
-    print('  '.join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                    for i, (cell, width) in enumerate(zip(cells, widths, strict=True))))
+  print('\n'.join(text_table.lines(header, body)))
   return totals

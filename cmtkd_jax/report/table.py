@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from cmtkd_jax import chain, quantizers, run_files
+from cmtkd_jax import chain, quantizers, run_files, text_table
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 
@@ -89,11 +89,7 @@ def collect(config, workdir, failures=None):
 def render(title, rows):
   """Returns the table as text."""
   header, body = _cells(rows)
-  widths = [max(map(len, column)) for column in zip(header, *body)]
-  line = lambda cells: '  '.join(
-      cell.ljust(width) if i in (0, len(cells) - 1) else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(cells, widths))).rstrip()
-  return '\n'.join(['', title, line(header), *map(line, body), '', _legend()])
+  return '\n'.join(['', title, *text_table.lines(header, body, left=(0, len(header) - 1)), '', _legend()])
 
 
 def markdown(title, rows):

@@ -1,0 +1,26 @@
+"""What orbax and tensorstore print beside our own lines, left out."""
+
+import logging
+import sys
+import warnings
+
+
+def _tells(row):
+  """Whether a row of orbax's log says what we do not: a dozen rows a save do not, nor do errors that it raises, too."""
+  return 'orbax' not in row.pathname or (
+      row.levelno > logging.INFO and not row.exc_info and 'tracked_metric' not in str(row.msg))
+
+
+def _hook(raised, before=sys.unraisablehook):
+  """Silent of what threads of tensorstore raise when they have an answer for a save or a read that has failed."""
+  if not (raised.exc_type is RuntimeError and str(raised.exc_value) == 'Event loop is closed'):
+    before(raised)
+
+
+def install():
+  """Puts the filters in place, for the whole process."""
+  logging.getLogger('absl').addFilter(_tells)
+  # A save that fails has failed for every array; the first of these errors is told, and nobody asks for the others.
+  logging.getLogger('asyncio').addFilter(lambda row: 'never retrieved' not in row.getMessage())
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+  sys.unraisablehook = _hook
