@@ -83,11 +83,12 @@ def prepare(scratch, splits, count):
 # --- The pipelines: functions that yield the number of images of each batch, without end.
 
 
-def ours(data_dir, workers):
+def ours(data_dir, workers, decoder):
   """Batches of the package's own loader."""
   config = config_lib.default()
   config.data.update(name='photos', dir=str(data_dir), augment='inception_crop_flip', resize=256, image_size=_SIZE,
-                     mean=(0.5,) * 3, std=(0.25,) * 3, resident='no', num_workers=_CORES.value, workers=workers)
+                     mean=(0.5,) * 3, std=(0.25,) * 3, resident='no', num_workers=_CORES.value, workers=workers,
+                     decoder=decoder)
   train = data.load(config.data, batch_size=_BATCH, eval_batch_size=_BATCH, seed=0, mesh=assembly.make_mesh()).train
   for batch in train.batches(0):
     yield len(jax.block_until_ready(batch['image']))
@@ -183,8 +184,9 @@ def main(argv):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_CORES.value])
   splits = sources.npy(_IMAGES.value.removeprefix('npy:'))
   folders = prepare(epath.Path(_SCRATCH.value), splits, _COUNT.value)
-  streams = {f'ours, {file_format}, {workers}': ours(folder, workers)
-             for file_format, folder in folders.items() for workers in ('threads', 'processes')}
+  streams = {f'ours, {file_format}, {workers}, {decoder}': ours(folder, workers, decoder)
+             for decoder in ('tensorflow', 'pil') for file_format, folder in folders.items()
+             for workers in ('threads', 'processes')}
   streams |= {'tf.data, tfrecord': tf_data(folders['tfrecord'], False),
               'tf.data, tfrecord, antialias=True': tf_data(folders['tfrecord'], True)}
   rounds = {name: [] for name in streams}

@@ -30,6 +30,7 @@ CHOICES = {
     'optimizer.schedule': ('step', 'cosine'),
     'data.pad_mode': ('zeros', 'reflect'),
     'data.workers': ('threads', 'processes'),
+    'data.decoder': ('pil', 'tensorflow'),
 }
 POSITIVE = ('batch_size', 'eval_batch_size', 'accumulate', 'keep_checkpoints', 'model.width', 'model.bn_groups',
             'optimizer.learning_rate', 'optimizer.decay_factor', 'optimizer.gradient_clip')
@@ -66,6 +67,7 @@ def default():
       augment='pad_crop', pad=1, pad_mode='zeros', image_size=8, resize=0, mean=(0.5,), std=(0.5,),
       resident='auto', num_workers=4,
       workers='threads',  # that read and decode where images stream; 'processes' where one Python is too slow
+      decoder='pil',  # of streamed images; 'tensorflow' is faster, resizes without antialiasing, and must be installed
       max_corrupt=0.01)  # share of training images that may be broken, and are replaced by the next ones
   config.model = dict(
       name='resnet8', width=1.0, stem='cifar', block_order='pre', bn_affine=True, bn_momentum=0.9,

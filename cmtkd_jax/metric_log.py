@@ -1,16 +1,14 @@
 """Metrics of a run: one JSON object a line in `metrics.jsonl`, and TensorBoard where clu is installed."""
 
-import contextlib
 import json
 import math
 import os
-import sys
 import time
 import warnings
 
 from etils import epath
 
-from cmtkd_jax import distributed
+from cmtkd_jax import distributed, host_tensorflow
 from cmtkd_jax.errors import UserError
 
 FILE = 'metrics.jsonl'
@@ -148,30 +146,11 @@ def _clu_writer(workdir):
 
   This is `create_default_writer` less its LoggingWriter, which would print every row to the terminal.
   """
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Before the first import of TensorFlow.
-  with _silent_stderr(), warnings.catch_warnings():
+  with host_tensorflow.silent_stderr(), warnings.catch_warnings():
     warnings.simplefilter('ignore')
     try:
+      host_tensorflow.load()
       from clu import metric_writers
-      import tensorflow as tf
     except (ImportError, AttributeError, TypeError, RuntimeError):  # absent, or does not fit what else is installed
       return None
-    try:
-      tf.config.set_visible_devices([], 'GPU')  # Or it would take the memory that JAX needs.
-    except RuntimeError:
-      pass  # TensorFlow has started already; whoever started it chose its devices.
     return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(os.fspath(workdir))])
-
-
-@contextlib.contextmanager
-def _silent_stderr():
-  """Silences C++ libraries: TensorFlow prints on file descriptor 2 whatever its log level."""
-  sys.stderr.flush()
-  saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-  os.dup2(null, 2)
-  try:
-    yield
-  finally:
-    os.dup2(saved, 2)
-    os.close(saved)
-    os.close(null)

@@ -24,7 +24,7 @@ def make_mesh(devices=8):
 def make_config(**fields):
   config = ConfigDict(dict(
       name='digits', dir='', minival=0.0, augment='none', pad=2, pad_mode='zeros', image_size=8, resize=0, mean=(0.3,),
-      std=(0.35,), resident='auto', num_workers=2, workers='threads', max_corrupt=0.01))
+      std=(0.35,), resident='auto', num_workers=2, workers='threads', decoder='pil', max_corrupt=0.01))
   config.update(fields)
   return config
 

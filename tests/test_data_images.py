@@ -1,5 +1,6 @@
 """Sets of photographs: both formats of tfds, smaller versions of JPEGs, worker processes, broken images."""
 
+import functools
 import gc
 import io
 import json
@@ -27,8 +28,9 @@ IMAGENET = dict(augment='inception_crop_flip', resize=64, image_size=56, mean=(0
                 resident='no', dir='', minival=0.0, pad=0, pad_mode='zeros')
 
 
-def load(name, batch_size=8, devices=2, num_workers=2, workers='threads', max_corrupt=0.01, **fields):
-  config = ConfigDict(IMAGENET | dict(name=name, num_workers=num_workers, workers=workers, max_corrupt=max_corrupt))
+def load(name, batch_size=8, devices=2, num_workers=2, workers='threads', max_corrupt=0.01, decoder='pil', **fields):
+  config = ConfigDict(IMAGENET | dict(name=name, num_workers=num_workers, workers=workers, max_corrupt=max_corrupt,
+                                      decoder=decoder))
   config.update(fields)
   mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
   return data.load(config, batch_size=batch_size, eval_batch_size=8, seed=0, mesh=mesh)
@@ -164,6 +166,67 @@ def test_other_jpegs(mode, options):
   assert np.abs(out - full_decode(encoded, box, 56)).mean() < 1
   grey = decode.Transform('none', size=56, resize=64, channels=1, seed=None)(encoded, 0, 0)
   assert grey.shape == (56, 56, 1)
+
+
+# --- The other decoder.
+
+
+def plain_bilinear(image, size):
+  """Resizing without antialiasing: each output pixel from its four neighbours, clamped at the edges. In float64."""
+  image, rows_cols = image.astype(float), []
+  for length in image.shape[:2]:
+    at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    low = np.floor(at).astype(int)
+    rows_cols.append((low, np.minimum(low + 1, length - 1), at - low))
+  (top, bottom, v), (left, right, u) = rows_cols
+  v, u = v[:, None, None], u[None, :, None]
+  mix = lambda row: (1 - u) * image[row][:, left] + u * image[row][:, right]
+  return (1 - v) * mix(top) + v * mix(bottom)
+
+
+@pytest.mark.parametrize('mode, kind', [('RGB', 'JPEG'), ('L', 'JPEG'), ('CMYK', 'JPEG'), ('RGB', 'PNG'), ('P', 'PNG')])
+def test_tensorflow_decodes_the_crop_and_resizes_it_plainly(mode, kind):
+  pytest.importorskip('tensorflow')
+  buffer = io.BytesIO()
+  picture(4, 120, 160).convert(mode).save(buffer, kind)
+  encoded, whole = buffer.getvalue(), np.asarray(Image.open(buffer).convert('RGB'))
+  transform = decode.Transform('none', size=56, resize=64, channels=3, seed=None, decoder='tensorflow')
+  # The box: 56/64 of the shorter side 120 is 105, from 7.5 and 27.5, rounded to even as Python rounds: 8 and 28.
+  expected = plain_bilinear(whole[8:112, 28:132], 56)
+  out = transform(encoded, 0, 0)
+  assert out.dtype == np.uint8 and out.shape == (56, 56, 3)
+  assert np.abs(out - expected)[2:-2, 2:-2].max() <= 0.5 + 1e-3
+  assert np.abs(out - expected).max() <= 3  # at the edges, colours of a JPEG are interpolated from the crop alone
+  arrays = transform(whole, 0, 0)  # what is decoded already
+  assert np.abs(arrays - expected).max() <= 0.5 + 1e-3
+  assert decode.Transform('none', 56, 64, 1, None, 'tensorflow')(encoded, 0, 0).shape == (56, 56, 1)
+
+
+def test_tensorflow_takes_smaller_versions_of_large_jpegs():
+  pytest.importorskip('tensorflow')
+  encoded = jpeg(picture(5, 600, 800))
+  out = decode.Transform('none', size=56, resize=64, channels=3, seed=None, decoder='tensorflow')(encoded, 0, 0)
+  assert np.abs(out - full_decode(encoded, boxes.centre_box(600, 800, 64, 56), 56)).mean() < 2
+
+
+@pytest.mark.filterwarnings('ignore')  # of tensorflow's import, in this process and in the workers
+def test_the_tensorflow_decoder_streams_resumes_and_counts_broken_images(photos):
+  pytest.importorskip('tensorflow')
+  path = photos / 'train' / 'ant' / '07.jpg'
+  encoded = path.read_bytes()
+  path.write_bytes(encoded[:encoded.index(b'\xff\xda') + 40])  # the header and a little more
+  load_with = functools.partial(load, f'folder:{photos}', decoder='tensorflow', max_corrupt=0.1)
+  dataset = load_with()
+  whole = take(dataset.train, 0, 6)
+  assert dict(dataset.train.broken) == {7: f'file {path}'}
+  assert_equal(whole[4:], take(load_with(num_workers=0, devices=1).train, 4, 2))
+  assert_equal(whole, take(load_with(workers='processes').train, 0, 6))
+
+
+def test_the_tensorflow_decoder_needs_tensorflow(photos, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorflow', None)
+  with pytest.raises(UserError, match="config.data.decoder='tensorflow', which cannot be imported.*decoder='pil'"):
+    load(f'folder:{photos}', decoder='tensorflow')
 
 
 # --- Worker processes.

@@ -17,7 +17,7 @@ from cmtkd_jax.errors import UserError
 def load(batch_size=4, eval_batch_size=4, devices=2, **fields):
   config = ConfigDict(dict(
       name='digits', dir='', minival=0.0, augment='none', pad=2, pad_mode='zeros', image_size=8, resize=0, mean=(0.3,),
-      std=(0.35,), resident='auto', num_workers=2, workers='threads', max_corrupt=0.01))
+      std=(0.35,), resident='auto', num_workers=2, workers='threads', decoder='pil', max_corrupt=0.01))
   config.update(fields)
   mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
   return data.load(config, batch_size=batch_size, eval_batch_size=eval_batch_size, seed=0, mesh=mesh)
@@ -258,7 +258,7 @@ import sys, types, jax
 from cmtkd_jax import data
 config = types.SimpleNamespace(
     name='digits', dir='', minival=0.1, augment='pad_crop', pad=1, pad_mode='zeros', image_size=8, resize=0, mean=(0.,),
-    std=(1.,), resident='auto', num_workers=1, workers='threads', max_corrupt=0.01)
+    std=(1.,), resident='auto', num_workers=1, workers='threads', decoder='pil', max_corrupt=0.01)
 mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
 data.load(config, batch_size=4, eval_batch_size=4, seed=0, mesh=mesh)
 print([m for m in ('tensorflow', 'tensorflow_datasets', 'grain') if m in sys.modules])
@@ -294,6 +294,7 @@ def expect(words, **fields):
     ({'num_workers': -1}, ['config.data.num_workers=-1']),
     ({'workers': 'fibres'}, ["config.data.workers='fibres'", 'threads, processes']),
     ({'workers': 'processes', 'num_workers': 0}, ['config.data.num_workers=0', "workers='threads'"]),
+    ({'decoder': 'nvjpeg'}, ["config.data.decoder='nvjpeg'", 'pil, tensorflow']),
     ({'max_corrupt': 1.0}, ['config.data.max_corrupt=1.0', '0 <= max_corrupt < 1']),
     ({'mean': (0.5,) * 3, 'std': (0.5,) * 3}, ['config.data.mean=(0.5, 0.5, 0.5)', '1 channels']),
     ({'std': (0.5, 0.5)}, ['config.data.std=', 'one number per channel']),

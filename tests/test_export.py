@@ -158,10 +158,10 @@ def test_folded_network_is_the_trained_one(name):
   @jax.jit
   def everything(variables, images):  # constants would be folded, which jax 0.10 does wrongly for LQ-Nets' search
     trained = comparison._forward_with_codes(method, variables, images, (0.5,), (0.5,))
-    return trained, *(integer.run(graph, images, sums) for sums in integer.SUMS)
+    return trained, *(integer.run(graph.by_bytes(), images, sums) for sums in integer.SUMS)
 
   (logits, codes), ours, other = everything(variables, images)
-  layers = [layer for layer, kind in graph.kinds().items() if kind == 'codes' and not layer.endswith('pool')]
+  layers = [node.output for node in graph.nodes if node.op == 'quantize']
   assert set(layers) == set(codes)
   different = sum(int(np.sum(np.asarray(codes[layer]) != np.asarray(ours[layer]))) for layer in layers)
   assert different <= 1e-3 * sum(codes[layer].size for layer in layers)
@@ -178,6 +178,49 @@ def test_quantized_layers_are_summed_in_integers():
   assert kinds == ['real', *['sums'] * (len(kinds) - 2), 'real'] and len(kinds) > 6
 
 
+def test_bytes_by_hand():
+  # 70000 = 112 + 256 * 17 + 65536 * 1; 200 = -56 + 256 * 1; -32769 = -1 + 256 * -128
+  kernel = np.float32([70000, 200, -32769, -2**22, 2**22]).reshape(1, 1, 1, -1)
+  node = Node('convolution', ('pixels',), 'out', {'stride': 1, 'padding': 0, 'bits': 32}, {'kernel': kernel})
+  np.testing.assert_array_equal(np.concatenate(node.kernel_bytes(), 2)[0, 0], [
+      [112, -56, -1, 0, 0], [17, 1, -128, 0, 0], [1, 0, 0, -64, 64]])
+  # The only channel is that of 255s, and the last sum of all is rounded: 255 * 70000 = 17850000 lies above 2^24.
+  graph = Graph((Node('pixels', ('images',), 'pixels'), node), (1, 1, 0)).by_bytes()
+  for sums in integer.SUMS:
+    np.testing.assert_array_equal(integer.run(graph, np.zeros((1, 1, 1, 0), np.uint8), sums)['out'][0, 0, 0],
+                                  np.float32([17850000, 51000, -8356095, -255 * 2**22, 255 * 2**22]))
+
+
+@pytest.mark.parametrize('changes', [{}, {'bits.shortcut': 'full_precision'}])
+def test_full_precision_layers_on_codes_are_exact(changes):
+  """The first layer takes pixels, normalised in its weights; what it gives is the convolution in float64, rounded."""
+  config, method, variables, images = make_network(**changes)
+  graph = make_graph(config, method, variables)
+  nodes = [node for node in graph.nodes if 'kernel' in node.arrays and node.op == 'convolution']
+  assert len(nodes) == (3 if changes else 1) and nodes[0].inputs == ('pixels',)
+  values = [integer.run(graph.by_bytes(), images, sums) for sums in integer.SUMS]
+  for node in nodes:
+    kernel = node.arrays['kernel']
+    assert (kernel == np.round(kernel)).all() and 2**21 <= np.abs(kernel).max() <= 2**22
+    x = np.pad(np.float64(values[0][node.inputs[0]]), ((0, 0), *2 * ((node.attributes['padding'],) * 2,), (0, 0)))
+    size, stride = kernel.shape[0], node.attributes['stride']
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))[:, ::stride, ::stride]
+    exact = np.einsum('bhwcij,ijco->bhwo', windows, np.float64(kernel))
+    np.testing.assert_allclose(values[0][node.output], exact, rtol=3e-7, atol=np.abs(exact).max() * 1e-7)
+    np.testing.assert_array_equal(values[0][node.output], values[1][node.output])
+
+
+def test_pixels_carry_mean_and_std():
+  mean, std, rng = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), np.random.default_rng(0)
+  kernel, images = rng.normal(size=(3, 3, 3, 4)), rng.integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
+  _, by_pixel = folding._Folder(mean, std, True)._pixels(kernel)
+  convolved = lambda x, kernel: np.einsum('bhwcij,ijco->bhwo', np.lib.stride_tricks.sliding_window_view(
+      np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2)), kernel)
+  ones = np.full((2, 5, 5, 1), 255)
+  np.testing.assert_allclose(convolved(np.concatenate([images, ones], 3), by_pixel),
+                             convolved((images / 255 - mean) / std, kernel), rtol=1e-10, atol=1e-10)
+
+
 def step(op, module=None, variables=None, source='input', output='out', shape=(2, 2, 1)):
   return trace.Step(op, (source,), output, shape, module, variables)
 
@@ -186,11 +229,11 @@ def test_normalisation_by_hand():
   # (x - 1) / sqrt(3.99999 + 1e-5) * 6 + 5 = (x - 1) * 3 + 5 = (x + 2/3) * 3; a scale of 0 leaves its bias of 7.
   variables = {'batch_stats': {'mean': np.float32([1, 1]), 'var': np.float32([3.99999, 1])},
                'params': {'scale': np.float32([6, 0]), 'bias': np.float32([5, 7])}}
-  graph = folding.fold([step('norm', nn.BatchNorm(epsilon=1e-5), variables)], (2, 2, 2), (0, 0), (1, 1))
+  graph = folding.fold([step('norm', nn.BatchNorm(epsilon=1e-5), variables)], (2, 2, 2), (0, 0), (1 / 255, 1 / 255))
   node = graph.nodes[-1]
   np.testing.assert_allclose(node.arrays['bias'][0], 2 / 3, rtol=1e-6)
   np.testing.assert_allclose(node.arrays['scale'][0], 3, rtol=1e-6)
-  x = np.full((1, 2, 2, 2), 10, np.float32)
+  x = np.full((1, 2, 2, 2), 10, np.uint8)
   np.testing.assert_allclose(integer.run(graph, x, 'float')['out'][0, 0, 0], [32, 7], rtol=1e-6)
 
 

@@ -126,7 +126,7 @@ def test_sums_above_2_to_the_24(tmp_path):
 
 
 def make_graph(**changes):
-  """Graph of a network with random weights, whose first layer has weights of few bits."""
+  """Graph of a network with random weights."""
   config = config_lib.default()
   config.method, config.model.width, config.model.bn_momentum = 'single', 0.25, 0.0
   config.update_from_flattened_dict(changes)
@@ -135,12 +135,8 @@ def make_graph(**changes):
   variables = jax.jit(lambda x: method.init(jax.random.key(0), x, train=True))(x)
   collections = [name for name in variables if name != 'params']
   _, state = jax.jit(lambda x: method.apply(variables, x, train=True, mutable=collections))(x)
-  graph = folding.fold(trace.trace(method, {**variables, **state}, shape, 'student'), shape, config.data.mean,
-                       config.data.std)
-  first = graph.nodes[1]
-  rounded = np.round(first.arrays['kernel'] * 2**8) / 2**8
-  nodes = (graph.nodes[0], Node(first.op, first.inputs, first.output, first.attributes, {'kernel': rounded}))
-  return Graph(nodes + graph.nodes[2:], shape)
+  return folding.fold(trace.trace(method, {**variables, **state}, shape, 'student'), shape, config.data.mean,
+                      config.data.std)
 
 
 @pytest.mark.parametrize('changes', [

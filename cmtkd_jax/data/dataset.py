@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from cmtkd_jax import host_tensorflow
 from cmtkd_jax.data import augment as augment_lib
 from cmtkd_jax.data import decode, host_reader, loaders, order, resident, sources, workers
 from cmtkd_jax.errors import UserError
@@ -81,9 +82,11 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
     minival_reader = train_reader
   else:
     from cmtkd_jax.data import streaming  # Needs grain, which resident data sets do not.
+    _check_decoder(config)
     processes = workers.Workers(config.num_workers) if config.workers == 'processes' else None
     def reader(source, seed, substitutes=None):
-      transform = decode.Transform(config.augment, size=size, resize=config.resize, channels=channels, seed=seed)
+      transform = decode.Transform(config.augment, size=size, resize=config.resize, channels=channels, seed=seed,
+                                   decoder=config.decoder)
       host = host_reader.HostReader(source, (size, size, channels), transform, substitutes)
       return streaming.Reader(host, config.num_workers, processes, config.max_corrupt * len(train_records), mesh)
     # Broken images are replaced in training; an accuracy on other images would be another accuracy.
@@ -140,6 +143,7 @@ def _check_fields(config):
   check('workers', config.workers in ('threads', 'processes'), 'choose one of threads, processes')
   check('num_workers', config.num_workers or config.workers == 'threads',
         "workers='processes' needs at least one; set workers='threads' to read in the main thread")
+  check('decoder', config.decoder in ('pil', 'tensorflow'), 'choose one of pil, tensorflow')
   check('max_corrupt', isinstance(config.max_corrupt, (int, float)) and 0 <= config.max_corrupt < 1,
         'must be a fraction, 0 <= max_corrupt < 1')
   check('resize', is_int(config.resize) and (config.resize == 0 or config.resize >= config.image_size),
@@ -151,6 +155,15 @@ def _check_fields(config):
   check('std', all(s > 0 for s in config.std), 'must be positive')
   check('mean', all(0 <= m <= 1 for m in config.mean),
         'must lie between 0 and 1 (the pixels 0..255 are divided by 255)')
+
+
+def _check_decoder(config):
+  if config.decoder == 'tensorflow':
+    try:
+      host_tensorflow.load()  # here, before threads do
+    except ImportError as e:
+      raise UserError(f"config.data.decoder='tensorflow', which cannot be imported ({e}); pip install tensorflow, or "
+                      "set decoder='pil'") from e
 
 
 def _check_batch_sizes(batch_size, eval_batch_size, devices):

@@ -1,8 +1,8 @@
 """Preprocessing on the host, for streaming: decode, resize and crop, one image at a time.
 
 JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where the crop still has as many pixels as the network wants.
-Decoding the crop alone (as TensorFlow can) was measured and is not worth it: four fifths of the time go into undoing
-the Huffman code, which has no random access.
+PIL cannot decode the crop alone; little is lost: four fifths of the time go into undoing the Huffman code, which has no
+random access.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cmtkd_jax.data import boxes, order
+from cmtkd_jax.data import boxes, order, tensorflow_decode
 from cmtkd_jax.errors import UserError
 
 _MODES = {1: 'L', 3: 'RGB'}
@@ -95,15 +95,17 @@ class Transform:
     resize: shorter side after resizing; 0: images must have the right size already.
     channels: 1 or 3 (any number where nothing is resized).
     seed: seed of the random crops; None: evaluation, always the centre.
+    decoder: 'pil' (antialiased) or 'tensorflow' (see `tensorflow_decode`).
   """
   augment: str
   size: int
   resize: int
   channels: int
   seed: int | None
+  decoder: str = 'pil'
 
   def __call__(self, image: np.ndarray | bytes, position: int, record: int) -> np.ndarray:
-    image = _open(image)
+    encoded, image = image if isinstance(image, bytes) else None, _open(image)
     height, width = _size(image)
     if self.seed is not None and self.augment in ('inception_crop_flip', 'resize_crop_flip'):
       u = order.record_rng(self.seed, position, record).random(boxes.NUM_DRAWS)
@@ -118,4 +120,6 @@ class Transform:
                       f'{self.size}x{self.size} (config.data.image_size); set config.data.resize')
     else:
       return to_array(image, self.channels)
+    if self.decoder == 'tensorflow':
+      return tensorflow_decode.resample(encoded, image, box, self.size, self.channels)
     return _resample(image, box, self.size, self.channels)

@@ -27,9 +27,11 @@ def integer_against_training(workdir, config=None, step=None):
 
   Returns:
     JSON-able dict: top-1 of the integer forward in percent, how many predictions and codes differ from those of
-    training, how many codes there are, and `{layer: codes that differ}` where any do.
+    training, how many codes there are, `{layer: codes that differ}` where any do, and how many codes of one batch
+    differ between the two ways to sum, of which there should be none.
   """
-  network = integer.Network(export.from_run(workdir, step).graph)
+  graph = export.from_run(workdir, step).graph
+  network = integer.Network(graph)
   run = _Run(workdir, config, step)
   right = predictions = total = 0
   differing = {}
@@ -45,7 +47,8 @@ def integer_against_training(workdir, config=None, step=None):
       differing[layer] = differing.get(layer, 0) + int(here.sum())
   return {f'test/{run_reader.MAIN}/top1_in_integers': 100 * right / run.num_examples,
           'predictions_that_differ': predictions, 'codes_that_differ': sum(differing.values()), 'codes': total,
-          'layers_that_differ': {layer: count for layer, count in differing.items() if count}}
+          'layers_that_differ': {layer: count for layer, count in differing.items() if count},
+          'codes_that_differ_between_ways_to_sum': sum(integer.differing_codes(graph, pixels).values())}
 
 
 def export_and_compare(workdir, formats=None, config=None, step=None):

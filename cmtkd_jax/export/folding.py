@@ -10,6 +10,7 @@ from cmtkd_jax.bit_policy import FULL_PRECISION
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export.graph import IMAGES, Graph, Node
 
+_INPUT, _PIXELS = 'input', 'pixels'
 _SMALLEST_SLOPE = 1e-18  # stands for a normalisation's scale of 0, whose bias could not be written before it
 _LARGEST = np.float32(1e30)
 _SAME = 1e-5  # of a step: thresholds that lie so close are the same
@@ -35,8 +36,8 @@ def fold(steps, input_shape, mean, std):
   Raises:
     UserError: a layer has something that codes and scales cannot express.
   """
-  folder = _Folder()
-  folder.emit('image', IMAGES, 'input', arrays={'mean': np.float32(mean), 'std': np.float32(std)})
+  quantized = any(step.op == 'activation' and step.module.policy.activation_quantizer(step.output) for step in steps)
+  folder = _Folder(mean, std, quantized)
   for step in steps:
     getattr(folder, step.op)(step)
   nodes = _rounded(_merged(folder.nodes))
@@ -46,8 +47,9 @@ def fold(steps, input_shape, mean, std):
 class _Folder:
   """Turns one step after the other into nodes; a method an operation."""
 
-  def __init__(self):
+  def __init__(self, mean, std, exact_input):
     self.nodes, self._grids, self._real = [], {}, {}  # _grids: of maps of codes; _real: their names as real maps
+    self._mean, self._std, self._exact_input = mean, std, exact_input
 
   def emit(self, op, inputs, output, attributes=None, arrays=None):
     inputs = (inputs,) if isinstance(inputs, str) else inputs
@@ -55,6 +57,9 @@ class _Folder:
     return output
 
   def _as_real(self, name):
+    if name == _INPUT and name not in self._real:
+      self._real[name] = self.emit('image', IMAGES, name, arrays={'mean': np.float32(self._mean),
+                                                                  'std': np.float32(self._std)})
     grid = self._grids.get(name)
     if grid is None or name in self._real:
       return self._real.get(name, name)
@@ -79,21 +84,36 @@ class _Folder:
 
   def _product(self, step, attributes, sum_inside):
     """A convolution or matrix product, and the scale and bias that follow it."""
-    grid, own = self._grids.get(step.inputs[0]), step.variables['params']
+    name, own = step.inputs[0], step.variables['params']
     quantizer = step.module.policy.weight_quantizer(step.output, step.module.role)
     weights, scale = _weights(own, quantizer, step)
     attributes, bias = attributes | weights.pop('attributes'), 0.0
-    exact = grid is not None and grid.values is None and 'factor' in attributes
-    name = step.inputs[0] if exact else self._as_real(step.inputs[0])
+    if name == _INPUT and quantizer is None and self._exact_input and step.op == 'convolution':
+      name, weights['kernel'] = self._pixels(weights['kernel'])
+    grid = self._grids.get(name)
+    exact = grid is not None and grid.values is None and ('factor' in attributes or quantizer is None)
+    if exact and quantizer is None:
+      weights['kernel'], scale = _whole(weights['kernel'])
+    name = name if exact else self._as_real(name)
     node = Node(step.op, (name,), f'{step.output}/sums', attributes, weights)
     self.nodes.append(node)
     if exact:
       scale = grid.scale * scale
       if grid.offset:  # padding is worth 0, which no code is: the bias depends on the position
-        bias = grid.offset * sum_inside(node.weights)
+        parts = [node.weights] if node.is_integer else node.kernel_bytes()
+        bias = grid.offset * sum(256**place * sum_inside(part) for place, part in enumerate(parts))
     if 'bias' in own:
       bias = bias + np.float64(own['bias']) / scale
     self._affine(node.output, bias, scale, step.output)
+
+  def _pixels(self, kernel):
+    """(pixels as codes, the kernel that takes them): mean and std of the images go into the kernel."""
+    if _PIXELS not in self._grids:
+      self._grids[self.emit('pixels', IMAGES, _PIXELS)] = Grid()
+    mean, std, kernel = (np.asarray(array, np.float64) for array in (self._mean, self._std, kernel))
+    by_pixel = kernel / (255 * std[:, None])
+    ones = -(255 * mean[:, None] * by_pixel).sum(2, keepdims=True) / 255
+    return _PIXELS, np.concatenate([by_pixel, ones], axis=2)
 
   def norm(self, step):
     running, own = step.variables['batch_stats'], step.variables.get('params', {})
@@ -162,6 +182,13 @@ def _weights(own, quantizer, step):
   attributes |= {'factor': factor, 'shift': round(factor * zero)}
   scale = np.float64(coded.scale) / factor
   return {'attributes': attributes, **arrays}, scale.reshape(-1) if scale.ndim else scale
+
+
+def _whole(kernel):
+  """(whole numbers up to 2^22 as float32, their scale [O], a power of two): a kernel to 23 bits, as its largest has."""
+  largest = np.abs(kernel).max(tuple(range(kernel.ndim - 1)))
+  scale = np.exp2(np.ceil(np.log2(np.where(largest > 0, largest, 1))) - 22)
+  return np.float32(np.round(np.float64(kernel) / scale)), scale
 
 
 def _border(weights, shape, stride, padding):

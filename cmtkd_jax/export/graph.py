@@ -4,6 +4,8 @@ Maps are [B, H, W, C]. A map is *codes* (integers from 0) after `quantize`, *sum
 of codes, or real (float32). The operations, with their attributes and arrays:
 
   image        uint8 pixels to real: (pixel / 255 - mean) / std; arrays mean, std [C]
+  pixels       uint8 pixels to codes, [B, H, W, C + 1]: behind their channels one of 255s, so that a kernel can hold the
+               mean and std, and padding stays worth 0
   convolution  of codes with integer weights: exact integer sums; else real. stride, padding; weights as below
   dense        the same for a matrix product of the flattened map
   affine       (x + bias) * scale; arrays bias, scale, scalar or [C], bias also [H, W, C]
@@ -15,9 +17,10 @@ of codes, or real (float32). The operations, with their attributes and arrays:
   sum          over the positions: [B, H, W, C] -> [B, C]
 
 Weights are bits (1..8) and the arrays codes (uint8) [..., O] with either factor and shift, which make the integer
-weights factor * code - shift, or values [levels] or [O, levels], what the codes stand for; at 32 bits the array kernel.
-The scale of integer weights is in the affine that follows. In an affine the addition comes first: a product before a
-sum might be contracted to one rounding or not, and answers would depend on the compiler.
+weights factor * code - shift, or values [levels] or [O, levels], what the codes stand for; at 32 bits the array kernel,
+which in a product of codes holds whole numbers up to 2^22: `Graph.by_bytes` says how that is summed exactly. The scale
+of whole numbers is in the affine that follows. In an affine the addition comes first: a product before a sum might be
+contracted to one rounding or not, and answers would depend on the compiler.
 """
 
 import dataclasses
@@ -27,8 +30,8 @@ from typing import Any
 import numpy as np
 
 # {operation: number of inputs}
-OPERATIONS = {'image': 1, 'convolution': 1, 'dense': 1, 'affine': 1, 'quantize': 1, 'lookup': 1, 'add': 2, 'relu': 1,
-              'max_pool': 1, 'sum': 1}
+OPERATIONS = {'image': 1, 'pixels': 1, 'convolution': 1, 'dense': 1, 'affine': 1, 'quantize': 1, 'lookup': 1, 'add': 2,
+              'relu': 1, 'max_pool': 1, 'sum': 1}
 IMAGES = 'images'  # the name of what goes in
 
 
@@ -50,6 +53,14 @@ class Node:
   def weights(self):
     """The weights as they enter the sum: float32 [..., O], integers where `is_integer`."""
     return self.decoded(self.arrays['codes'], np) if 'codes' in self.arrays else self.arrays['kernel']
+
+  def kernel_bytes(self):
+    """The bytes, -128..127 and lowest first, of a kernel of whole numbers: float32 b0 + 256 b1 + 65536 b2."""
+    rest, found = self.arrays['kernel'].astype(np.int64), []
+    for _ in range(2):
+      found.append((rest + 128) % 256 - 128)
+      rest = (rest - found[-1]) // 256
+    return [byte.astype(np.float32) for byte in (*found, rest)]
 
   def decoded(self, codes, xp):
     """The weights of `codes`, which take the place of its own; `xp` is numpy or jax.numpy."""
@@ -73,7 +84,7 @@ class Graph:
     kinds = {}
     for node in self.nodes:
       match node.op:
-        case 'quantize':
+        case 'quantize' | 'pixels':
           kind = 'codes'
         case 'max_pool':
           kind = kinds[node.inputs[0]]
@@ -90,8 +101,34 @@ class Graph:
     """Returns `{name: number of codes}` of every result that is codes."""
     levels, kinds = {}, self.kinds()
     for node in self.nodes:
-      if node.op == 'quantize':
+      if node.op == 'pixels':
+        levels[node.output] = 256
+      elif node.op == 'quantize':
         levels[node.output] = node.attributes['levels']
       elif node.op == 'max_pool' and kinds[node.output] == 'codes':
         levels[node.output] = levels[node.inputs[0]]
     return levels
+
+  def by_bytes(self):
+    """Returns the network as it is evaluated: with integer weights in every product of codes.
+
+    A product with a kernel of whole numbers becomes three, with the kernel's bytes: each sum is exact, and they are put
+    together, (s0 + 256 s1) + 65536 s2, in float32 and in this order. So a first layer in full precision gives the same
+    on every runtime, to the last bit, and so do all thresholds behind it.
+    """
+    kinds, nodes = self.kinds(), []
+    for node in self.nodes:
+      if node.op not in ('convolution', 'dense') or 'kernel' not in node.arrays or kinds[node.inputs[0]] != 'codes':
+        nodes.append(node)
+        continue
+      total = None
+      for place, byte in enumerate(node.kernel_bytes()):
+        name = f'{node.output}/byte{place}'
+        nodes += [
+            Node(node.op, node.inputs, name, {**node.attributes, 'bits': 8, 'factor': 1, 'shift': 128},
+                 {'codes': (byte + 128).astype(np.uint8)}),
+            Node('affine', (name,), f'{name}/real', arrays={'bias': np.float32(0), 'scale': np.float32(256**place)})]
+        if total is not None:
+          nodes.append(Node('add', (total, f'{name}/real'), f'{name}/total' if place == 1 else node.output))
+        total = nodes[-1].output
+    return Graph(tuple(nodes), self.image_shape)

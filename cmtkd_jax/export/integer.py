@@ -32,10 +32,11 @@ class Network:
 
   def __init__(self, graph, sums=None):
     self.graph, self.sums = graph, sums or carrier()
-    layers = [name for name, kind in graph.kinds().items() if kind == 'codes']
+    evaluated = graph.by_bytes()
+    layers = [node.output for node in graph.nodes if node.op == 'quantize']
 
     def logits_and_codes(images):
-      values = run(graph, images, self.sums)
+      values = run(evaluated, images, self.sums)
       return values[graph.nodes[-1].output], {layer: values[layer] for layer in layers}
 
     self._logits = jax.jit(lambda images: logits_and_codes(images)[0])
@@ -51,11 +52,11 @@ class Network:
 
 
 def run(graph, images, sums, weights=None):
-  """Evaluates a graph.
+  """Evaluates a graph; one that is not split by bytes nearly so, with a kernel's products in float32.
 
   Args:
     graph: the `Graph`.
-    images: uint8 [B, H, W, C], or what 'image' makes of them, float32, already resized and standardized.
+    images: uint8 [B, H, W, C].
     sums: 'int8' or 'float'.
     weights: (node) -> array like `node.weights`, where they are made inside of a compiled function; only for 'float'.
 
@@ -70,6 +71,8 @@ def run(graph, images, sums, weights=None):
     match node.op:
       case 'image':
         value = _standardized(inputs[0], arrays)
+      case 'pixels':
+        value = jnp.pad(inputs[0], (*3 * ((0, 0),), (0, 1)), constant_values=255).astype(jnp.int32)
       case 'convolution' | 'dense':
         product = functools.partial(_convolve, stride=attributes['stride'], padding=attributes['padding']) if (
             node.op == 'convolution') else _multiply
@@ -102,8 +105,6 @@ def run(graph, images, sums, weights=None):
 
 
 def _standardized(images, arrays):
-  if images.dtype != jnp.uint8:
-    return images
   return (images.astype(jnp.float32) / np.float32(255) - _ranked(arrays['mean'], images)) / (
       _ranked(arrays['std'], images))
 

@@ -29,7 +29,7 @@ def write(path, graph, about):
   Raises:
     UserError: the network has a grid that is not uniform, or `onnx` is not installed.
   """
-  writer = Writer(graph)
+  writer = Writer(graph.by_bytes())
   writer.write_nodes()
   writer.parts.write(path, graph.image_shape, about, writer.opset)
 
@@ -56,11 +56,22 @@ class Writer:
     return name
 
   def image(self, node):
-    pixels = self.parts.node('Transpose', node.inputs[0], f'{node.output}/transposed', perm=[0, 3, 1, 2])
-    pixels = self.parts.to_type(pixels, np.float32, f'{node.output}/pixels')
+    pixels = self.parts.to_type(self.transposed(node), np.float32, f'{node.output}/pixels')
     value = self.parts.node('Div', [pixels, self.parts.constant('255', np.float32(255))], f'{node.output}/divided')
     value = self.parts.node('Sub', [value, self.per_channel(node, 'mean')], f'{node.output}/centred')
     self.parts.node('Div', [value, self.per_channel(node, 'std')], node.output)
+
+  def transposed(self, node):
+    """The images as uint8 [N, C, H, W]."""
+    return self.parts.node('Transpose', node.inputs[0], f'{node.output}/transposed', perm=[0, 3, 1, 2])
+
+  def pixels(self, node):
+    self.parts.to_type(self.with_ones(node, f'{node.output}/uint8'), np.float32, node.output)
+
+  def with_ones(self, node, output):
+    """The images with one more channel, of 255s, as uint8 [N, C + 1, H, W]."""
+    ends = self.parts.constant('one more channel', np.int64([0, 0, 0, 0, 0, 1, 0, 0]))
+    return self.parts.node('Pad', [self.transposed(node), ends, self.parts.constant('byte 255', np.uint8(255))], output)
 
   def convolution(self, node):
     padding, stride = node.attributes['padding'], node.attributes['stride']

@@ -97,6 +97,9 @@ class _Writer(onnx_qdq.Writer):
       make(name)
     return name
 
+  def pixels(self, node):
+    self.with_ones(node, node.output)
+
   def convolution(self, node):
     affine = self._only_reader(node, 'affine')
     if affine is None:

@@ -41,6 +41,7 @@ def read(path):
 
 
 def _program(graph):
+  graph = graph.by_bytes()
   packed = {node.output: packing.pack(node.arrays['codes'], node.attributes['bits'])
             for node in graph.nodes if 'codes' in node.arrays}
 
