@@ -200,6 +200,8 @@ def test_tensorflow_decodes_the_crop_and_resizes_it_plainly(mode, kind):
   arrays = transform(whole, 0, 0)  # what is decoded already
   assert np.abs(arrays - expected).max() <= 0.5 + 1e-3
   assert decode.Transform('none', 56, 64, 1, None, 'tensorflow')(encoded, 0, 0).shape == (56, 56, 1)
+  cropped = decode.Transform('inception_crop_flip', 56, 64, 3, 0, 'tensorflow')
+  assert not np.array_equal(cropped(encoded, 0, 0), cropped(encoded, 1, 0))
 
 
 def test_tensorflow_takes_smaller_versions_of_large_jpegs():

@@ -38,6 +38,7 @@ def resample(encoded: bytes | None, image: Image.Image | np.ndarray, box, size: 
   Raises:
     ValueError: the file cannot be decoded.
   """
+  box = tuple(map(float, box))
   if encoded is not None and image.format == 'JPEG' and image.mode in _GREY_OR_COLOUR:
     crop = _decode_jpeg(encoded, image.height, image.width, box, size, channels)
   else:
