@@ -38,6 +38,7 @@ _ROUNDS = flags.DEFINE_integer('rounds', 15, 'Timed calls of each form.')
 _WIDTH = flags.DEFINE_float('width', 1.0, 'Factor on the channels; 1 is ResNet18.')
 _OUT = flags.DEFINE_string('out', None, 'Files to write, without their endings.')
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PAUSE = 0.05  # seconds, in which the threads of a form stop waiting for more work and leave the cores to the next
 _REFERENCE = 'float32, ONNX Runtime'
 
 
@@ -94,6 +95,7 @@ def measure(functions, images):
       begin = time.perf_counter()
       jax.block_until_ready(function(images))
       times[name].append(time.perf_counter() - begin)
+      time.sleep(_PAUSE)
   return {name: {'best': min(values), 'median': statistics.median(values)} for name, values in times.items()}
 
 

@@ -1,9 +1,11 @@
 """Every config: valid, and its smoke run; evaluation of a finished run; losses that are not finite."""
 
+import collections
 import pathlib
 import runpy
 import sys
 
+import jax
 import pytest
 
 from cmtkd_jax import config as config_lib
@@ -70,6 +72,18 @@ def test_minival_is_what_chooses_the_best_checkpoint_and_no_tensorflow_is_needed
   best = max(rows, key=lambda row: (row['minival/student/top1'], row['step']))['step']
   kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()}
   assert kept == {3, 4, best}
+
+
+def test_everything_is_compiled_once(tmp_path, quick_compile, caplog):
+  config = load('digits_resnet8', 'smoke')
+  config.method, config.duration, config.eval_every, config.log_every = 'single', '6 steps', '2 steps', '1 steps'
+  with jax.log_compiles():
+    train.train_and_evaluate(config, tmp_path)
+  messages = [record.getMessage() for record in caplog.records if record.getMessage().startswith('Compiling')]
+  compiled = collections.Counter(messages)  # what, and for which shapes
+  assert sum('train_step' in message for message in messages) == 1
+  assert sum('eval_step' in message for message in messages) == 1
+  assert compiled.most_common(1)[0][1] == 1, compiled.most_common(3)
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, quick_compile):
