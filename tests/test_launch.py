@@ -1,4 +1,4 @@
-"""The launch scripts: shellcheck, where it is installed, and what the Kubernetes file says."""
+"""The launch scripts: shellcheck, where it is installed, and what the Kubernetes file says, against its schema."""
 
 import pathlib
 import shutil
@@ -33,3 +33,22 @@ def test_pods_of_the_job_set_find_each_other():
   mounts = {mount['name'] for mount in container['volumeMounts']}
   assert mounts == {volume['name'] for volume in spec['template']['spec']['volumes']}
   assert container['command'][:3] == ['python', '-m', 'cmtkd_jax.main']
+
+
+# Fields of a JobSet down to the Job in it: jobset.x-k8s.io_jobsets.yaml of kubernetes-sigs/jobset, v1alpha2.
+JOB_SET = {'apiVersion', 'kind', 'metadata', 'spec'}
+SPEC = {'coordinator', 'failurePolicy', 'managedBy', 'network', 'replicatedJobs', 'startupPolicy', 'successPolicy',
+        'suspend', 'ttlSecondsAfterFinished'}
+REPLICATED_JOB = {'dependsOn', 'groupName', 'name', 'replicas', 'template'}
+FAILURE_POLICY = {'maxRestarts', 'restartStrategy', 'rules'}
+
+
+def test_job_set_follows_its_schema():
+  job_set = yaml.safe_load((LAUNCH / 'k8s_jobset.yaml').read_text())
+  spec = job_set['spec']
+  assert job_set.keys() == JOB_SET and spec.keys() <= SPEC and spec['failurePolicy'].keys() <= FAILURE_POLICY
+  assert type(spec['failurePolicy']['maxRestarts']) is int
+  for job in spec['replicatedJobs']:
+    assert {'name', 'template'} <= job.keys() <= REPLICATED_JOB and type(job['replicas']) is int
+    models = pytest.importorskip('kubernetes.client')
+    models.V1JobTemplateSpec.model_validate(job['template'], strict=True, extra='forbid')
