@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
@@ -65,8 +66,24 @@ def parse(argv):
     if flags.FLAGS[name].value is not None and _MODE.value not in allowed:
       raise UserError(f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
                       f'--mode={_MODE.value}; leave it out')
-  return Command(_MODE.value, config, _WORKDIR.value or _default_workdir(), _STEP.value, _INTEGER.value, _FORMAT.value,
-                 _IMAGES.value)
+  workdir = _WORKDIR.value or _default_workdir()
+  _check_store('--workdir', workdir)
+  if config is not None:
+    _check_store('config.data.dir', config.data.dir)
+  return Command(_MODE.value, config, workdir, _STEP.value, _INTEGER.value, _FORMAT.value, _IMAGES.value)
+
+
+def _check_store(field, path):
+  """Raises `UserError` where a path on object storage cannot be reached."""
+  if '://' not in str(path):
+    return
+  try:
+    epath.Path(path).exists()
+  except ImportError as e:  # without TensorFlow, fsspec reads it, with a package for each kind of storage
+    raise UserError(f'{field}={path}: {" ".join(str(e).split())}; pip install the package, or use a local path') from e
+  except Exception as e:  # as many kinds as there are storages
+    reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+    raise UserError(f'{field}={path} cannot be reached ({reason}); check its name and your credentials') from e
 
 
 def _one_line(error):
