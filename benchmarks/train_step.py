@@ -8,7 +8,8 @@ minute hits all alike: a repeat is a number of steps in a row that nothing waits
 step are those of its convolutions and dense layers, counted from their shapes: forward, and twice that for the
 gradients of weights and inputs (the images' is left out). They are set against what this device reaches on one large
 matrix product or convolution of the same type. PyTorch runs in a process of its own on the same device, from
-`torch_cmtkd.py`. Variants that fail are listed as not run, with the reason.
+`torch_cmtkd.py`. Variants that fail are listed as not run, with the reason. At the end CMT-KD's step is profiled, and
+the time of its operations summed by part (see `operations.py`).
 """
 
 import argparse
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import operations
 from cmtkd_jax import assembly, bit_table, losses, optimizer, run_files
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.data import augment
@@ -40,6 +42,7 @@ from cmtkd_jax.methods.base import Joint, peer_members, student_member
 from cmtkd_jax.step import initial_state, initial_state_options, train_step
 
 WARM_UP = 3  # steps
+_PROFILED = 5  # steps at most
 LEARNING_RATE = 1e-3
 
 
@@ -253,6 +256,9 @@ def render(report):
   measured = ', '.join(f'{name} {value / 1e12:.2f}' for name, value in report['roofline'].items())
   lines += ['', f'Roofline, TFLOP/s: {measured}. Memory: the compiled plan of a JAX step, the allocator\'s peak of a '
             'PyTorch step on a GPU.', '']
+  if 'parts' in report:
+    lines += ['Shares of the time of all operations of CMT-KD, profiled (fused ones count for the last in them):', '',
+              operations.render(report['parts']), '']
   return '\n'.join(lines)
 
 
@@ -308,6 +314,10 @@ def measure(options):
   if process is not None:
     connection.close()
     process.join()
+  if 'cmtkd' in ready and 'not_run' not in report['variants']['cmtkd']:
+    step = ready['cmtkd'].step.as_text()
+    report['parts'] = operations.by_part(lambda: ready['cmtkd'].run(min(steps, _PROFILED)), step)
+    save(report, options.out)
   return report
 
 
