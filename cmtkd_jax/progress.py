@@ -1,4 +1,4 @@
-"""Progress of training on the terminal: one line that is rewritten, or a log line now and then."""
+"""Progress of long work on the terminal: one line that is rewritten, or a log line now and then."""
 
 import math
 import os
@@ -12,7 +12,7 @@ _CLEAR = '\r\x1b[K'
 
 
 class Progress:
-  """Shows how far training is.
+  """Shows how far training is, or what else takes long.
 
   Args:
     total_steps: steps of the whole run.
@@ -21,16 +21,17 @@ class Progress:
     steps_per_epoch: to show epochs; None hides them.
     enabled: False writes nothing (processes other than the first).
     clock: function that returns seconds.
+    unit: what is counted.
   """
 
   def __init__(self, total_steps, start_step=0, stream=None, steps_per_epoch=None, enabled=True,
-               clock=time.monotonic):
+               clock=time.monotonic, unit='step'):
     self._stream = sys.stderr if stream is None else stream
     self._terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
     self._total = total_steps
     self._steps_per_epoch = steps_per_epoch
     self._enabled = enabled
-    self._clock = clock
+    self._clock, self._unit = clock, unit
     self._step = start_step
     self._origin = None  # (seconds, step) from which the time per step is measured.
     self._line = ''
@@ -88,7 +89,7 @@ class Progress:
     self.close()
 
   def _describe(self, images_per_second, scalars):
-    parts = [f'step {self._step}/{self._total}', f'{100 * self._step // max(self._total, 1)} %']
+    parts = [f'{self._unit} {self._step}/{self._total}', f'{100 * self._step // max(self._total, 1)} %']
     if self._steps_per_epoch:
       epochs = [steps / self._steps_per_epoch for steps in (self._step, self._total)]
       parts.append(f'epoch {epochs[0]:.1f}/{epochs[1]:.4g}')

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import time
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ from cmtkd_jax import evaluate, export, layers, run_reader, text_table
 from cmtkd_jax.data.augment import standardize
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import integer
+from cmtkd_jax.progress import Progress
 
 _CALIBRATION = 256  # images
 
@@ -137,9 +139,13 @@ class _Run:
     return np.concatenate([np.asarray(self._pixels(batch['image'])) for batch in batches])
 
   def batches(self):
-    """Yields (uint8 [B, H, W, C], resized and cropped; labels; mask of real examples), NumPy arrays."""
-    for batch in self._data.evals['test'].batches():
-      yield tuple(np.asarray(value) for value in (self._pixels(batch['image']), batch['label'], batch['mask']))
+    """Yields (uint8 [B, H, W, C], resized and cropped; labels; mask of real examples), NumPy arrays; tells how far."""
+    begin, done = time.monotonic(), 0
+    with Progress(self.num_examples, unit='image') as progress:
+      for batch in self._data.evals['test'].batches():
+        yield tuple(np.asarray(value) for value in (self._pixels(batch['image']), batch['label'], batch['mask']))
+        done += int(batch['mask'].sum())
+        progress.update(done, done / (time.monotonic() - begin))
 
 
 def _forward_with_codes(method, variables, pixels, mean, std):
