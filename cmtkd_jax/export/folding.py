@@ -112,8 +112,8 @@ class _Folder:
       self._grids[self.emit('pixels', IMAGES, _PIXELS)] = Grid()
     mean, std, kernel = (np.asarray(array, np.float64) for array in (self._mean, self._std, kernel))
     by_pixel = kernel / (255 * std[:, None])
-    ones = -(255 * mean[:, None] * by_pixel).sum(2, keepdims=True) / 255
-    return _PIXELS, np.concatenate([by_pixel, ones], axis=2)
+    by_ones = -(mean[:, None] * by_pixel).sum(2, keepdims=True)
+    return _PIXELS, np.concatenate([by_pixel, by_ones], axis=2)
 
   def norm(self, step):
     running, own = step.variables['batch_stats'], step.variables.get('params', {})
