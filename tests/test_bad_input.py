@@ -541,13 +541,13 @@ def test_the_command(arguments, words, tmp_path):
 @pytest.mark.parametrize('error, words', [
     (ImportError('Please install gcsfs to access Google Storage'), ['Please install gcsfs', 'local path']),
     (OSError('403: no access\nto bkt'), ['cannot be reached (OSError: 403: no access to bkt)', 'credentials'])])
-def test_object_storage_that_cannot_be_reached(refused, monkeypatch, error, words):
+def test_object_storage_that_cannot_be_reached(refused, tmp_path, monkeypatch, error, words):
   def unreachable(path):
     raise error
 
   monkeypatch.setattr(epath.Path('gs://bkt').__class__, 'exists', unreachable)
   refused([SMOKE, '--workdir=gs://bkt/a'], ['--workdir=gs://bkt/a', *words])
-  refused([SMOKE, '--workdir=/tmp/a', '--config.data.dir=gs://bkt/b'], ['config.data.dir=gs://bkt/b', *words])
+  refused([SMOKE, f'--workdir={tmp_path}', '--config.data.dir=gs://bkt/b'], ['config.data.dir=gs://bkt/b', *words])
 
 
 def test_no_code_runs_data():
