@@ -12,14 +12,14 @@ import jax
 # What the compiler keeps of an operation's origin -> the part of the step it belongs to; the first that fits. A fused
 # operation has the origin of its last one, or else of most in it, so neighbours lend each other time.
 PARTS = (
-    ('convolutions and dense layers', r'conv_general_dilated|dot_general|\b(convolution|dot|custom-call)\b'),
+    ('convolutions and dense layers', r'conv_general_dilated|dot_general|\b(convolution|dot)\b'),
     ('quantizers of weights', r'weight_quantizer'),
     ('quantizers of activations', r'activation_quantizer'),
     ('batch normalisation', r'/(norm\d*|shortcut_norm)/'),
     ('losses', r'\.loss\)'),
-    ('fusion of the teachers, residual sums', r'jvp\('),
-    ('augmentation', r'_randint|gather|dynamic_slice|random_bits|threefry|shift_right|pad'),
     ('copies', r'^(copy|transpose)\b|transpose_copy'),
+    ('the rest of the networks: fusion, residual sums, ReLU', r'jvp\('),
+    ('augmentation', r'_randint|gather|dynamic_slice|random_bits|threefry|shift_right|pad'),
     ('optimizer, metrics and what has no name', r''),
 )
 

@@ -257,7 +257,8 @@ def render(report):
   lines += ['', f'Roofline, TFLOP/s: {measured}. Memory: the compiled plan of a JAX step, the allocator\'s peak of a '
             'PyTorch step on a GPU.', '']
   if 'parts' in report:
-    lines += ['Shares of the time of all operations of CMT-KD, profiled (fused ones count for the last in them):', '',
+    lines += ['Shares of the time of all operations of CMT-KD, profiled; fused ones count for their convolution, else '
+              'for the last in them:', '',
               operations.render(report['parts']), '']
   return '\n'.join(lines)
 

@@ -69,7 +69,7 @@ def parse(argv):
   workdir = _WORKDIR.value or _default_workdir()
   _check_store('--workdir', workdir)
   if config is not None:
-    _check_store('config.data.dir', config.data.dir)
+    _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
   return Command(_MODE.value, config, workdir, _STEP.value, _INTEGER.value, _FORMAT.value, _IMAGES.value)
 
 

@@ -1,13 +1,15 @@
 """TensorFlow, where it is installed, kept off the accelerators."""
 
 import contextlib
+import functools
 import os
 import sys
 import warnings
 
 
+@functools.cache
 def load():
-  """Imports TensorFlow without its chatter; it leaves the accelerators' memory to JAX.
+  """Imports TensorFlow without its chatter; it leaves the accelerators' memory to JAX. One thread calls it first.
 
   Raises:
     ImportError: it is absent, or does not fit what else is installed.
@@ -17,7 +19,9 @@ def load():
     warnings.simplefilter('ignore')
     try:
       import tensorflow as tf
-    except (AttributeError, TypeError, RuntimeError) as e:  # made for other versions of what it imports
+    except ImportError:
+      raise
+    except Exception as e:  # what it imports raises many kinds where versions do not fit
       raise ImportError(f'TensorFlow cannot be imported: {e}') from e
     try:
       tf.config.set_visible_devices([], 'GPU')

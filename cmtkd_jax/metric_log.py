@@ -149,8 +149,8 @@ def _clu_writer(workdir):
   with host_tensorflow.silent_stderr(), warnings.catch_warnings():
     warnings.simplefilter('ignore')
     try:
-      host_tensorflow.load()
       from clu import metric_writers
+      host_tensorflow.load()
     except (ImportError, AttributeError, TypeError, RuntimeError):  # absent, or does not fit what else is installed
       return None
     return metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(os.fspath(workdir))])

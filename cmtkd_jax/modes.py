@@ -9,8 +9,9 @@ from cmtkd_jax.errors import UserError
 def run_train(command):
   """Trains, first what the configuration says comes first, resuming what is in the work directory."""
   config = _config(command)
-  if config.table.runs:
-    raise UserError(f'--mode=train: this configuration is a table of {len(config.table.runs)} runs; use --mode=table')
+  runs = getattr(config.get('table'), 'runs', ())
+  if runs:
+    raise UserError(f'--mode=train: this configuration is a table of {len(runs)} runs; use --mode=table')
   chain.train_chain(config, command.workdir)
 
 

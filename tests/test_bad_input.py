@@ -174,6 +174,8 @@ BASE = 'from cmtkd_jax import config as base\ndef get_config(argument=""):\n  co
 @pytest.mark.parametrize('text, words', [
     ('def get_config(:\n', ['--config', 'file.py, line 1', 'mend the config file']),
     ('x = 1\n', ['--config', 'get_config', 'mend the config file']),
+    (BASE + '  config.data = None\n  return config\n', ['config.data']),
+    ('import ml_collections\ndef get_config(argument=""): return ml_collections.ConfigDict({"a": 1})\n', ['config.']),
     ('def get_config(argument=""): return {}\n', ['get_config() returns dict', 'cmtkd_jax.config.default()']),
     ('def get_config(argument=""): return 1 / 0\n', ['division by zero', 'file.py, line 1', 'mend the config file']),
     ('import no_such_module\n', ['no_such_module', 'file.py, line 1', 'mend the config file']),

@@ -19,7 +19,7 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cmtkd_jax import data
+from cmtkd_jax import data, host_tensorflow
 from cmtkd_jax.data import boxes, decode, host_reader, sources, workers
 from cmtkd_jax.errors import UserError
 from tests.batches import assert_equal, take
@@ -227,6 +227,7 @@ def test_the_tensorflow_decoder_streams_resumes_and_counts_broken_images(photos)
 
 def test_the_tensorflow_decoder_needs_tensorflow(photos, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow', None)
+  host_tensorflow.load.cache_clear()
   with pytest.raises(UserError, match="config.data.decoder='tensorflow', which cannot be imported.*decoder='pil'"):
     load(f'folder:{photos}', decoder='tensorflow')
 

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import pickle
+import re
 import zipfile
 
 import flax.linen as nn
@@ -208,6 +209,14 @@ def test_full_precision_layers_on_codes_are_exact(changes):
     exact = np.einsum('bhwcij,ijco->bhwo', windows, np.float64(kernel))
     np.testing.assert_allclose(values[0][node.output], exact, rtol=3e-7, atol=np.abs(exact).max() * 1e-7)
     np.testing.assert_array_equal(values[0][node.output], values[1][node.output])
+
+
+def test_sizes_are_those_of_the_network():
+  config, method, variables, _ = make_network()
+  kernels = sum(x.size for x in jax.tree.leaves(variables['params']) if x.ndim > 1)
+  words = comparison.weight_sizes(make_graph(config, method, variables))
+  counts = [int(count.replace(',', '')) for count in re.findall(r'([\d,]+) of \d+ bits', words)]
+  assert len(counts) == 2 and sum(counts) == kernels
 
 
 def test_pixels_carry_mean_and_std():
@@ -416,7 +425,7 @@ def test_damaged_archives_are_refused(archive, tmp_path):
   for name, content in files.items():
     (tmp_path / name).write_bytes(content)
   target = lambda name: tmp_path / name
-  rewrite(path, target('newer'), manifest=changed_manifest(path, version=2))
+  rewrite(path, target('newer'), manifest=changed_manifest(path, version=packed.VERSION + 1))
   rewrite(path, target('another format'), manifest=changed_manifest(path, format='other'))
   rewrite(path, target('no manifest'), manifest=None)
   rewrite(path, target('no codes'), **{first: None})

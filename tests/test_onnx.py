@@ -125,8 +125,8 @@ def test_sums_above_2_to_the_24(tmp_path):
   assert len(convolutions) == 2 + sums // 2**24
 
 
-def make_graph(**changes):
-  """Graph of a network with random weights."""
+def make_graph(move_offsets=0.0, **changes):
+  """Graph of a network with random weights; learned offsets of its quantizers are moved."""
   config = config_lib.default()
   config.method, config.model.width, config.model.bn_momentum = 'single', 0.25, 0.0
   config.update_from_flattened_dict(changes)
@@ -135,8 +135,9 @@ def make_graph(**changes):
   variables = jax.jit(lambda x: method.init(jax.random.key(0), x, train=True))(x)
   collections = [name for name in variables if name != 'params']
   _, state = jax.jit(lambda x: method.apply(variables, x, train=True, mutable=collections))(x)
-  return folding.fold(trace.trace(method, {**variables, **state}, shape, 'student'), shape, config.data.mean,
-                      config.data.std)
+  variables = jax.tree_util.tree_map_with_path(
+      lambda path, x: x - move_offsets if 'offset' in str(path) else x, {**variables, **state})
+  return folding.fold(trace.trace(method, variables, shape, 'student'), shape, config.data.mean, config.data.std)
 
 
 @pytest.mark.parametrize('changes', [
@@ -226,6 +227,18 @@ def test_fast_form_of_a_trained_network_predicts_the_same(tmp_path):
   found = onnx_file.read(tmp_path / 'fast.onnx')[0](images).argmax(1)
   assert (expected == labels).mean() > 0.9  # it has learned something
   assert (found == expected).mean() >= 0.99
+
+
+def test_full_precision_weights_behind_offsets(tmp_path):
+  """Padding is worth 0, which no code is: the bias depends on the position, and no Conv can add it."""
+  graph = make_graph(0.13, **{'quantizer.name': 'lsq_plus', 'student.weight_bits': 32, 'student.activation_bits': 4})
+  assert any(node.arrays['bias'].ndim == 3 for node in graph.nodes if node.op == 'affine')
+  check_exact(tmp_path / 'student.onnx', graph, 1e-5)
+  images = images_of(graph.image_shape)
+  onnx_qlinear.write(tmp_path / 'fast.onnx', graph, ABOUT, images)
+  expected = np.asarray(integer.Network(graph)(images))
+  found = onnx_file.read(tmp_path / 'fast.onnx')[0](images)
+  assert np.mean(found.argmax(1) == expected.argmax(1)) >= 0.9
 
 
 def test_full_precision_is_plain_float32(tmp_path):

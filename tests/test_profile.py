@@ -57,3 +57,23 @@ def test_without_a_profile_nothing_is_recorded(tmp_path):
 def test_what_is_no_duration(tmp_path):
   with pytest.raises(UserError, match='config.profile'):
     train.train_and_evaluate(make_config('ten', 1), tmp_path)
+
+
+def test_operations_are_told_by_where_they_come_from():
+  parts_of = runpy.run_path(str(CONFIG.parents[1] / 'benchmarks' / 'operations.py'))['parts_of']
+  text = '''HloModule jit_train_step
+%rewritten (a: f32[2]) -> f32[2] {
+  %transpose.1 = f32[2] transpose(%a), metadata={op_name="jit(train_step)/transpose(jvp(M))/norm1/mul"}
+  ROOT %convolution.1 = f32[2] convolution(%transpose.1, %a), window={size=3x3}
+}
+ENTRY %main (p: f32[2]) -> f32[2] {
+  %fusion.1 = f32[2] fusion(%p), kind=kCustom, calls=%rewritten
+  %fusion.2 = f32[2] fusion(%p), calls=%other, metadata={op_name="jit(train_step)/jvp(M)/conv1/weight_quantizer/div"}
+  %fusion.3 = f32[2] fusion(%p), calls=%other, metadata={op_name="jit(train_step)/transpose(jvp(M.loss))/mul"}
+  %transpose_copy_fusion.4 = f32[2] fusion(%p), calls=%other
+  ROOT %add.5 = f32[2] add(%p, %p)
+}'''
+  found = parts_of(text)
+  assert [found[name] for name in ('fusion.1', 'fusion.2', 'fusion.3', 'transpose_copy_fusion.4', 'add.5')] == [
+      'convolutions and dense layers', 'quantizers of weights', 'losses', 'copies',
+      'optimizer, metrics and what has no name']

@@ -45,7 +45,7 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
 
   Args:
     config: the fields of `config.data` as attributes: name, dir, minival, augment, pad, image_size, resize,
-      mean, std, resident, num_workers, workers, max_corrupt.
+      mean, std, resident, num_workers, workers, decoder, max_corrupt.
     batch_size: global batch size for training.
     eval_batch_size: global batch size for evaluation; rounded up to a multiple of the device count.
     seed: seed of the order and, when streaming, of the random crops; the held-out slice is always the same.

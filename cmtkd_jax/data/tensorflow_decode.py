@@ -5,7 +5,6 @@ choice (`config.data.decoder`) and not what happens to be installed. A file that
 is.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -15,11 +14,6 @@ from cmtkd_jax import host_tensorflow
 
 _RATIOS = (8, 4, 2, 1)  # by which libjpeg makes a JPEG smaller
 _GREY_OR_COLOUR = ('L', 'RGB')
-
-
-@functools.cache
-def _tensorflow():
-  return host_tensorflow.load()
 
 
 def resample(encoded: bytes | None, image: Image.Image | np.ndarray, box, size: int, channels: int) -> np.ndarray:
@@ -46,20 +40,20 @@ def resample(encoded: bytes | None, image: Image.Image | np.ndarray, box, size: 
       image = np.asarray(image.convert('L' if channels == 1 else 'RGB')).reshape(image.height, image.width, channels)
     top, left, height, width = _whole(box, *image.shape[:2])
     crop = np.ascontiguousarray(image[top:top + height, left:left + width])
-  ops = _tensorflow().raw_ops
+  ops = host_tensorflow.load().raw_ops
   resized = ops.ResizeBilinear(images=ops.ExpandDims(input=crop, axis=0), size=(size, size), half_pixel_centers=True)
   return (resized.numpy()[0] + np.float32(0.5)).astype(np.uint8)
 
 
 def _decode_jpeg(encoded, height, width, box, size, channels):
-  tf = _tensorflow()
+  tf = host_tensorflow.load()
   ratio = next(r for r in _RATIOS if r == 1 or min(box[2:]) >= r * size)
   window = _whole([edge / ratio for edge in box], math.ceil(height / ratio), math.ceil(width / ratio))
   try:
     return tf.raw_ops.DecodeAndCropJpeg(contents=encoded, crop_window=window, channels=channels, ratio=ratio,
                                         dct_method='INTEGER_ACCURATE')  # which takes no longer
   except tf.errors.InvalidArgumentError as e:
-    raise ValueError(e.message) from e
+    raise ValueError('the data of the JPEG are cut short or damaged') from e
 
 
 def _whole(box, height, width) -> tuple[int, int, int, int]:

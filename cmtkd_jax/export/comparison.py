@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from cmtkd_jax import evaluate, export, layers, run_reader, text_table
+from cmtkd_jax import distributed, evaluate, export, layers, run_reader, text_table
 from cmtkd_jax.data.augment import standardize
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import integer
@@ -108,10 +108,12 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
 
 def weight_sizes(graph):
   """Returns in words how many bytes the weights take, and would take as float32."""
-  by_bits = {}
+  by_bits, pixels = {}, {node.output for node in graph.nodes if node.op == 'pixels'}
   for node in graph.nodes:
     if 'bits' in node.attributes:
-      by_bits[node.attributes['bits']] = by_bits.get(node.attributes['bits'], 0) + node.weights.size
+      # Pixels have a channel of 255s, whose weights stand for mean and std of the images.
+      weights = node.weights[:, :, :-1] if node.inputs[0] in pixels else node.weights
+      by_bits[node.attributes['bits']] = by_bits.get(node.attributes['bits'], 0) + weights.size
   parts = [f'{count:,} of {bits} bits take {count * bits / 8192:,.1f} KiB' for bits, count in sorted(by_bits.items())]
   total = sum(by_bits.values())
   size = sum(count * bits for bits, count in by_bits.items())
@@ -141,7 +143,7 @@ class _Run:
   def batches(self):
     """Yields (uint8 [B, H, W, C], resized and cropped; labels; mask of real examples), NumPy arrays; tells how far."""
     begin, done = time.monotonic(), 0
-    with Progress(self.num_examples, unit='image') as progress:
+    with Progress(self.num_examples, enabled=distributed.is_first(), unit='image') as progress:
       for batch in self._data.evals['test'].batches():
         yield tuple(np.asarray(value) for value in (self._pixels(batch['image']), batch['label'], batch['mask']))
         done += int(batch['mask'].sum())

@@ -145,7 +145,7 @@ class _Folder:
 
   def max_pool(self, step):
     grid, module = self._grids.get(step.inputs[0]), step.module
-    self.emit('max_pool', step.inputs[0], step.output,
+    self.emit('max_pool', step.inputs[0] if grid else self._as_real(step.inputs[0]), step.output,
               {'window': module.window, 'stride': module.stride, 'padding': module.padding})
     if grid is not None:
       self._grids[step.output] = grid
@@ -186,9 +186,10 @@ def _weights(own, quantizer, step):
 
 def _whole(kernel):
   """(whole numbers up to 2^22 as float32, their scale [O], a power of two): a kernel to 23 bits, as its largest has."""
+  kernel = np.float64(kernel)
   largest = np.abs(kernel).max(tuple(range(kernel.ndim - 1)))
   scale = np.exp2(np.ceil(np.log2(np.where(largest > 0, largest, 1))) - 22)
-  return np.float32(np.round(np.float64(kernel) / scale)), scale
+  return np.float32(np.round(kernel / scale)), scale
 
 
 def _border(weights, shape, stride, padding):

@@ -101,12 +101,12 @@ class _Writer(onnx_qdq.Writer):
     self.with_ones(node, node.output)
 
   def convolution(self, node):
-    affine = self._only_reader(node, 'affine')
-    if affine is None:
+    affine, is_real = self._only_reader(node, 'affine'), self.kinds[node.output] == 'real'
+    if affine is None or is_real and affine.arrays['bias'].ndim == 3:  # which Conv cannot add
       super().convolution(node)
       return
     self._done.add(affine.output)
-    if self.kinds[node.output] == 'real':
+    if is_real:
       self._float_convolution(node, affine)
     elif quantize := self._fused_codes(affine):
       self._done.add(quantize.output)

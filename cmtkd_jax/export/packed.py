@@ -3,7 +3,7 @@
 The file is an uncompressed .npz. Its member `manifest` holds JSON as uint8; the others are the arrays of the
 operations, named OUTPUT/ARRAY. The manifest has
 
-  format, version   'cmtkd_jax packed network', 1; a reader refuses what is newer
+  format, version   'cmtkd_jax packed network', 2; a reader refuses what is newer
   image_shape       [H, W, C] of the uint8 images that go in
   nodes             the operations, see `graph`: op, inputs, output, attributes, arrays
   about             classes, resize (shorter side before the centre crop; 0: none), metrics, bits, config, versions
@@ -25,7 +25,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import integer, packing
 from cmtkd_jax.export.graph import IMAGES, OPERATIONS, Graph, Node
 
-FORMAT, VERSION = 'cmtkd_jax packed network', 1
+FORMAT, VERSION = 'cmtkd_jax packed network', 2  # 2 has the operation `pixels`
 _MANIFEST = 'manifest'
 
 
