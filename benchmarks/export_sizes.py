@@ -77,7 +77,8 @@ def main(argv):
   print('\n'.join(lines))
   if _OUT.value:
     pathlib.Path(f'{_OUT.value}.md').write_text('\n'.join(lines) + '\n')
-    pathlib.Path(f'{_OUT.value}.json').write_text(json.dumps(rows, indent=1) + '\n')
+    pathlib.Path(f'{_OUT.value}.json').write_text(json.dumps(
+        {'command': f'python {" ".join(sys.argv)}', 'commit': run_files.commit(), 'rows': rows}, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -104,7 +104,7 @@ def machine():
   cpu = next((line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')),
              platform.processor())
   return {'cpu': cpu, 'cpus': os.cpu_count(), 'jax_device': jax.devices()[0].device_kind,
-          'commit': run_files.commit(), 'python': platform.python_version(),
+          'command': ' '.join(['python', *sys.argv]), 'commit': run_files.commit(), 'python': platform.python_version(),
           'versions': {name: importlib.metadata.version(name) for name in ('jax', 'onnx', 'onnxruntime')}}
 
 
@@ -115,7 +115,8 @@ def _lines(path):
 def markdown(about, rows):
   """The page of all figures."""
   versions = ', '.join(f'{name} {version}' for name, version in about['versions'].items())
-  page = [f'ResNet18 (width {about["width"]:g}), {about["bits"]}-bit weights and activations, random weights; '
+  page = [f'`{about["command"]}`', '',
+          f'ResNet18 (width {about["width"]:g}), {about["bits"]}-bit weights and activations, random weights; '
           f'{about["cpu"]}, {about["cpus"]} CPUs, {versions}, commit {about["commit"]}. '
           f'Best and median of {about["rounds"]} calls, interleaved.']
   for (size, batch), times in rows.items():

@@ -1,5 +1,7 @@
 """A quantized ONNX file that is exact: on every runtime the codes are those of `integer.Network`.
 
+Only a quantized first layer takes real pixels, whose sums are rounded in the runtime's order.
+
 Weights are signed integers of 2, 4 or 8 bits (1, 2: INT2; 3, 4: INT4; else INT8) behind DequantizeLinear, activations
 pass through QuantizeLinear and DequantizeLinear with scale 1 (which is as fast as Round, and tells the runtime that 8
 bits hold the map), and between them convolutions add up integers that float32 numbers carry, exactly. The scales stand
