@@ -180,6 +180,31 @@ def test_resident_gather_moves_nothing_between_devices(npy_dir):
       f'{op}(' in text for op in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'))
 
 
+@pytest.mark.parametrize('fields', [dict(resident='yes'), dict(resident='no'),
+                                    dict(resident='yes', augment='resize_crop_flip', resize=5, image_size=4),
+                                    dict(resident='no', augment='resize_crop_flip', resize=5, image_size=4)])
+def test_the_specification_of_a_batch_is_that_of_a_batch_and_reads_none(npy_dir, fields, monkeypatch):
+  loader = load(batch_size=40, devices=4, **npy_fields(npy_dir, **fields)).train
+  batch = take_one(loader)
+  monkeypatch.setattr(loader._reader, 'stream', None)
+  assert loader.batch_spec == {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding) for k, v in batch.items()}
+  assert loader.batch_spec['image'].sharding.shard_shape((40, 6, 6, 3)) == (10, 6, 6, 3)
+
+
+def take_one(loader):
+  iterator = loader.batches(0)
+  batch = next(iterator)
+  iterator.close()
+  return batch
+
+
+def test_a_data_set_says_how_much_it_holds(npy_dir):
+  dataset = load(batch_size=8, minival=0.1, **npy_fields(npy_dir))
+  assert dataset.num_examples == {'train': 300, 'test': 70}
+  assert dataset.summary == f'npy:{npy_dir}: train 270 images, minival 30, test 70, 7 classes'
+  assert load().summary == 'digits: train 1442 images, test 355, 10 classes'
+
+
 def test_minival_is_spread_over_the_training_set():
   train, minival = order.split_minival(1000, 0.1)  # Folders are sorted by class.
   np.testing.assert_array_equal(np.sort(np.concatenate([train, minival])), np.arange(1000))

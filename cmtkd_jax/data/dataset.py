@@ -28,6 +28,8 @@ class Dataset(NamedTuple):
     augment: (key, uint8[B, h, w, C]) -> float32[B, H, W, C]; pure, to be called inside the train step.
     normalize: uint8[B, h, w, C] -> float32[B, H, W, C]; pure, to be called inside the eval step.
     resident: whether the images lie on the device.
+    num_examples: {'train': images to train on and of the held-out slice, 'test': images to test on}.
+    summary: one line for the start of a run: images of each split, classes, and what the user should know about them.
   """
   num_classes: int
   class_names: tuple[str, ...]
@@ -37,6 +39,8 @@ class Dataset(NamedTuple):
   augment: Callable[[jax.Array, jax.Array], jax.Array]
   normalize: Callable[[jax.Array], jax.Array]
   resident: bool
+  num_examples: Mapping[str, int]
+  summary: str
 
 
 def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
@@ -105,7 +109,16 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
   return Dataset(
       num_classes=len(splits.class_names), class_names=splits.class_names, input_shape=(size, size, channels),
       train=loaders.TrainLoader(train_reader, train_records, batch_size, seed), evals=evals, augment=augment,
-      normalize=normalize, resident=is_resident)
+      normalize=normalize, resident=is_resident,
+      num_examples={'train': len(splits.train), 'test': len(splits.test)},
+      summary=_summary(config.name, splits, len(minival_records)))
+
+
+def _summary(name, splits, held_out):
+  minival = f'minival {held_out}, ' if held_out else ''
+  counts = (f'{name}: train {len(splits.train) - held_out} images, {minival}test {len(splits.test)}, '
+            f'{len(splits.class_names)} classes')
+  return '; '.join((counts, *splits.notes))
 
 
 def _open(config) -> sources.Splits:

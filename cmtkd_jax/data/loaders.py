@@ -15,6 +15,8 @@ Batch = dict[str, jax.Array]
 class Reader(Protocol):
   """Makes batches of given records; `resident.Reader` and `streaming.Reader`."""
   broken: Mapping[int, str]
+  shape: tuple[int, int, int]  # (h, w, C) of an image in a batch
+  sharding: jax.sharding.NamedSharding  # of a batch
 
   def stream(self, rows: Callable[[int], np.ndarray], start: int, stop: int | None) -> Iterator[Batch]:
     """Yields {'image': uint8[B, h, w, C], 'label': int32[B]} of the records rows(start), rows(start + 1), ...
@@ -46,6 +48,13 @@ class TrainLoader:
   def broken(self) -> Mapping[int, str]:
     """The images that this process met, could not decode and replaced: record -> its name."""
     return self._reader.broken
+
+  @property
+  def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what `batches` yields; reads no image."""
+    spec = lambda shape, dtype: jax.ShapeDtypeStruct(
+        (self._batch_size, *shape), dtype, sharding=self._reader.sharding)
+    return {'image': spec(self._reader.shape, np.uint8), 'label': spec((), np.int32)}
 
   def indices(self, step: int) -> np.ndarray:
     """Returns the record numbers of one batch, int64[batch_size], as in the training split before minival."""

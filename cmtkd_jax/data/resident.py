@@ -48,8 +48,8 @@ class Reader:
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: jax.sharding.Mesh):
     replicated = NamedSharding(mesh, P())
-    self._sharding = NamedSharding(mesh, P('data'))
-    shape = images.shape[1:]
+    self.sharding = NamedSharding(mesh, P('data'))
+    self.shape = shape = images.shape[1:]
     put = lambda x: jax.make_array_from_callback(x.shape, replicated, lambda index: x[index])
     # Flat rows: a trailing axis of 3 channels would be padded to a whole vector register on TPU.
     self._arrays = put(images.reshape(len(images), -1)), put(labels)
@@ -58,10 +58,10 @@ class Reader:
       take = lambda x: jnp.take(x, records, axis=0, mode='clip')
       return {'image': take(images).reshape(-1, *shape), 'label': take(labels)}
 
-    self._gather = jax.jit(gather, out_shardings=self._sharding)
+    self._gather = jax.jit(gather, out_shardings=self.sharding)
 
   def stream(self, rows: Callable[[int], np.ndarray], start: int,
              stop: int | None) -> Iterator[loaders.Batch]:
     """See `loaders.Reader`."""
     for step in itertools.count(start) if stop is None else range(start, stop):
-      yield self._gather(*self._arrays, loaders.to_global(rows(step).astype(np.int32), self._sharding))
+      yield self._gather(*self._arrays, loaders.to_global(rows(step).astype(np.int32), self.sharding))

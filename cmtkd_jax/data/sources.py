@@ -50,10 +50,18 @@ def check_labels(labels: np.ndarray, source: Source, records: np.ndarray):
 
 
 class Splits(NamedTuple):
-  """A data set as its reader found it."""
+  """A data set as its reader found it.
+
+  Attributes:
+    train: records to train on, before a slice of them is held out.
+    test: records to test on.
+    class_names: names of the classes, in the order of the labels.
+    notes: what the user should know before training, such as files that were left out; a few words each.
+  """
   train: Source
   test: Source
   class_names: tuple[str, ...]
+  notes: tuple[str, ...] = ()
 
 
 class ArraySource(Source):

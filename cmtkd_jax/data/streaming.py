@@ -59,7 +59,7 @@ class Reader:
 
   def __init__(self, host: HostReader, num_workers: int, workers: Workers | None, max_broken: float,
                mesh: jax.sharding.Mesh):
-    self.sharding = NamedSharding(mesh, P('data'))
+    self.sharding, self.shape = NamedSharding(mesh, P('data')), host.shape
     self.read = functools.partial(workers.read, host) if workers else host.read
     self.broken: Mapping[int, str] = {}
     self._num_workers, self._max_broken = num_workers, max_broken
