@@ -1,8 +1,10 @@
 """Checkpoints: the one module that knows orbax (its stable v0 API)."""
 
 import contextlib
+import errno
 import json
 import logging
+import time
 
 from etils import epath
 import jax
@@ -15,8 +17,11 @@ from cmtkd_jax.errors import UserError
 
 orbax_quiet.install()
 
-_DISK = ('No space left', 'RESOURCE_EXHAUSTED', 'Permission denied', 'Input/output error', 'Read-only file system',
-         'File too large')
+# Errors of a disk that is full, broken or not writable. tensorstore raises them as text.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
+_DISK_TEXTS = ('No space left', 'RESOURCE_EXHAUSTED', 'Permission denied', 'Input/output error',
+               'Read-only file system', 'File too large')
+_RETRY_SECONDS = (1, 4, 15)  # between attempts to read from an object store
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -58,20 +63,22 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   @contextlib.contextmanager
   def _told(self):
-    """Tells of a disk that is full or gone in one line; what was saved before it stays as it is."""
+    """Reports a failed write to a full disk or an object store in one line; earlier checkpoints stay as they are."""
     try:
       yield
-    except Exception as error:  # orbax, tensorstore and the file system raise many kinds
+    except Exception as error:  # orbax, tensorstore and file systems raise many exception types
       text = ' '.join(f'{error}'.split())
-      if not isinstance(error, OSError) and not any(words in text for words in _DISK):
+      on_disk = getattr(error, 'errno', None) in DISK_ERRORS or any(words in text for words in _DISK_TEXTS)
+      if not on_disk and not _is_remote(self.directory):
         raise
       with contextlib.suppress(Exception):  # the save before this one may still be under way
         self._manager.wait_until_finished()
-      good = ocp.utils.checkpoint_steps(self.directory) if self.directory.is_dir() else []
-      kept = f'that of step {max(good)} is kept' if good else 'there is none before it'
-      reason = next((words for words in _DISK if words in text), text[:150])
-      raise UserError(f'{self.directory}: a checkpoint could not be written ({reason}); {kept}; make room or mend the '
-                      'disk, and start the same command again') from None
+      good = steps(self.directory)
+      kept = f'that of step {good[-1]} is kept' if good else 'there is none before it'
+      reason = next((words for words in _DISK_TEXTS if words in text), text[:150])
+      fix = 'make room or fix the disk' if on_disk else 'check the storage and your credentials'
+      raise UserError(f'{self.directory}: a checkpoint could not be written ({reason}); {kept}; {fix}, and start the '
+                      'same command again') from None
 
   def latest(self):
     """The newest step, or None; a save that still runs counts."""
@@ -131,6 +138,12 @@ class Checkpoints(contextlib.AbstractContextManager):
     return dict(items['state'], variables=items['variables']), meta
 
 
+def steps(directory):
+  """Returns the steps of the checkpoints in `directory`, ascending; empty if there are none."""
+  directory = _absolute(directory)
+  return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+
+
 def load_variables(directory, step=None):
   """Reads the networks of a checkpoint, not its optimizer: (nested dicts of NumPy arrays, meta, step).
 
@@ -147,7 +160,7 @@ def load_variables(directory, step=None):
 
 def _drop_damaged_metrics(directory):
   """Lets a checkpoint whose metrics are damaged count as not measured; orbax would stop at it."""
-  for step in ocp.utils.checkpoint_steps(directory) if distributed.is_first() else []:
+  for step in steps(directory) if distributed.is_first() else []:
     folder = directory / str(step)
     try:
       digests.check(folder, ['metrics'])
@@ -167,22 +180,57 @@ def _items(state):
 
 
 def _read_newest(directory, step, wanted):
-  """(items, meta, step) for the step asked for, else for the newest that can be read."""
-  steps = sorted(ocp.utils.checkpoint_steps(directory), reverse=True) if directory.is_dir() else []
-  if not steps or step not in [None, *steps]:
+  """(items, meta, step) for the step asked for, else for the newest that is not damaged.
+
+  A checkpoint counts as damaged if its checksums or a missing item prove it. Any other error is raised: a store that is
+  out of reach for a minute must not cost the newest checkpoint.
+  """
+  there = steps(directory)[::-1]
+  if not there or step not in [None, *there]:
     raise UserError(f'no checkpoint {"" if step is None else f"of step {step} "}in {directory}'
-                    f'{f" (it has {steps})" if steps else ""}; train first, or name another directory')
-  for folder in [directory / str(candidate) for candidate in (steps if step is None else [step])]:
+                    f'{f" (it has {there})" if there else ""}; train first, or name another directory')
+  for folder in [directory / str(candidate) for candidate in (there if step is None else [step])]:
     try:
-      digests.check(folder, [*wanted, 'meta'])  # first: orbax leaves tasks behind that complain of a damaged file
-      items = {name: _read_item(folder / name, target) for name, target in wanted.items()}
-      return items, ocp.JsonCheckpointHandler().restore(folder / 'meta'), int(folder.name)
-    except UserError:
-      raise
-    except Exception as error:  # Orbax and tensorstore raise many kinds.
-      reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
-      logging.getLogger(__name__).warning('cannot read %s: %s', folder, reason)
+      items, meta = _retried(lambda folder=folder: _read_step(folder, wanted), folder)
+      return items, meta, int(folder.name)
+    except digests.Damaged as error:
+      reason = str(error)
+      logging.getLogger(__name__).warning('%s is damaged: %s', folder, reason)
   raise UserError(f'no readable checkpoint in {directory}: {reason}; use another one')
+
+
+def _read_step(folder, wanted):
+  """(items, meta) of one checkpoint; raises `Damaged` if that is proven."""
+  names = [*wanted, 'meta']
+  for name in names:
+    if not (folder / name).exists():
+      raise digests.Damaged(f'{name} is missing')
+  digests.check(folder, names)  # first: orbax leaves tasks behind that complain of a damaged file
+  items = {name: _read_item(folder / name, target) for name, target in wanted.items()}
+  return items, ocp.JsonCheckpointHandler().restore(folder / 'meta')
+
+
+def _retried(read, folder):
+  """Returns `read()`; tries again a few times on an object store. Reports a failed read in one line."""
+  remote = _is_remote(folder)
+  for wait in (*(_RETRY_SECONDS if remote else ()), None):
+    try:
+      return read()
+    except (UserError, digests.Damaged):
+      raise
+    except Exception as error:  # storage backends raise many exception types
+      if not remote and not isinstance(error, OSError):
+        raise
+      reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
+      if wait is None:
+        raise UserError(f'{folder} cannot be read ({reason}); the checkpoint is kept; check the storage, and start the '
+                        'same command again') from error
+      logging.getLogger(__name__).warning('%s cannot be read (%s); trying again in %d s', folder, reason, wait)
+      time.sleep(wait)
+
+
+def _is_remote(path):
+  return '://' in str(path)
 
 
 def _read_item(path, target):

@@ -55,7 +55,7 @@ def parse(argv):
     config = _CONFIG.value
     getattr(config, 'is_locked', None)  # a file that cannot be read is told at the first look into it
   except Exception as e:  # a config file is Python, and may raise anything
-    raise UserError(_one_line(e)) from e
+    raise UserError(_one_line(e, argv)) from e
   if flags.FLAGS['config'].present and not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
                     'cmtkd_jax.config.default() with your changes')
@@ -66,11 +66,13 @@ def parse(argv):
     if flags.FLAGS[name].value is not None and _MODE.value not in allowed:
       raise UserError(f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
                       f'--mode={_MODE.value}; leave it out')
-  workdir = _WORKDIR.value or _default_workdir()
+  # `--workdir=~/x`: a shell expands ~ at the beginning of a word only.
+  workdir = ','.join(map(os.path.expanduser, (_WORKDIR.value or _default_workdir()).split(',')))
   _check_store('--workdir', workdir)
   if config is not None:
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
-  return Command(_MODE.value, config, workdir, _STEP.value, _INTEGER.value, _FORMAT.value, _IMAGES.value)
+  return Command(_MODE.value, config, workdir, _STEP.value, _INTEGER.value, _FORMAT.value,
+                 _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value])
 
 
 def _check_store(field, path):
@@ -86,7 +88,7 @@ def _check_store(field, path):
     raise UserError(f'{field}={path} cannot be reached ({reason}); check its name and your credentials') from e
 
 
-def _one_line(error):
+def _one_line(error, argv):
   """What an exception of the flag libraries, or of a config file, comes down to; they wrap ours, and stack traces."""
   ours, link = None, error
   while link is not None:
@@ -96,8 +98,14 @@ def _one_line(error):
   text = str(error).strip() or type(error).__name__
   for said, mend in _MENDS.items():
     text = re.sub(said, mend, text)
+  if isinstance(error, flags.UnrecognizedFlagError) and (field := config_lib.suggest(error.flagname)):
+    value = {'duration': "='3 epochs'"}.get(field, '=...')
+    return f'--{error.flagname} is not a flag; set the field: --config.{field}{value}'
   if isinstance(error, flags.Error) and 'config file' not in text:
     return ' '.join(text.split())
+  path = next((match[1] for match in map(re.compile('--?config=([^:]+)').match, argv) if match), '')
+  if path and not os.path.isfile(path):
+    return f'--config: there is no file {path}; name a config file, e.g. --config=configs/digits_resnet8.py'
   place = traceback.extract_tb(error.__traceback__)[-1]
   library = 'site-packages' in place.filename or place.filename.startswith('<')
   where = '' if library or place.filename == __file__ else f' ({place.filename}, line {place.lineno})'

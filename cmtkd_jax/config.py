@@ -1,6 +1,7 @@
 """The base configuration, how a config file changes it, and the checks that refuse what cannot be honoured."""
 
 import dataclasses
+import difflib
 import functools
 import json
 import math
@@ -36,7 +37,10 @@ POSITIVE = ('batch_size', 'eval_batch_size', 'accumulate', 'keep_checkpoints', '
             'optimizer.learning_rate', 'optimizer.decay_factor', 'optimizer.gradient_clip')
 NON_NEGATIVE = ('optimizer.importance_lr_factor', 'optimizer.weight_decay', 'optimizer.weight_decay_low_bits')
 RANGES = {'seed': 2**32, 'model.bn_momentum': 1, 'optimizer.momentum': 1}  # from 0 to below this
-ITEMS = {'data.mean': 0.5, 'data.std': 0.5, 'teachers': 'runs/teacher', 'table.seeds': 0}  # what tuples are made of
+WIDTHS = (0.01, 64.0)  # of model.width: from one feature a layer to more than any device holds
+LARGEST = 1e9  # other numbers: beyond it float32 sums overflow, and int32 counts
+ITEMS = {'data.mean': 0.5, 'data.std': 0.5, 'teachers': 'runs/teacher', 'table.seeds': 0, 'table.only': 'single',
+         'cmtkd.taps': 5, 'cmtkd.importance_init': 0.5}  # what tuples are made of
 REGEXES = ('remat', 'init_from_allow')
 
 
@@ -139,14 +143,36 @@ def check_field(field):
       parent = parent.rpartition('.')[0]
     prefix = f'{parent}.' if parent else ''
     names = sorted({name.removeprefix(prefix).split('.')[0] for name in known if name.startswith(prefix)})
-    raise UserError(f'config.{field}: there is no such field; fields of config{prefix and "."}{parent} are '
+    hint = f', perhaps config.{close}' if (close := suggest(field)) else ''
+    raise UserError(f'config.{field}: there is no such field{hint}; fields of config{prefix and "."}{parent} are '
                     f'{", ".join(names)}')
+
+
+# What other programs call our fields.
+_SYNONYMS = {'epochs': 'duration', 'epoch': 'duration', 'num_epochs': 'duration', 'steps': 'duration',
+             'num_steps': 'duration', 'lr': 'learning_rate', 'wd': 'weight_decay', 'bs': 'batch_size',
+             'arch': 'model.name', 'dataset': 'data.name', 'data_dir': 'data.dir', 'workers': 'num_workers',
+             'resume': 'init_from', 'pretrained': 'init_from',
+             'bits': 'student.weight_bits', 'wbits': 'student.weight_bits',
+             'abits': 'student.activation_bits', 'w_bits': 'student.weight_bits', 'a_bits': 'student.activation_bits'}
+
+
+def suggest(name):
+  """Returns the field that `name`, a word that is not a field, most likely means; '' if none is near."""
+  leaf = name.rpartition('.')[2].lower().replace('-', '_')
+  leaf = _SYNONYMS.get(leaf, leaf)
+  fields = sorted(_known(), key=lambda field: (field.count('.'), field))
+  for close in (leaf, *difflib.get_close_matches(leaf, [field.rpartition('.')[2] for field in fields], 1, 0.75)):
+    found = next((field for field in fields if field == close or field.endswith(f'.{close}')), '')
+    if found:
+      return found
+  return ''
 
 
 def check(config):
   """Raises `UserError`, naming field, value and what is allowed, for a configuration that cannot be honoured."""
-  known = _known()
-  for field, value in flat(config).items():
+  known, fields = _known(), flat(config)
+  for field, value in fields.items():
     check_field(field)
     if _RUN.match(field):  # checked when it is applied to this configuration
       continue
@@ -159,10 +185,11 @@ def check(config):
     for number in value if field in ITEMS else (value,):
       if isinstance(number, float) and not math.isfinite(number):
         raise UserError(f'config.{field}={value!r} must be finite')
+      if isinstance(number, (int, float)) and field not in RANGES and abs(number) > LARGEST:
+        raise UserError(f'config.{field}={value!r} must lie between -{LARGEST:g} and {LARGEST:g}')
   for field in known:
-    if field not in flat(config):
+    if field not in fields:
       raise UserError(f'config.{field} is missing; start the config file from cmtkd_jax.config.default()')
-  fields = flat(config)
   for field, allowed in CHOICES.items():
     _check_choice(field, fields[field], allowed)
   for field in POSITIVE:
@@ -171,6 +198,8 @@ def check(config):
   for field in NON_NEGATIVE:
     if not fields[field] >= 0:
       raise UserError(f'config.{field}={fields[field]!r} must not be negative')
+  if not WIDTHS[0] <= config.model.width <= WIDTHS[1]:
+    raise UserError(f'config.model.width={config.model.width!r} must lie between {WIDTHS[0]:g} and {WIDTHS[1]:g}')
   if config.batch_size % config.accumulate:
     raise UserError(f'config.accumulate={config.accumulate!r} does not divide config.batch_size={config.batch_size!r}; '
                     'choose a divisor')

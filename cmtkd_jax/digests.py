@@ -27,7 +27,7 @@ def check(folder, items):
     return
   try:
     wanted = {name: crc for name, crc in json.loads((folder / FILE).read_text()).items() if name.split('/')[0] in items}
-  except (ValueError, AttributeError):
+  except (ValueError, AttributeError, RecursionError):
     raise Damaged(f'{FILE} is damaged') from None
   for name, crc in wanted.items():
     if not (folder / name).exists():

@@ -4,14 +4,18 @@ The same command runs in every process. Each holds its own devices and reads its
 writes logs and speaks.
 """
 
+import hashlib
+import json
 import os
 import re
 import sys
 
 import jax
+import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from cmtkd_jax import peers
 from cmtkd_jax.errors import UserError
 
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it.')
@@ -55,11 +59,13 @@ def initialize():
                        process_id=_number(os.environ, 'JAX_PROCESS_ID', '0'))
   else:
     return
+  peers.install()
   try:
     jax.distributed.initialize(**arguments, initialization_timeout=_TIMEOUT.value)
   except (RuntimeError, ValueError) as e:
     raise UserError(f'the processes of this run did not find each other ({" ".join(str(e).split())[:200]}); start the '
                     'same command in all of them, and check --coordinator or the variables of the scheduler') from None
+  peers.joined()
   if not is_first():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  the first process speaks for all
 
@@ -80,3 +86,36 @@ def wait_for_all(what):
   """Returns when every process has come to the same place, which `what` names; alone at once."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
+
+
+def check_agreement(facts):
+  """Raises the same `UserError` in every process unless all processes have the same `facts`, `{name: text}`.
+
+  Processes that differ would train one network on different configurations or labels without any other sign.
+  """
+  if jax.process_count() == 1:
+    return
+  text = json.dumps(facts, sort_keys=True)
+  digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+  digests = multihost_utils.process_allgather(digest)
+  other = next((i for i, found in enumerate(digests) if (found != digests[0]).any()), None)
+  if other is None:
+    return
+  first, differing = (json.loads(_broadcast(text, source)) for source in (0, other))
+  lines = [f'{name}: {first.get(name, "absent")} in process 0, {differing.get(name, "absent")} in process {other}'
+           for name in sorted(first.keys() | differing.keys()) if first.get(name) != differing.get(name)]
+  raise UserError(f'process {other} of this run does not agree with process 0: {_cut("; ".join(lines[:4]))}'
+                  f'{"; ..." if lines[4:] else ""}; start the same command with the same data in every process')
+
+
+def _broadcast(text, source):
+  """The text of process `source`, in every process."""
+  data = np.frombuffer(text.encode(), np.uint8)
+  is_source = jax.process_index() == source
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data)), is_source))
+  return bytes(multihost_utils.broadcast_one_to_all(
+      data if is_source else np.zeros(length, np.uint8), is_source)).decode()
+
+
+def _cut(text, most=600):
+  return text if len(text) <= most else f'{text[:most]} ...'

@@ -5,6 +5,7 @@ import re
 from cmtkd_jax.errors import UserError
 
 _NUMBER = r'\d{1,15}(?:\.\d+)?'
+_MOST_STEPS = 2**31 - 2  # steps are counted in int32
 _FORM = re.compile(rf'\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*(steps?|epochs?|examples?)\s*')
 
 
@@ -20,7 +21,7 @@ def parse(text, field, *, steps_per_epoch, batch_size):
     tuple of ints >= 0, rounded to the nearest step.
 
   Raises:
-    UserError: `text` is not of that form.
+    UserError: `text` is not of that form, or a number other than 0 comes down to no step.
   """
   if not text.strip():
     return ()
@@ -30,7 +31,14 @@ def parse(text, field, *, steps_per_epoch, batch_size):
                     "'3000 steps' or '50, 100 epochs' (steps, epochs or examples)")
   numbers, unit = match.groups()
   steps_per_unit = {'step': 1, 'epoch': steps_per_epoch, 'example': 1 / batch_size}[unit.removesuffix('s')]
-  return tuple(round(float(number) * steps_per_unit) for number in numbers.split(','))
+  steps = tuple(round(float(number) * steps_per_unit) for number in numbers.split(','))
+  for number, count in zip(numbers.split(','), steps, strict=True):
+    if float(number) and not count:
+      raise UserError(f"{field}={text!r} is less than one step (an epoch has {steps_per_epoch}); give at least "
+                      "'1 steps', or '' for none")
+    if count > _MOST_STEPS:
+      raise UserError(f'{field}={text!r} is more than {_MOST_STEPS:,} steps; shorten it')
+  return steps
 
 
 def parse_one(text, field, **sizes):

@@ -68,6 +68,7 @@ def open_run(workdir, config=None, step=None):
   run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
   replicated = assembly.replicated(mesh)
   dataset = assembly.load_data(run_config, mesh)
+  run_files.check_data(workdir, dataset, allow_changes=config is not None)
   method = assembly.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
   variables, _, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}', step)
   assembly.check_variables(method, dataset.input_shape, variables, f'--workdir: {workdir}')

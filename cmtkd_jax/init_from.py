@@ -5,6 +5,7 @@ weights, since steps of another bit-width would be far off; a network of the sam
 """
 
 import json
+import os
 import re
 
 from flax import traverse_util
@@ -16,12 +17,12 @@ from cmtkd_jax.errors import UserError
 def parse(text):
   """Returns `{network: work directory}` of 'student=DIR,teacher1_4bit=DIR', or `{'': DIR}` for one directory."""
   if not re.match(r'\s*\w+\s*=', text):  # a path may hold a '=' further on
-    return {'': text}
+    return {'': os.path.expanduser(text)}
   pairs = [part.partition('=') for part in text.split(',')]
   for name, _, directory in pairs:
     if not name.strip() or not directory.strip():
       raise UserError(f"config.init_from: {text!r} is neither a work directory nor 'network=DIR,network=DIR'")
-  return {name.strip(): directory.strip() for name, _, directory in pairs}
+  return {name.strip(): os.path.expanduser(directory.strip()) for name, _, directory in pairs}
 
 
 def load(text, allow, abstract, method, config=None):

@@ -3,7 +3,9 @@
 import os
 import sys
 
-from cmtkd_jax import command_line, distributed, modes, preemption
+import jax
+
+from cmtkd_jax import command_line, distributed, interrupts, modes, peers, preemption
 from cmtkd_jax.errors import UserError
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is imported, if ever it is
@@ -17,16 +19,27 @@ def main(argv):
       distributed.initialize()
     modes.MODES[command.mode](command)
   except UserError as e:
-    print(f'error: {e}', file=sys.stderr)
-    return 2
+    return _end(2, f'error: {e}')
   except preemption.Stopped as e:
     print(e, file=sys.stderr)
     return preemption.EXIT_STATUS
   except KeyboardInterrupt:
-    print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
-    return 130
+    return _end(interrupts.EXIT_STATUS, 'interrupted; the same command continues from the last checkpoint')
+  except jax.errors.JaxRuntimeError as e:
+    if not peers.installed():
+      raise
+    return _end(peers.EXIT_STATUS, f'{peers.LOST} ({" ".join(str(e).split())[:150]})')
   return 0
 
 
+def _end(status, line):
+  """Prints the last line; with several processes the others may never reach the common end, so this one leaves."""
+  print(line, file=sys.stderr)
+  if peers.installed():
+    peers.leave(status)
+  return status
+
+
 if __name__ == '__main__':
+  interrupts.watch()
   sys.exit(main(sys.argv))

@@ -8,7 +8,7 @@ import warnings
 
 from etils import epath
 
-from cmtkd_jax import distributed, host_tensorflow
+from cmtkd_jax import distributed, event_files, host_tensorflow
 from cmtkd_jax.errors import UserError
 
 FILE = 'metrics.jsonl'
@@ -20,7 +20,7 @@ class MetricLog:
 
   Args:
     workdir: directory of the run; made when missing.
-    resume_step: drop the rows after this step first, because they will be logged again; None drops none.
+    resume_step: drop the rows and events after this step first, because they will be logged again; None drops none.
     tensorboard: also write TensorBoard event files, when clu and TensorFlow are installed.
 
   Attributes:
@@ -37,6 +37,8 @@ class MetricLog:
       workdir = epath.Path(workdir)
       workdir.mkdir(parents=True, exist_ok=True)
       _clean(workdir / FILE, resume_step)
+      if resume_step is not None:
+        event_files.drop_after(workdir, resume_step)
       self._file = (workdir / FILE).open('a')
       self._clu = _clu_writer(workdir) if tensorboard else None
     self.tensorboard = self._clu is not None
@@ -113,7 +115,7 @@ def _rows(path):
     if row is not None:
       rows.append((line, row))
     elif number < len(lines):
-      raise UserError(f'line {number} of {path} is no row of metrics: {line[:60]!r}; delete that line')
+      raise UserError(f'line {number} of {path} is not a row of metrics: {line[:60]!r}; delete that line')
   return rows
 
 
@@ -121,9 +123,9 @@ def _parse(line):
   """The row, or None when the line is none."""
   try:
     row = json.loads(line)
-  except ValueError:  # No JSON, or no UTF-8.
+  except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deeply
     return None
-  if not isinstance(row, dict) or not isinstance(row.get('step'), int):
+  if not isinstance(row, dict) or type(row.get('step')) is not int or not 0 <= row['step'] < 2**31:
     return None
   row = {name: float(value) if value in _NON_FINITE else value for name, value in row.items()}
   return row if all(isinstance(value, (int, float)) for value in row.values()) else None

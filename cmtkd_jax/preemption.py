@@ -1,6 +1,7 @@
-"""Being asked to stop: SIGTERM of a scheduler, or of a user, ends a run behind its current step, with a checkpoint."""
+"""Being asked to stop: SIGTERM or SIGHUP ends a run after its current step, with a checkpoint."""
 
 import contextlib
+import os
 import signal
 import threading
 
@@ -15,22 +16,33 @@ class Stopped(Exception):
 
 
 class Preemption(contextlib.AbstractContextManager):
-  """Catches SIGTERM while it is entered. Several processes agree on the step behind which all of them stop."""
+  """Catches SIGTERM and SIGHUP while it is entered. Several processes agree on the step after which all of them stop.
+
+  A hangup that the user has switched off, as `nohup` does, stays off.
+  """
 
   def __enter__(self):
-    self._asked, self._before = False, None
-    # With several processes JAX itself catches the signal, and passes it on to the others.
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      self._before = signal.signal(signal.SIGTERM, self._ask)
+    self._asked, self._before = False, {}
+    if threading.current_thread() is not threading.main_thread():
+      return self
+    if jax.process_count() == 1:
+      self._catch(signal.SIGTERM, self._ask)
+      self._catch(signal.SIGHUP, self._ask)
+    else:  # JAX itself catches SIGTERM, and passes it on to the other processes
+      self._catch(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     return self
 
   def __exit__(self, *unused):
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _catch(self, number, handler):
+    if signal.getsignal(number) != signal.SIG_IGN:
+      self._before[number] = signal.signal(number, handler)
 
   def _ask(self, number, frame):
     self._asked = True
 
   def requested(self, step):
-    """Whether the run shall end behind `step`; to be called once a step."""
+    """Returns whether the run shall end after `step`; to be called once a step."""
     return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

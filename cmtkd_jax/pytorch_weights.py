@@ -15,6 +15,8 @@ import numpy as np
 from cmtkd_jax.errors import UserError
 
 SUFFIXES = ('.safetensors', '.npz')
+_PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.tar')  # reading these would run the code in them
+_PREFIX = re.compile(r'^(?:(?:state_dict|model|module|net|_orig_mod)\.)+')  # of wrappers around the network
 _EPSILON = 1e-5  # of our normalisations
 _LIMIT = 2**32  # bytes of a file's arrays, so that a small file cannot fill the memory
 _NORM = {'weight': ('params', 'scale'), 'bias': ('params', 'bias'), 'running_mean': ('batch_stats', 'mean'),
@@ -22,7 +24,16 @@ _NORM = {'weight': ('params', 'scale'), 'bias': ('params', 'bias'), 'running_mea
 
 
 def is_weight_file(path):
-  """Whether `path` names a file of weights, rather than a work directory."""
+  """Returns whether `path` names a file of weights, rather than a work directory.
+
+  Raises:
+    UserError: it names a pickle of PyTorch.
+  """
+  if str(path).endswith(_PICKLES) and not epath.Path(path).is_dir():
+    raise UserError(f'config.init_from={str(path)!r} is a pickle of PyTorch, which could run any code; convert it: '
+                    'python -c "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], '
+                    "weights_only=True); d = d.get('state_dict', d.get('model', d)); s.save_file({k: "
+                    'v.contiguous() for k, v in d.items()}, sys.argv[2])" ' f'{path} weights.safetensors')
   return str(path).endswith(SUFFIXES)
 
 
@@ -47,12 +58,15 @@ def load(path, model):
     if model[field] != value:
       raise UserError(f'config.model.{field}={model[field]!r}: PyTorch has this network with {value!r}; set it')
   variables = {'params': {}, 'batch_stats': {}}
-  for name, array in _read(path).items():
+  for full_name, array in _read(path).items():
+    name = _PREFIX.sub('', full_name)
     if name.endswith('num_batches_tracked'):
       continue
     entries = rename(name, array)
     if not entries:
-      raise UserError(f'{path}: {name!r} is no array of a {model.name} of PyTorch; save its state_dict()')
+      raise UserError(f'{path}: {full_name!r} is not an array of a {model.name} of PyTorch; save its state_dict()')
+    if array.dtype.kind == 'f' and not np.isfinite(array).all():
+      raise UserError(f'{path}: {full_name!r} holds NaN or infinite values; take the weights of an earlier epoch')
     for (collection, *keys), value in entries.items():
       tree = variables[collection].setdefault('student', {})
       for key in keys[:-1]:

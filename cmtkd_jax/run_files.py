@@ -1,13 +1,14 @@
 """What a run leaves in its work directory beside checkpoints and metrics: config, bits, summary."""
 
 import contextlib
-import errno
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import shutil
 import socket
+import stat
 import subprocess
 
 import jax
@@ -19,13 +20,11 @@ except ImportError:  # Windows
   fcntl = None
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import distributed, metric_log
+from cmtkd_jax import checkpoint, distributed, metric_log
 from cmtkd_jax.errors import UserError
 
-CONFIG, BITS, CLASSES, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'summary.json'
+CONFIG, BITS, CLASSES, RECORDS, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'records.json', 'summary.json'
 CHECKPOINTS, LOCK = 'checkpoints', 'lock'
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM,
-         errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 # Fields that may change when a run goes on: they do not touch what is trained.
 FREE = ('data.dir', 'data.num_workers', 'data.workers', 'data.max_corrupt', 'data.resident', 'eval_batch_size',
         'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'allow_changes', 'profile', 'remat',
@@ -33,54 +32,112 @@ FREE = ('data.dir', 'data.num_workers', 'data.workers', 'data.max_corrupt', 'dat
 
 
 def open_run(workdir, config, dataset, rows):
-  """Makes the work directory, or checks that it belongs to this configuration; returns its path.
+  """Writes what describes a run into its locked work directory; returns the path.
+
+  A directory with a checkpoint must belong to this configuration and these data. Without one nothing is lost: a run
+  that failed at its start may be started again with any other configuration.
 
   Raises:
-    UserError: the directory cannot be written, or holds a run of another configuration.
+    UserError: the directory cannot be written, or holds a run of another configuration or other data.
   """
   workdir = epath.Path(workdir)
+  if has_checkpoint(workdir):
+    check_configuration(workdir, config)
+    check_data(workdir, dataset, config.allow_changes)
+  distributed.wait_for_all('the configuration is compared')
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / CONFIG
-    if path.exists():
-      differing = config_lib.difference(read_config(workdir), config, but=FREE)
-      if differing and config.allow_changes:
-        print(f'{workdir} goes on with another configuration: {"; ".join(differing)}', flush=True)
-      elif differing:
-        raise UserError(f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
-                        f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same '
-                        'configuration, or set config.allow_changes=True')
-    distributed.wait_for_all('the configuration is compared')
     write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
     write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
-    write(path, config_lib.to_json(config))
+    write(workdir / RECORDS, json.dumps(dataset.num_examples))
+    write(workdir / CONFIG, config_lib.to_json(config))
   except OSError as e:
     raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror or e}); choose another one') from None
   return workdir
 
 
-class Lock(contextlib.AbstractContextManager):
-  """Keeps a second run out of a work directory, for as long as it is entered or the process lives.
+@contextlib.contextmanager
+def claim(workdir, config, dataset, rows):
+  """Locks a work directory, then opens the run in it, see `open_run`; yields the path."""
+  with Lock(workdir):
+    yield open_run(workdir, config, dataset, rows)
 
-  On a local file system only: object stores have no locks. The file stays behind; what counts is who holds it.
+
+def has_checkpoint(workdir):
+  """Returns whether `workdir` holds a run with something to resume."""
+  return bool(checkpoint.steps(epath.Path(workdir) / CHECKPOINTS))
+
+
+def check_configuration(workdir, config):
+  """Raises `UserError` if the run in `workdir` has another configuration, unless `config.allow_changes`."""
+  differing = config_lib.difference(read_config(workdir), config, but=FREE)
+  if differing and config.allow_changes:
+    print(f'{workdir} continues with another configuration: {"; ".join(differing)}', flush=True)
+  elif differing:
+    raise UserError(f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
+                    f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same '
+                    'configuration, or set config.allow_changes=True')
+
+
+def check_data(workdir, dataset, allow_changes=False):
+  """Raises `UserError` if the run in `workdir` was trained with other classes or another number of records.
+
+  Labels are positions in the list of classes: a renamed class folder would swap them without any other sign.
+
+  Args:
+    workdir: directory of the run.
+    dataset: the `data.Dataset` as it is now.
+    allow_changes: whether the number of records may differ.
+  """
+  workdir = epath.Path(workdir)
+  before, now = read_classes(workdir), list(dataset.class_names)
+  if before and before != now:
+    raise UserError(f'config.data.name: the classes are not those of the run in {workdir}: {_listed(now)} now, '
+                    f'{_listed(before)} in its {CLASSES}; restore the class names, or choose another --workdir')
+  path = workdir / RECORDS
+  counts = read_json(path, dict) if path.exists() else dataset.num_examples
+  if counts != dataset.num_examples and not allow_changes:
+    raise UserError(f'config.data.name: the number of images is not that of the run in {workdir}: '
+                    f'{dataset.num_examples} now, {counts} in its {RECORDS}; restore the data, choose another '
+                    '--workdir, or set config.allow_changes=True')
+
+
+def _listed(classes, most=6):
+  shown = ', '.join(map(repr, classes[:most]))
+  return f'[{shown}, ... {len(classes)} in all]' if len(classes) > most else f'[{shown}]'
+
+
+class Lock(contextlib.AbstractContextManager):
+  """Makes a work directory and keeps a second run out of it, until it is left or the process ends.
+
+  On a local file system only: object stores have no locks. The file stays; what counts is which process holds it.
+  Nothing else is written before the lock is held.
 
   Raises:
-    UserError: another run holds it.
+    UserError: another run holds the lock, or the directory cannot be written.
   """
 
   def __init__(self, workdir):
     self._path, self._file = epath.Path(workdir) / LOCK, None
 
   def __enter__(self):
-    if fcntl is None or '://' in str(self._path) or not distributed.is_first():
-      return self
-    self._file = open(self._path, 'a+')
+    try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      if fcntl is None or '://' in str(self._path) or not distributed.is_first():
+        return self
+      # Neither follows a link out of the directory, nor waits for the other end of a pipe.
+      self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), 'r+')
+      if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+        raise OSError(None, 'not a regular file')
+    except OSError as e:
+      self.__exit__()
+      where = self._path if os.path.lexists(self._path) else self._path.parent
+      fix = 'remove it, or choose another one' if where == self._path else 'choose another one'
+      raise UserError(f'--workdir: {where} cannot be written ({e.strerror or e}); {fix}') from None
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      self._file.seek(0)
       holder = self._file.read().strip() or 'another process'
-      self._file.close()
+      self.__exit__()
       raise UserError(f'--workdir: {self._path.parent} is in use by {holder}; wait for it, stop it, or choose another '
                       '--workdir') from None
     except OSError:  # a file system without locks
@@ -93,18 +150,19 @@ class Lock(contextlib.AbstractContextManager):
   def __exit__(self, *unused):
     if self._file is not None:
       self._file.close()
+      self._file = None
 
 
 @contextlib.contextmanager
 def told_of_disk(workdir):
-  """Turns a work directory that cannot be written any more into a `UserError`; checkpoints tell of themselves."""
+  """Turns a failed write to a full or broken disk into a `UserError`; `Checkpoints` reports its own."""
   try:
     yield
   except OSError as e:
-    if e.errno not in _DISK:
+    if e.errno not in checkpoint.DISK_ERRORS:
       raise
     raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror}); the checkpoints in it are kept; make room '
-                    'or mend the disk, and start the same command again') from None
+                    'or fix the disk, and start the same command again') from None
 
 
 def check_space(workdir, size):
@@ -115,6 +173,18 @@ def check_space(workdir, size):
   if free < 1.1 * size:
     raise UserError(f'--workdir: {workdir} has {free / 2**20:,.0f} MiB left, and a checkpoint takes '
                     f'{size / 2**20:,.0f} MiB; free some space, or choose another --workdir')
+
+
+# What may differ between the processes of one run: where its data are, and how they are read.
+_OF_PROCESS = ('data.dir', 'data.num_workers', 'data.workers')
+
+
+def facts(config, dataset):
+  """Returns `{name: text}` of what all processes of a run must have in common."""
+  fields = {f'config.{name}': repr(value) for name, value in config_lib.flat(config).items() if name not in _OF_PROCESS}
+  return fields | {
+      'classes': repr(list(dataset.class_names)), 'number of images': repr(dict(dataset.num_examples)),
+      **{f'version of {name}': version for name, version in versions().items()}}
 
 
 def read_config(workdir, field='--workdir'):
@@ -140,28 +210,68 @@ def read_summary(workdir, needed=('results',)):
     UserError: it is damaged.
   """
   path = epath.Path(workdir) / SUMMARY
-  return read_json(path, dict, needed) if path.exists() else None
+  return read_json(path, dict, needed, _is_summary) if path.exists() else None
 
 
-def read_json(path, kind, needed=()):
+def read_json(path, kind, needed=(), valid=lambda value: True):
   """Returns what the JSON file `path` holds.
 
   Args:
     path: an `epath.Path`.
     kind: dict or list, what it must be.
     needed: keys that a dict must have.
+    valid: whether the content is as it was written; may raise what a wrong structure raises.
 
   Raises:
     UserError: it cannot be read, or holds something else.
   """
   try:
     value = json.loads(path.read_text())
-    problem = '' if isinstance(value, kind) and all(key in value for key in needed) else 'it is not what was written'
-  except (OSError, ValueError) as e:  # no file, no UTF-8, no JSON
+    whole = isinstance(value, kind) and all(key in value for key in needed) and _holds(valid, value)
+    problem = '' if whole else 'it is not what was written'
+  except (OSError, ValueError, RecursionError) as e:  # no file, not UTF-8, not JSON, nested too deeply
     problem = ' '.join(str(e).split())
   if problem:
     raise UserError(f'{path} is damaged ({problem}); restore it, or delete it: the command that made it makes it anew')
   return value
+
+
+def _holds(valid, value):
+  try:
+    return valid(value)
+  except (AttributeError, KeyError, TypeError, ValueError):
+    return False
+
+
+def _is_number(value):
+  return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_summary(summary):
+  """Whether a summary's entries, as far as it has them, are those that `write_summary` writes."""
+  for result in summary['results'].values():
+    for which, keys in (('last', ('top1', 'top5')), ('best', ('top1', 'top5', 'epoch')),
+                        ('chosen', ('top1', 'top5', 'epoch'))):
+      if which in result or which != 'chosen':
+        if not all(_is_number(result[which][key]) for key in keys):
+          return False
+  factors = summary.get('importance', {})
+  return (all(name.count('/') == 1 and _is_number(value) for name, value in factors.items())
+          and all(_is_number(summary.get(name, 0)) for name in ('steps', 'epochs'))
+          and all(isinstance(summary.get(name, ''), str) for name in ('commit', 'device'))
+          and all(isinstance(version, str) for version in summary.get('versions', {}).values())
+          and isinstance(summary.get('config', {}), dict))
+
+
+def read_classes(workdir):
+  """Returns the names of the classes of the run in `workdir`, [] where they are not known yet.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  path = epath.Path(workdir) / CLASSES
+  are_names = lambda names: all(isinstance(name, str) for name in names)
+  return read_json(path, list, valid=are_names) if path.exists() else []
 
 
 def meta(config, step, rows):
@@ -203,13 +313,25 @@ def results(rows, steps_per_epoch):
     if not name.endswith('/top1'):
       continue
     network, held_out = name.removesuffix('/top1'), name.replace('test/', 'minival/')
-    of = lambda row: {kind: row[f'{network}/{kind}'] for kind in ('top1', 'top5')}
-    at_best = lambda by: (row := max(evaluations, key=lambda row: row[by])) and (
-        of(row) | {'epoch': round(row['step'] / steps_per_epoch, 3)})
-    found[network] = {'last': of(evaluations[-1]), 'best': at_best(name)}
-    if held_out != name and held_out in evaluations[-1]:
-      found[network]['chosen'] = at_best(held_out)
+    for row in evaluations:
+      if missing := {name, f'{network}/top5'} - row.keys():
+        raise UserError(f'{metric_log.FILE}: the evaluation of step {row["step"]} has no {sorted(missing)[0]!r}, which '
+                        f'that of step {evaluations[-1]["step"]} has; restore the file, or train in another --workdir')
+    found[network] = {'last': _accuracies(evaluations[-1], network), 'best': _best(evaluations, network, name)}
+    if held_out != name and all(held_out in row for row in evaluations):
+      found[network]['chosen'] = _best(evaluations, network, held_out)
+    for which in found[network].keys() - {'last'}:
+      found[network][which]['epoch'] = round(found[network][which].pop('step') / steps_per_epoch, 3)
   return found
+
+
+def _accuracies(row, network):
+  return {kind: row[f'{network}/{kind}'] for kind in ('top1', 'top5')}
+
+
+def _best(evaluations, network, by):
+  row = max(evaluations, key=lambda row: row[by])
+  return {**_accuracies(row, network), 'step': row['step']}
 
 
 def closing_table(summary):

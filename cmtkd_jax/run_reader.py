@@ -66,12 +66,16 @@ def read(workdir):
   directory = epath.Path(workdir)
   config = run_files.read_config(directory)
   rows = metric_log.read(directory) if (directory / metric_log.FILE).exists() else []
-  bits, classes = directory / run_files.BITS, _list(directory / run_files.CLASSES)
-  try:
-    table = [bit_table.Row(**row) for row in _list(bits)]
-  except TypeError as e:
-    raise UserError(f'{bits} is damaged ({e}); restore or delete it') from None
-  return Run(directory, config, rows, run_files.read_summary(directory) or {}, table, classes)
+  bits = directory / run_files.BITS
+  table = run_files.read_json(bits, list, valid=_are_layers) if bits.exists() else []
+  return Run(directory, config, rows, run_files.read_summary(directory) or {}, [bit_table.Row(**row) for row in table],
+             run_files.read_classes(directory))
+
+
+def _are_layers(rows):
+  kinds = {name: int for name in bit_table.Row._fields} | {'layer': str}
+  return all(row.keys() == kinds.keys() and all(type(row[name]) is kind for name, kind in kinds.items())
+             for row in rows)
 
 
 def results(run):
@@ -115,7 +119,3 @@ def shown(name):
   name = re.sub(r'^([a-z]+)(\d+)_(w\d+a\d+)$', r'\1 \2 (\3)', name)
   return re.sub(r'\btap(\d)', r'tap \1', name.replace('_', ' '))
 
-
-def _list(path):
-  """What a JSON file holds, [] where there is none."""
-  return run_files.read_json(path, list) if path.exists() else []

@@ -1,6 +1,7 @@
 """Trained teachers: networks of finished runs, `config.teachers`, that another run learns from."""
 
 import json
+import os
 from typing import NamedTuple
 
 import ml_collections
@@ -28,21 +29,18 @@ class Teacher(NamedTuple):
 
 
 def open_all(config, workdir):
-  """Returns the teachers that `config` names, or where `workdir` holds a run already, those it started with.
+  """Returns the teachers that `config` names; of a run in `workdir` that has a checkpoint, those it started with.
 
   Raises:
     UserError: a directory holds no run.
   """
   path = epath.Path(workdir) / FILE
-  if path.exists():
-    try:
-      return tuple(Teacher(entry['directory'], config_lib.from_json(json.dumps(entry['config'])))
-                   for entry in run_files.read_json(path, list))
-    except (KeyError, TypeError):
-      raise UserError(f'{path} is damaged (it is not what was written); restore it, or train in another '
-                      '--workdir') from None
-  return tuple(Teacher(str(directory), run_files.read_config(directory, 'config.teachers'))
-               for directory in config.teachers)
+  if path.exists() and run_files.has_checkpoint(workdir):
+    entries = run_files.read_json(path, list, valid=lambda entries: all(
+        isinstance(entry['directory'], str) and isinstance(entry['config'], dict) for entry in entries))
+    return tuple(Teacher(entry['directory'], config_lib.from_json(json.dumps(entry['config']))) for entry in entries)
+  directories = map(os.path.expanduser, config.teachers)
+  return tuple(Teacher(directory, run_files.read_config(directory, 'config.teachers')) for directory in directories)
 
 
 def check_fit(teachers, config, class_names):
@@ -55,7 +53,7 @@ def check_fit(teachers, config, class_names):
         raise UserError(f'config.teachers: {teacher.directory} was trained with config.{field}={there[field]!r}, this '
                         f'run has {here[field]!r}; make them equal or name another teacher')
     path = epath.Path(teacher.directory) / run_files.CLASSES
-    if path.exists() and run_files.read_json(path, list) != list(class_names):
+    if path.exists() and run_files.read_classes(teacher.directory) != list(class_names):
       raise UserError(f'config.teachers: {teacher.directory} was trained for other classes than those of '
                       f'config.data.name={config.data.name!r}; name a teacher for the same data')
 

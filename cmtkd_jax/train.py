@@ -35,6 +35,7 @@ def train_and_evaluate(config, workdir):
 
   # Data.
   dataset = assembly.load_data(config, mesh)
+  distributed.check_agreement(run_files.facts(config, dataset))
   sizes = dict(steps_per_epoch=dataset.train.steps_per_epoch, batch_size=config.batch_size)
   steps = lambda field: durations.parse_one(config[field], f'config.{field}', **sizes)
   total_steps, log_every, eval_every, checkpoint_every, profiled = map(
@@ -55,9 +56,8 @@ def train_and_evaluate(config, workdir):
   learning_rate = optimizer.learning_rate(config, total_steps, **sizes)
   transform = optimizer.create(config, method, learning_rate)
 
-  run = run_files.open_run(workdir, config, dataset, rows)
   best_metric = f'minival/{method.main_network}/top1' if 'minival' in dataset.evals else ''
-  with (run_files.told_of_disk(run), run_files.Lock(run), _told_of_memory(config),
+  with (run_files.claim(workdir, config, dataset, rows) as run, run_files.told_of_disk(run), _told_of_memory(config),
         Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, best_metric) as checkpoints):
     teachers.save(run, trained)
     state, report = _restore_or_create(config, method, trained, transform, dataset, checkpoints, replicated)
@@ -68,8 +68,10 @@ def train_and_evaluate(config, workdir):
           Progress(total_steps, start, steps_per_epoch=dataset.train.steps_per_epoch,
                    enabled=distributed.is_first()) as progress,
           Profile(run, start, profiled, progress.note) as profile, Preemption() as preemption):
+      progress.note(dataset.summary)
       progress.note(bit_table.render(rows))
-      log.write_text(start, 'bits', bit_table.render(rows))
+      if not start:
+        log.write_text(start, 'bits', bit_table.render(rows))
       for line in report:
         progress.note(line)
 
@@ -143,8 +145,7 @@ def _restore_or_create(config, method, trained, transform, dataset, checkpoints,
   """The run's own newest state, else one that starts from trained networks, else from scratch; and what to tell."""
   create = functools.partial(initial_state, method=method, optimizer=transform, augment=dataset.augment,
                              seed=config.seed)
-  batch = next(dataset.train.batches(0))
-  abstract = lambda: jax.eval_shape(create, {}, batch).to_tree()
+  abstract = lambda: jax.eval_shape(create, {}, dataset.train.batch_spec).to_tree()
   if checkpoints.latest() is not None:
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract())
     state = TrainState.from_tree(checkpoints.restore(placed)[0])
@@ -162,7 +163,7 @@ def _restore_or_create(config, method, trained, transform, dataset, checkpoints,
       report += lines
     teachers.check_loaded(method.frozen, wanted, variables)
   create = jax.jit(create, out_shardings=sharding, compiler_options=initial_state_options())
-  return create(jax.device_put(variables, sharding), batch), report
+  return create(jax.device_put(variables, sharding), next(dataset.train.batches(0))), report
 
 
 @contextlib.contextmanager

@@ -193,8 +193,8 @@ def test_config_files(refused, tmp_path, text, words):
 
 
 @pytest.mark.parametrize('name, words', [
-    ('configs/nope.py', ['configs/nope.py', 'No such file', 'name another one']),
-    ('configs', ['configs', 'Is a directory', 'name another one']),
+    ('configs/nope.py', ['there is no file configs/nope.py', 'e.g. --config=configs/digits_resnet8.py']),
+    ('configs', ['there is no file configs;', 'e.g. --config=configs/digits_resnet8.py']),
     ('configs/digits_resnet8.py:nope', ["'nope' is not one of smoke"]),
     ('configs/table2_resnet18_cifar100.py:nope', ["'nope' is not one of smoke, average_teacher"]),
 ])
@@ -432,7 +432,7 @@ def test_damaged_runs(refused, finished, tmp_path, mode, damage, words):
     (['--mode=evaluate', '--workdir={run}', '--step=99'], ['no checkpoint of step 99', 'it has [3, 2]']),
     (['--mode=evaluate', '--workdir={run}', '--step=-1'], ['no checkpoint of step -1', 'it has [3, 2]']),
     (['--mode=evaluate', '--workdir={run}', SMOKE, '--config.data.name=generated:8x8x1:7:48'],
-     ['does not fit', 'float32[10] there, float32[7] here', 'use the configuration']),
+     ['the classes are not those of the run', "'5', ... 7 in all] now", '... 10 in all] in its classes.json']),
     (['--mode=report', '--workdir={run},/nonexistent'], ['no config.json in /nonexistent', 'name the directory']),
     ([*SINGLE, '--workdir={run}', '--config.seed=5'], ['holds a run of another configuration (seed: 0 -> 5)',
                                                        'config.allow_changes=True']),
@@ -525,7 +525,7 @@ def test_archive_that_unpacks_to_too_much(refused, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (['--config=configs/nope.py'], ['configs/nope.py', 'No such file']),
+    (['--config=configs/nope.py'], ['there is no file configs/nope.py']),
     ([SMOKE, '--config.cmtkd.gama=1'], ['config.cmtkd.gama', 'alpha, beta']),
     ([SMOKE, '--config.duration=5 weeks'], ['config.duration', 'epochs']),
     ([SMOKE, '--config.data.name=folder:/nonexistent'], ['/nonexistent/train', 'put the images under']),

@@ -232,7 +232,7 @@ def test_damaged_newest_falls_back_to_the_one_before(tmp_path, caplog):
   truncate(tmp_path / '2')
   with caplog.at_level(logging.WARNING, 'cmtkd_jax'):
     assert load_variables(tmp_path)[2] == 1
-    assert [row.getMessage() for row in caplog.records if f'cannot read {tmp_path}/2' in row.getMessage()]
+    assert [row.getMessage() for row in caplog.records if f'{tmp_path}/2 is damaged' in row.getMessage()]
     with pytest.raises(UserError, match='no readable checkpoint'):
       load_variables(tmp_path, step=2)
     with Checkpoints(tmp_path) as checkpoints:
@@ -282,7 +282,7 @@ def test_every_flipped_bit_is_damage(tmp_path, caplog):
   path = next(path for path in files if path.is_relative_to(tmp_path / '2' / 'variables'))
   path.write_bytes(path.read_bytes() + b'\0')
   assert load_variables(tmp_path)[2] == 1
-  assert f'cannot read {tmp_path}/2: Damaged: variables/' in caplog.text
+  assert f'{tmp_path}/2 is damaged: variables/' in caplog.text
   (tmp_path / '2' / digests.FILE).write_text('{')
   assert load_variables(tmp_path)[2] == 1
 

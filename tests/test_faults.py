@@ -95,7 +95,7 @@ def test_changed_configuration_is_refused_unless_told_otherwise(tmp_path, quick_
     train.train_and_evaluate(make_config(**changed), tmp_path)
   capsys.readouterr()
   assert train.train_and_evaluate(make_config(**changed, allow_changes=True), tmp_path)['steps'] == 5
-  assert 'goes on with another configuration: duration: ' in capsys.readouterr().out
+  assert 'continues with another configuration: duration: ' in capsys.readouterr().out
   assert json.loads((tmp_path / 'config.json').read_text())['optimizer']['learning_rate'] == 0.005
 
 

@@ -89,7 +89,7 @@ def test_everything_is_compiled_once(tmp_path, quick_compile, caplog):
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, quick_compile):
   config = load('digits_resnet8', 'smoke')
   config.method, config.duration, config.checkpoint_every = 'single', '6 steps', '1 steps'
-  config.optimizer.learning_rate = 1e30
+  config.optimizer.learning_rate = 1e9
   with pytest.raises(UserError, match=r'step \d: \S+ is (nan|inf).*not finite.*config.optimizer.learning_rate'):
     train.train_and_evaluate(config, tmp_path)
   rows = metric_log.read(tmp_path)

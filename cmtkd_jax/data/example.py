@@ -24,7 +24,7 @@ def parse(data: bytes, names: tuple[str, ...]) -> dict[str, list]:
   for _, example in _messages(data, 1):
     for _, entry in _messages(example, 1):
       key, feature = b'', memoryview(b'')
-      for number, kind, value in _fields(entry):
+      for number, kind, value in fields(entry):
         if kind == _BYTES and number == 1:
           key = bytes(value)
         elif kind == _BYTES and number == 2:
@@ -48,7 +48,7 @@ def _values(feature):
 
 def _int64s(content) -> Iterator[int]:
   """Int64List, packed (as everybody writes it) or not."""
-  for number, kind, value in _fields(content):
+  for number, kind, value in fields(content):
     if number == 1 and kind == _VARINT:
       yield _signed(value)
     elif number == 1 and kind == _BYTES:
@@ -60,10 +60,10 @@ def _int64s(content) -> Iterator[int]:
 
 def _messages(data, *numbers):
   """(number, content) of the fields of these numbers that are bytes, strings or messages."""
-  return ((number, value) for number, kind, value in _fields(data) if kind == _BYTES and number in numbers)
+  return ((number, value) for number, kind, value in fields(data) if kind == _BYTES and number in numbers)
 
 
-def _fields(data) -> Iterator[tuple[int, int, int | memoryview]]:
+def fields(data) -> Iterator[tuple[int, int, int | memoryview]]:
   """(number, kind, value) of every field of a message."""
   data, at = memoryview(data), 0
   while at < len(data):

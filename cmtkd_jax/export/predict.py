@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from cmtkd_jax import export
+from cmtkd_jax import export, text_table
 from cmtkd_jax.data import decode
 from cmtkd_jax.errors import UserError
 
@@ -28,7 +28,8 @@ def predict(path, images):
   for file in images:
     probabilities = np.asarray(jax.nn.softmax(np.asarray(network(read_image(file, about)[None]))))[0]
     best = np.argsort(-probabilities)[:_MOST]
-    lines.append(f'{file}: ' + ', '.join(f'{about["classes"][c]} {100 * probabilities[c]:.1f} %' for c in best))
+    lines.append(f'{file}: ' + ', '.join(
+        f'{text_table.printable(about["classes"][c])} {100 * probabilities[c]:.1f} %' for c in best))
   return '\n'.join(lines)
 
 

@@ -40,11 +40,14 @@ class KDCL(Joint):
   def held_out(self):
     return self.settings.ensemble == 'general'
 
+  def setup(self):
+    super().setup()
+    if self.held_out:
+      uniform = lambda: jnp.full(len(self.members), 1 / len(self.members), jnp.float32)
+      self.weights = self.variable(STATE, 'weights', uniform)
+
   def __call__(self, images, train):
-    if not self.held_out:
-      return Outputs(self.logits(images, train))
-    uniform = lambda: jnp.full(len(self.members), 1 / len(self.members), jnp.float32)
-    return Outputs(self.logits(images, train), self.variable(STATE, 'weights', uniform).value)
+    return Outputs(self.logits(images, train), self.weights.value if self.held_out else ())
 
   def loss(self, outputs, labels):
     """L = sum_i [CE(z_i, y) + lambda tau^2 KL(softmax(z_t / tau) || softmax(z_i / tau))], where z_t is a constant."""

@@ -89,14 +89,16 @@ def collect(config, workdir, failures=None):
 def render(title, rows):
   """Returns the table as text."""
   header, body = _cells(rows)
-  return '\n'.join(['', title, *text_table.lines(header, body, left=(0, len(header) - 1)), '', _legend()])
+  lines = text_table.lines(header, body, left=(0, len(header) - 1))
+  return '\n'.join(['', text_table.printable(title), *lines, '', _legend()])
 
 
 def markdown(title, rows):
   """Returns the table as Markdown."""
   header, body = _cells(rows)
-  line = lambda cells: f'| {" | ".join(cells)} |'
-  return '\n'.join([f'**{title}**', '', line(header), line(['---'] * len(header)), *map(line, body), '', _legend(), ''])
+  line = lambda cells: f'| {" | ".join(map(text_table.markdown_cell, cells))} |'
+  return '\n'.join([f'**{text_table.markdown_cell(title)}**', '', line(header), f'|{" --- |" * len(header)}',
+                    *map(line, body), '', _legend(), ''])
 
 
 def _legend():
