@@ -1,0 +1,136 @@
+"""How a command ends when it is interrupted, asked to stop, or loses the other processes of its run."""
+
+import importlib.util
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from cmtkd_jax import peers
+from cmtkd_jax.preemption import Preemption
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+_spec = importlib.util.spec_from_file_location('local_processes', ROOT / 'launch' / 'local_processes.py')
+local_processes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(local_processes)
+SINGLE = ('--config=configs/digits_resnet8.py:smoke', '--config.method=single')
+
+
+def start(arguments, **more):
+  environment = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True, **more)
+
+
+# --- Ctrl-C.
+
+LONG = '''
+import sys, jax
+from cmtkd_jax import interrupts
+interrupts.watch()
+long = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda i, x: x * 1.0000001, x)).lower(1.0).compile()
+print('computing', file=sys.stderr, flush=True)
+long(1.0).block_until_ready()
+'''
+
+
+def test_ctrl_c_answers_during_a_computation_and_the_second_leaves_at_once():
+  process = start(['-c', LONG])
+  assert process.stderr.readline() == 'computing\n'
+  time.sleep(0.5)
+  for line in ('interrupted; waiting for the computation in flight, press Ctrl-C again to leave at once\n', None):
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    if line:
+      assert process.stderr.readline() == '\n' and process.stderr.readline() == line
+      assert process.poll() is None
+    else:
+      assert process.wait(timeout=10) == 130
+    assert time.monotonic() - begin < 5
+  assert not process.communicate()[1]
+
+
+# --- Being asked to stop.
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_ask_to_stop(number):
+  with Preemption() as preemption:
+    assert not preemption.requested(1)
+    os.kill(os.getpid(), number)
+    assert preemption.requested(1)
+  assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_hangup_that_is_switched_off_stays_off():
+  """As under nohup."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with Preemption() as preemption:
+      os.kill(os.getpid(), signal.SIGHUP)
+      assert not preemption.requested(1)
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_threads_leave_signals_alone():
+  seen = []
+
+  def enter():
+    with Preemption():
+      seen.append(signal.getsignal(signal.SIGTERM))
+
+  thread = threading.Thread(target=enter)
+  thread.start()
+  thread.join()
+  assert seen == [signal.SIG_DFL]
+
+
+# --- Other processes.
+
+
+def start_processes(tmp_path, per_process, count=2):
+  """Starts processes of one run, each with arguments of its own."""
+  port = local_processes.free_port()
+  return [start(['-m', 'cmtkd_jax.main', *SINGLE, f'--workdir={tmp_path}/run', f'--coordinator=127.0.0.1:{port}',
+                 f'--processes={count}', f'--process={k}', *arguments]) for k, arguments in enumerate(per_process)]
+
+
+def ended(process):
+  """(exit status, error lines, everything that it printed)."""
+  text = process.communicate(timeout=120)[1]
+  return process.returncode, [line for line in text.splitlines() if line.startswith('error: ')], text
+
+
+def test_processes_that_differ_are_refused(tmp_path):
+  """By their configuration; classes, numbers of images and versions are compared in the same way."""
+  for status, errors, text in map(ended, start_processes(tmp_path, [[], ['--config.seed=1']])):
+    assert status == 2 and len(errors) == 1 and 'Traceback' not in text
+    assert 'process 1 of this run does not agree with process 0' in errors[0]
+    assert 'config.seed: 0 in process 0, 1 in process 1' in errors[0]
+  assert not (tmp_path / 'run').exists()
+
+
+def test_processes_that_never_join_are_reported_in_one_line(tmp_path):
+  status, errors, text = ended(*start_processes(tmp_path, [['--join_seconds=2']]))
+  assert status == peers.EXIT_STATUS == 75
+  assert errors == [peers._UNJOINED] and 'stack trace' not in text
+
+
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_process_that_loses_another_says_so_in_one_line(tmp_path, killed):
+  """Whether a collective fails in Python, or the coordination service aborts the process."""
+  started = start_processes(tmp_path, 2 * [['--config.duration=100000 steps', '--config.optimizer.decay_at=',
+                                            '--config.eval_every=', '--config.checkpoint_every=']])
+  while 'compiled' not in started[0].stderr.readline():
+    assert started[0].poll() is None
+  started[killed].kill()
+  ended(started[killed])
+  status, errors, text = ended(started[1 - killed])
+  assert status == peers.EXIT_STATUS and len(errors) == 1 and errors[0].startswith(peers.LOST)
+  assert 'Traceback' not in text and 'stack trace' not in text

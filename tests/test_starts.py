@@ -1,0 +1,186 @@
+"""Starting, starting again, and what must not be lost or mixed up on the way."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from cmtkd_jax import checkpoint, digests, evaluate, metric_log, run_files, teachers, train
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+
+
+def make_config(**changes):
+  config = config_lib.default()
+  config_lib.smoke(config, 8, channels=1)
+  config.method, config.model.width = 'single', 4 / 64
+  config.optimizer.decay_at = ''
+  config.duration, config.checkpoint_every, config.eval_every = '2 steps', '1 steps', '2 steps'
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A finished run on arrays, {'workdir', 'data'}; to be copied and changed."""
+  root = tmp_path_factory.mktemp('finished')
+  data = write_arrays(root / 'data')
+  jax.config.update('jax_disable_most_optimizations', True)
+  train.train_and_evaluate(make_config(**{'data.name': f'npy:{data}'}), root / 'run')
+  jax.config.update('jax_disable_most_optimizations', False)
+  return root
+
+
+def write_arrays(folder, names=('ant', 'bee'), train_images=32):
+  folder.mkdir(exist_ok=True)
+  rng = np.random.default_rng(0)
+  for split, count in (('train', train_images), ('test', 8)):
+    np.save(folder / f'{split}_images.npy', rng.integers(0, 256, (count, 8, 8, 1), np.uint8))
+    np.save(folder / f'{split}_labels.npy', np.arange(count) % 2)
+  np.save(folder / 'class_names.npy', np.array(names))
+  return folder
+
+
+def copy(finished, tmp_path):
+  """(configuration, work directory) of a copy of the finished run with a copy of its data, and one step more to do."""
+  workdir = shutil.copytree(finished / 'run', tmp_path / 'run')
+  shutil.copytree(finished / 'data', tmp_path / 'data')
+  config = make_config(**{'data.name': f'npy:{tmp_path}/data', 'duration': '3 steps'})
+  (workdir / run_files.CONFIG).write_text(config_lib.to_json(config))
+  return config, workdir
+
+
+def digest(workdir):
+  """Contents of the files that describe a run."""
+  return {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file() and path.name != run_files.LOCK}
+
+
+# --- One run at a time.
+
+
+def test_a_refused_second_run_changes_nothing(finished, tmp_path):
+  config, workdir = copy(finished, tmp_path)
+  before = digest(workdir)
+  config.optimizer.learning_rate = 0.5
+  with run_files.Lock(workdir), pytest.raises(UserError, match='is in use by process'):
+    train.train_and_evaluate(config, workdir)
+  assert digest(workdir) == before
+
+
+def test_the_lock_follows_no_link(tmp_path):
+  victim = tmp_path / 'victim'
+  victim.write_text('keep me')
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / run_files.LOCK).symlink_to(victim)
+  with pytest.raises(UserError, match='run/lock cannot be written .*; remove it'), run_files.Lock(tmp_path / 'run'):
+    pass
+  assert victim.read_text() == 'keep me'
+
+
+# --- The same run again.
+
+
+def test_a_start_that_failed_may_be_repeated_with_another_configuration(tmp_path, quick_compile):
+  """The fix that an error names must not be refused because of what the failed start left behind."""
+  with pytest.raises(UserError, match='lower config.optimizer.learning_rate'):
+    train.train_and_evaluate(make_config(**{
+        'optimizer.learning_rate': 1e9, 'checkpoint_every': '', 'eval_every': '', 'duration': '9 steps'}), tmp_path)
+  assert (tmp_path / run_files.CONFIG).exists() and not run_files.has_checkpoint(tmp_path)
+  assert train.train_and_evaluate(make_config(), tmp_path)['steps'] == 2
+  assert [row['step'] for row in metric_log.read(tmp_path) if 'train/loss' in row] == [1, 2]
+  with pytest.raises(UserError, match='holds a run of another configuration'):  # now there is something to lose
+    train.train_and_evaluate(make_config(seed=5), tmp_path)
+
+
+def test_teachers_of_a_failed_start_are_forgotten(finished, tmp_path):
+  teachers.save(tmp_path, [teachers.Teacher('/gone', make_config())])
+  named = str(finished / 'run')
+  assert [teacher.directory for teacher in teachers.open_all(make_config(teachers=(named,)), tmp_path)] == [named]
+
+
+def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch, quick_compile):
+  """Batch 0 shapes the state of a new run; a resumed run knows the shapes without it."""
+  started = []
+  original = train.assembly.data.TrainLoader.batches
+  monkeypatch.setattr(train.assembly.data.TrainLoader, 'batches',
+                      lambda self, start=0: started.append(start) or original(self, start))
+  config, workdir = copy(finished, tmp_path)
+  train.train_and_evaluate(config, workdir)
+  assert started == [2]
+
+
+def test_renamed_classes_are_refused(finished, tmp_path):
+  config, workdir = copy(finished, tmp_path)
+  np.save(tmp_path / 'data' / 'class_names.npy', np.array(['cow', 'bee']))
+  for start in (lambda: train.train_and_evaluate(config, workdir), lambda: evaluate.evaluate_run(workdir, config)):
+    with pytest.raises(UserError, match=r"\['cow', 'bee'\] now, \['ant', 'bee'\] in its classes.json"):
+      start()
+
+
+def test_another_number_of_images_is_refused(finished, tmp_path, quick_compile):
+  config, workdir = copy(finished, tmp_path)
+  write_arrays(tmp_path / 'data', train_images=48)
+  for start in (lambda: train.train_and_evaluate(config, workdir), lambda: evaluate.evaluate_run(workdir)):
+    with pytest.raises(UserError, match=r"'train': 48.* now, .*'train': 32.* in its records.json"):
+      start()
+  config.allow_changes = True
+  assert train.train_and_evaluate(config, workdir)['steps'] == 3
+
+
+# --- Checkpoints that cannot be read.
+
+
+def test_a_transient_error_costs_no_checkpoint(finished, tmp_path, monkeypatch):
+  """Nothing proves damage: the newest checkpoint stays, and the run does not continue from an older one."""
+  config, workdir = copy(finished, tmp_path)
+  original = checkpoint._read_item
+
+  def read(path, target):
+    if '/2/' in f'{path}/':
+      raise ConnectionResetError('503 from the object store')
+    return original(path, target)
+
+  monkeypatch.setattr(checkpoint, '_read_item', read)
+  with pytest.raises(UserError, match=r'checkpoints/2 cannot be read \(ConnectionResetError: 503.*is kept'):
+    train.train_and_evaluate(config, workdir)
+  assert checkpoint.steps(workdir / 'checkpoints') == [1, 2]
+  monkeypatch.setattr(checkpoint, '_read_item', lambda path, target: (_ for _ in ()).throw(ValueError('our bug')))
+  with pytest.raises(ValueError, match='our bug'):
+    checkpoint.load_variables(workdir / 'checkpoints')
+
+
+def test_object_stores_are_asked_again(finished, monkeypatch):
+  """Some seconds later; errors that stay are raised, and what proves damage is not asked for twice."""
+  waited, answers = [], [OSError('503'), ValueError('UNAVAILABLE'), 'content']
+
+  def read():
+    answer = answers.pop(0)
+    if isinstance(answer, Exception):
+      raise answer
+    return answer
+
+  monkeypatch.setattr(checkpoint.time, 'sleep', waited.append)
+  assert checkpoint._retried(read, 'gs://bucket/run/2') == 'content' and waited == [1, 4]
+  answers[:] = [OSError('503')] * 4
+  with pytest.raises(UserError, match=r'gs://bucket/run/2 cannot be read \(OSError: 503\)'):
+    checkpoint._retried(read, 'gs://bucket/run/2')
+  assert not answers
+  answers[:] = [digests.Damaged('x is missing')]
+  with pytest.raises(digests.Damaged):
+    checkpoint._retried(read, 'gs://bucket/run/2')
+
+
+@pytest.mark.parametrize('number, is_full', [(28, True), (122, True), (5, True), (13, True), (17, False), (21, False),
+                                             (20, False), (1, False)])
+def test_only_disk_errors_are_reported_as_a_disk(tmp_path, number, is_full):
+  """ENOSPC, EDQUOT, EIO, EACCES; not EEXIST, EISDIR, ENOTDIR, EPERM, which may be our own fault."""
+  error = OSError(number, 'words')
+  with pytest.raises(UserError if is_full else OSError) as raised, run_files.told_of_disk(tmp_path):
+    raise error
+  assert isinstance(raised.value, UserError) == is_full
+  checkpoints = object.__new__(checkpoint.Checkpoints)
+  checkpoints.directory, checkpoints._manager = tmp_path, None
+  with pytest.raises(UserError if is_full else OSError) as raised, checkpoints._told():
+    raise error
+  assert isinstance(raised.value, UserError) == is_full
