@@ -66,10 +66,10 @@ def learning_rate(config, total_steps, **sizes):
     decay_at = durations.parse(optimizer.decay_at, 'config.optimizer.decay_at', **sizes)
     if list(decay_at) != sorted(set(decay_at)):
       raise UserError(f'config.optimizer.decay_at={optimizer.decay_at!r} must ascend; list each step once, in order')
-    if decay_at and not 0 < decay_at[-1] < total_steps:
-      raise UserError(f'config.optimizer.decay_at={optimizer.decay_at!r} is not before the end of the training of '
-                      f"{total_steps} steps (config.duration={config.duration!r}); shorten it with the duration, or "
-                      "set it to '' for a constant rate")
+    if decay_at and not 0 < decay_at[0] <= decay_at[-1] < total_steps:
+      raise UserError(f'config.optimizer.decay_at={optimizer.decay_at!r} must lie within the training of {total_steps} '
+                      f"steps (config.duration={config.duration!r}); scale it with the duration, or set it to '' for a "
+                      'constant rate')
     # Steps count from the start of training, warm-up included.
     main = lambda step: optimizer.learning_rate * optimizer.decay_factor ** sum(
         jnp.asarray(step + warmup >= boundary, jnp.float32) for boundary in decay_at)

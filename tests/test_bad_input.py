@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 
@@ -19,7 +20,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from cmtkd_jax import main, run_files
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import main, run_files, text_table
+from cmtkd_jax.report import table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMOKE = '--config=configs/digits_resnet8.py:smoke'
@@ -71,6 +74,9 @@ def finished(tmp_path_factory):
     (['--mode=nope', SMOKE], ['--mode=nope', 'should be one of', 'train|evaluate']),
     ([SMOKE, 'stray'], ["'stray' is no flag", '--workdir']),
     (['--confg=x'], ["'confg'", 'Did you mean: config']),
+    ([SMOKE, '--epochs=3'], ['--epochs is not a flag', "--config.duration='3 epochs'"]),
+    ([SMOKE, '--lr=0.1'], ['--lr is not a flag', '--config.optimizer.learning_rate=']),
+    ([SMOKE, '--batchsize=3'], ['--batchsize is not a flag', '--config.batch_size=']),
     (['--config'], ['Missing value for flag --config']),
     ([SMOKE, '--step=abc'], ['--step=abc', 'give a whole number']),
     ([SMOKE, '--step=3'], ['--step=3', 'belongs to --mode=evaluate']),
@@ -102,6 +108,8 @@ def test_environment_of_processes(refused, monkeypatch):
     ('nope.x=1', ['config.nope.x', 'no such field', 'optimizer']),
     ('cmtkd.gama=1', ['config.cmtkd.gama', 'alpha, beta']),
     ('data=3', ['config.data', 'no such field']),
+    ('optimizer.learnin_rate=1', ['no such field, perhaps config.optimizer.learning_rate']),
+    ('epochs=3', ['no such field, perhaps config.duration']),
     ('seed', ['Missing value for flag --config.seed']),
     ('seed=1.5', ['config.seed=1.5', 'give a whole number']),
     ('seed=-1', ['config.seed=-1', 'must lie in [0, 4294967296)']),
@@ -111,6 +119,16 @@ def test_environment_of_processes(refused, monkeypatch):
     ('dtype=float16', ["config.dtype='float16'", "'bfloat16'"]),
     ('model.name=vgg', ["config.model.name='vgg'", "'resnet18'"]),
     ('model.width=0', ['config.model.width=0', 'must be positive']),
+    ('model.width=1e308', ['config.model.width=1e+308', 'must lie between']),
+    ('model.width=1e-9', ['config.model.width=1e-09', 'must lie between 0.01 and 64']),
+    ('model.width=1000', ['config.model.width=1000', 'must lie between 0.01 and 64']),
+    ('cmtkd.alpha=1e308', ['config.cmtkd.alpha=1e+308', 'must lie between']),
+    ('cmtkd.importance_init=("a","b","c")', ["config.cmtkd.importance_init=('a', 'b', 'c')", 'values like 0.5']),
+    ('cmtkd.importance_init=(1.0,float("nan"),1.0)', ['config.cmtkd.importance_init']),
+    ('cmtkd.importance_init=(0.0,1e308,0.0)', ['config.cmtkd.importance_init', 'must lie between']),
+    ('cmtkd.taps=("a",)', ["config.cmtkd.taps=('a',)", 'values like 5']),
+    ('cmtkd.taps=(5.5,)', ['config.cmtkd.taps=(5.5,)', 'values like 5']),
+    ('eval_batch_size=1000000000000', ['config.eval_batch_size=1000000000000']),
     ('model.bn_momentum=1', ['config.model.bn_momentum=1.0', '[0, 1)']),
     ('model.bn_groups=5', ['config.model.bn_groups=5', 'choose a divisor']),
     ('quantizer.name=nope', ["config.quantizer.name='nope'", "'lsq'"]),
@@ -137,6 +155,8 @@ def test_environment_of_processes(refused, monkeypatch):
     ('duration=1, 2 epochs', ['config.duration', 'leave one']),
     ('duration=-3 steps', ['config.duration', 'is no duration; give']),
     (f'duration={"9" * 400} steps', ['config.duration', 'is no duration; give']),
+    ('checkpoint_every=0.1 steps', ["config.checkpoint_every='0.1 steps'", 'is less than one step', "'1 steps'"]),
+    ('duration=999999999999 epochs', ["config.duration='999999999999 epochs'", 'is more than', 'shorten it']),
     ('log_every=x', ["config.log_every='x'", 'give numbers and one unit']),
     ('batch_size=0', ['config.batch_size=0', 'positive']),
     ('batch_size=15', ['config.batch_size=15', 'use 8 or 16']),
@@ -164,6 +184,17 @@ def test_environment_of_processes(refused, monkeypatch):
 def test_fields(refused, tmp_path, field, words):
   refused([SMOKE, f'--workdir={tmp_path}/run', f'--config.{field}'], words)
   assert not (tmp_path / 'run' / run_files.CHECKPOINTS).exists()
+
+
+@pytest.mark.parametrize('decay_at, words', [
+    ('1, 1 steps', ['must ascend', 'list each step once']),
+    ('2, 1 steps', ['must ascend', 'list each step once']),
+    ('1, 3 steps', ['must lie within the training of 3 steps', 'scale it with the duration']),
+    ('0, 1 steps', ['must lie within', 'scale it with the duration']),
+])
+def test_steps_of_the_learning_rate(refused, tmp_path, decay_at, words):
+  refused([SMOKE, f'--workdir={tmp_path}/run', '--config.optimizer.schedule=step',
+           f'--config.optimizer.decay_at={decay_at}'], [f"config.optimizer.decay_at='{decay_at}'", *words])
 
 
 # --- Config files.
@@ -381,6 +412,13 @@ def file_for_checkpoints(run):
   (run / 'checkpoints').write_text('')
 
 
+def renamed_metric(run):
+  """In the last row, of a run that is not finished, whose results come from its rows."""
+  (run / 'summary.json').unlink()
+  path = run / 'metrics.jsonl'
+  path.write_text(path.read_text().replace('test/student/top5', 'test/student/best5'))
+
+
 def wider(run):
   config = json.loads((run / 'config.json').read_text())
   config['model']['width'] = 0.25
@@ -395,20 +433,33 @@ DAMAGED_RUNS = {
     'config.json, other types': ('train', changed('config.json', seed='x'), ['configuration is damaged', 'restore it']),
     'config.json, no fields': ('report', changed('config.json', data=3), ['configuration is damaged', 'restore it']),
     'config.json, unknown field': ('evaluate', changed('config.json', a=3), ['config.a', 'no such field']),
+    'config.json, nested': ('evaluate', text('config.json', '[' * 10**5), ['config.json is damaged', 'restore it']),
+    'config.json, a huge number': ('evaluate', text('config.json', '{"seed": ' + '9' * 5000 + '}'),
+                                   ['config.json is damaged', 'restore it']),
     'config.json, a directory': ('evaluate', into_directory('config.json'), ['config.json is damaged']),
     'config.json, another model': ('evaluate', wider, ['does not fit', 'here; ', 'use the configuration']),
     'summary.json, cut': ('train', text('summary.json', '{'), ['summary.json is damaged', 'delete it']),
     'summary.json, a list': ('train', text('summary.json', '[]'), ['summary.json is damaged', 'delete it']),
     'summary.json, no results': ('report', text('summary.json', '{"config": {}}'), ['summary.json is damaged']),
+    'summary.json, nested': ('report', text('summary.json', '{"results": ' * 10**5), ['summary.json is damaged']),
+    'summary.json, other results': ('report', changed('summary.json', results={'test/student': {'last': {}}}),
+                                    ['summary.json is damaged', 'it is not what was written']),
+    'summary.json, other importance': ('report', changed('summary.json', importance=[1]), ['summary.json is damaged']),
     'summary.json, a directory': ('train', into_directory('summary.json'), ['summary.json is damaged', 'delete it']),
     'metrics.jsonl, garbage': ('report', text('metrics.jsonl', 'x\n{"step": 1}\n'),
                                ['line 1 of', 'metrics.jsonl', 'delete that line']),
     'metrics.jsonl, no numbers': ('report', text('metrics.jsonl', '{"step": 1, "x": [2]}\n{"step": 2}\n'),
                                   ['line 1 of', 'metrics.jsonl', 'delete that line']),
+    'metrics.jsonl, nested': ('report', text('metrics.jsonl', '[' * 10**5 + '\n{"step": 2}\n'),
+                              ['line 1 of', 'metrics.jsonl', 'delete that line']),
+    'metrics.jsonl, a renamed metric': ('report', renamed_metric, ["has no 'test/student/top5'", 'restore the file']),
     'metrics.jsonl, a directory': ('report', into_directory('metrics.jsonl'), ['metrics.jsonl cannot be read']),
     'bits.json, cut': ('report', text('bits.json', '['), ['bits.json is damaged', 'delete it']),
+    'bits.json, other types': ('report', text('bits.json', '[{"layer": 1, "weight_bits": "2", "activation_bits": 2, '
+                                              '"parameters": 3, "macs": 4}]'), ['bits.json is damaged']),
     'bits.json, other fields': ('report', text('bits.json', '[{"a": 1}]'), ['bits.json is damaged', 'delete it']),
     'classes.json, a number': ('report', text('classes.json', '3'), ['classes.json is damaged', 'restore it']),
+    'classes.json, numbers': ('report', text('classes.json', '[1, 2]'), ['classes.json is damaged', 'restore it']),
     'teachers.json, cut': ('evaluate', text('teachers.json', '['), ['teachers.json is damaged', 'restore it']),
     'teachers.json, other fields': ('evaluate', text('teachers.json', '[{}]'), ['teachers.json is damaged']),
     'no checkpoints': ('evaluate', lambda run: shutil.rmtree(run / 'checkpoints'), ['no checkpoint in', 'train first']),
@@ -436,6 +487,7 @@ def test_damaged_runs(refused, finished, tmp_path, mode, damage, words):
     (['--mode=report', '--workdir={run},/nonexistent'], ['no config.json in /nonexistent', 'name the directory']),
     ([*SINGLE, '--workdir={run}', '--config.seed=5'], ['holds a run of another configuration (seed: 0 -> 5)',
                                                        'config.allow_changes=True']),
+    (['--mode=evaluate', '--workdir=~/no such run'], [f'no config.json in {pathlib.Path.home()}/no such run']),
     ([*SINGLE, '--workdir={run}/config.json'], ['config.json cannot be written', 'choose another one']),
     ([*SINGLE, '--workdir={run}/config.json/deeper'], ['cannot be written (Not a directory)', 'choose another one']),
     ([*SINGLE, '--workdir=/proc/nope'], ['/proc/nope cannot be written', 'choose another one']),
@@ -455,6 +507,7 @@ def test_work_directories(refused, finished, arguments, words):
     ('nope={run}', ["no network 'nope'", 'there are student']),
     ('{run} --config.model.width=0.25', ['config.init_from', 'of another shape', 'config.init_from_allow']),
     ('/nonexistent.npz', ['there is no file /nonexistent.npz']),
+    ('/x/resnet18.pth', ["config.init_from='/x/resnet18.pth' is a pickle of PyTorch", 'convert it: python -c']),
 ])
 def test_networks_to_start_from(refused, finished, tmp_path, start, words):
   refused([*SINGLE, f'--workdir={tmp_path}/run',
@@ -550,6 +603,23 @@ def test_object_storage_that_cannot_be_reached(refused, tmp_path, monkeypatch, e
   monkeypatch.setattr(epath.Path('gs://bkt').__class__, 'exists', unreachable)
   refused([SMOKE, '--workdir=gs://bkt/a'], ['--workdir=gs://bkt/a', *words])
   refused([SMOKE, f'--workdir={tmp_path}', '--config.data.dir=gs://bkt/b'], ['config.data.dir=gs://bkt/b', *words])
+
+
+def test_names_of_users_cannot_rewrite_a_terminal_or_a_table():
+  assert text_table.printable('a\x1b[2Jb\nc\u202ed é') == 'a\\x1b[2Jb\\nc\\u202ed é'
+  assert text_table.lines(['x'], [['\x07y']]) == ['x', '\\x07y']
+  line = table.markdown('a|b', [{'title': '<b>x</b>|*y*\n', 'bits': '2/2', 'published': (), 'last': None, 'best': None,
+                                 'seeds': [], 'note': ''}]).splitlines()
+  assert line[0] == r'**a\|b**' and line[4].startswith(r'| \<b\>x\</b\>\|\*y\*\\n | 2/2 |')
+
+
+def test_checking_a_configuration_is_quick():
+  config = config_lib.default()
+  config_lib.check(config)
+  begin = time.process_time()
+  for _ in range(10):
+    config_lib.check(config)
+  assert (time.process_time() - begin) / 10 < 0.01
 
 
 def test_no_code_runs_data():

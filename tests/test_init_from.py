@@ -5,10 +5,11 @@ import functools
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
-from cmtkd_jax import assembly, init_from, models, optimizer, run_files
+from cmtkd_jax import assembly, init_from, models, optimizer, pytorch_weights, run_files
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.checkpoint import Checkpoints
 from cmtkd_jax.errors import UserError
@@ -235,3 +236,36 @@ def test_bad_regex_is_refused(source):
 def test_directory_without_a_checkpoint_is_refused(tmp_path):
   with pytest.raises(UserError, match=tmp_path.name):
     init_from.load(str(tmp_path), '', abstract_variables(make_config()), cmtkd())
+
+
+# --- Files of PyTorch.
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'model.', 'state_dict.module.', '_orig_mod.'])
+def test_prefixes_of_wrappers_and_half_precision(tmp_path, prefix):
+  """DataParallel, compiled and nested state dicts; float16 weights become float32."""
+  kernel = np.arange(2 * 3 * 7 * 7, dtype=np.float16).reshape(2, 3, 7, 7) / 64
+  np.savez(tmp_path / 'w.npz', **{f'{prefix}conv1.weight': kernel, f'{prefix}bn1.num_batches_tracked': np.int64(3)})
+  loaded = pytorch_weights.load(tmp_path / 'w.npz', resnet18_settings())['params']['student']['stage1']['stem']['conv']
+  assert loaded['kernel'].dtype == np.float32
+  np.testing.assert_array_equal(loaded['kernel'][2, 5, 1], kernel[:, 1, 2, 5].astype(np.float32))
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+  """Not the learning rate is to blame for what follows."""
+  np.savez(tmp_path / 'w.npz', **{'bn1.weight': np.array([1, np.nan], np.float32)})
+  with pytest.raises(UserError, match=r"w.npz: 'bn1.weight' holds NaN or infinite values"):
+    pytorch_weights.load(tmp_path / 'w.npz', resnet18_settings())
+
+
+@pytest.mark.parametrize('name', ['a.pth', 'a.pt', 'pytorch_model.bin', 'a.ckpt'])
+def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path, name):
+  (tmp_path / name).write_bytes(b'hello')
+  with pytest.raises(UserError, match=r'is a pickle of PyTorch.*convert it: python -c .*safetensors'):
+    pytorch_weights.is_weight_file(tmp_path / name)
+  (tmp_path / 'run.pt').mkdir()  # a work directory may be called so
+  assert not pytorch_weights.is_weight_file(tmp_path / 'run.pt')
+
+
+def resnet18_settings():
+  return ml_collections.ConfigDict({'name': 'resnet18', 'stem': 'imagenet', 'block_order': 'post'})

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import struct
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ import time
 import jax
 import pytest
 
-from cmtkd_jax import metric_log, progress as progress_line
+from cmtkd_jax import event_files, metric_log, progress as progress_line
+from cmtkd_jax.data import tfrecord
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.metric_log import MetricLog
 from cmtkd_jax.progress import Progress, format_duration
@@ -260,3 +262,45 @@ def test_other_processes_are_silent(clock):
   progress.note('text')
   progress.close()
   assert stream.getvalue() == ''
+
+
+# --- Event files.
+
+
+def record(data):
+  """A TFRecord, with its CRCs."""
+  length = struct.pack('<Q', len(data))
+  crc = lambda part: struct.pack('<I', tfrecord.mask(tfrecord.crc32c(part)))
+  return length + crc(length) + data + crc(data)
+
+
+def event(step):
+  """Event {double wall_time = 1; int64 step = 2}, by hand: tags 0x09 and 0x10."""
+  return record(b'\x09' + struct.pack('<d', 1.5) + (b'\x10' + bytes([step]) if step else b''))
+
+
+def test_events_after_the_resume_step_are_dropped(tmp_path):
+  """The version (without a step) and the steps before stay byte for byte; a record torn by a kill goes."""
+  path = tmp_path / 'events.out.tfevents.1.host'
+  path.write_bytes(event(0) + event(3) + event(6) + event(9) + event(6)[:-3])
+  (tmp_path / 'other').write_bytes(event(9))
+  event_files.drop_after(tmp_path, 6)
+  assert path.read_bytes() == event(0) + event(3) + event(6)
+  assert (tmp_path / 'other').read_bytes() == event(9)
+  event_files.drop_after(tmp_path, 0)  # everything is logged again
+  assert not path.exists()
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+  """Read back by TensorBoard itself."""
+  pytest.importorskip('tensorboard')
+  for start in (None, 4):
+    with MetricLog(tmp_path, resume_step=start) as log:
+      if not log.tensorboard:
+        pytest.skip('clu or TensorFlow is not installed')
+      for step in range((start or 0) + 1, 7):
+        log.write(step, {'train/loss': step})
+  from tensorboard.backend.event_processing import event_file_loader
+  steps = [found.step for path in sorted(tmp_path.glob('events*')) for found in
+           event_file_loader.EventFileLoader(str(path)).Load() if found.summary.value]
+  assert steps == [1, 2, 3, 4, 5, 6]
