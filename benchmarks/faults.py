@@ -2,10 +2,10 @@
 
 Run: python benchmarks/faults.py --out=benchmarks/results/faults.json [--kills=50 --terms=10 --corruptions=10]
 
-The main method on small images, 60 steps, a checkpoint every third; a quarter of an hour on 2 cores. Every process is
-the command that users start. Half of the kills wait for a save to begin. Disks that are full are a tmpfs where this may
-be mounted (root), elsewhere a process whose files may not grow any more (RLIMIT_FSIZE). The exit status is 1 if any
-case failed.
+CMT-KD with LSQ on small images, 60 steps, a checkpoint every third step; half an hour on 2 cores. Every process is the
+command that users start. Half of the kills wait for a save to begin. Then each of `RECIPES`, which keep other state from
+step to step, is killed once and resumed. A full disk is a tmpfs where this may be mounted (root), elsewhere a process
+whose files may not grow (RLIMIT_FSIZE). The exit status is 1 if any case failed.
 """
 
 import argparse
@@ -41,6 +41,19 @@ STEPS, CHECKPOINT_EVERY = 60, 3
 COMMAND = ('--config=configs/digits_resnet8.py:smoke', '--config.quantizer.name=lsq',
            f'--config.duration={STEPS} steps', '--config.eval_every=20 steps',
            f'--config.checkpoint_every={CHECKPOINT_EVERY} steps')
+# What must also survive a kill: fitted bases, a held-out slice, sampled bit-widths, half of a batch's gradients, the
+# place in a stream of several worker processes.
+RECIPES = {
+    'LQ-Nets, bases fitted at each step': ('--config.quantizer.name=lq_nets',),
+    'KDCL, general ensemble on held-out images': (
+        '--config.method=kdcl', '--config.kdcl.ensemble=general', '--config.data.minival=0.2'),
+    'SPEQ, bit-widths sampled at each step': (
+        '--config.method=speq', '--config.quantizer.name=hwgq'),
+    'two micro-batches a step': ('--config.accumulate=2',),
+    'streamed folder, 2 worker processes, a broken image': (
+        '--config.data.name=folder', '--config.data.dir={images}', '--config.data.resident=no',
+        '--config.data.workers=processes', '--config.data.num_workers=2', '--config.data.max_corrupt=0.05'),
+}
 TIMES = ('time', 'train/images_per_second', 'train/data_wait')  # what differs between equal runs
 DAMAGES = ('truncated', 'flipped', 'deleted', 'emptied')
 LIMIT_SECONDS = 600  # of one process
@@ -49,13 +62,13 @@ LIMIT_SECONDS = 600  # of one process
 class Process:
   """One start of the command; `resumed` is the step that it says it goes on from, known when it has ended."""
 
-  def __init__(self, workdir, cache):
+  def __init__(self, workdir, cache, changes=()):
     self.workdir, self.before, self.begin, self.born = workdir, newest(workdir), time.monotonic(), time.time()
     environment = os.environ | {
         'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0', 'XLA_FLAGS': ''}
-    self.popen = subprocess.Popen([sys.executable, '-m', 'cmtkd_jax.main', *COMMAND, f'--workdir={workdir}'], cwd=ROOT,
-                                  env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    self.popen = subprocess.Popen([sys.executable, '-m', 'cmtkd_jax.main', *COMMAND, *changes, f'--workdir={workdir}'],
+                                  cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
   def wait_until(self, condition):
     """Returns whether `condition()` came true before the process ended."""
@@ -104,22 +117,28 @@ class Campaign:
   def __init__(self, options, scratch):
     self.options, self.scratch, self.cases = options, scratch, []
     self.rng = random.Random(options.seed)
-    self.begin, self.total = time.monotonic(), options.kills + options.terms + options.corruptions + 4
-    self.pending = []  # cases whose run has not yet told where it goes on
+    self.begin, self.total = time.monotonic(), options.kills + options.terms + options.corruptions + 4 + len(RECIPES)
+    self.pending = []  # cases whose run has not been resumed yet
+    self.changes = ()
 
     print('a run that is left alone', flush=True)
     reference = scratch / 'reference'
     for _ in range(2):  # the first compiles
       shutil.rmtree(reference, ignore_errors=True)
-      process = self.start(reference)
-      if process.end():
-        sys.exit(process.stderr)
-    self.seconds = time.monotonic() - process.begin
-    self.reference, self.summary = snapshot(reference), json.loads((reference / run_files.SUMMARY).read_text())
+      self.seconds = self.run_alone(reference)
+    self.first, self.summary = self.reference, json.loads((reference / run_files.SUMMARY).read_text())
+
+  def run_alone(self, workdir):
+    """Trains without any fault, for later runs to be compared with; returns the seconds it took."""
+    process = self.start(workdir)
+    if process.end():
+      sys.exit(process.stderr)
+    self.reference = snapshot(workdir)
+    return time.monotonic() - process.begin
 
   def start(self, workdir):
     """Starts the command in `workdir`."""
-    self.last = Process(workdir, self.scratch / 'cache')
+    self.last = Process(workdir, self.scratch / 'cache', self.changes)
     return self.last
 
   def add(self, case):
@@ -257,6 +276,26 @@ class Campaign:
         self.add(case)
       self.finish(workdir)
 
+  def recipes(self):
+    """Each of `RECIPES` once alone, and once with a kill at a random step."""
+    images = self.scratch / 'images'
+    write_images(images)
+    for number, (name, changes) in enumerate(RECIPES.items()):
+      self.changes = [change.format(images=images) for change in changes]
+      workdir = self.scratch / f'recipe_{number}'
+      self.run_alone(self.scratch / f'recipe_{number}_alone')
+      process = self.start(workdir)
+      step = self.rng.randint(2 * CHECKPOINT_EVERY, STEPS // 2)
+      if not process.wait_until(lambda: logged_step(workdir) >= step):
+        sys.exit(process.stderr)
+      process.end(signal.SIGKILL)
+      case = Case('SIGKILL and resume', name, {'status': -9, 'resumed at': newest(workdir)},
+                  {'status': process.popen.returncode, 'at step': logged_step(workdir)})
+      self.pending.append(case)
+      self.add(case)
+      self.finish(workdir)
+    self.changes = ()
+
   def run(self):
     """All faults; returns the report, a JSON-able dict."""
     options = self.options
@@ -264,6 +303,7 @@ class Campaign:
     self.interrupted_runs('SIGTERM', options.terms, self.terminate, ['in a save', 'at a step'])
     self.interrupted_runs('damage', options.corruptions, self.corrupt, ['at a step', 'in a save'])
     self.full_disk()
+    self.recipes()
     return self.report()
 
   def report(self):
@@ -275,7 +315,7 @@ class Campaign:
         'command': f'python {" ".join(sys.argv)}', 'trains': ' '.join(COMMAND), 'commit': self.summary['commit'],
         'date': datetime.date.today().isoformat(), 'hardware': f'{os.cpu_count()} CPU cores, {cpu()}',
         'device': self.summary['device'], 'python': platform.python_version(), 'versions': self.summary['versions'],
-        'seconds': round(time.monotonic() - self.begin), 'seed': self.options.seed, 'reference': self.reference,
+        'seconds': round(time.monotonic() - self.begin), 'seed': self.options.seed, 'reference': self.first,
         'passed': all(case.passed for case in self.cases),
         'table': [{'fault': kind, 'moment': moment, 'cases': count, 'passed': passed[kind, moment]}
                   for (kind, moment), count in counts.items()],
@@ -295,6 +335,19 @@ def snapshot(workdir):
   digest = lambda value: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
   return {'last step': step, f'{len(leaves)} arrays': arrays.hexdigest(), f'{len(rows)} rows of metrics': digest(rows),
           'results': digest(json.loads((workdir / run_files.SUMMARY).read_text())['results'])}
+
+
+def write_images(folder):
+  """Writes the training and test images of the streamed recipe: the digits, one training image of which is cut short."""
+  from PIL import Image
+  from sklearn.datasets import load_digits
+  digits = load_digits()
+  for i, (pixels, label) in enumerate(zip(digits.images, digits.target)):
+    path = folder / ('test' if i % 5 == 0 else 'train') / str(label) / f'{i:04}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((pixels * 15.9375).astype(np.uint8)).save(path)
+  broken = folder / 'train' / '4' / 'broken.png'
+  broken.write_bytes(next(broken.parent.glob('0*.png')).read_bytes()[:60])
 
 
 def steps(workdir):

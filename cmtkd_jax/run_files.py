@@ -125,7 +125,8 @@ class Lock(contextlib.AbstractContextManager):
       if fcntl is None or '://' in str(self._path) or not distributed.is_first():
         return self
       # Neither follows a link out of the directory, nor waits for the other end of a pipe.
-      self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), 'r+')
+      self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), 'rb+',
+                             buffering=0)
       if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
         raise OSError(None, 'not a regular file')
     except OSError as e:
@@ -136,15 +137,15 @@ class Lock(contextlib.AbstractContextManager):
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      holder = self._file.read().strip() or 'another process'
+      holder = self._file.read().decode('utf-8', 'replace').strip() or 'another process'
       self.__exit__()
       raise UserError(f'--workdir: {self._path.parent} is in use by {holder}; wait for it, stop it, or choose another '
                       '--workdir') from None
     except OSError:  # a file system without locks
       return self
-    self._file.truncate(0)
-    self._file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    self._file.flush()
+    with contextlib.suppress(OSError):  # The lock is held on a full disk, too; the next file reports the disk.
+      self._file.truncate(0)
+      self._file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
     return self
 
   def __exit__(self, *unused):

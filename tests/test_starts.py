@@ -78,6 +78,20 @@ def test_the_lock_follows_no_link(tmp_path):
   assert victim.read_text() == 'keep me'
 
 
+def test_the_lock_needs_no_room_on_the_disk(tmp_path):
+  """Who holds it is a courtesy; on a full disk the run must still report the disk, in one line."""
+  import resource
+  unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
+  try:
+    with run_files.Lock(tmp_path):
+      pass
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+  with run_files.Lock(tmp_path), pytest.raises(UserError, match='in use by process'), run_files.Lock(tmp_path):
+    pass
+
+
 # --- The same run again.
 
 
