@@ -2,10 +2,10 @@
 
 Run: python benchmarks/faults.py --out=benchmarks/results/faults.json [--kills=50 --terms=10 --corruptions=10]
 
-CMT-KD with LSQ on small images, 60 steps, a checkpoint every third step; half an hour on 2 cores. Every process is the
-command that users start. Half of the kills wait for a save to begin. Then each of `RECIPES`, which keep other state from
-step to step, is killed once and resumed. A full disk is a tmpfs where this may be mounted (root), elsewhere a process
-whose files may not grow (RLIMIT_FSIZE). The exit status is 1 if any case failed.
+CMT-KD with LSQ on small images, 60 steps, a checkpoint every third step; a quarter of an hour on 2 cores. Every process
+is the command that users start. Half of the kills wait for a save to begin. Then each of `RECIPES`, which keep other
+state from step to step, is killed once and resumed. A full disk is a tmpfs where this may be mounted (root), elsewhere
+a process whose files may not grow (RLIMIT_FSIZE). The exit status is 1 if any case failed.
 """
 
 import argparse
@@ -67,8 +67,9 @@ class Process:
     environment = os.environ | {
         'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0', 'XLA_FLAGS': ''}
-    self.popen = subprocess.Popen([sys.executable, '-m', 'cmtkd_jax.main', *COMMAND, *changes, f'--workdir={workdir}'],
-                                  cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, '-m', 'cmtkd_jax.main', *COMMAND, *changes, f'--workdir={workdir}']
+    self.popen = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                  text=True)
 
   def wait_until(self, condition):
     """Returns whether `condition()` came true before the process ended."""
@@ -338,7 +339,7 @@ def snapshot(workdir):
 
 
 def write_images(folder):
-  """Writes the training and test images of the streamed recipe: the digits, one training image of which is cut short."""
+  """Writes the images of the streamed recipe: the digits, and a training image that is cut short."""
   from PIL import Image
   from sklearn.datasets import load_digits
   digits = load_digits()
