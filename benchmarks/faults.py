@@ -51,7 +51,7 @@ RECIPES = {
         '--config.method=speq', '--config.quantizer.name=hwgq'),
     'two micro-batches a step': ('--config.accumulate=2',),
     'streamed folder, 2 worker processes, a broken image': (
-        '--config.data.name=folder', '--config.data.dir={images}', '--config.data.resident=no',
+        '--config.data.name=folder:{images}', '--config.data.resident=no',
         '--config.data.workers=processes', '--config.data.num_workers=2', '--config.data.max_corrupt=0.05'),
 }
 TIMES = ('time', 'train/images_per_second', 'train/data_wait')  # what differs between equal runs

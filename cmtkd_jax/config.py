@@ -371,7 +371,10 @@ def _check_choice(field, value, allowed):
 
 def _assign(config, values):
   for name, value in values.items():
-    if isinstance(value, dict) and name in config:
+    section = isinstance(config.get(name), ml_collections.ConfigDict)
+    if name in config and section != isinstance(value, dict):
+      raise TypeError(f'{name} is a {type(value).__name__}')
+    if section:
       _assign(config[name], value)
     else:
       config[name] = _tuples(value)

@@ -2,10 +2,7 @@
 
 import re
 
-
-def printable(text):
-  """Returns `text` on one line: control characters, which could rewrite a terminal, become escapes like \\x1b."""
-  return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+from cmtkd_jax.errors import printable
 
 
 def markdown_cell(text):

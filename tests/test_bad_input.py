@@ -22,6 +22,7 @@ import pytest
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import main, run_files, text_table
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -431,6 +432,10 @@ DAMAGED_RUNS = {
     'config.json, no text': ('train', lambda run: (run / 'config.json').write_bytes(b'\xff\xfe\0'),
                              ['config.json is damaged', 'restore it']),
     'config.json, other types': ('train', changed('config.json', seed='x'), ['configuration is damaged', 'restore it']),
+    'config.json, fields where there is a value': (
+        'report', changed('config.json', seed={}), ['configuration is damaged', 'seed is a dict', 'restore it']),
+    'config.json, a control character': (
+        'report', changed('config.json', seed='\x1b[2J'), ['configuration is damaged', r"\x1b[2J"]),
     'config.json, no fields': ('report', changed('config.json', data=3), ['configuration is damaged', 'restore it']),
     'config.json, unknown field': ('evaluate', changed('config.json', a=3), ['config.a', 'no such field']),
     'config.json, nested': ('evaluate', text('config.json', '[' * 10**5), ['config.json is damaged', 'restore it']),
@@ -611,6 +616,12 @@ def test_names_of_users_cannot_rewrite_a_terminal_or_a_table():
   line = table.markdown('a|b', [{'title': '<b>x</b>|*y*\n', 'bits': '2/2', 'published': (), 'last': None, 'best': None,
                                  'seeds': [], 'note': ''}]).splitlines()
   assert line[0] == r'**a\|b**' and line[4].startswith(r'| \<b\>x\</b\>\|\*y\*\\n | 2/2 |')
+
+
+def test_an_error_is_one_short_line_whatever_it_quotes():
+  assert str(UserError('a\x1b[2J\nb \ud800')) == r'a\x1b[2J\nb \ud800'
+  line = str(UserError(f"config.seed={'x' * 10**5!r} is not a number; give one"))
+  assert len(line) <= 1000 and line.startswith("config.seed='x") and line.endswith('is not a number; give one')
 
 
 def test_checking_a_configuration_is_quick():

@@ -16,7 +16,7 @@ from etils import epath
 
 from cmtkd_jax import chain, quantizers, run_files, text_table
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, printable
 
 FILE = 'table'
 
@@ -90,7 +90,7 @@ def render(title, rows):
   """Returns the table as text."""
   header, body = _cells(rows)
   lines = text_table.lines(header, body, left=(0, len(header) - 1))
-  return '\n'.join(['', text_table.printable(title), *lines, '', _legend()])
+  return '\n'.join(['', printable(title), *lines, '', _legend()])
 
 
 def markdown(title, rows):
