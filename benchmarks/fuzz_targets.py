@@ -29,8 +29,8 @@ SIZE, CLASSES = 8, ('ant', 'bee', 'cat', 'dog')
 NESTED = 'a list in a list, 100,000 times'  # stands for what `json` cannot write
 WEIRD = (None, True, False, 0, -1, 1, 2, 7, 255, 10**9, 2**31, 2**63, -2**63, 10**400, 0.5, -0.5, 1e-9, 1e308, math.nan,
          math.inf, -math.inf, '', ' ', 'x', '1', 'nan', '\x00', '\x1b[31mred', 'a\nb', '\ud800', '\u202e', 'é',
-         'x' * 10**5, '../..', '/dev/zero', '__class__', [], {}, [[]], [0], [None], ['x'], [math.nan], {'x': 1}, {'': {}},
-         list(range(1000)), NESTED)
+         'x' * 10**5, '../..', '/dev/zero', '__class__', [], {}, [[]], [0], [None], ['x'], [math.nan], {'x': 1},
+         {'': {}}, list(range(1000)), NESTED)
 
 
 # Changes.
@@ -335,7 +335,8 @@ class ConfigValues(Target):
       close += [0, 1, 2, 3, 5, -1, 0.1, 1.0, 2.5, 1e-12, 1e6, 10**6, 10**12, 2**31]
     if isinstance(old, str):
       close += ['1 steps', '0 steps', '2 epochs', '-1 epochs', '0.1 steps', '1e999 epochs', 'nan steps', '1,2',
-                '1 steps, 1 steps', 'a(', '*', 'npy:/dev', 'folder:/dev', 'generated:8x8x1:4:16', 'generated:0x8x1:4:16', 'generated:9:9']
+                '1 steps, 1 steps', 'a(', '*', 'npy:/dev', 'folder:/dev', 'generated:8x8x1:4:16',
+                'generated:0x8x1:4:16', 'generated:9:9']
     if isinstance(old, tuple):
       close += [(1,), (2, 2), ((2, 2),), ((4, 4), (8, 8)), ('x',), (math.nan,), (1e308,), (0.5,) * 3, (-1,), ((4,),)]
     value = rng.choice(close if rng.random() < 0.6 else WEIRD)
