@@ -136,7 +136,7 @@ def run_case(target):
       text = repr(answer)[:300]
   except UserError as e:
     text = str(e)
-    outcome = 'refused' if text.isprintable() and len(text) < 1000 else 'traceback'
+    outcome = 'refused' if text.isprintable() and len(text) <= 1000 else 'traceback'
   except BaseException:
     outcome, text = 'traceback', traceback.format_exc()[-2000:]
   seconds = time.monotonic() - begin

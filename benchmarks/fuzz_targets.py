@@ -469,8 +469,10 @@ def _rows(data):
   for number, line in enumerate(lines, 1):
     try:
       row = json.loads(line)
-      assert 0 <= row['step'] < 2**31
-      rows.append({name: float(value) if value in ('nan', 'inf', '-inf') else value for name, value in row.items()})
+      row = {name: float(value) if value in ('nan', 'inf', '-inf') else value for name, value in row.items()}
+      assert type(row['step']) is int and 0 <= row['step'] < 2**31
+      assert all(isinstance(value, (int, float)) for value in row.values())
+      rows.append(row)
     except Exception:
       assert number == len(lines)  # a kill, or a crash of the machine, may leave a last line that is none
   return rows

@@ -270,7 +270,7 @@ def from_json(text):
   try:
     with config.unlocked():
       _assign(config, json.loads(text))
-  except (AttributeError, TypeError) as e:  # a number where there are fields, a text where there is a number
+  except (AttributeError, TypeError, OverflowError) as e:  # fields where there is a number, or 10^400
     raise UserError(f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in '
                     'another --workdir') from None
   check(config)

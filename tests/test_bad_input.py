@@ -434,6 +434,9 @@ DAMAGED_RUNS = {
     'config.json, other types': ('train', changed('config.json', seed='x'), ['configuration is damaged', 'restore it']),
     'config.json, fields where there is a value': (
         'report', changed('config.json', seed={}), ['configuration is damaged', 'seed is a dict', 'restore it']),
+    'config.json, 10 to the power of 400': (
+        'report', changed('config.json', optimizer={'momentum': 10**400}),
+        ['configuration is damaged', 'too large']),
     'config.json, a control character': (
         'report', changed('config.json', seed='\x1b[2J'), ['configuration is damaged', r"\x1b[2J"]),
     'config.json, no fields': ('report', changed('config.json', data=3), ['configuration is damaged', 'restore it']),
