@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from cmtkd_jax import data, host_tensorflow
-from cmtkd_jax.data import boxes, decode, host_reader, sources, workers
+from cmtkd_jax.data import boxes, decode, host_reader, npy_source, order, sources, workers
 from cmtkd_jax.errors import UserError
 from tests.batches import assert_equal, take
 
@@ -270,7 +270,7 @@ def test_mapped_arrays_are_sent_by_name(tmp_path):
   for split in ('train', 'test'):
     np.save(tmp_path / f'{split}_images.npy', images)
     np.save(tmp_path / f'{split}_labels.npy', np.arange(5))
-  source = sources.npy(str(tmp_path)).train
+  source = npy_source.read(str(tmp_path), channels=3).train
   payload = pickle.dumps(source)
   assert images[0].tobytes() not in payload
   np.testing.assert_array_equal(pickle.loads(payload).read(np.array([3, 1]))[0], images[[3, 1]])
@@ -390,6 +390,86 @@ def test_too_many_broken_images_stop_the_run(photos):
   with pytest.raises(UserError, match='3 training images cannot be decoded.*config.data.max_corrupt.*ant/0') as e:
     take(load(name, max_corrupt=0.07).train, 0, 5)
   assert '\n' not in str(e.value)
+
+
+@pytest.fixture
+def small(tmp_path):
+  """A folder set of 40 + 4 PNGs of one size, each of one color, which is 5 times its record number."""
+  for split, n in (('train', 20), ('test', 2)):
+    for label, name in enumerate(('ant', 'bee')):
+      (tmp_path / split / name).mkdir(parents=True)
+      for i in range(n):
+        Image.new('RGB', (8, 8), (5 * (n * label + i),) * 3).save(tmp_path / split / name / f'{i:02}.png')
+  return tmp_path
+
+
+def load_small(folder, **fields):
+  return load(f'folder:{folder}', **dict(augment='none', resize=0, image_size=8, max_corrupt=0.2) | fields)
+
+
+@pytest.mark.parametrize('first', [0, 9])  # Its place among the files does not matter.
+def test_resident_sets_replace_broken_images_as_streams_do(small, first):
+  paths = sorted((small / 'train').glob('*/*.png'))
+  for record, content in ((first, b''), (first + 1, b'no image'), (21, paths[21].read_bytes()[:50]), (39, b'\0')):
+    paths[record].write_bytes(content)
+  resident, streamed = load_small(small, resident='yes'), load_small(small, resident='no')
+  assert resident.resident and not streamed.resident
+  assert resident.train.broken == {r: f'file {paths[r]}' for r in (first, first + 1, 21, 39)}
+  batches = take(resident.train, 0, 5)
+  assert_equal(batches, take(streamed.train, 0, 5))
+  assert resident.train.broken == streamed.train.broken
+  replaced = {first: first + 2, first + 1: first + 2, 21: 22, 39: 2 if first == 0 else 0}
+  for step, batch in enumerate(batches):
+    records = np.array([replaced.get(r, r) for r in resident.train.indices(step).tolist()])
+    np.testing.assert_array_equal(batch['image'][:, 3, 3, 0], 5 * records)
+    np.testing.assert_array_equal(batch['label'], records // 20)
+
+
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+def test_held_out_images_are_neither_replaced_nor_stand_in(small, resident):
+  paths = sorted((small / 'train').glob('*/*.png'))
+  records, held_out = order.split_minival(40, 0.1)
+  before = next(int(r) for r in held_out if r - 1 in records and r + 1 in records)
+  paths[before - 1].write_bytes(b'no image')
+  dataset = load_small(small, resident=resident, minival=0.1)
+  asked = np.concatenate([dataset.train.indices(step) for step in range(10)])
+  given = np.concatenate([batch['image'][:, 0, 0, 0] // 5 for batch in take(dataset.train, 0, 10)])
+  np.testing.assert_array_equal(given, np.where(asked == before - 1, before + 1, asked))
+  assert before - 1 in asked and set(dataset.train.broken) == {before - 1}
+  next(iter(dataset.evals['minival'].batches()))
+  paths[before].write_bytes(b'no image')
+  with pytest.raises(UserError, match=f'{paths[before]} cannot be decoded.*repair or remove it'):
+    list(load_small(small, resident=resident, minival=0.1).evals['minival'].batches())
+
+
+@pytest.mark.parametrize('resident', ['yes', 'no'])
+def test_broken_images_that_are_too_many_are_refused(small, resident):
+  paths = sorted((small / 'train').glob('*/*.png'))
+  for path in paths[:3]:
+    path.write_bytes(b'no image')
+  with pytest.raises(UserError, match='3 training images cannot be decoded.*config.data.max_corrupt.*ant/0') as e:
+    take(load_small(small, resident=resident, max_corrupt=0.07).train, 0, 5)
+  assert '\n' not in str(e.value)
+  for path in paths:
+    path.write_bytes(b'no image')
+  with pytest.raises(UserError, match='ant/00.png cannot be decoded'):
+    take(load_small(small, resident=resident, max_corrupt=0.99).train, 0, 5)
+
+
+def test_turned_files_make_up_one_size(tmp_path):
+  """Sizes are those of pictures: photos of one camera, some held upright, differ, turned ones of one size do not."""
+  tag = Image.Exif()
+  tag[0x0112] = 6
+  for split, name in (('train', 'ant'), ('train', 'bee'), ('test', 'ant'), ('test', 'bee')):
+    (tmp_path / split / name).mkdir(parents=True)
+    Image.new('RGB', (12, 8), 50).save(tmp_path / split / name / '0.png')
+    Image.new('RGB', (8, 12), 99).save(tmp_path / split / name / '1.png', exif=tag)
+  resident, streamed = (load_small(tmp_path, batch_size=4, resize=8, resident=r) for r in ('auto', 'no'))
+  assert resident.resident
+  evaluated = jax.device_get(next(resident.evals['test'].batches()))
+  assert evaluated['image'].shape == (8, 8, 12, 3)
+  Image.new('RGB', (8, 12), 99).save(tmp_path / 'train' / 'bee' / '1.png')
+  assert not load_small(tmp_path, batch_size=4, resize=8, resident='auto').resident
 
 
 def test_substitutes_leave_the_held_out_images_alone():

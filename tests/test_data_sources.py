@@ -95,7 +95,7 @@ def test_npy(tmp_path):
     ({'test_labels': np.full(5, 3)}, ['test_labels.npy has labels 3..3', '0..2']),
     ({'class_names': np.array(['a', 'b'])}, ['labels 0..2', '2 classes']),
     ({'class_names': np.array([1, 2, 3])}, ['class_names.npy is int64', 'vector of strings']),
-    ({'train_labels': np.array([{}] * 12, object)}, ['train_labels.npy is no plain .npy']),
+    ({'train_labels': np.array([{}] * 12, object)}, ['train_labels.npy holds Python objects']),
 ])
 def test_npy_mistakes(tmp_path, arrays, words):
   expect(words + [f"config.data.name='npy:{tmp_path}'"], name=save_npy(tmp_path, **arrays))
@@ -160,12 +160,12 @@ def test_folder_of_mixed_sizes_streams(tmp_path, augment):
 def test_folder_mistakes(tmp_path):
   name = save_folder(tmp_path, sizes=((8, 8), (8, 9)))
   expect(["config.data.resident='yes'", 'differ in size'], **rgb(name=name, resident='yes', resize=8))
-  with pytest.raises(UserError, match='an image is 8x9'):
+  with pytest.raises(UserError, match='config.data.resize=0, but file .*test/ant/1.JPEG is 8x9, not 8x8'):
     for _ in load(**rgb(name=name)).evals['test'].batches():
       pass
   expect([f'{tmp_path}/none/train'], **rgb(name=f'folder:{tmp_path}/none'))
   (tmp_path / 'train' / 'cow').mkdir()
-  expect([f'{tmp_path}/train/cow holds no .jpg'], **rgb(name=name))
+  expect([f'{tmp_path}/train/cow holds no image file', 'nor anything else'], **rgb(name=name))
   save_images(tmp_path / 'train' / 'cow' / 'images', [(8, 8)])
   expect(["class 'cow'", 'no images to test on'], **rgb(name=name))
   save_images(tmp_path / 'test' / 'dog', [(8, 8)])

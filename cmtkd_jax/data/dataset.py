@@ -10,10 +10,14 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 from cmtkd_jax import host_tensorflow
 from cmtkd_jax.data import augment as augment_lib
-from cmtkd_jax.data import decode, host_reader, loaders, order, resident, sources, workers
+from cmtkd_jax.data import broken, decode, host_reader, loaders, names, npy_source, order, resident, sources, workers
 from cmtkd_jax.errors import UserError
 
 _RESIDENT_LIMIT = 2**30
+_MOST_WORKERS = 1024
+_MOST_IN_A_BATCH = 2**20
+_LARGEST_SIDE = 2**14
+_SMALL = 64  # pixels a side of images that networks take as they are
 
 
 class Dataset(NamedTuple):
@@ -80,10 +84,13 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
     raise UserError(f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
                     f'of {config.name!r}; lower it')
 
+  max_broken = config.max_corrupt * len(train_records)
   if is_resident:
-    readers = [resident.Reader(*resident.read_all(s, config.num_workers), mesh) for s in splits[:2]]
-    train_reader, test_reader = readers
-    minival_reader = train_reader
+    # Broken images are replaced in training; an accuracy on other images would be another accuracy.
+    *arrays, replaced = resident.read_all(splits.train, config.num_workers, train_records)
+    broken.check_count(replaced, max_broken)
+    train_reader = minival_reader = resident.Reader(*arrays, replaced, mesh)
+    test_reader = resident.Reader(*resident.read_all(splits.test, config.num_workers), mesh)
   else:
     from cmtkd_jax.data import streaming  # Needs grain, which resident data sets do not.
     _check_decoder(config)
@@ -92,8 +99,7 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
       transform = decode.Transform(config.augment, size=size, resize=config.resize, channels=channels, seed=seed,
                                    decoder=config.decoder)
       host = host_reader.HostReader(source, (size, size, channels), transform, substitutes)
-      return streaming.Reader(host, config.num_workers, processes, config.max_corrupt * len(train_records), mesh)
-    # Broken images are replaced in training; an accuracy on other images would be another accuracy.
+      return streaming.Reader(host, config.num_workers, processes, max_broken, mesh)
     train_reader = reader(splits.train, seed, train_records)
     minival_reader, test_reader = reader(splits.train, None), reader(splits.test, None)
 
@@ -118,7 +124,22 @@ def _summary(name, splits, held_out):
   minival = f'minival {held_out}, ' if held_out else ''
   counts = (f'{name}: train {len(splits.train) - held_out} images, {minival}test {len(splits.test)}, '
             f'{len(splits.class_names)} classes')
-  return '; '.join((counts, *splits.notes))
+  return '; '.join((counts, *_class_notes(splits), *splits.notes))
+
+
+def _class_notes(splits):
+  """What the user should know about classes without images; the labels of tfds are not known before they are read."""
+  if splits.train.labels is None or splits.test.labels is None:
+    return
+  count = len(splits.class_names)
+  train, test = (np.bincount(source.labels, minlength=count) for source in (splits.train, splits.test))
+  if empty := int(np.sum(train == 0)):
+    used = ', '.join(map(str, np.flatnonzero(train)[:5])) + ', ...' * (count - empty > 5)
+    yield f'{empty} of the {count} classes have no training images (labels in use: {used})'
+  if untested := int(np.sum((train > 0) & (test == 0))):
+    yield f'{untested} of the {count} classes have training images, but no test images'
+  if strays := int(np.sum(test[train == 0])):
+    yield f'{strays} test images belong to classes without training images'
 
 
 def _open(config) -> sources.Splits:
@@ -128,10 +149,12 @@ def _open(config) -> sources.Splits:
   if kind == 'generated':
     return sources.generated(rest)
   if kind == 'npy':
-    return sources.npy(rest)
+    return npy_source.read(rest, channels=len(config.mean))
   if kind == 'folder':
     from cmtkd_jax.data import folder
     return folder.read(rest, channels=len(config.mean))
+  if names.is_path(config.name):
+    raise names.unknown(config.name)
   from cmtkd_jax.data import tfds_source  # Imports tensorflow_datasets, which may not be installed.
   return tfds_source.read(rest if kind == 'tfds' else config.name, config.dir)
 
@@ -148,19 +171,21 @@ def _check_fields(config):
         'must be a fraction, 0 <= minival < 0.5')
   check('augment', config.augment in augment_lib.AUGMENTS, f'choose one of {", ".join(augment_lib.AUGMENTS)}')
   check('resident', config.resident in ('auto', 'yes', 'no'), 'choose one of auto, yes, no')
-  check('image_size', is_int(config.image_size) and config.image_size > 0, 'must be a positive whole number')
+  check('image_size', is_int(config.image_size) and 0 < config.image_size <= _LARGEST_SIDE,
+        f'must be a positive whole number, at most {_LARGEST_SIDE}')
   check('pad', is_int(config.pad) and 0 <= config.pad < config.image_size,
         f'must be a whole number, from 0 to below config.data.image_size={config.image_size}')
-  check('num_workers', is_int(config.num_workers) and config.num_workers >= 0,
-        'must be a whole number, 0 or more')
+  check('num_workers', is_int(config.num_workers) and 0 <= config.num_workers <= _MOST_WORKERS,
+        f'must be a whole number from 0 to {_MOST_WORKERS}; the number of cores is enough')
   check('workers', config.workers in ('threads', 'processes'), 'choose one of threads, processes')
   check('num_workers', config.num_workers or config.workers == 'threads',
         "workers='processes' needs at least one; set workers='threads' to read in the main thread")
   check('decoder', config.decoder in ('pil', 'tensorflow'), 'choose one of pil, tensorflow')
   check('max_corrupt', isinstance(config.max_corrupt, (int, float)) and 0 <= config.max_corrupt < 1,
         'must be a fraction, 0 <= max_corrupt < 1')
-  check('resize', is_int(config.resize) and (config.resize == 0 or config.resize >= config.image_size),
-        f'must be 0 (no resizing) or at least config.data.image_size={config.image_size}')
+  check('resize', is_int(config.resize) and (
+      config.resize == 0 or config.image_size <= config.resize <= _LARGEST_SIDE),
+        f'must be 0 (no resizing) or from config.data.image_size={config.image_size} to {_LARGEST_SIDE}')
   check('resize', config.resize or config.augment != 'resize_crop_flip',
         "augment='resize_crop_flip' needs the shorter side after resizing; set config.data.resize")
   check('std', len(config.std) == len(config.mean),
@@ -186,6 +211,8 @@ def _check_batch_sizes(batch_size, eval_batch_size, devices):
     raise UserError(f'config.batch_size={batch_size} does not divide over {devices} devices; use {nearest}')
   if eval_batch_size < 1:
     raise UserError(f'config.eval_batch_size={eval_batch_size}: must be positive')
+  if eval_batch_size > _MOST_IN_A_BATCH:
+    raise UserError(f'config.eval_batch_size={eval_batch_size} is more than {_MOST_IN_A_BATCH}; lower it')
 
 
 def _check_images(config, splits):
@@ -196,9 +223,11 @@ def _check_images(config, splits):
       raise UserError(f'config.data.mean={tuple(config.mean)} has {channels} numbers, but the images of '
                       f'{config.name!r} have {c} channels; give mean and std of length {c}')
     if not config.resize and (h, w) != (size, size):
-      raise UserError(f'config.data.image_size={size}, but the images of {config.name!r} are {h}x{w} and '
-                      f'config.data.resize=0; set image_size={h if h == w else min(h, w)}'
-                      + (' or set resize' if h == w else ' and set resize'))
+      same = source.shape is not None
+      unchanged = f'image_size={h} (takes them as they are) or ' if same and h == w <= _SMALL else ''
+      raise UserError(f'config.data.image_size={size} and config.data.resize=0, but the images of {config.name!r} are '
+                      f'{h}x{w}{"" if same else " and of other sizes"}; set {unchanged}config.data.resize={size} or '
+                      f'more (scales the shorter side to that, then crops {size}x{size})')
 
 
 def _is_resident(config, splits) -> bool:

@@ -1,17 +1,17 @@
 """Images in folders: train/<class>/*.jpg, likewise test/ or val/; or Tiny ImageNet as shipped."""
 
+import collections
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from cmtkd_jax.data import decode
-from cmtkd_jax.data.sources import Source, Splits
+from cmtkd_jax.data import broken, image_file
+from cmtkd_jax.data.sources import Source, Splits, check_class_names
 from cmtkd_jax.errors import UserError
 
-_SUFFIXES = ('.jpg', '.jpeg', '.png')
 _TINY_LABELS = 'val_annotations.txt'
 
 
@@ -20,29 +20,29 @@ class FolderSource(Source):
 
   def __init__(self, files: list[epath.Path], labels: list[int], channels: int):
     # Strings: a million paths would weigh on every worker process.
-    self._files, self._labels, self._channels = list(map(str, files)), np.asarray(labels, np.int32), channels
+    self._files, self.labels, self._channels = list(map(str, files)), np.asarray(labels, np.int32), channels
 
   def __len__(self):
     return len(self._files)
 
   def read(self, records):
-    return _Files([self._files[record] for record in records]), self._labels[records]
+    return _Files([self._files[record] for record in records]), self.labels[records]
 
   def describe(self, record):
-    return f'file {self._files[record]}'
+    file = self._files[record]
+    return f'file {file if file.isprintable() else repr(file)}'
 
   def _shape_of(self, record):
-    with decode.blame(self, record), epath.Path(self._files[record]).open('rb') as file, Image.open(file) as image:
-      return image.height, image.width, self._channels
+    with broken.blame(self, record), epath.Path(self._files[record]).open('rb') as file:
+      return *image_file.size(image_file.open_image(file)), self._channels
 
   @functools.cached_property
   def first_shape(self):
-    return decode.first_shape(self._shape_of, len(self))
+    return broken.first_shape(self._shape_of, len(self))
 
   @functools.cached_property
   def shape(self):
-    same = all(self._shape_of(r) == self.first_shape for r in range(1, len(self)))
-    return self.first_shape if same else None
+    return broken.same_shape(self._shape_of, len(self))
 
 
 class _Files(Sequence):
@@ -61,14 +61,17 @@ class _Files(Sequence):
 def read(path: str, channels: int) -> Splits:
   """Finds the images of a folder data set; class names are folder names, sorted.
 
+  Images are the files with a suffix of `image_file.suffixes()`. Names that begin with a dot count neither as classes
+  nor as images. What else is left out is in the notes.
+
   Where test/ and val/ both exist, test/ is used, except in Tiny ImageNet, whose test images have no labels.
 
   Args:
     path: the folder that holds train/.
-    channels: 1 (read as grey) or 3 (read as RGB).
+    channels: 1 (read as gray) or 3 (read as RGB).
 
   Raises:
-    UserError: no images, or the classes of the splits differ.
+    UserError: no images, something else in place of an image file, or the classes of the splits differ.
   """
   name = f"config.data.name='folder:{path}'"
   root = epath.Path(path).expanduser()
@@ -78,15 +81,17 @@ def read(path: str, channels: int) -> Splits:
   if not (root / 'train').is_dir():
     raise UserError(f'{name}: there is no folder {root / "train"}; '
                     'put the images under train/<class>/ and test/<class>/ (or val/<class>/)')
-  train = _by_class(root / 'train', name)
+  finder = _Finder(name)
+  train = finder.by_class(root / 'train')
+  folders = [root / d for d in ('test', 'val') if (root / d).is_dir()]
   if (root / 'val' / _TINY_LABELS).is_file():
-    test = _tiny_val(root / 'val', name)
+    test = finder.tiny_val(root / 'val')
+    unread = [folder for folder in folders if folder.name == 'test']
   else:
-    folders = [root / d for d in ('test', 'val') if (root / d).is_dir()]
     if not folders:
       raise UserError(f'{name}: there is neither {root / "test"} nor {root / "val"}; '
                       'one must hold the images to test on')
-    test = _by_class(folders[0], name)
+    test, unread = finder.by_class(folders[0]), folders[1:]
   classes = sorted(train)
   if unknown := sorted(set(test) - set(train)):
     raise UserError(f'{name}: class {unknown[0]!r} has images to test on, but none in {root / "train"}; '
@@ -99,30 +104,126 @@ def read(path: str, channels: int) -> Splits:
     pairs = [(file, label) for label, c in enumerate(classes) for file in files_of[c]]
     return FolderSource([file for file, _ in pairs], [label for _, label in pairs], channels)
 
-  return Splits(source(train), source(test), tuple(classes))
+  notes = (*finder.notes(), *(f'{folder.name}/ is not used' for folder in unread))
+  return Splits(source(train), source(test), tuple(classes), notes)
 
 
-def _by_class(folder, name):
-  """{class: sorted image files}, from <class>/* or <class>/images/*."""
-  files_of = {}
-  for class_dir in sorted(d for d in folder.iterdir() if d.is_dir()):
-    inner = class_dir / 'images'
-    place = inner if inner.is_dir() else class_dir
-    files = sorted(f for f in place.iterdir() if f.suffix.lower() in _SUFFIXES)
+class _Finder:
+  """Finds image files, and remembers what it left out."""
+
+  def __init__(self, name: str):
+    self._name = name
+    self._suffixes = collections.Counter()  # of files that are not read as images
+    self._others = collections.Counter()  # what else: number by (noun, the rest of the description)
+
+  def notes(self) -> tuple[str, ...]:
+    """Returns what was left out, as one note or none."""
+    parts = []
+    if count := self._suffixes.total():
+      kinds = [suffix or 'no suffix' for suffix, _ in self._suffixes.most_common(5)]
+      kinds += ['...'] * (len(self._suffixes) > 5)
+      parts.append(_count(count, 'file', f'not read as images ({", ".join(kinds)})'))
+    parts += [_count(number, *what) for what, number in self._others.items()]
+    return (f'left out {", ".join(parts)}',) if parts else ()
+
+  def by_class(self, folder: epath.Path) -> dict[str, list[epath.Path]]:
+    """Returns {class: sorted image files}, from <class>/* or <class>/images/*."""
+    files_of, listed = {}, self._list(folder)
+    check_class_names([name for name, is_folder in listed if is_folder], f'{self._name}: {folder}')
+    for name, is_folder in listed:
+      if is_folder:
+        files_of[name] = self._images(folder / name)
+      elif self._is_image(folder / name):
+        self._others['image', 'outside class folders'] += 1
+    if not files_of:
+      raise UserError(f'{self._name}: folder {folder} holds no class folders; put the images under {folder}/<class>/')
+    return files_of
+
+  def tiny_val(self, folder: epath.Path) -> dict[str, list[epath.Path]]:
+    """Returns {class: image files} from lines "file<TAB>class<TAB>..." about folder/images/."""
+    for name, is_folder in self._list(folder / 'images'):
+      if not is_folder:
+        self._is_image(folder / 'images' / name)
+    files_of = {}
+    for line in (folder / _TINY_LABELS).read_bytes().decode(errors='replace').splitlines():
+      file, _, rest = line.partition('\t')
+      if not rest:
+        raise UserError(f'{self._name}: {folder / _TINY_LABELS} has the line {line!r}; write "FILE<TAB>CLASS"')
+      files_of.setdefault(rest.split('\t')[0], []).append(folder / 'images' / file)
+    return files_of
+
+  def _images(self, class_dir):
+    """The image files of a class folder, or of its folder images/."""
+    listed = self._list(class_dir)
+    place, beside = class_dir, []
+    if ('images', True) in listed:
+      beside = [entry for entry in listed if entry != ('images', True)]
+      place, listed = class_dir / 'images', self._list(class_dir / 'images')
+    files = []
+    for name, is_folder in listed:
+      if is_folder:
+        self._refuse_folder(place / name)
+        self._others['folder', 'inside class folders'] += 1
+      elif self._is_image(place / name):
+        files.append(place / name)
+    for name, is_folder in beside:
+      if is_folder:
+        self._others['folder', 'inside class folders'] += 1
+      elif self._is_image(class_dir / name):
+        self._others['image', 'next to a folder images/'] += 1
     if not files:
-      raise UserError(f'{name}: folder {class_dir} holds no {", ".join(_SUFFIXES)} file; fill or remove it')
-    files_of[class_dir.name] = files
-  if not files_of:
-    raise UserError(f'{name}: folder {folder} holds no class folders; put the images under {folder}/<class>/')
-  return files_of
+      kinds = sorted({os.path.splitext(name)[1].lower() or name for name, _ in listed})[:5]
+      raise UserError(f'{self._name}: folder {place} holds no image file, such as .jpg or .png, '
+                      f'{"but " + ", ".join(kinds) if kinds else "nor anything else"}; fill or remove it')
+    return files
+
+  def _is_image(self, path):
+    suffix = os.path.splitext(path.name)[1].lower()
+    if suffix in image_file.suffixes():
+      return True
+    self._suffixes[suffix] += 1
+    return False
+
+  def _refuse_folder(self, path):
+    if os.path.splitext(path.name)[1].lower() in image_file.suffixes():
+      raise UserError(f'{self._name}: {path} is a folder, but is called like an image file; rename or remove it')
+
+  def _list(self, folder) -> list[tuple[str, bool]]:
+    """(name, whether it is a folder) of everything in a folder that is not hidden, sorted."""
+    try:
+      entries = sorted(_entries(folder))
+    except OSError as e:
+      raise UserError(f'{self._name}: folder {folder} cannot be read ({e.strerror or e}); make it readable') from e
+    listed = []
+    for name, kind in entries:
+      if name.startswith('.'):
+        self._others['hidden name', ''] += 1
+      elif kind != 'special':
+        listed.append((name, kind == 'folder'))
+      elif os.path.splitext(name)[1].lower() in image_file.suffixes():
+        raise UserError(f'{self._name}: {folder / name} is a pipe, socket or device, not an image file; remove it')
+      else:
+        self._others['special file', ''] += 1
+    return listed
 
 
-def _tiny_val(folder, name):
-  """{class: image files} from lines "file<TAB>class<TAB>..." about folder/images/."""
-  files_of = {}
-  for line in (folder / _TINY_LABELS).read_bytes().decode(errors='replace').splitlines():
-    file, _, rest = line.partition('\t')
-    if not rest:
-      raise UserError(f'{name}: {folder / _TINY_LABELS} has the line {line!r}; write "FILE<TAB>CLASS"')
-    files_of.setdefault(rest.split('\t')[0], []).append(folder / 'images' / file)
-  return files_of
+def _entries(folder: epath.Path) -> Iterator[tuple[str, str]]:
+  """(name, 'file', 'folder' or 'special') of everything in a folder."""
+  if '://' in os.fspath(folder):  # An object store holds no special files, and tells only folders from files.
+    for path in folder.iterdir():
+      suffix = os.path.splitext(path.name)[1].lower()
+      yield path.name, 'file' if suffix in image_file.suffixes() or not path.is_dir() else 'folder'
+    return
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      if entry.is_file():
+        kind = 'file'
+      elif entry.is_dir():
+        kind = 'folder'
+      else:  # A link to nothing is a file that cannot be read.
+        kind = 'special' if os.path.exists(entry) else 'file'
+      yield entry.name, kind
+
+
+def _count(number, noun, rest):
+  return f'{number} {noun}{"s" * (number != 1)} {rest}'.rstrip()

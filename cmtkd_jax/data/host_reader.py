@@ -2,10 +2,9 @@
 
 import numpy as np
 
+from cmtkd_jax.data import broken as broken_lib
 from cmtkd_jax.data import decode, sources
 from cmtkd_jax.errors import UserError
-
-_SUBSTITUTES = 100  # that are tried for one broken image
 
 
 class HostReader:
@@ -26,8 +25,6 @@ class HostReader:
 
   def read(self, records: np.ndarray, position: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Reads n records, -1 for none.
-
-    What stands in for a broken image depends on its number alone, so neither on where the run started nor on who reads.
 
     Args:
       records: int[n].
@@ -50,26 +47,24 @@ class HostReader:
         record = int(records[row])
         try:
           images[row] = self._decode(opened, item, position + int(row), record)
-        except decode.BrokenImage as e:
+        except broken_lib.BrokenImage as e:
           if self._substitutes is None:
             raise
           images[row], labels[row] = self._substitute(e, position + int(row), record, broken)
     return images, labels, broken
 
   def _decode(self, opened, item, position, record):
-    with decode.blame(self._source, record):
+    with broken_lib.blame(self._source, record):
       return self._transform(opened[item], position, record)
 
   def _substitute(self, error, position, record, broken):
     """(image, label) of the next record that can be decoded; `broken` takes those that cannot."""
     broken[record] = self._source.describe(record)
-    after = np.searchsorted(self._substitutes, record, 'right')
-    for i in range(min(_SUBSTITUTES, len(self._substitutes))):
-      other = int(self._substitutes[(after + i) % len(self._substitutes)])
+    for other in broken_lib.stand_ins(self._substitutes, record):
       opened, labels = self._source.read(np.array([other]))
       sources.check_labels(labels, self._source, np.array([other]))
       try:
         return self._decode(opened, 0, position, other), labels[0]
-      except decode.BrokenImage:
+      except broken_lib.BrokenImage:
         broken[other] = self._source.describe(other)
     raise UserError(f'{error}; nor can {len(broken) - 1} other images') from error

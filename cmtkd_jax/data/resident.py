@@ -1,8 +1,7 @@
 """All images on the device: a batch is one compiled gather, and the host sends nothing but record numbers."""
 
 import itertools
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 
 import jax
@@ -10,20 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from cmtkd_jax.data import decode, loaders, sources
+from cmtkd_jax.data import broken as broken_lib
+from cmtkd_jax.data import image_file, loaders, sources
+from cmtkd_jax.errors import UserError
 
 
-def read_all(source: sources.Source, num_workers: int) -> tuple[np.ndarray, np.ndarray]:
+def read_all(source: sources.Source, num_workers: int, substitutes: np.ndarray | None = None
+             ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
   """Decodes a whole source of equally sized images.
 
+  Args:
+    source: where the images come from.
+    num_workers: threads that decode; 0 is one.
+    substitutes: sorted record numbers, as for `host_reader.HostReader`: one of these that cannot be decoded is replaced
+      by the next of them that can, also its label.
+
   Returns:
-    (uint8[N, h, w, C], int32[N]).
+    (uint8[N, h, w, C], int32[N], the broken records with their names).
 
   Raises:
-    UserError: an image cannot be decoded.
+    UserError: an image that is not one of `substitutes` cannot be decoded, or has no substitute.
   """
   images = np.empty((len(source), *source.shape), np.uint8)
   labels = np.empty(len(source), np.int32)
+  errors = {}
 
   def fill(records):
     opened, labels[records] = source.read(records)
@@ -32,21 +41,39 @@ def read_all(source: sources.Source, num_workers: int) -> tuple[np.ndarray, np.n
       images[records] = opened
       return
     for row, record in enumerate(records):
-      with decode.blame(source, record):
-        images[record] = decode.to_array(opened[row], source.shape[-1])
+      try:
+        with broken_lib.blame(source, record):
+          image = image_file.to_array(opened[row], source.shape[-1])
+          if image.shape != source.shape:
+            raise UserError('config.data.name: {} is {}x{}, but the data set says {}x{}; set config.data.resident='
+                            "'no'".format(source.describe(record), *image.shape[:2], *source.shape[:2]))
+          images[record] = image
+      except broken_lib.BrokenImage as e:
+        errors[int(record)] = e
 
   chunks = np.array_split(np.arange(len(source)), -(-len(source) // 256))
   with futures.ThreadPoolExecutor(max(1, num_workers)) as pool:
     for _ in pool.map(fill, chunks):
       pass
-  return images, labels
+  for record in sorted(errors):
+    if substitutes is None or record not in substitutes:
+      raise errors[record]
+    other = next((other for other in broken_lib.stand_ins(substitutes, record) if other not in errors), None)
+    if other is None:
+      raise UserError(f'{errors[record]}; nor can the {len(errors) - 1} images that could stand in')
+    images[record], labels[record] = images[other], labels[other]
+  return images, labels, {record: source.describe(record) for record in sorted(errors)}
 
 
 class Reader:
-  """Holds uint8[N, h, w, C] and int32[N] on every device, and gathers sharded batches from them."""
-  broken = types.MappingProxyType({})  # `read_all` takes none
+  """Holds uint8[N, h, w, C] and int32[N] on every device, and gathers sharded batches from them.
 
-  def __init__(self, images: np.ndarray, labels: np.ndarray, mesh: jax.sharding.Mesh):
+  Attributes:
+    broken: the images that were replaced when they were read: record -> its name.
+  """
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray, broken: Mapping[int, str], mesh: jax.sharding.Mesh):
+    self.broken = broken
     replicated = NamedSharding(mesh, P())
     self.sharding = NamedSharding(mesh, P('data'))
     self.shape = shape = images.shape[1:]

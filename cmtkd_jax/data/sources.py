@@ -1,20 +1,27 @@
-"""Where records come from: `Source`, and the sources that are plain arrays (digits, generated, npy).
+"""Where records come from: `Source`, and the sources that are made here (digits, generated).
 
 A reader of a data set returns `Splits`. Sources are read by several threads at once.
 """
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
 from cmtkd_jax.errors import UserError
 
-_MOST_CLASSES = 10**6
+_UNPRINTABLE = ('Cc', 'Cs', 'Zl', 'Zp')  # control characters, bytes that are not UTF-8, ends of lines
+
 
 class Source:
-  """Records by number: images (uint8 arrays, or the bytes of image files), and labels. Picklable."""
+  """Records by number: images (uint8 arrays, or the bytes of image files), and labels. Picklable.
+
+  Attributes:
+    labels: the labels of all records, int32[N]; None where they are known only when records are read.
+  """
+  labels: np.ndarray | None = None
 
   def __len__(self) -> int:
     raise NotImplementedError
@@ -47,6 +54,19 @@ def check_labels(labels: np.ndarray, source: Source, records: np.ndarray):
     record = int(records[np.argmax(labels < 0)])
     raise UserError(f'config.data.name: {source.describe(record)} has no label (label {labels.min()}); '
                     'choose a data set whose test split is labelled')
+
+
+def check_class_names(names: Sequence[str], where: str):
+  """Raises `UserError`, beginning with `where`, for names that are empty, cannot be printed, or are not unique."""
+  numbers = {}
+  for number, name in enumerate(names):
+    if not name.strip():
+      raise UserError(f'{where}: class {number} has the name {name!r}, which is empty; give it one')
+    if bad := [character for character in name if unicodedata.category(character) in _UNPRINTABLE]:
+      raise UserError(f'{where}: the class name {name!r} has the character {bad[0]!r}, which cannot be printed; rename '
+                      'the class')
+    if numbers.setdefault(name, number) != number:
+      raise UserError(f'{where}: classes {numbers[name]} and {number} are both called {name!r}; rename one of them')
 
 
 class Splits(NamedTuple):
@@ -139,56 +159,3 @@ def generated(spec: str) -> Splits:
     return ArraySource(noise // 2 + patterns[labels] // 2, labels, f'generated {name}')
 
   return Splits(split(n, 'train'), split(max(1, n // 5), 'test'), tuple(map(str, range(classes))))
-
-
-def npy(path: str) -> Splits:
-  """Reads PATH/{train,test}_{images,labels}.npy and, if there, class_names.npy; images stay memory-mapped.
-
-  Args:
-    path: folder with images uint8[N, h, w, C], labels integer[N] and class names str[num_classes].
-
-  Raises:
-    UserError: a file is missing or unreadable, has another dtype or shape, or labels out of range.
-  """
-  name = f"config.data.name='npy:{path}'"
-  folder = epath.Path(path).expanduser()
-
-  def read(file):
-    try:
-      if '://' not in path:  # mapped, so that no header makes room for more than the file holds
-        return np.load(folder / file, allow_pickle=False, mmap_mode='r')
-      with (folder / file).open('rb') as remote:  # cannot be mapped
-        return np.load(remote, allow_pickle=False)
-    except FileNotFoundError as e:
-      raise UserError(f'{name}: {folder / file} does not exist; the folder must hold train_images.npy, '
-                      'train_labels.npy, test_images.npy and test_labels.npy') from e
-    except (OSError, ValueError, EOFError) as e:
-      raise UserError(f'{name}: {folder / file} is no plain .npy array ({e}); '
-                      'write it with numpy.save') from e
-
-  names = read('class_names.npy') if (folder / 'class_names.npy').exists() else None
-  if names is not None and (names.ndim != 1 or names.dtype.kind != 'U'):
-    raise UserError(f'{name}: {folder}/class_names.npy is {names.dtype}{list(names.shape)}; '
-                    'save a vector of strings')
-
-  sources, num_classes = {}, None if names is None else len(names)
-  for split in ('train', 'test'):
-    images = read(f'{split}_images.npy')
-    labels = read(f'{split}_labels.npy')
-    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-      raise UserError(f'{name}: {split}_images.npy is {images.dtype}{list(images.shape)}; '
-                      'save uint8[N, H, W, C], N > 0')
-    if labels.dtype.kind not in 'iu' or labels.shape != images.shape[:1]:
-      raise UserError(f'{name}: {split}_labels.npy is {labels.dtype}{list(labels.shape)}; '
-                      f'save integers [{len(images)}], one for each image')
-    if num_classes is None:  # Training comes first: a class that only the test set has is a mistake.
-      num_classes = int(labels.max()) + 1
-      if num_classes > _MOST_CLASSES:
-        raise UserError(f'{name}: {split}_labels.npy has the label {num_classes - 1}, and {_MOST_CLASSES} classes are '
-                        'the most; number the classes from 0')
-    if labels.min() < 0 or labels.max() >= num_classes:
-      raise UserError(f'{name}: {split}_labels.npy has labels {labels.min()}..{labels.max()}, but there are '
-                      f'{num_classes} classes; labels must lie in 0..{num_classes - 1}')
-    sources[split] = ArraySource(images, labels, f'{folder}/{split}_images.npy')
-  class_names = map(str, range(num_classes) if names is None else names)
-  return Splits(sources['train'], sources['test'], tuple(class_names))

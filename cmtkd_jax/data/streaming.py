@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+from cmtkd_jax.data import broken as broken_lib
 from cmtkd_jax.data import loaders
 from cmtkd_jax.data.host_reader import HostReader
 from cmtkd_jax.data.workers import Workers
-from cmtkd_jax.errors import UserError
 
 _BATCHES_IN_FLIGHT = 2
 # Rows that one thread reads at a time: enough to amortize a task's cost, few enough to share out a batch.
@@ -88,6 +88,4 @@ class Reader:
 
   def _count(self, broken):
     self.broken = functools.reduce(dict.__or__, broken, self.broken)
-    if len(self.broken) > self._max_broken:
-      raise UserError(f'{len(self.broken)} training images cannot be decoded, more than config.data.max_corrupt '
-                      f'allows; repair them, or raise it; the first: {next(iter(self.broken.values()))}')
+    broken_lib.check_count(self.broken, self._max_broken)

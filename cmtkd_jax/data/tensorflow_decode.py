@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cmtkd_jax import host_tensorflow
+from cmtkd_jax.data import image_file
 
 _RATIOS = (8, 4, 2, 1)  # by which libjpeg makes a JPEG smaller
 _GREY_OR_COLOUR = ('L', 'RGB')
@@ -20,8 +21,8 @@ def resample(encoded: bytes | None, image: Image.Image | np.ndarray, box, size: 
 
   Args:
     encoded: the file, None for what is decoded already.
-    image: the same opened by PIL, or uint8[h, w, channels].
-    box: (top, left, height, width) in pixels.
+    image: the same opened by `image_file`, or uint8[h, w, channels].
+    box: (top, left, height, width) in pixels as they are stored.
     size: side of the result.
     channels: 1 or 3.
 
@@ -36,7 +37,7 @@ def resample(encoded: bytes | None, image: Image.Image | np.ndarray, box, size: 
     crop = _decode_jpeg(encoded, image.height, image.width, box, size, channels)
   else:
     if isinstance(image, Image.Image):
-      image = np.asarray(image.convert('L' if channels == 1 else 'RGB')).reshape(image.height, image.width, channels)
+      image = np.asarray(image_file.convert(image, channels)).reshape(image.height, image.width, channels)
     top, left, height, width = _whole(box, *image.shape[:2])
     crop = np.ascontiguousarray(image[top:top + height, left:left + width])
   ops = host_tensorflow.load().raw_ops

@@ -2,26 +2,21 @@
 
 import contextlib
 import functools
-import io
 import logging
 import warnings
 from typing import Protocol
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 try:
   import resource
 except ImportError:  # Windows
   resource = None
 
-from cmtkd_jax.data import decode, example, tfrecord
-from cmtkd_jax.data.sources import Source, Splits
+from cmtkd_jax.data import broken, example, image_file, names, tfrecord
+from cmtkd_jax.data.sources import Source, Splits, check_class_names
 from cmtkd_jax.errors import UserError
-
-_ALLOWED = ("allowed are 'digits', 'generated:HxWxC:CLASSES:N', 'npy:/path', 'folder:/path', or a name of "
-            "TensorFlow Datasets such as 'cifar100', 'svhn_cropped', 'imagenet2012'")
 
 
 class Records(Protocol):
@@ -55,14 +50,14 @@ class TfdsSource(Source):
   """One split: `records`, of which `keys` are (image, label), and the images' declared shape."""
 
   def __init__(self, records: Records, name: str, keys: tuple[str, str], shape: tuple[int | None, ...]):
-    self._records, self._name, self._keys, self._declared = records, name, keys, tuple(shape)
+    self.records, self._name, self._keys, self._declared = records, name, keys, tuple(shape)
 
   def __len__(self):
-    return len(self._records)
+    return len(self.records)
 
   def read(self, records):
     images, labels = [], np.empty(len(records), np.int32)
-    for row, data in enumerate(self._records.read(records)):
+    for row, data in enumerate(self.records.read(records)):
       try:
         (image,), (labels[row],) = map(example.parse(data, self._keys).__getitem__, self._keys)
       except (ValueError, KeyError, TypeError, OverflowError) as e:
@@ -76,13 +71,12 @@ class TfdsSource(Source):
 
   @functools.cached_property
   def first_shape(self):
-    return decode.first_shape(self._shape_of, len(self))
+    return broken.first_shape(self._shape_of, len(self))
 
   def _shape_of(self, record):
     (data,), _ = self.read(np.array([record]))
-    with decode.blame(self, record):
-      image = Image.open(io.BytesIO(data))
-    return image.height, image.width, self._declared[-1]
+    with broken.blame(self, record):
+      return *image_file.size(image_file.open_image(data)), self._declared[-1]
 
   @property
   def shape(self):
@@ -105,8 +99,9 @@ def read(name: str, data_dir: str) -> Splits:
     try:
       import tensorflow_datasets as tfds
     except ImportError as e:
-      raise UserError(f'{field}: tensorflow_datasets is not installed (pip install tensorflow-datasets '
-                      f'array_record); {_ALLOWED}') from e
+      raise names.unknown(name) or UserError(
+          f'{field}: tensorflow_datasets is not installed (pip install tensorflow-datasets array_record); '
+          f'{names.ALLOWED}') from e
     builder = _builder(tfds, name, data_dir, field)
     info = builder.info
     image, label = _features(tfds, info, field)
@@ -118,7 +113,10 @@ def read(name: str, data_dir: str) -> Splits:
     splits = ('train', 'test' if has_labels else 'validation')
     train, test = (TfdsSource(_records(tfds, builder, s, field), f'{info.full_name} {s}', _keys(info), image.shape)
                    for s in splits)
-  return Splits(train, test, tuple(label.names))
+    check_class_names(label.names, field)
+  unchecked = any(isinstance(s.records, tfrecord.Files) for s in (train, test)) and not tfrecord.checks_data()
+  notes = ('checksums of the images are not checked (pip install google-crc32c)',) if unchecked else ()
+  return Splits(train, test, tuple(label.names), notes)
 
 
 @contextlib.contextmanager
@@ -147,9 +145,9 @@ def _builder(tfds, name, data_dir, field):
   except tfds.core.DatasetNotFoundError:
     pass
   except ValueError as e:  # A name that does not parse, or a set found in several places.
-    raise UserError(f'{field}: {_one_line(e)}; {_ALLOWED}') from e
-  if plain not in tfds.list_builders(with_community_datasets=False):
-    raise UserError(f'{field} is unknown; {_ALLOWED}')
+    raise names.unknown(name) or UserError(f'{field}: {_one_line(e)}; {names.ALLOWED}') from e
+  if plain not in (known := tfds.list_builders(with_community_datasets=False)):
+    raise names.unknown(name, known) or UserError(f'{field} is unknown; {names.ALLOWED}')
   looked_in = data_dir or str(epath.Path(tfds.core.constants.DATA_DIR).expanduser())
   raise UserError(f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); '
                   f'{_mend(name, looked_in)}')

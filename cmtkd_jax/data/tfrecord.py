@@ -1,8 +1,8 @@
 """TFRecord files with random access: an index of where each record begins, made once and cached.
 
 A record is uint64 length, uint32 masked crc32c of these 8 bytes, data, uint32 masked crc32c of the data, all little
-endian. Checksums of lengths are always checked, those of data where `google_crc32c` or `crc32c` is installed (in
-Python they would cost more than decoding). Reference: tensorflow/core/lib/io/record_writer.h.
+endian. Checksums of lengths are always checked, those of data where `google_crc32c`, which requirements.txt names, or
+`crc32c` is installed (in Python they would cost more than decoding). Reference: tensorflow/core/lib/io/record_writer.h.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from etils import epath
 from cmtkd_jax.errors import UserError
 
 try:
-  from google_crc32c import value as _fast_crc32c
+  from google_crc32c.cext import value as _fast_crc32c  # Only what is compiled is fast enough.
 except ImportError:
   try:
     from crc32c import crc32c as _fast_crc32c
@@ -52,6 +52,11 @@ def crc32c(data: bytes) -> int:
   for byte in data:
     crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 255]
   return crc ^ 0xffffffff
+
+
+def checks_data() -> bool:
+  """Returns whether checksums of data are checked."""
+  return _fast_crc32c is not None
 
 
 def mask(crc: int) -> int:

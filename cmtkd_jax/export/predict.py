@@ -1,11 +1,13 @@
 """Classes of image files, from the directory of a run or an exported file."""
 
+import os
+
 import jax
 import numpy as np
-from PIL import Image
 
 from cmtkd_jax import export, text_table
 from cmtkd_jax.data import decode
+from cmtkd_jax.data.broken import WrongSize
 from cmtkd_jax.errors import UserError
 
 _MOST = 5  # classes that are named
@@ -34,7 +36,11 @@ def predict(path, images):
 
 
 def read_image(file, about):
-  """Returns an image file as uint8 [H, W, C], resized and cropped as `about` says.
+  """Returns an image file as uint8 [H, W, C], read as in training (`data.image_file`), resized and cropped.
+
+  Args:
+    file: path of an image file.
+    about: of the network: 'image_shape' (H, W, C), and 'resize', the shorter side after resizing, 0 for none.
 
   Raises:
     UserError: it cannot be read, or has another size than the network where nothing is resized.
@@ -42,8 +48,12 @@ def read_image(file, about):
   height, _, channels = about['image_shape']
   transform = decode.Transform('none', size=height, resize=about['resize'], channels=channels, seed=None)
   try:
+    if os.path.exists(file) and not os.path.isfile(file):  # Opening a pipe would wait for somebody to write into it.
+      raise OSError('it is a folder' if os.path.isdir(file) else 'it is a pipe, socket or device')
     with open(file, 'rb') as content:
       return transform(content.read(), 0, 0)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+  except WrongSize as e:
+    raise UserError(f'--images: {file} is {e}, the size of the training images; resize it') from None
+  except (OSError, ValueError) as e:
     reason = 'there is no such file' if isinstance(e, FileNotFoundError) else e
     raise UserError(f'--images: {file} cannot be read ({reason}); give image files such as .jpg or .png') from None
