@@ -1,5 +1,8 @@
 """Data sets as they lie on disk, and the error line for each mistake."""
 
+import itertools
+import os
+import socket
 import subprocess
 import sys
 
@@ -12,6 +15,7 @@ from PIL import Image
 
 from cmtkd_jax import data
 from cmtkd_jax.errors import UserError
+from tests.batches import take
 
 
 def load(batch_size=4, eval_batch_size=4, devices=2, **fields):
@@ -85,20 +89,113 @@ def test_npy(tmp_path):
   np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1])
 
 
-@pytest.mark.parametrize('arrays, words', [
-    ({'test_labels': None}, ['test_labels.npy does not exist']),
-    ({'train_images': np.zeros((12, 8, 8, 1), np.float32)}, ['train_images.npy is float32', 'uint8[N, H']),
-    ({'train_images': np.zeros((12, 8, 8), np.uint8)}, ['train_images.npy is uint8[12, 8, 8]']),
-    ({'train_labels': np.zeros(12)}, ['train_labels.npy is float64']),
-    ({'train_labels': np.zeros(11, int)}, ['train_labels.npy is int64[11]', 'integers [12]']),
-    ({'train_labels': np.arange(12) - 1}, ['labels -1..10']),
-    ({'test_labels': np.full(5, 3)}, ['test_labels.npy has labels 3..3', '0..2']),
-    ({'class_names': np.array(['a', 'b'])}, ['labels 0..2', '2 classes']),
-    ({'class_names': np.array([1, 2, 3])}, ['class_names.npy is int64', 'vector of strings']),
-    ({'train_labels': np.array([{}] * 12, object)}, ['train_labels.npy holds Python objects']),
-])
-def test_npy_mistakes(tmp_path, arrays, words):
-  expect(words + [f"config.data.name='npy:{tmp_path}'"], name=save_npy(tmp_path, **arrays))
+FULL = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+RGB = FULL.repeat(3, 3)
+LABELS = np.arange(12) % 3
+
+
+@pytest.mark.parametrize('arrays, words, mended', [
+    ({'test_labels': None}, ['test_labels.npy does not exist'], None),
+    ({'train_images': (FULL / 255).astype(np.float32)},
+     ['train_images.npy is float32[12, 8, 8, 1]: floats from 0 to 1;', 'save uint8[N, H, W, C]'], FULL),
+    ({'train_images': FULL.astype(np.float64)}, ['float64[12, 8, 8, 1]: floats from 0 to 255;'], FULL),
+    ({'train_images': FULL / 128 - 1.0}, ['floats from -1 to 0.99', 'not from 0 to 255; save uint8[N, H, W, C]'], None),
+    ({'train_images': FULL * np.nan}, ['floats from nan to nan, not from 0 to 255'], None),
+    ({'train_images': FULL.astype(np.int64)}, ['int64[12, 8, 8, 1]: integers from 0 to 255'], FULL),
+    ({'train_images': FULL.astype(np.uint16) * 257}, ['uint16[12, 8, 8, 1]: integers from 0 to 65535'], FULL),
+    ({'train_images': FULL > 127}, ['bool[12, 8, 8, 1]: booleans'], (FULL > 127) * 255),
+    ({'train_images': FULL.astype('U3')}, ['<U3[12, 8, 8, 1]: not numbers'], None),
+    ({'train_images': FULL[..., 0]}, ['train_images.npy is uint8[12, 8, 8]: it has no axis of channels'], FULL),
+    ({'train_images': FULL.reshape(12, 64)}, ['uint8[12, 64]: it looks like flattened images'], FULL),
+    ({'train_images': RGB.reshape(12, 192)}, ['uint8[12, 192]: it looks like flattened images',
+                                              'or .reshape(-1, 3, 8, 8).transpose(0, 2, 3, 1) if each color'], RGB),
+    ({'train_images': RGB.transpose(0, 3, 1, 2)}, ['uint8[12, 3, 8, 8]: it looks like channels first'], RGB),
+    ({'train_images': FULL.transpose(0, 3, 1, 2)}, ['uint8[12, 1, 8, 8]: it looks like channels first'], FULL),
+    ({'train_images': RGB.transpose(1, 2, 3, 0)}, ['uint8[8, 8, 3, 12]: the last axis counts the images'], RGB),
+    ({'train_images': RGB.transpose(0, 3, 1, 2) / 255}, ['floats from 0 to 1, it looks like channels first'], RGB),
+    ({'train_images': np.zeros((12, 70), np.uint8)}, ['uint8[12, 70]: it looks like flattened images; save'], None),
+    ({'train_images': np.zeros((12, 1, 8, 8, 1), np.uint8)}, ['uint8[12, 1, 8, 8, 1]: it has 5 axes'], None),
+    ({'train_images': np.zeros((0, 8, 8, 1), np.uint8)}, ['no images'], None),
+    ({'train_images': np.uint8(3)}, ['no images'], None),
+    ({'train_labels': LABELS.astype(float)}, ['train_labels.npy is float64[12]: not integers'], LABELS),
+    ({'train_labels': LABELS + 0.5}, ['train_labels.npy is float64[12]: not integers; save integers [12]'], None),
+    ({'train_labels': LABELS == 1}, ['train_labels.npy is bool[12]: not integers'], LABELS == 1),
+    ({'train_labels': LABELS[:, None]}, ['train_labels.npy is int64[12, 1]: it has a second axis'], LABELS),
+    ({'train_labels': np.eye(3)[LABELS]}, ['train_labels.npy is float64[12, 3]: rows of one-hot labels'], LABELS),
+    ({'train_labels': np.eye(3, dtype=np.uint8)[LABELS]}, ['uint8[12, 3]: rows of one-hot labels'], LABELS),
+    ({'train_labels': np.eye(3)[LABELS] * 0.7 + 0.1}, ['rows of probabilities'], LABELS),
+    ({'train_labels': np.array(['cat', 'dog', 'eel'])[LABELS]}, ['<U3[12]: names', 'class_names.npy'], LABELS),
+    ({'train_labels': np.zeros((12, 2, 2), int)}, ['int64[12, 2, 2]: it has 3 axes'], None),
+    ({'train_labels': np.int64(3)}, ['int64[]: it has 0 axes'], None),
+    ({'train_labels': np.zeros(11, int)}, ['train_labels.npy is int64[11]', '11 labels, not 12', 'save integers [12]'],
+     None),
+    ({'train_labels': np.arange(12) - 1}, ['labels -1..10'], None),
+    ({'test_labels': np.full(5, 3)}, ['test_labels.npy has labels 3..3', '0..2'], None),
+    ({'class_names': np.array(['a', 'b'])}, ['labels 0..2', '2 classes'], None),
+    ({'class_names': np.array([1, 2, 3])}, ['class_names.npy is int64', 'vector of strings'], None),
+    ({'class_names': np.array(['a', 'b', 'a'])}, ["class_names.npy: classes 0 and 2 are both called 'a'"], None),
+    ({'class_names': np.array(['a', ' ', 'c'])}, ["class_names.npy: class 1 has the name ' ', which is empty"], None),
+    ({'class_names': np.array(['a', 'b\nc', 'c'])}, ["the class name 'b\\nc' has the character '\\n'"], None),
+    ({'train_labels': np.array([{}] * 12, object)}, ['train_labels.npy holds Python objects'], None),
+], ids=itertools.count())
+def test_npy_mistakes(tmp_path, arrays, words, mended):
+  """Where the line tells how to mend the array, doing so gives the right one."""
+  name, channels = save_npy(tmp_path, **arrays), 3 if mended is RGB else 1
+  line = expect([*words, f'config.data.name={name!r}'], name=name, mean=(0.5,) * channels, std=(1.0,) * channels)
+  assert (mended is not None) == (', here ' in line)
+  if mended is not None:
+    (given, array), = arrays.items()
+    code = line.partition(', here ')[2].partition(' or ')[0].partition(', and ')[0]
+    out = eval(code, {'numpy': np, given.partition('_')[2]: array})  # noqa: S307
+    np.testing.assert_array_equal(out, mended)
+    assert out.dtype.kind in 'iu' and (out.dtype == np.uint8 or given.endswith('labels'))
+
+
+def test_npy_files_that_are_something_else(tmp_path):
+  name = save_npy(tmp_path)
+  path = tmp_path / 'train_images.npy'
+  whole = path.read_bytes()
+  with open(path, 'wb') as file:
+    np.savez(file, images=FULL)
+  line = expect([f'{path} is an .npz archive',
+                 "numpy.save('train_images.npy', numpy.load(ARCHIVE)['images'])"], name=name)
+  assert 'pickle' not in line
+  for content, words in ((b'\x80\x04N.', 'is not a .npy file'), (b'', 'is not a .npy file'),
+                         (b'PK\3\4', 'is not a .npy file'),
+                         (whole[:-5], 'cannot be loaded (mmap length is greater than file size)')):
+    path.write_bytes(content)
+    expect([f'{path} {words}'], name=name)
+  path.write_bytes(whole.replace(b"'descr'", b"'descr(", 1))  # NumPy reads headers as Python
+  expect([f'{path} cannot be loaded'], name=name)
+  for make, words in ((os.mkdir, 'is a folder, not a file'), (os.mkfifo, 'is a pipe, socket or device, not a file')):
+    path.unlink(missing_ok=True)
+    make(path)
+    expect([f'{path} {words}'], name=name)
+    path.rmdir() if path.is_dir() else path.unlink()
+  path.symlink_to('/dev/zero')
+  expect([f'{path} is a pipe, socket or device'], name=name)
+
+
+def test_class_names_of_numbers_that_are_not_characters(tmp_path):
+  name = save_npy(tmp_path, class_names=np.array(['cat', 'dog', 'eel']))
+  path = tmp_path / 'class_names.npy'
+  path.write_bytes(path.read_bytes()[:-1] + b'\xff')
+  expect([f'{path} is damaged'], name=name)
+
+
+def test_classes_without_images_are_in_the_summary(tmp_path):
+  labels = np.array([3, 17, 255, 900])
+  name = save_npy(tmp_path, train_labels=labels[np.arange(12) % 4], test_labels=np.array([3, 3, 17, 4, 5]))
+  dataset = load(name=name)
+  assert dataset.num_classes == 901 and dataset.summary == (
+      f'{name}: train 12 images, test 5, 901 classes; 897 of the 901 classes have no training images (labels in use: '
+      '3, 17, 255, 900); 2 of the 901 classes have training images, but no test images; 2 test images belong to '
+      'classes without training images')
+  save_npy(tmp_path, train_labels=np.arange(12) % 6 + 1, class_names=np.array([*'abcdefgh']))
+  assert ('2 of the 8 classes have no training images (labels in use: 1, 2, 3, 4, 5, ...)' in load(name=name).summary)
+  save_npy(tmp_path)
+  (tmp_path / 'class_names.npy').unlink()
+  assert load(name=name).summary == f'{name}: train 12 images, test 5, 3 classes'
 
 
 # --- Folders.
@@ -173,6 +270,91 @@ def test_folder_mistakes(tmp_path):
   expect(['1 or 3 channels'], name=name, mean=(0.5,) * 2, std=(1.0,) * 2)
 
 
+def test_every_kind_of_image_file_is_found_and_the_rest_is_told(tmp_path):
+  name = save_folder(tmp_path)
+  suffixes = ['.webp', '.bmp', '.tif', '.tiff', '.gif', '.jfif', '.jpg', '.JPEG', '.PNG', '.ppm', '.tga', '.jp2']
+  for i, suffix in enumerate(suffixes):
+    Image.new('RGB', (8, 8), (100 + i,) * 3).save(tmp_path / 'train' / 'bee' / f'x{i:02}{suffix}')
+  for suffix in ('.pgm', '.pnm'):
+    Image.new('L', (8, 8), 200).save(tmp_path / 'train' / 'bee' / f'y{suffix}')
+  Image.new('1', (8, 8), 1).save(tmp_path / 'train' / 'bee' / 'z.pbm')
+  dataset = load(**rgb(name=name))
+  assert dataset.num_examples == {'train': 8 + 15, 'test': 8} and dataset.resident
+  assert dataset.summary == f'{name}: train 23 images, test 8, 2 classes'
+
+  for hidden in ('.ipynb_checkpoints', 'ant/.ipynb_checkpoints'):
+    (tmp_path / 'train' / hidden).mkdir()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'train' / hidden / 'a.png')
+  (tmp_path / 'train' / 'ant' / '._0.png').write_bytes(b'resources of macOS')
+  (tmp_path / 'train' / '.DS_Store').write_bytes(b'')
+  (tmp_path / 'test' / 'ant' / 'Thumbs.db').write_bytes(b'')
+  for i in range(2):
+    (tmp_path / 'train' / 'ant' / f'{i}.heic').write_bytes(b'')
+  (tmp_path / 'train' / 'bee' / 'README').write_bytes(b'')
+  (tmp_path / 'train' / 'bee' / 'more').mkdir()
+  Image.new('RGB', (8, 8)).save(tmp_path / 'train' / 'loose.png')
+  (tmp_path / 'val').mkdir()
+  dataset = load(**rgb(name=name))
+  assert dataset.class_names == ('ant', 'bee') and dataset.summary == (
+      f'{name}: train 23 images, test 8, 2 classes; left out 4 files not read as images (.heic, no suffix, .db), '
+      '4 hidden names, 1 folder inside class folders, 1 image outside class folders; val/ is not used')
+
+
+def test_images_next_to_a_folder_of_images_are_told(tmp_path):
+  name = save_folder(tmp_path, inner='images')
+  Image.new('RGB', (8, 8)).save(tmp_path / 'train' / 'ant' / 'a.png')
+  (tmp_path / 'train' / 'ant' / 'ant_boxes.txt').write_bytes(b'')
+  assert load(**rgb(name=name)).summary.endswith(
+      '; left out 1 file not read as images (.txt), 1 image next to a folder images/')
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
+  name = save_folder(tmp_path)
+  for place in ('train/ant', 'test/bee'):
+    path = tmp_path / place / '5.png'
+    os.mkfifo(path)
+    expect([f'{path} is a pipe, socket or device, not an image file; remove it'], **rgb(name=name))
+    path.unlink()
+    path.symlink_to('/dev/zero')
+    expect([f'{path} is a pipe, socket or device'], **rgb(name=name))
+    path.unlink()
+    path.mkdir()
+    expect([f'{path} is a folder, but is called like an image file'], **rgb(name=name))
+    path.rmdir()
+  os.mkfifo(tmp_path / 'train' / 'ant' / 'log')
+  assert '1 special file' in load(**rgb(name=name)).summary
+  with socket.socket(socket.AF_UNIX) as server:
+    cwd = os.getcwd()
+    os.chdir(tmp_path / 'train' / 'ant')  # The names of sockets are short.
+    try:
+      server.bind('6.png')
+    finally:
+      os.chdir(cwd)
+    expect(['6.png is a pipe, socket or device'], **rgb(name=name))
+
+
+def test_a_link_to_nothing_is_a_broken_image(tmp_path):
+  name = save_folder(tmp_path)
+  (tmp_path / 'train' / 'ant' / '5.png').symlink_to(tmp_path / 'nothing.png')
+  dataset = load(**rgb(name=name, max_corrupt=0.2))
+  assert list(dataset.train.broken) == [4] and dataset.num_examples['train'] == 9
+
+
+@pytest.mark.parametrize('folder, words', [
+    (b'b\nee', [r"the class name 'b\nee' has the character '\n'"]), (b'\xff', [r"the class name '\udcff' has"]),
+    (b' ', ["class 0 has the name ' ', which is empty"])])
+def test_names_of_class_folders(tmp_path, folder, words):
+  name = save_folder(tmp_path)
+  os.rename(os.fsencode(tmp_path / 'train' / 'bee'), os.path.join(os.fsencode(tmp_path / 'train'), folder))
+  expect([f'{tmp_path}/train: ', *words], **rgb(name=name))
+
+
+def test_names_of_files_are_told_in_one_line(tmp_path):
+  name = save_folder(tmp_path)
+  (tmp_path / 'test' / 'ant' / 'a\nb.png').write_bytes(b'no image')
+  expect([r"test/ant/a\nb.png' cannot be decoded (it is not an image)"], **rgb(name=name))
+
+
 @pytest.mark.parametrize('resident', ['auto', 'no'])
 def test_broken_images_are_named(tmp_path, resident):
   name = save_folder(tmp_path)
@@ -222,6 +404,17 @@ def test_tfds(tmp_path, file_format, resident):
   iterator.close()
 
 
+@pytest.mark.filterwarnings('ignore')  # What tensorflow_datasets warns of while it writes is not ours.
+@pytest.mark.parametrize('file, content', [
+    ('dataset_info.json', ''), ('dataset_info.json', '{"name": 2}'), ('dataset_info.json', None),
+    ('features.json', '{"featuresDict": 1}'), ('features.json', '[]'), ('features.json', '[' * 10**5)])
+def test_tfds_damaged_metadata(tmp_path, file, content):
+  save_tfds(tmp_path, 'tfrecord')
+  path = tmp_path / 'blobs' / '1.0.0' / file
+  path.unlink() if content is None else path.write_text(content)
+  expect(["config.data.name='blobs' cannot be opened", 'prepare the data set again'], name='blobs', dir=str(tmp_path))
+
+
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('resident', ['auto', 'no'])
 def test_tfds_test_split_without_labels(tmp_path, resident):
@@ -248,8 +441,33 @@ def test_tfds_not_prepared(tmp_path):
              '.download_and_prepare()')
   expect([f"'cifar100' is not prepared in {tmp_path}", command], **rgb(name='cifar100', dir=str(tmp_path)))
   expect([f'{tmp_path}/downloads/manual'], **rgb(name='tfds:imagenet2012', dir=str(tmp_path)))
-  for unknown in ('cifar1000', 'dig its', 'tfds:'):
+  for unknown in ('cifar1000', 'dig its', 'tfds:', 'abcdefgh'):
     expect(['allowed are', 'folder:/path'], name=unknown, dir=str(tmp_path))
+
+
+def test_a_name_that_is_nearly_right(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'photos').mkdir()
+  (tmp_path / 'arrays').mkdir()
+  save_npy(tmp_path / 'arrays')
+  for name, words in {
+      './photos': 'is a folder; write folder:./photos',
+      str(tmp_path / 'photos'): f'is a folder; write folder:{tmp_path}/photos',
+      './arrays': 'is a folder; write npy:./arrays', './nothing': 'does not exist; write folder:PATH or npy:PATH',
+      './arrays/test_labels.npy': 'is a file; write folder:PATH or npy:PATH', '/': 'is a folder; write folder:/',
+      'gs://bucket/set': 'is a path; write folder:PATH or npy:PATH'}.items():
+    expect([f'config.data.name={name!r} {words}'], name=name)
+  pytest.importorskip('tensorflow_datasets')
+  for name, meant in {
+      'photos': 'write folder:photos', 'arrays': 'write npy:arrays', 'foldr:photos': "did you mean 'folder:photos'?",
+      'NPY:arrays': "did you mean 'npy:arrays'?", 'generate:8x8x1:2:9': "did you mean 'generated:8x8x1:2:9'?",
+      'digit': "did you mean 'digits'?", 'Digits': "did you mean 'digits'?", 'CIFAR100': "did you mean 'cifar100'?",
+      'cifar-100': "did you mean 'cifar100'?", 'imagenet_2012': "did you mean 'imagenet2012'?",
+      'digits:8': "did you mean 'digits'?"}.items():
+    expect([f'config.data.name={name!r} is ', meant], name=name, dir=str(tmp_path))
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+  expect(["did you mean 'digits'?"], name='digit')
+  expect(['tensorflow_datasets is not installed'], name='cifar100')
 
 
 def test_imports_neither_tensorflow_nor_grain_unless_needed():
@@ -277,7 +495,8 @@ def expect(words, **fields):
   line = str(e.value)
   assert line.startswith('config.') and '\n' not in line
   for word in words:
-    assert word in line
+    assert word in line, line
+  return line
 
 
 @pytest.mark.parametrize('fields, words', [
@@ -287,11 +506,14 @@ def expect(words, **fields):
     ({'augment': 'flip'}, ["config.data.augment='flip'", 'pad_crop_flip']),
     ({'augment': 'resize_crop_flip'}, ['config.data.resize=0', 'resize_crop_flip']),
     ({'resident': 'maybe'}, ["config.data.resident='maybe'", 'auto, yes, no']),
-    ({'image_size': 32}, ['config.data.image_size=32', '8x8', 'set image_size=8']),
+    ({'image_size': 32}, ['config.data.image_size=32', '8x8', 'set image_size=8', 'config.data.resize=32 or more']),
     ({'image_size': 0}, ['config.data.image_size=0']),
+    ({'image_size': 10**9}, ['config.data.image_size=1000000000', 'at most 16384']),
+    ({'resize': 10**9}, ['config.data.resize=1000000000', 'to 16384']),
     ({'resize': 7}, ['config.data.resize=7', 'config.data.image_size=8']),
     ({'pad': -1}, ['config.data.pad=-1']),
     ({'num_workers': -1}, ['config.data.num_workers=-1']),
+    ({'num_workers': 10**6}, ['config.data.num_workers=1000000', 'from 0 to 1024']),
     ({'workers': 'fibres'}, ["config.data.workers='fibres'", 'threads, processes']),
     ({'workers': 'processes', 'num_workers': 0}, ['config.data.num_workers=0', "workers='threads'"]),
     ({'decoder': 'nvjpeg'}, ["config.data.decoder='nvjpeg'", 'pil, tensorflow']),
@@ -308,6 +530,25 @@ def expect(words, **fields):
     ({'batch_size': 13, 'devices': 8}, ['config.batch_size=13', '8 devices', 'use 8 or 16']),
     ({'batch_size': 3, 'devices': 8}, ['config.batch_size=3', 'use 8']),
     ({'eval_batch_size': 0}, ['config.eval_batch_size=0']),
+    ({'eval_batch_size': 10**12}, ['config.eval_batch_size=1000000000000 is more than 1048576', 'lower it']),
 ])
 def test_bad_fields(fields, words):
   expect(words, **fields)
+
+
+@pytest.mark.parametrize('sizes, image_size, words, unwanted', [
+    (((24, 36),) * 4, 8, ['are 24x36;', 'set config.data.resize=8 or more'], 'image_size=24'),
+    (((90, 90),) * 4, 32, ['are 90x90;', 'set config.data.resize=32 or more'], 'image_size=90'),
+    (((12, 12),) * 4, 8,
+     ['are 12x12;', 'set image_size=12 (takes them as they are) or config.data.resize=8'], 'other sizes'),
+    (((12, 12), (12, 13)) * 2, 8, ['are 12x12 and of other sizes;', 'set config.data.resize=8'], 'image_size=12'),
+    (((8, 8),) * 4, 32,
+     ['are 8x8;', 'set image_size=8 (takes them as they are) or config.data.resize=32'], 'other sizes'),
+])
+def test_images_of_another_size_than_the_network(tmp_path, sizes, image_size, words, unwanted):
+  """Photos are to be resized; only small squares may be taken as they are. What is advised works."""
+  fields = rgb(name=save_folder(tmp_path, sizes=sizes), image_size=image_size)
+  line = expect([f'config.data.image_size={image_size} and config.data.resize=0', *words], **fields)
+  assert unwanted not in line
+  batch = take(load(**fields, resize=image_size, augment='pad_crop_flip').train, 0, 1)[0]
+  assert batch['label'].shape == (4,)

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from cmtkd_jax.data import broken, image_file
+from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.data.sources import Source, Splits, check_class_names
 from cmtkd_jax.errors import UserError
 
@@ -84,7 +85,9 @@ def read(path: str, channels: int) -> Splits:
   finder = _Finder(name)
   train = finder.by_class(root / 'train')
   folders = [root / d for d in ('test', 'val') if (root / d).is_dir()]
-  if (root / 'val' / _TINY_LABELS).is_file():
+  if (root / 'val' / _TINY_LABELS).exists():
+    if kind := not_a_file(root / 'val' / _TINY_LABELS):
+      raise UserError(f'{name}: {root / "val" / _TINY_LABELS} is {kind}, not a file; remove it')
     test = finder.tiny_val(root / 'val')
     unread = [folder for folder in folders if folder.name == 'test']
   else:

@@ -31,7 +31,9 @@ def unknown(name: str, known: Iterable[str] = ()) -> UserError | None:
     fault = 'is a file' if os.path.exists(path) else 'is a path' if '://' in name else 'does not exist'
     return UserError(f'{field} {fault}; write folder:PATH or npy:PATH, with the path of a folder')
   kind, colon, rest = name.partition(':')
-  if colon and kind not in known and (near := _near(kind, _KINDS)):
+  if kind in known:
+    return None
+  if colon and (near := _near(kind, _KINDS)):
     return UserError(f'{field} is unknown; did you mean {near if near == "digits" else f"{near}:{rest}"!r}? {ALLOWED}')
   if near := _near(kind, ('digits', *known)):
     return UserError(f'{field} is unknown; did you mean {near!r}? {ALLOWED}')

@@ -1,14 +1,16 @@
 """NumPy files: DIR/{train,test}_{images,labels}.npy; one that does not fit is refused, with what makes it fit."""
 
 import os
-import zipfile
+import sys
 
 import numpy as np
 from etils import epath
 
+from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.data.sources import ArraySource, Splits, check_class_names
 from cmtkd_jax.errors import UserError
 
+_MAGIC = b'\x93NUMPY'
 _MOST_CLASSES = 10**6
 _SAMPLE = 256  # images or rows that are looked at to tell what an array holds
 
@@ -31,6 +33,9 @@ def read(path: str, channels: int) -> Splits:
     names = _load(folder / 'class_names.npy', name)
     if names.ndim != 1 or names.dtype.kind != 'U':
       raise UserError(f'{name}: {folder}/class_names.npy is {_describe(names)}; save a vector of strings')
+    code_points = np.frombuffer(names.tobytes(), np.dtype(np.uint32).newbyteorder(names.dtype.byteorder))
+    if code_points.max(initial=0) > sys.maxunicode:  # Python would stumble over these later.
+      raise UserError(f'{name}: {folder}/class_names.npy is damaged (it has no characters); save it again')
     names = tuple(map(str, names))
     check_class_names(names, f'{name}: {folder}/class_names.npy')
 
@@ -53,20 +58,20 @@ def read(path: str, channels: int) -> Splits:
 
 def _load(path, name):
   """The array of a file, memory-mapped where it is local."""
-  is_local = '://' not in os.fspath(path)
-  if is_local and path.exists() and not path.is_file():  # Opening a pipe would wait for somebody to write into it.
-    kind = 'a folder' if path.is_dir() else 'a pipe, socket or device'
+  if kind := not_a_file(path):
     raise UserError(f'{name}: {path} is {kind}, not a file; write an array there with numpy.save')
   try:
-    if is_local:  # mapped, so that no header makes room for more than the file holds
-      array = np.load(path, allow_pickle=False, mmap_mode='r')
-    else:
-      with path.open('rb') as remote:  # cannot be mapped
-        array = np.load(remote, allow_pickle=False)
+    with path.open('rb') as file:
+      if '://' not in os.fspath(path) and file.read(6) == _MAGIC:
+        # Mapped, so that no header makes room for more than the file holds.
+        array = np.load(path, allow_pickle=False, mmap_mode='r')
+      else:
+        file.seek(0)
+        array = np.load(file, allow_pickle=False)
   except FileNotFoundError as e:
     raise UserError(f'{name}: {path} does not exist; the folder must hold train_images.npy, '
                     'train_labels.npy, test_images.npy and test_labels.npy') from e
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+  except Exception as e:  # A header is parsed as Python: tokenize and ast add kinds of their own.
     raise UserError(f'{name}: {path} {_fault(path, e)}; write it with numpy.save') from e
   if isinstance(array, np.ndarray):
     return array
@@ -80,14 +85,14 @@ def _fault(path, error):
   """Why NumPy does not load a file, in words for those who do not know its format."""
   try:
     with path.open('rb') as file:
-      if file.read(6) != b'\x93NUMPY':
+      if file.read(6) != _MAGIC:
         return 'is not a .npy file'
       file.seek(0)
       version = np.lib.format.read_magic(file)
       header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
       if header and header(file)[2].hasobject:
         return 'holds Python objects, not numbers or strings'
-  except (OSError, ValueError, EOFError):
+  except Exception:
     pass
   return f'cannot be loaded ({" ".join(str(error).split())[:200]})'
 

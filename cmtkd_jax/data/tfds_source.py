@@ -15,6 +15,7 @@ except ImportError:  # Windows
   resource = None
 
 from cmtkd_jax.data import broken, example, image_file, names, tfrecord
+from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.data.sources import Source, Splits, check_class_names
 from cmtkd_jax.errors import UserError
 
@@ -102,21 +103,33 @@ def read(name: str, data_dir: str) -> Splits:
       raise names.unknown(name) or UserError(
           f'{field}: tensorflow_datasets is not installed (pip install tensorflow-datasets array_record); '
           f'{names.ALLOWED}') from e
-    builder = _builder(tfds, name, data_dir, field)
-    info = builder.info
-    image, label = _features(tfds, info, field)
-    if 'train' not in info.splits or not {'test', 'validation'} & set(info.splits):
-      raise UserError(f"{field} has the splits {', '.join(info.splits)}; "
-                      "it needs 'train', and 'test' or 'validation'")
-    # The labels of ImageNet's test split are not public; tfds sets them to -1.
-    has_labels = 'test' in info.splits and not info.name.startswith('imagenet2012')
-    splits = ('train', 'test' if has_labels else 'validation')
-    train, test = (TfdsSource(_records(tfds, builder, s, field), f'{info.full_name} {s}', _keys(info), image.shape)
-                   for s in splits)
-    check_class_names(label.names, field)
+    with _damage(field):
+      builder = _builder(tfds, name, data_dir, field)
+      info = builder.info
+      image, label = _features(tfds, info, field)
+      if 'train' not in info.splits or not {'test', 'validation'} & set(info.splits):
+        raise UserError(f"{field} has the splits {', '.join(info.splits)}; "
+                        "it needs 'train', and 'test' or 'validation'")
+      # The labels of ImageNet's test split are not public; tfds sets them to -1.
+      has_labels = 'test' in info.splits and not info.name.startswith('imagenet2012')
+      splits = ('train', 'test' if has_labels else 'validation')
+      train, test = (TfdsSource(_records(tfds, builder, s, field), f'{info.full_name} {s}', _keys(info), image.shape)
+                     for s in splits)
+      check_class_names(label.names, field)
   unchecked = any(isinstance(s.records, tfrecord.Files) for s in (train, test)) and not tfrecord.checks_data()
   notes = ('checksums of the images are not checked (pip install google-crc32c)',) if unchecked else ()
   return Splits(train, test, tuple(label.names), notes)
+
+
+@contextlib.contextmanager
+def _damage(field):
+  """Makes `UserError` of whatever tensorflow_datasets and protobuf raise for damaged metadata."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:
+    raise UserError(f'{field} cannot be opened ({type(e).__name__}: {_one_line(e)}); prepare the data set again') from e
 
 
 @contextlib.contextmanager
@@ -138,6 +151,7 @@ def _quiet():
 def _builder(tfds, name, data_dir, field):
   data_dir = str(epath.Path(data_dir).expanduser()) if data_dir else ''
   plain = name.split(':')[0].split('/')[0]
+  known = lambda: tfds.list_builders(with_community_datasets=False)
   try:
     # Straight from the files: the builder's own code would need TensorFlow.
     where = {'data_dir': data_dir} if data_dir else {}
@@ -145,9 +159,11 @@ def _builder(tfds, name, data_dir, field):
   except tfds.core.DatasetNotFoundError:
     pass
   except ValueError as e:  # A name that does not parse, or a set found in several places.
-    raise names.unknown(name) or UserError(f'{field}: {_one_line(e)}; {names.ALLOWED}') from e
-  if plain not in (known := tfds.list_builders(with_community_datasets=False)):
-    raise names.unknown(name, known) or UserError(f'{field} is unknown; {names.ALLOWED}')
+    raise names.unknown(name, known()) or UserError(
+        f'{field} cannot be opened ({_one_line(e)}); prepare the data set again, or choose another one: {names.ALLOWED}'
+    ) from e
+  if plain not in known():
+    raise names.unknown(name, known()) or UserError(f'{field} is unknown; {names.ALLOWED}')
   looked_in = data_dir or str(epath.Path(tfds.core.constants.DATA_DIR).expanduser())
   raise UserError(f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); '
                   f'{_mend(name, looked_in)}')
@@ -181,6 +197,9 @@ def _features(tfds, info, field):
 def _records(tfds, builder, split, field) -> Records:
   formats = {f.value for f in builder.info.available_file_formats()}
   if 'array_record' in formats:
+    for path in builder.info.splits[split].filepaths:
+      if kind := not_a_file(path):
+        raise UserError(f'{field}: {path} is {kind}, not a file; prepare the data set again')
     try:
       return _ArrayRecords(builder, split, tfds.decode.DeserializeMethod.RAW_BYTES)
     except ImportError as e:

@@ -19,6 +19,7 @@ from concurrent import futures
 import numpy as np
 from etils import epath
 
+from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.errors import UserError
 
 try:
@@ -145,6 +146,9 @@ def _damaged(path, what):
 def _index(paths):
   """(int32[N], int64[N, 2]): of every record its file, and where it begins and ends; cached."""
   try:
+    for path, kind in zip(paths, _parallel(not_a_file, paths)):
+      if kind:
+        raise _damaged(path, f'is {kind}, not a file')
     stats = _parallel(lambda path: path.stat(), paths)
   except OSError as e:
     raise UserError(f'config.data.name: {e.filename or paths[0].parent} cannot be read ({e.strerror or e}); prepare '

@@ -1,13 +1,12 @@
 """Classes of image files, from the directory of a run or an exported file."""
 
-import os
-
 import jax
 import numpy as np
 
 from cmtkd_jax import export, text_table
 from cmtkd_jax.data import decode
 from cmtkd_jax.data.broken import WrongSize
+from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.errors import UserError
 
 _MOST = 5  # classes that are named
@@ -48,8 +47,8 @@ def read_image(file, about):
   height, _, channels = about['image_shape']
   transform = decode.Transform('none', size=height, resize=about['resize'], channels=channels, seed=None)
   try:
-    if os.path.exists(file) and not os.path.isfile(file):  # Opening a pipe would wait for somebody to write into it.
-      raise OSError('it is a folder' if os.path.isdir(file) else 'it is a pipe, socket or device')
+    if kind := not_a_file(file):
+      raise OSError(f'it is {kind}')
     with open(file, 'rb') as content:
       return transform(content.read(), 0, 0)
   except WrongSize as e:
