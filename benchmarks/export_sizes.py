@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from cmtkd_jax import assembly, run_files
+from cmtkd_jax import assembly, export, run_files
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.bit_policy import FULL_PRECISION
 from cmtkd_jax.export import folding, packed, stablehlo, trace
@@ -46,7 +46,7 @@ def row(bits, first_last, folder):
   """Numbers of bytes."""
   graph, weights = exported(bits, first_last)
   files = {name: folder / f'{bits}.{name}' for name in ('npz', 'stablehlo')}
-  packed.write(files['npz'], graph, {})
+  packed.write(files['npz'], graph, export.from_graph(graph).about)
   stablehlo.write(files['stablehlo'], graph)
   layers = [node for node in graph.nodes if 'codes' in node.arrays and node.attributes['bits'] == bits]
   with np.load(files['npz']) as archive:

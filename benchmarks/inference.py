@@ -27,9 +27,9 @@ import numpy as np
 from absl import app, flags
 from sklearn import datasets
 
-from cmtkd_jax import assembly, run_files
+from cmtkd_jax import assembly, export, run_files
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.export import folding, integer, onnx_file, onnx_qdq, onnx_qlinear, stablehlo, trace
+from cmtkd_jax.export import folding, integer, trace
 
 _BITS = flags.DEFINE_integer('bits', 2, 'Bits of weights and activations.')
 _SIZES = flags.DEFINE_list('sizes', ['32', '224'], 'Sides of the images; above 64 with the stem for ImageNet.')
@@ -73,16 +73,16 @@ def forms(size, folder):
   images = crops(32, size)
   graph, _ = network(_BITS.value, size, images)
   plain_graph, plain = network(32, size, images)
-  files = {name: str(pathlib.Path(folder) / f'{size}.{name}') for name in ('hlo', 'float', 'qdq', 'qlinear')}
-  stablehlo.write(files['hlo'], graph)
-  onnx_qlinear.write(files['float'], plain_graph, {})
-  onnx_qdq.write(files['qdq'], graph, {})
-  onnx_qlinear.write(files['qlinear'], graph, {}, images)
-  return {'float32, JAX': plain, _REFERENCE: onnx_file.read(files['float'])[0],
+  files = export.write(export.from_graph(graph), pathlib.Path(folder) / str(size),
+                       ['stablehlo', 'onnx_qdq', 'onnx_qlinear'], images)
+  files |= {'float': export.write(export.from_graph(plain_graph), pathlib.Path(folder) / f'{size}_float',
+                                  ['onnx_qlinear'])['onnx_qlinear']}
+  functions = {name: export.open_network(path)[0] for name, path in files.items()}
+  return {'float32, JAX': plain, _REFERENCE: functions['float'],
           'integer, JAX, int8 sums': integer.Network(graph, 'int8'),
           'integer, JAX, float carriers': integer.Network(graph, 'float'),
-          'integer, StableHLO': stablehlo.read(files['hlo']), 'integer, ONNX QDQ': onnx_file.read(files['qdq'])[0],
-          'integer, ONNX QLinearConv': onnx_file.read(files['qlinear'])[0]}
+          'integer, StableHLO': functions['stablehlo'], 'integer, ONNX QDQ': functions['onnx_qdq'],
+          'integer, ONNX QLinearConv': functions['onnx_qlinear']}
 
 
 def measure(functions, images):

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import types
 import zipfile
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmtkd_jax import assembly, export, quantizers, train
+from cmtkd_jax import assembly, bit_policy, export, layers, quantizers, train
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import comparison, folding, integer, packed, packing, predict, stablehlo, trace
@@ -263,7 +264,7 @@ def test_thresholds_are_those_of_the_quantizer(name):
     # QIL's and EWGS's interval, not the step of their output, spaces the thresholds; sign keeps its zero; N2UQ learns.
     assert uniform == (name in ('hwgq', 'lsq', 'lsq_plus', 'dorefa', 'pact', 'sawb', 'n2uq')), (bits, thresholds[:3])
     if uniform:
-      halfway = grid.scale * (np.arange(1, len(thresholds) + 1) - 0.5 + grid.offset)
+      halfway = grid.scale * (np.arange(1, len(thresholds) + 1) - 0.5) + grid.start
       np.testing.assert_allclose(thresholds, halfway, rtol=1e-4, atol=1e-6)
 
 
@@ -289,6 +290,114 @@ def test_thresholds_on_sums_give_the_codes(thresholds):
   reached = np.where(rising[None, :, None], sums[:, None, None] >= found, sums[:, None, None] <= found)
   np.testing.assert_array_equal(reached.sum(-1), codes)
   assert len(np.unique(codes)) == 4
+
+
+class Pruned(nn.Module):
+  """Convolutions, one of them in a residual branch, and two dense layers, under a bit policy."""
+  policy: bit_policy.BitPolicy
+
+  @nn.compact
+  def __call__(self, images, train):
+    make = layers.LayerFactory(self.policy, bn_momentum=0.0)
+    x = make.norm(train, 'norm0')(make.conv(8, 3, role='first', name='conv0')(images, train))
+    x = make.activation('act0')(x, train)
+    y = make.activation('act1')(make.norm(train, 'norm1')(make.conv(8, 3, name='conv1')(x, train)), train)
+    x = make.activation('act2')(x + y + make.norm(train, 'norm2')(make.conv(8, 3, name='conv2')(y, train)), train)
+    x = make.norm(train, 'norm3')(make.dense(8, name='dense')(x, train))
+    x = make.activation('act3')(x, train)
+    return types.SimpleNamespace(logits={'student': make.dense(5, role='last', name='last')(x, train)})
+
+
+def pruned(name):
+  """(method, variables, images) of a network with quantizer `name`, at its fewest and most bits, whose channels died.
+
+  Everywhere output 0 and input 1 have no weights, running mean and normalization of channel 0 are 0, the variance of
+  channel 1 is 0, and so is the scale of channel 2; conv2 has no weights at all.
+  """
+  bits = {}
+  for role in ('Weight', 'Activation'):
+    cls = getattr(quantizers.QUANTIZERS[name], role, None)
+    bits[role] = (min(cls.widths), max(cls.widths)) if cls else 2 * (bit_policy.FULL_PRECISION,)
+  few, many = zip(bits['Weight'], bits['Activation'], strict=True)
+  rules = [bit_policy.Rule('conv0', 32, 32), *(bit_policy.Rule(layer, *few) for layer in ('conv1', 'act1', 'last'))]
+  method = Pruned(bit_policy.BitPolicy(*many, rules=tuple(rules), quantizer=name))
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (4, 4, 4, 1), dtype=np.uint8)
+
+  def change(path, x):
+    layer, _, kind = '/'.join(key.key for key in path).rpartition('/')
+    if kind == 'kernel':
+      x = x.at[..., 0].set(0).at[..., 1:2, :].set(0) * ('conv2' not in layer)
+    elif kind == 'bias' or kind == 'scale' and 'norm' in layer:
+      x = x * 0 + (rng.uniform(0.5, 1, x.shape) * rng.choice([-1, 1], x.shape)).astype(np.float32)
+    elif kind == 'var':
+      x = jnp.maximum(x, 0.1)  # or what follows would be saturated, and the images not get through
+    return x.at[{'var': 1, 'scale': 2}.get(kind, 0)].set(0) if 'norm' in layer else x
+
+  @jax.jit
+  def trained(images):
+    variables = jax.tree_util.tree_map_with_path(change, method.init(jax.random.key(0), images, train=True))
+    state = method.apply(variables, images, train=True, mutable=[name for name in variables if name != 'params'])[1]
+    return variables | jax.tree_util.tree_map_with_path(change, state)
+
+  return method, jax.device_get(trained(standardized(images))), images
+
+
+@pytest.mark.parametrize('name', quantizers.QUANTIZERS)
+def test_pruned_networks_answer_as_in_training(name, tmp_path):
+  """Scales of 0 and what they divide: every format gives the codes and logits of training's forward pass."""
+  method, variables, images = pruned(name)
+  graph = folding.fold(trace.trace(method, variables, (4, 4, 1), 'student'), (4, 4, 1), (0.5,), (0.5,))
+  logits, codes = jax.jit(functools.partial(comparison._forward_with_codes, method, mean=(0.5,), std=(0.5,)))(
+      variables, images)
+  assert np.std(logits, 0).max() > 0.01  # the images get through
+  for node in graph.nodes:
+    assert all(np.isfinite(array).all() for array in node.arrays.values()), node.output
+  ours, our_codes = integer.Network(graph).with_codes(images)
+  for layer in our_codes:
+    np.testing.assert_array_equal(our_codes[layer], codes[layer], err_msg=layer)
+  np.testing.assert_allclose(ours, logits, rtol=1e-5, atol=1e-5)
+  formats = ['packed', 'stablehlo', *(['onnx_qdq'] if not export.FORMATS['onnx_qdq'].missing() and not any(
+      'values' in node.arrays for node in graph.nodes) else [])]
+  for path in export.write(export.from_graph(graph), tmp_path, formats).values():
+    np.testing.assert_allclose(export.open_network(path)[0](images), ours, rtol=1e-5, atol=1e-5, err_msg=str(path))
+
+
+def test_scales_of_0_by_hand():
+  # y = slope x + shift. 0 x + 3: 3 / 2^60 after a bias of 2^60. 0 x + 0: bias and scale are 0. 2 x + 3: (x + 1.5) 2.
+  # 1e-30 x + 3: of x nothing is left. 1e-45 x + 0: smaller than any float32 that devices count with.
+  node = Node('affine', ('sums',), 'out', arrays={'slope': np.float64([0, 0, 2, 1e-30, 1e-45]),
+                                                  'shift': np.float64([3, 0, 3, 3, 0])})
+  found = folding._rounded(node).arrays
+  np.testing.assert_array_equal(found['bias'], np.float32([2**60, 0, 1.5, 2**60, 0]))
+  np.testing.assert_array_equal(found['scale'], np.float32([3 / 2**60, 0, 2, 3 / 2**60, 0]))
+  assert found['bias'].dtype == found['scale'].dtype == np.float32
+  # A shift for each of two positions, of one channel without a slope: its largest decides.
+  found = folding._rounded(Node('affine', ('sums',), 'out', arrays={
+      'slope': np.float64(0), 'shift': np.float64([[[4.]], [[-1.]]])})).arrays
+  np.testing.assert_array_equal(np.squeeze(found['bias']), [2**60, -2**58])
+  np.testing.assert_array_equal(found['scale'], [4 / 2**60])
+
+
+def test_products_of_scales_beyond_float32():
+  """Scales whose product float32 does not hold count as 0, or end the export with one line."""
+  affine = lambda name, slope, shift, output: Node('affine', (name,), output, arrays={
+      'slope': np.float64(slope), 'shift': np.float64(shift)})
+  merged, = folding._merged([affine('sums', 1e-30, 1, 'a'), affine('a', 1e-30, 2, 'b')])
+  found = folding._rounded(merged).arrays
+  assert np.float32(7 + found['bias']) * found['scale'] == 2
+  for slope, shift in ((1e30, 0), (1, np.nan), (1, np.inf), (np.nan, 1)):
+    merged, = folding._merged([affine('sums', slope, 0, 'a'), affine('a', 1e30, shift, 'layer/out')])
+    with pytest.raises(UserError, match='^layer/out: .*not a finite float32 number; .*--step'):
+      folding._rounded(merged)
+
+
+def test_networks_that_have_diverged_are_refused():
+  config, method, variables, _ = make_network()
+  broken = jax.tree_util.tree_map_with_path(
+      lambda path, x: x * np.nan if 'conv1' in str(path) and 'kernel' in str(path) else x, variables)
+  with pytest.raises(UserError, match='conv1: its weights are not finite; .*--step'):
+    make_graph(config, method, broken)
 
 
 def test_what_cannot_be_exported_is_named():
@@ -370,15 +479,14 @@ def test_archive_is_read_by_numpy_alone(archive):
 def test_every_width_is_small_and_right_in_both_files(bits, tmp_path):
   config, method, variables, images = make_network(**{'student.weight_bits': bits, 'student.activation_bits': bits})
   graph = make_graph(config, method, variables)
-  packed.write(tmp_path / 'a.npz', graph, {})
-  stablehlo.write(tmp_path / 'a.stablehlo', graph)
+  paths = export.write(export.from_graph(graph), tmp_path, ['packed', 'stablehlo'])
   counts = [node.arrays['codes'].size for node in graph.nodes if 'codes' in node.arrays]
-  with zipfile.ZipFile(tmp_path / 'a.npz') as file:
+  with zipfile.ZipFile(paths['packed']) as file:
     sizes = [info.file_size - 128 for info in file.infolist() if info.filename.endswith('codes.npy')]
   assert sizes == [-(-count * bits // 8) for count in counts]
   expected = np.asarray(integer.Network(graph)(images))
-  np.testing.assert_array_equal(integer.Network(packed.read(tmp_path / 'a.npz')[0])(images), expected)
-  program = stablehlo.read(tmp_path / 'a.stablehlo')
+  np.testing.assert_array_equal(integer.Network(packed.read(paths['packed'])[0])(images), expected)
+  program, _ = stablehlo.read(paths['stablehlo'])
   for count in (1, 3) if bits == 2 else (8,):  # any batch size
     np.testing.assert_allclose(program(images[:count]), expected[:count], rtol=1e-5, atol=1e-6)
 
@@ -457,15 +565,12 @@ def test_damaged_archives_are_refused(archive, tmp_path):
 
 
 def test_damaged_stablehlo_is_refused(archive, tmp_path):
-  path = tmp_path / 'student.stablehlo'
-  stablehlo.write(path, archive[0].graph)
+  path = export.write(archive[0], tmp_path, ['stablehlo'])['stablehlo']
   data = path.read_bytes()
   for content in (b'', b'\0' * 100, data[:len(data) // 2]):
     path.write_bytes(content)
     with pytest.raises(UserError, match='student.stablehlo is damaged.*export it again'):
       stablehlo.read(path)
-  with pytest.raises(UserError, match='manifest.json, which belongs to'):
-    export.open_network(path)
 
 
 def test_files_are_evaluated_beside_training(run):

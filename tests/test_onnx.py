@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cmtkd_jax import assembly, checkpoint, train
+from cmtkd_jax import assembly, checkpoint, export, train
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import folding, integer, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, trace
@@ -16,8 +16,11 @@ onnx = pytest.importorskip('onnx')
 runtime = pytest.importorskip('onnxruntime')
 
 pytestmark = pytest.mark.usefixtures('quick_compile')
-ABOUT = {'classes': ['a', 'b'], 'metrics': {'top1': 99.5}}
 LEVELS = runtime.GraphOptimizationLevel
+
+
+def about_of(graph):
+  return export.from_graph(graph).about | {'metrics': {'top1': 99.5}}
 
 
 def images_of(shape, count=8):
@@ -76,7 +79,7 @@ def sessions(path, outputs):
 def check_exact(path, graph, tolerance=0.0):
   """All codes, and the logits up to `tolerance`, are those of the integer evaluation, however it is optimized."""
   images = images_of(graph.image_shape)
-  onnx_qdq.write(path, graph, ABOUT)
+  onnx_qdq.write(path, graph, about_of(graph))
   network = integer.Network(graph, 'int8')
   logits, expected = jax.device_get(network.with_codes(images))
   assert len(np.unique(logits.round(3))) > 8  # the network tells its images apart
@@ -88,7 +91,7 @@ def check_exact(path, graph, tolerance=0.0):
       assert len(np.unique(codes)) > 1
   read, about = onnx_file.read(path)
   np.testing.assert_allclose(read(images[:3]), logits[:3], rtol=0, atol=tolerance)
-  assert about == ABOUT
+  assert about == about_of(graph)
 
 
 @pytest.mark.parametrize('factor', [1, 2])
@@ -103,7 +106,7 @@ def test_every_width_is_exact_and_in_its_type(bits, factor, tmp_path):
   assert len(codes) == 2 and all(x.data_type == kinds[stored] for x in codes)
   assert [len(x.raw_data) for x in codes] == [3 * 3 * 6 * 6 * stored // 8, 24 * 5 * stored // 8]
   assert model.opset_import[0].version == {2: 25, 4: 21, 8: 13}[stored]
-  assert json.loads({x.key: x.value for x in model.metadata_props}['about']) == ABOUT
+  assert json.loads({x.key: x.value for x in model.metadata_props}['about']) == about_of(graph)
   assert model.producer_name == 'cmtkd_jax'
 
 
@@ -149,7 +152,7 @@ def test_networks(changes, tmp_path):
   check_exact(path, graph, 1e-5)  # the last layer is one of float32
   images = images_of(graph.image_shape, 32)
   expected = np.asarray(integer.Network(graph)(images))
-  onnx_qlinear.write(path, graph, ABOUT, images)
+  onnx_qlinear.write(path, graph, about_of(graph), images)
   operations = [node.op_type for node in onnx.load(path).graph.node]
   kinds = graph.kinds()
   on_codes = [node.op for node in graph.nodes if node.op in ('convolution', 'dense') and kinds[node.output] == 'sums']
@@ -181,9 +184,10 @@ def check_circuit_form(path, graph, images, expected):
     def _run(self, x, scale):
       return (np.float32(np.where(x >= 0, 1, -1) * scale),)
 
-  onnx_qonnx.write(path, graph, ABOUT)
+  onnx_qonnx.write(path, graph, about_of(graph))
   onnx.checker.check_model(onnx.load(path))
-  found, = ReferenceEvaluator(str(path), new_ops=[Quant, BipolarQuant]).run(None, {'images': images})
+  run = ReferenceEvaluator(str(path), new_ops=[Quant, BipolarQuant]).run
+  found = np.concatenate([run(None, {'images': image[None]})[0] for image in images])
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
   np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
 
@@ -203,7 +207,7 @@ def test_bits_in_the_circuit_form(bits, factor, widths, tmp_path):
 def test_fast_form_rounds_by_little(bits, factor, levels, tmp_path):
   graph, path = small_graph(bits, factor, levels), tmp_path / 'student.onnx'
   images = images_of(graph.image_shape, 64)
-  onnx_qlinear.write(path, graph, ABOUT, images)
+  onnx_qlinear.write(path, graph, about_of(graph), images)
   expected = np.asarray(integer.Network(graph)(images))
   error = np.abs(onnx_file.read(path)[0](images) - expected)
   assert error.mean() < 0.02 * expected.std()
@@ -220,7 +224,7 @@ def test_fast_form_of_a_trained_network_predicts_the_same(tmp_path):
   variables = checkpoint.load_variables(tmp_path / 'run' / 'checkpoints')[0]
   graph = folding.fold(trace.trace(method, variables, (8, 8, 1), 'student'), (8, 8, 1), config.data.mean,
                        config.data.std)
-  onnx_qlinear.write(tmp_path / 'fast.onnx', graph, ABOUT, np.asarray(next(data.train.batches(0))['image']))
+  onnx_qlinear.write(tmp_path / 'fast.onnx', graph, about_of(graph), np.asarray(next(data.train.batches(0))['image']))
   batch = next(iter(data.evals['test'].batches()))
   images, labels = np.asarray(batch['image']), np.asarray(batch['label'])
   expected = np.asarray(integer.Network(graph)(images)).argmax(1)
@@ -235,7 +239,7 @@ def test_full_precision_weights_behind_offsets(tmp_path):
   assert any(node.arrays['bias'].ndim == 3 for node in graph.nodes if node.op == 'affine')
   check_exact(tmp_path / 'student.onnx', graph, 1e-5)
   images = images_of(graph.image_shape)
-  onnx_qlinear.write(tmp_path / 'fast.onnx', graph, ABOUT, images)
+  onnx_qlinear.write(tmp_path / 'fast.onnx', graph, about_of(graph), images)
   expected = np.asarray(integer.Network(graph)(images))
   found = onnx_file.read(tmp_path / 'fast.onnx')[0](images)
   assert np.mean(found.argmax(1) == expected.argmax(1)) >= 0.9
@@ -246,7 +250,7 @@ def test_full_precision_is_plain_float32(tmp_path):
   images = images_of(graph.image_shape)
   expected = np.asarray(integer.Network(graph)(images))
   for write in (onnx_qdq.write, onnx_qlinear.write):
-    write(path, graph, ABOUT)
+    write(path, graph, about_of(graph))
     np.testing.assert_allclose(onnx_file.read(path)[0](images), expected, rtol=0, atol=1e-5)
   operations = [node.op_type for node in onnx.load(path).graph.node]
   assert 'Conv' in operations and not {'Clip', 'QuantizeLinear', 'DequantizeLinear'} & set(operations)
@@ -277,12 +281,13 @@ def test_files_that_cannot_be_read(tmp_path):
   path, foreign = tmp_path / 'student.onnx', tmp_path / 'foreign.onnx'
   with pytest.raises(UserError, match='does not exist'):
     onnx_file.read(path)
-  onnx_qdq.write(path, small_graph(2, 1), ABOUT)
+  graph = small_graph(2, 1)
+  onnx_qdq.write(path, graph, about_of(graph))
   data = path.read_bytes()
   model = onnx.load(path)
   del model.metadata_props[:]
   onnx.save(model, foreign)
-  onnx_qonnx.write(path, small_graph(2, 1), ABOUT)  # has operations that ONNX Runtime has not
+  onnx_qonnx.write(path, graph, about_of(graph))  # has operations that ONNX Runtime has not
   for content in (data[:len(data) // 2], b'', b'no model', foreign.read_bytes(), path.read_bytes()):
     path.write_bytes(content)
     with pytest.raises(UserError, match='export it again') as e:

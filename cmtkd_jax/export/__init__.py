@@ -1,20 +1,19 @@
 """A trained network as a file: packed archive, StableHLO, ONNX; and its evaluation in integers.
 
-`from_run` makes a `Graph` of a run's network, `write` the files, `open_network` a function of images of any of them.
+`from_run` makes a `Graph` of a run's network, `write` the files and their manifest, `open_network` a function of images
+of any of them.
 """
 
 import importlib.util
-import json
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from cmtkd_jax import run_files, run_reader
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import (folding, integer, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, packed, stablehlo,
-                              trace)
+from cmtkd_jax.export import (folding, integer, manifest, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, packed,
+                              schema, stablehlo, trace)
 
-MANIFEST = 'manifest.json'
 FOLDER = 'export'
 
 
@@ -22,7 +21,7 @@ class Exported(NamedTuple):
   """The main network of a run, ready to be written.
 
   graph: its `Graph`.
-  about: classes, resize, bits, metrics, step, config and versions, JSON-able.
+  about: classes, image_shape, resize, network, step, bits, metrics, config and versions, as JSON has them.
   """
   graph: Any
   about: dict
@@ -51,21 +50,12 @@ def _read_packed(path):
   return integer.Network(graph), about
 
 
-def _read_stablehlo(path):
-  manifest = path.parent / MANIFEST
-  try:
-    about = json.loads(manifest.read_text())
-  except (OSError, ValueError) as e:
-    raise UserError(f'{manifest}, which belongs to {path}, cannot be read ({e}); export it again') from None
-  return stablehlo.read(path), about
-
-
 _ONNX = ('onnx', 'onnxruntime')
 # Adding a format: its file, one line here, its test.
 FORMATS = {
     'packed': Format('student.npz', lambda path, network, _: packed.write(path, *network), _read_packed),
     'stablehlo': Format('student.stablehlo', lambda path, network, _: stablehlo.write(path, network.graph),
-                        _read_stablehlo, ('flatbuffers',)),
+                        stablehlo.read, ('flatbuffers',)),
     'onnx_qdq': Format('student.onnx', lambda path, network, _: onnx_qdq.write(path, *network), onnx_file.read, _ONNX),
     'onnx_qlinear': Format('student.qlinear.onnx', lambda path, network, images: onnx_qlinear.write(
         path, *network, images), onnx_file.read, _ONNX),
@@ -77,7 +67,8 @@ def from_run(workdir, step=None):
   """Returns the `Exported` main network of a run, at `step` or the newest checkpoint; needs no data.
 
   Raises:
-    UserError: there is no such run or checkpoint, or the network cannot be exported.
+    UserError: there is no such run or checkpoint, the network cannot be exported, or the names of its classes cannot
+      be shown.
   """
   run = run_reader.read(workdir)
   trained = run_reader.load_trained(run, step)
@@ -87,13 +78,24 @@ def from_run(workdir, step=None):
   about = {'network': name, 'classes': run.classes, 'image_shape': shape, 'resize': data.resize, 'step': trained.step,
            'bits': [row._asdict() for row in run.bits if row.layer.startswith(f'{name}/')],
            'metrics': run_reader.results(run), 'config': run.config.to_dict(), 'versions': run_files.versions()}
+  try:
+    about = schema.parse(schema.dump(about))
+    schema.check_about(about, shape, schema.check_graph(graph))
+  except schema.Invalid as e:
+    raise UserError(f'{workdir} cannot be exported: {e}; the names of its classes are in {run_files.CLASSES}') from None
   return Exported(graph, about)
 
 
-def write(exported, folder, formats, calibration=None):
-  """Writes the formats, names in `FORMATS`, into `folder`; returns `{format: path}`.
+def from_graph(graph):
+  """Returns the `Exported` of a `Graph` that comes from no run: its classes are numbers, and it resizes no images."""
+  return Exported(graph, {'classes': [str(i) for i in range(schema.check_graph(graph))],
+                          'image_shape': list(graph.image_shape), 'resize': 0})
 
-  calibration: images uint8 [N, H, W, C], for formats that round maps to 8 bits.
+
+def write(exported, folder, formats, calibration=None):
+  """Writes the formats, names in `FORMATS`, into `folder`, and adds them to its manifest; returns `{format: path}`.
+
+  calibration: images uint8 [N, H, W, C], for formats that round feature maps to 8 bits.
 
   Raises:
     UserError: a format is unknown or cannot hold the network, or the folder cannot be written.
@@ -104,10 +106,10 @@ def write(exported, folder, formats, calibration=None):
   folder, paths = epath.Path(folder), {}
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).write_text(json.dumps(exported.about, indent=1))
     for name in formats:
       paths[name] = folder / FORMATS[name].file
       FORMATS[name].write(paths[name], exported, calibration)
+      manifest.write(folder, exported.about, [FORMATS[name].file])
   except OSError as e:
     raise UserError(f'{folder} cannot be written ({e.strerror or e}); make it writable') from None
   return paths
@@ -116,7 +118,8 @@ def write(exported, folder, formats, calibration=None):
 def open_network(path):
   """Returns (function, about) of a run's directory or an exported file.
 
-  The function takes images uint8 [B, H, W, C] and returns logits float32 [B, classes].
+  The function takes images uint8 [B, H, W, C] and returns logits float32 [B, classes]. It raises `UserError` for
+  anything else.
 
   Raises:
     UserError: there is no such file or run, or it is damaged.

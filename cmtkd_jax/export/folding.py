@@ -1,4 +1,9 @@
-"""From traced steps to a `Graph`: scales and normalisations folded, in float64, into one affine map a place."""
+"""From traced steps to a `Graph`: scales and normalizations are folded into one affine operation per place.
+
+Inside this module an affine is x * slope + shift, in float64. In this form two affines merge without a division, so a
+slope of 0 (a filter whose scale is 0, a normalization whose scale is 0) needs no special case. `_rounded` turns the
+result into the (x + bias) * scale, in float32, of the `Graph`.
+"""
 
 from typing import NamedTuple
 
@@ -11,17 +16,20 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export.graph import IMAGES, Graph, Node
 
 _INPUT, _PIXELS = 'input', 'pixels'
-_SMALLEST_SLOPE = 1e-18  # stands for a normalisation's scale of 0, whose bias could not be written before it
+_CONSTANT = 2.0**60  # a bias so many times larger than any input makes an affine a constant
+_SMALLEST = float(np.finfo(np.float32).tiny)  # smaller numbers count as 0 on most devices
+_DIVERGED = 'the network has diverged; export an earlier checkpoint with --step, or train again'
 _LARGEST = np.float32(1e30)
 _SAME = 1e-5  # of a step: thresholds that lie so close are the same
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
+_ENCODED = 2048  # numbers that a quantizer encodes at once
 _NOTHING = 1e-30  # smaller numbers may count as zero
 
 
 class Grid(NamedTuple):
-  """What the codes of a map stand for: scale * (code + offset), or values[code]."""
+  """What the codes of a feature map stand for: scale * code + start, or values[code]."""
   scale: float = 1.0
-  offset: float = 0.0
+  start: float = 0.0
   values: np.ndarray | None = None
 
 
@@ -40,7 +48,8 @@ def fold(steps, input_shape, mean, std):
   folder = _Folder(mean, std, quantized)
   for step in steps:
     getattr(folder, step.op)(step)
-  nodes = _rounded(_merged(folder.nodes))
+  with np.errstate(over='ignore', invalid='ignore'):  # `_rounded` names what is not finite
+    nodes = [_rounded(node) if node.op == 'affine' else node for node in _merged(folder.nodes)]
   return Graph(tuple(nodes), tuple(input_shape))
 
 
@@ -66,12 +75,12 @@ class _Folder:
     if grid.values is not None:
       real = self.emit('lookup', name, f'{name}/real', arrays={'values': grid.values})
     else:
-      real = self._affine(name, grid.offset, grid.scale, f'{name}/real')
+      real = self._affine(name, grid.scale, grid.start, f'{name}/real')
     self._real[name] = real
     return real
 
-  def _affine(self, name, bias, scale, output):
-    return self.emit('affine', name, output, arrays={'bias': np.float64(bias), 'scale': np.float64(scale)})
+  def _affine(self, name, slope, shift, output):
+    return self.emit('affine', name, output, arrays={'slope': np.float64(slope), 'shift': np.float64(shift)})
 
   def convolution(self, step):
     module = step.module
@@ -83,11 +92,11 @@ class _Folder:
     self._product(step, {}, lambda weights: weights.sum(0, dtype=np.float64))
 
   def _product(self, step, attributes, sum_inside):
-    """A convolution or matrix product, and the scale and bias that follow it."""
+    """Adds a convolution or matrix product, and the affine that follows it."""
     name, own = step.inputs[0], step.variables['params']
     quantizer = step.module.policy.weight_quantizer(step.output, step.module.role)
     weights, scale = _weights(own, quantizer, step)
-    attributes, bias = attributes | weights.pop('attributes'), 0.0
+    attributes, shift = attributes | weights.pop('attributes'), 0.0
     if name == _INPUT and quantizer is None and self._exact_input and step.op == 'convolution':
       name, weights['kernel'] = self._pixels(weights['kernel'])
     grid = self._grids.get(name)
@@ -98,13 +107,13 @@ class _Folder:
     node = Node(step.op, (name,), f'{step.output}/sums', attributes, weights)
     self.nodes.append(node)
     if exact:
-      scale = grid.scale * scale
-      if grid.offset:  # padding is worth 0, which no code is: the bias depends on the position
+      if grid.start:  # padding is worth 0, which no code stands for: the shift depends on the position
         parts = [node.weights] if node.is_integer else node.kernel_bytes()
-        bias = grid.offset * sum(256**place * sum_inside(part) for place, part in enumerate(parts))
+        shift = grid.start * scale * sum(256**place * sum_inside(part) for place, part in enumerate(parts))
+      scale = grid.scale * scale
     if 'bias' in own:
-      bias = bias + np.float64(own['bias']) / scale
-    self._affine(node.output, bias, scale, step.output)
+      shift = shift + np.float64(own['bias'])
+    self._affine(node.output, scale, shift, step.output)
 
   def _pixels(self, kernel):
     """(pixels as codes, the kernel that takes them): mean and std of the images go into the kernel."""
@@ -118,9 +127,8 @@ class _Folder:
   def norm(self, step):
     running, own = step.variables['batch_stats'], step.variables.get('params', {})
     slope = np.float64(own.get('scale', 1)) / np.sqrt(np.float64(running['var']) + step.module.epsilon)
-    slope = np.where(np.abs(slope) < _SMALLEST_SLOPE, _SMALLEST_SLOPE, slope)
-    bias = np.float64(own.get('bias', 0)) / slope - np.float64(running['mean'])
-    self._affine(self._as_real(step.inputs[0]), bias, slope, step.output)
+    shift = np.float64(own.get('bias', 0)) - np.float64(running['mean']) * slope
+    self._affine(self._as_real(step.inputs[0]), slope, shift, step.output)
 
   def activation(self, step):
     quantizer = step.module.policy.activation_quantizer(step.output)
@@ -132,7 +140,7 @@ class _Folder:
     grid, thresholds, uniform = activation_grid(quantizer, own, step.output)
     name, arrays = self._as_real(step.inputs[0]), {}
     if uniform:
-      name = self._affine(name, -grid.scale * grid.offset, 1 / grid.scale, f'{step.output}/steps')
+      name = self._affine(name, 1 / grid.scale, -grid.start / grid.scale, f'{step.output}/steps')
     else:
       arrays = {'thresholds': thresholds}
     self._grids[self.emit('quantize', name, step.output, {'levels': len(thresholds) + 1}, arrays)] = grid
@@ -155,13 +163,15 @@ class _Folder:
     exact = grid is not None and grid.values is None
     name = step.inputs[0] if exact else self._as_real(step.inputs[0])
     self.emit('sum', name, f'{step.output}/sum')
-    self._affine(f'{step.output}/sum', positions * grid.offset if exact else 0.0,
-                 (grid.scale if exact else 1.0) / positions, step.output)
+    self._affine(f'{step.output}/sum', (grid.scale if exact else 1.0) / positions, grid.start if exact else 0.0,
+                 step.output)
 
 
 def _weights(own, quantizer, step):
   """(attributes and arrays of a node's weights, their scale as a scalar or [O])."""
   kernel = own['kernel']
+  if not np.isfinite(kernel).all():
+    raise UserError(f'{step.output}: its weights are not finite; {_DIVERGED}')
   if quantizer is None:
     return {'attributes': {'bits': FULL_PRECISION}, 'kernel': np.asarray(kernel, np.float32)}, 1.0
   learned = {**own.get('weight_quantizer', {}), **step.variables.get('quantizer_state', {}).get('weight_quantizer', {})}
@@ -212,7 +222,11 @@ def activation_grid(quantizer, parameters, name):
     UserError: the quantizer is not ascending in its input, or not one function for the whole map.
   """
   encode = lambda x: quantizer.encode(jnp.asarray(x, jnp.float32), parameters)
-  codes_of = lambda x: np.asarray(encode(x).codes)
+
+  def codes_of(x):
+    padding = -len(x) % _ENCODED  # JAX compiles every operation again for another shape
+    return np.asarray(encode(np.pad(x, (0, padding))).codes)[:len(x)]
+
   lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST]))
   wanted = np.arange(lowest + 1, highest + 1)
   low, high = np.full(len(wanted), _key(-_LARGEST)), np.full(len(wanted), _key(_LARGEST))  # code below; at least
@@ -225,14 +239,17 @@ def activation_grid(quantizer, parameters, name):
   scale = np.float64(np.asarray(coded.scale))
   if scale.ndim or not len(wanted):
     raise UserError(f'{name}: activations with a scale a channel, or with one level, cannot be exported')
-  zero, offset = float(coded.zero) - float(lowest), 0.0 if coded.offset is None else float(coded.offset)
+  offset = 0.0 if coded.offset is None else float(coded.offset)
+  if not np.isfinite([scale, offset, *np.ravel(coded.levels if coded.levels is not None else 0)]).all():
+    raise UserError(f'{name}: the values of its quantizer are not finite; {_DIVERGED}')
   if coded.levels is not None:
     values = np.asarray(scale * (np.asarray(coded.levels, np.float64) - coded.zero) + offset, np.float32)
     grid, uniform = Grid(values=values[lowest:highest + 1]), False
   else:
-    grid = Grid(float(scale), offset / float(scale) - zero)
-    halfway = scale * (np.arange(1, len(wanted) + 1) - 0.5 + grid.offset)
+    grid = Grid(float(scale), float(scale) * (float(lowest) - float(coded.zero)) + offset)
+    halfway = scale * (np.arange(1, len(wanted) + 1) - 0.5) + grid.start
     uniform = bool(np.all(np.abs(thresholds - halfway) <= _SAME * scale + _ROUNDING * np.abs(halfway)))
+    uniform = uniform and bool(scale > _NOTHING)  # N2UQ learns its scale, which may be 0 or negative
     # Rounding takes 1/2 down to 0: a quantizer that has its threshold at zero and takes it up, as sign, keeps it.
     uniform = uniform and bool(np.all(np.abs(thresholds) > _NOTHING))
   probes = np.unique(np.concatenate([thresholds * np.float32(factor) for factor in (0.5, 0.999, 1.001, 2)]
@@ -254,7 +271,7 @@ def _float(key):
 
 
 def _merged(nodes):
-  """Makes one affine map of two where nothing else reads what lies between."""
+  """Merges two affines into one where nothing else reads the result of the first."""
   readers = {}
   for node in nodes:
     for name in node.inputs:
@@ -263,18 +280,37 @@ def _merged(nodes):
   for node in nodes:
     first = made.get(node.inputs[0])
     if node.op == 'affine' and first is not None and first.op == 'affine' and readers[first.output] == 1:
-      (b1, s1), (b2, s2) = ((n.arrays['bias'], n.arrays['scale']) for n in (first, node))
-      node = Node('affine', first.inputs, node.output, arrays={'bias': b1 + b2 / s1, 'scale': s1 * s2})
+      (slope1, shift1), (slope2, shift2) = ((n.arrays['slope'], n.arrays['shift']) for n in (first, node))
+      node = Node('affine', first.inputs, node.output,
+                  arrays={'slope': slope1 * slope2, 'shift': shift1 * slope2 + shift2})
       del made[first.output]
     made[node.output] = node
   return list(made.values())
 
 
-def _rounded(nodes):
-  """Rounds the affine maps to float32."""
-  return [Node(node.op, node.inputs, node.output, node.attributes,
-               {name: array.astype(np.float32) for name, array in node.arrays.items()})
-          if node.op == 'affine' else node for node in nodes]
+def _rounded(node):
+  """Returns an affine x * slope + shift as (x + bias) * scale in float32.
+
+      scale = slope, bias = shift / slope
+
+  A channel whose slope is 0, or tiny next to its shift, is a constant: its bias is so large that x + bias = bias. A
+  channel that is 0 everywhere has bias = scale = 0, so that its result is exactly 0, which sign and other quantizers
+  with a threshold at 0 need.
+
+  Raises:
+    UserError: the result is not finite in float32.
+  """
+  slope, shift = node.arrays['slope'], node.arrays['shift']
+  largest = np.abs(shift).max(tuple(range(shift.ndim - 1)))  # over the positions
+  if not (np.abs(slope) <= np.finfo(np.float32).max).all() or not (largest <= np.finfo(np.float32).max).all():
+    raise UserError(f'{node.output}: a scale or a bias is not a finite float32 number; {_DIVERGED}')
+  smallest = np.maximum(largest / _CONSTANT, _SMALLEST)
+  constant, scale = np.abs(slope) < smallest, slope
+  if constant.any():
+    scale = np.where(constant, np.where(largest > _SMALLEST, smallest, 0), slope)
+  bias = np.divide(shift, scale, out=np.zeros(np.broadcast_shapes(shift.shape, scale.shape)), where=scale != 0)
+  return Node('affine', node.inputs, node.output,
+              arrays={'bias': bias.astype(np.float32), 'scale': scale.astype(np.float32)})
 
 
 def integer_thresholds(bias, scale, levels, thresholds=None):

@@ -29,9 +29,6 @@ from typing import Any
 
 import numpy as np
 
-# {operation: number of inputs}
-OPERATIONS = {'image': 1, 'pixels': 1, 'convolution': 1, 'dense': 1, 'affine': 1, 'quantize': 1, 'lookup': 1, 'add': 2,
-              'relu': 1, 'max_pool': 1, 'sum': 1}
 IMAGES = 'images'  # the name of what goes in
 
 

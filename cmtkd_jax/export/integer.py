@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.export import images as images_lib
 from cmtkd_jax.layers import max_pool
 
 _EXACT_FLOAT = 2**24  # integers up to here are float32 numbers
@@ -23,11 +24,14 @@ def carrier():
 
 
 class Network:
-  """An exported network as a function of images, compiled once a batch size.
+  """An exported network as a function of images, compiled once for each batch size.
 
   Args:
     graph: the `Graph`.
     sums: 'int8' or 'float', see `carrier`; None for what suits the backend.
+
+  Raises:
+    UserError: by a call, where the images are not uint8 [B, H, W, C] of the network's size.
   """
 
   def __init__(self, graph, sums=None):
@@ -44,11 +48,11 @@ class Network:
 
   def __call__(self, images):
     """Returns the logits float32 [B, classes] of images uint8 [B, H, W, C]."""
-    return self._logits(images)
+    return self._logits(images_lib.check(images, self.graph.image_shape))
 
   def with_codes(self, images):
     """Returns (logits, `{layer: codes int32}` of every quantized map)."""
-    return self._with_codes(images)
+    return self._with_codes(images_lib.check(images, self.graph.image_shape))
 
 
 def run(graph, images, sums, weights=None):

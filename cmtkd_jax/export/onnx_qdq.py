@@ -26,14 +26,14 @@ _OPSETS = {2: 25, 4: 21, 8: 13}
 
 
 def write(path, graph, about):
-  """Writes `graph` and what is to be known about it, a JSON-able dict.
+  """Writes `graph` and `about`, what is to be known about it, see `schema.ABOUT`.
 
   Raises:
     UserError: the network has a grid that is not uniform, or `onnx` is not installed.
   """
   writer = Writer(graph.by_bytes())
   writer.write_nodes()
-  writer.parts.write(path, graph.image_shape, about, writer.opset)
+  writer.parts.write(path, graph, about, writer.opset)
 
 
 class Writer:

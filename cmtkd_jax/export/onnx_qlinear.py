@@ -20,7 +20,7 @@ _CONSTANT = 2**20  # the bias of channels that are constant
 
 
 def write(path, graph, about, images=None):
-  """Writes `graph` and what is to be known about it, a JSON-able dict.
+  """Writes `graph` and `about`, what is to be known about it, see `schema.ABOUT`.
 
   Args:
     images: uint8 [B, H, W, C], some hundred training images, from which the ranges of sums are taken. A network of
@@ -31,7 +31,7 @@ def write(path, graph, about, images=None):
   """
   writer = _Writer(graph, images)
   writer.write_nodes()
-  writer.parts.write(path, graph.image_shape, about, writer.opset)
+  writer.parts.write(path, graph, about, writer.opset)
 
 
 class _Writer(onnx_qdq.Writer):
@@ -209,6 +209,8 @@ def _fixed_point(node, affine, most, levels):
   most: the highest code of the input. levels: number of codes of the result.
   """
   weights, (bias, scale) = np.float64(_int8(node, node.weights)), _broadcast(affine, node.weights.shape[-1:])
+  dead = scale == 0  # the result is 0 whatever the sum
+  weights, bias, scale = np.where(dead, 0, weights), np.where(dead, 0, bias), np.where(dead, 1, scale)
   # Two products at a time are added up in 16 bits where the processor has no instruction for four in 32.
   largest = min(127, (2**15 - 1) // (2 * most))
   most_often = np.maximum(1, largest // np.maximum(1, np.abs(weights).max(tuple(range(weights.ndim - 1)))))

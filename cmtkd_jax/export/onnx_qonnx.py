@@ -2,7 +2,8 @@
 
 Weights pass through Quant (1 bit: BipolarQuant) as integers with scale 1 and zero point 0, activations through Relu and
 Quant; scales and normalisations stand between as Add and Mul. Weights of a grid without a zero, such as -3, -1, 1, 3,
-have as many bits as these integers need. Sums above 2^24 are rounded as float32 does.
+have as many bits as these integers need. Sums above 2^24 are rounded as float32 does. The batch is 1, as the tools ask
+for: the executor of the `qonnx` package takes no symbolic shapes.
 """
 
 import numpy as np
@@ -15,14 +16,14 @@ DOMAIN = 'qonnx.custom_op.general'
 
 
 def write(path, graph, about):
-  """Writes `graph` and what is to be known about it, a JSON-able dict.
+  """Writes `graph` and `about`, what is to be known about it, see `schema.ABOUT`.
 
   Raises:
     UserError: the network has a grid that is not uniform, or `onnx` is not installed.
   """
   writer = _Writer(graph)
   writer.write_nodes()
-  writer.parts.write(path, graph.image_shape, about, writer.opset, [DOMAIN])
+  writer.parts.write(path, graph, about, writer.opset, [DOMAIN], batch=1)
 
 
 class _Writer(onnx_qdq.Writer):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import integer, packing
+from cmtkd_jax.export import images as images_lib
+from cmtkd_jax.export import integer, manifest, packing, schema
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -14,7 +15,7 @@ def write(path, graph):
   """Writes the program (images uint8 [B, H, W, C]) -> logits float32 [B, classes].
 
   Sums run on float32 carriers, which every platform has. `jax.export.deserialize` reads the file; JAX promises to read
-  it for six months, so keep the packed archive.
+  it for six months, so keep the packed archive. `read` needs a manifest next to the file, see `manifest.write`.
   """
   from jax import export  # needs flatbuffers
   batch = export.symbolic_shape('b')
@@ -24,20 +25,33 @@ def write(path, graph):
 
 
 def read(path):
-  """Returns the function of images that `write` wrote.
+  """Returns (function of images uint8 [B, H, W, C] to logits float32 [B, classes], about) of a file.
+
+  The file is deserialized only if it has the digest that `manifest.json` next to it says: what reads it would crash on
+  some damaged files, and read another network from others. The function raises `UserError` for other images.
 
   Raises:
-    UserError: there is no such file, or it cannot be read.
+    UserError: there is no such file or no manifest that names it, it is damaged, or this JAX cannot read it.
   """
-  from jax import export
+  path = epath.Path(path)
+  data, about = manifest.read_checked(path, required=True)
   try:
-    program = export.deserialize(bytearray(epath.Path(path).read_bytes()))
-  except FileNotFoundError:
-    raise UserError(f'{path} does not exist; write it with --mode=export') from None
+    from jax import export
+    program = export.deserialize(bytearray(data))
+    _check(program, about)
   except Exception as e:  # flatbuffers and MLIR raise many kinds
     reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:120]
-    raise UserError(f'{path} is damaged or no StableHLO that this JAX reads ({reason}); export it again') from None
-  return jax.jit(program.call)
+    raise UserError(f'{path} is not StableHLO that this JAX reads ({reason}); export it again') from None
+  call = jax.jit(program.call)
+  return lambda images: call(images_lib.check(images, about['image_shape'])), about
+
+
+def _check(program, about):
+  """Raises `schema.Invalid` unless the program is a function of such images to such logits."""
+  found = [(str(x.dtype), *x.shape[1:]) for x in (*program.in_avals, *program.out_avals)]
+  wanted = [('uint8', *about['image_shape']), ('float32', len(about['classes']))]
+  if found != wanted:
+    raise schema.Invalid(f'it maps {schema.shown(found)}, and the manifest says {schema.shown(wanted)}')
 
 
 def _program(graph):

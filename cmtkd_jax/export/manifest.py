@@ -1,0 +1,113 @@
+"""`manifest.json`, which lies next to exported files: what is to be known of the network, and a digest of each file.
+
+  format, version   'cmtkd_jax export', 1; a reader refuses what is newer
+  about             as in the packed archive: classes, image_shape, resize, ...
+  files             {name of a file: its SHA-256 in hexadecimal digits}
+
+The digest is checked before a file is parsed: parsers of StableHLO and ONNX may crash on damaged files, or read another
+network. A StableHLO file is not read without it. A digest shows damage, not forgery: whoever can write both files can
+make them agree, so run StableHLO and ONNX files only from sources that you trust.
+"""
+
+import hashlib
+
+from etils import epath
+
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import schema
+
+FILE = 'manifest.json'
+FORMAT, VERSION = 'cmtkd_jax export', 1
+_SCHEMA = schema.Record({'format': schema.OneOf((FORMAT,)), 'version': schema.Integer(1, VERSION),
+                         'about': schema.ABOUT, 'files': schema.Mapping(schema.Digest())})
+
+
+def write(folder, about, names):
+  """Adds files of `folder` to its manifest, or begins a new one where that is of another network.
+
+  Files that are gone are dropped. Call it when the files are complete.
+
+  Args:
+    folder: path of the directory.
+    about: JSON-able dict, see `schema.ABOUT`.
+    names: names of the files that were written just now.
+
+  Raises:
+    UserError: `about` does not fit the schema.
+    OSError: a file cannot be read, or the manifest not be written.
+  """
+  folder = epath.Path(folder)
+  try:
+    about = schema.parse(schema.dump(about))
+    schema.check_about(about)
+  except schema.Invalid as e:
+    raise UserError(f'{folder / FILE} is not written: {e}') from None
+  try:
+    old = read(folder / FILE)
+    files = old['files'] if old['about'] == about else {}
+  except UserError:  # none yet, or damaged
+    files = {}
+  files = {name: digest for name, digest in files.items() if (folder / name).exists()}
+  files |= {name: _digest((folder / name).read_bytes()) for name in names}
+  text = schema.dump({'format': FORMAT, 'version': VERSION, 'about': about, 'files': files}, indent=1)
+  temporary = folder / f'{FILE}.tmp'  # so that the manifest is whole at any moment
+  temporary.write_text(text)
+  temporary.replace(folder / FILE)
+
+
+def read(path):
+  """Returns the manifest at `path` as a dict.
+
+  Raises:
+    UserError: there is none, or it is damaged or of a newer version.
+  """
+  path = epath.Path(path)
+  try:
+    found = schema.parse(path.read_bytes())
+    version = found.get('version') if isinstance(found, dict) and found.get('format') == FORMAT else None
+    if type(version) is int and version > VERSION:
+      raise UserError(f'{path} has version {min(version, 10**9)} of the format, but this cmtkd_jax reads version '
+                      f'{VERSION}; update cmtkd_jax')
+    _SCHEMA.check(found, 'manifest')
+    schema.check_about(found['about'])
+  except FileNotFoundError:
+    raise UserError(f'{path} does not exist; export the network again') from None
+  except (OSError, schema.Invalid) as e:
+    raise UserError(f'{path} is damaged or not a manifest ({e}); export the network again') from None
+  return found
+
+
+def read_checked(path, required=False):
+  """Returns (bytes, about) of an exported file whose digest is as the manifest next to it says.
+
+  Args:
+    path: an `epath.Path`.
+    required: whether the manifest must name the file.
+
+  Returns:
+    The bytes, and `about` of the manifest, None where no manifest names the file.
+
+  Raises:
+    UserError: the file cannot be read or is not what was written.
+  """
+  try:
+    data = path.read_bytes()
+  except FileNotFoundError:
+    raise UserError(f'{path} does not exist; write it with --mode=export') from None
+  except OSError as e:
+    raise UserError(f'{path} cannot be read ({e.strerror or e})') from None
+  beside = path.parent / FILE
+  found = read(beside) if required or beside.exists() else {'files': {}}
+  wanted = found['files'].get(path.name)
+  if wanted is None and required:
+    raise UserError(f'{path} cannot be checked: {beside} has no digest of it; keep the name that it was written with, '
+                    'or export it again')
+  if wanted is None:
+    return data, None
+  if _digest(data) != wanted:
+    raise UserError(f'{path} is damaged: it is not the file that {beside} has the digest of; export it again')
+  return data, found['about']
+
+
+def _digest(data):
+  return hashlib.sha256(data).hexdigest()
