@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from cmtkd_jax import assembly, models, optimizer
+from cmtkd_jax import assembly, losses, models, optimizer
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods import METHODS, apprentice, average_teacher, ctkd, dml, guided, kd, kdcl, qkd, speq
@@ -246,6 +247,73 @@ def test_ctkd_of_the_paper_and_of_the_published_code(receiver, alpha):
   assert learners(loss, inputs, 'imitation/student') == {'student'}
   assert learners(loss, inputs, 'expert_distillation/student') == {'student'}
   assert learners(loss, inputs, f'attention/{receiver}/group1') == {receiver}
+
+
+# Logit losses under the methods that take one.
+
+USERS = [(name, field) for name, module in METHODS.items() for field, allowed in
+         getattr(module.Settings, 'choices', {}).items() if set(losses.LOGIT_LOSSES) <= set(allowed)]
+
+
+def users_method(name, field, loss, teachers):
+  """The method with so many teachers of the student's width, trained before or beside it; None if it takes others."""
+  config = make_config(name, **{f'{name}.{field}': loss})
+  for widths in {'teacher_bits', 'peer_bits'} & set(config[name]):
+    config[name][widths] = (2,) * teachers
+  for before in (trained(*(2,) * teachers), ()):
+    if before or {'teacher_bits', 'peer_bits'} & set(config[name]):
+      try:
+        return assembly.create_method(config, CLASSES, before)
+      except UserError:
+        pass
+  return None
+
+
+@functools.cache
+def outputs_of_equal_networks(name, field, teachers):
+  """What the method's networks return when each has the student's variables."""
+  method = users_method(name, field, 'kd', teachers)
+  images = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
+  variables = traverse_util.flatten_dict(method.init(jax.random.key(0), images, train=True))
+
+  def students(path):
+    origins = ((path[0], 'student', *path[2:]), (path[0], 'student', 'head', *path[2:]))
+    value = next((variables[origin] for origin in origins if origin in variables), variables[path])
+    return 10 * value if 'classifier' in path else value  # logits that tell the images apart
+
+  equal = traverse_util.unflatten_dict({path: students(path) for path in variables})
+  return method.apply(equal, images, train=False)
+
+
+@pytest.mark.parametrize('loss', losses.LOGIT_LOSSES)
+@pytest.mark.parametrize('name, field', USERS)
+def test_logit_loss_has_its_minimum_where_the_networks_are_equal(name, field, loss):
+  """Each term of it is 0 there, without a gradient, and positive where the student differs."""
+  tried = {teachers: method for teachers in (1, 3) if (method := users_method(name, field, loss, teachers))}
+  assert tried
+  for teachers, method in tried.items():
+    outputs = outputs_of_equal_networks(name, field, teachers)
+    compared = lambda outputs, method=method: {term: value for term, value in method.loss(outputs, LABELS)[1].items()
+                                               if term.startswith(('distillation/', 'mutual/'))}
+    value_and_slope = jax.jit(jax.value_and_grad(
+        lambda outputs, of=compared: (sum((terms := of(outputs)).values()), terms), has_aux=True))
+    steepest = lambda gradient: max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
+    moved = jax.tree.map(lambda z: z, outputs)
+    moved.logits['student'] += np.random.default_rng(1).normal(size=(4, CLASSES)).astype(np.float32)
+    ((_, terms), gradient), ((_, others), slope) = map(value_and_slope, (outputs, moved))
+    assert terms and steepest(gradient) < 1e-3 * steepest(slope)
+    for term, value in terms.items():
+      np.testing.assert_allclose(value, 0, atol=1e-5, err_msg=term)
+      assert others[term] > 1e-3, term
+
+
+def test_regression_on_the_mean_of_the_teachers_logits():
+  z = logits('student', 'a', 'b', 'c')
+  method = kd.Distillation((), average_teacher.Settings(alpha=0.0, logit_loss='logits_regression'), 'combined',
+                           losses.LOGIT_LOSSES['logits_regression']())
+  _, terms = method.loss(kd.Outputs({'student': z['student']}, [z[name] for name in 'abc']), LABELS)
+  expected = np.mean((np.mean([z[name].astype(np.float64) for name in 'abc'], 0) - z['student'])**2)
+  np.testing.assert_allclose(terms['distillation/student'], expected, rtol=1e-5)
 
 
 # One step of each.

@@ -20,7 +20,7 @@ from cmtkd_jax.losses.fitnet import FitNet, fitnet_loss
 from cmtkd_jax.losses.kl_divergence import KD, kl_divergence
 from cmtkd_jax.losses.logits_regression import LogitsRegression, logits_regression
 from cmtkd_jax.losses.mean_softmax import mean_softmax
-from cmtkd_jax.losses.min_logit import min_logit
+from cmtkd_jax.losses.min_logit import from_true_class, min_logit
 from cmtkd_jax.losses.overhaul import Overhaul, overhaul_loss, overhaul_margin
 from cmtkd_jax.losses.similarity import Similarity, similarity_loss, similarity_matrix
 from cmtkd_jax.losses.soft_cross_entropy import soft_cross_entropy
@@ -55,6 +55,7 @@ __all__ = [
   'decoupled_loss',
   'error_sums',
   'fitnet_loss',
+  'from_true_class',
   'general_target',
   'general_weights',
   'kl_divergence',

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from cmtkd_jax import options
+from cmtkd_jax.losses.mean_softmax import mean_softmax
 
 ADAPTORS = ('identity', 'conv', 'conv_norm')
 
@@ -51,12 +52,24 @@ class FeatureLoss:
 
 @dataclasses.dataclass(frozen=True)
 class LogitLoss:
-  """How far logits are from target logits, `loss(target_logits, logits, labels, temperature)`."""
+  """How far logits are from target logits, `loss(target_logits, logits, labels, temperature)`.
+
+  The loss is 0, its minimum, where both are equal. Methods give it logits of one kind on both sides: those that the
+  networks return, with a target from `combine`, or both counted from the true class (CMT-KD eq. (7)).
+  """
   choices: ClassVar[dict[str, tuple]] = {}
   positive: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     options.check(self)
+
+  def combine(self, teacher_logits, temperature):
+    """Returns the target logits, float32 [B, C], of one or more teachers, a sequence of [B, C].
+
+    By default their softmax at `temperature` is the mean softmax of the teachers, and their shift is arbitrary. A loss
+    that sees a shift of the logits, z + constant, must override this method.
+    """
+    return mean_softmax(teacher_logits, temperature)
 
   def __call__(self, target_logits, logits, labels, temperature):
     """Returns the loss, a float32 scalar, of logits [B, C] and labels int32 [B]."""

@@ -43,9 +43,12 @@ def logits_regression(target_logits: jax.Array, logits: jax.Array, reduction: st
 
 @dataclasses.dataclass(frozen=True)
 class LogitsRegression(base.LogitLoss):
-  """`logits_regression`, which has no temperature."""
+  """`logits_regression`, which has no temperature. The target of several teachers is the mean of their logits."""
   reduction: str = 'mean'
   choices = {'reduction': REDUCTIONS}
+
+  def combine(self, teacher_logits, temperature):
+    return jnp.mean(jnp.stack([z.astype(jnp.float32) for z in teacher_logits]), axis=0)
 
   def __call__(self, target_logits, logits, labels, temperature):
     return logits_regression(target_logits, logits, self.reduction)

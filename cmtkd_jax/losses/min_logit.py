@@ -4,6 +4,31 @@ import jax
 import jax.numpy as jnp
 
 
+def from_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Counts logits from the true class, whose own logit becomes 0: zt = z - z[c]. Their softmax is the same.
+
+  Args:
+    logits: [B, C], floating, finite.
+    labels: [B], integer, the true class c of each sample, in [0, C). Outside it nothing is subtracted.
+
+  Returns:
+    [B, C], float32.
+
+  Raises:
+    ValueError: the shapes are not [B, C] and [B], or `labels` is not of an integer dtype.
+
+  Source: CMT-KD eq. (7).
+  """
+  if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    raise ValueError(f'logits must be [B, C] and labels [B]; got {logits.shape} and {labels.shape}')
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(f'labels must be integers; got {labels.dtype}')
+  z = logits.astype(jnp.float32)
+  # A masked sum reads z[c]; its gradient is a select, where that of an indexed read would be a scatter.
+  true_class = jax.nn.one_hot(labels, z.shape[-1], dtype=jnp.bool_)
+  return z - jnp.sum(jnp.where(true_class, z, 0.0), axis=-1, keepdims=True)
+
+
 def min_logit(teacher_logits: jax.Array, student_logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Target logits: for each class the smaller of the two logits, both counted from the true class.
 
@@ -31,14 +56,4 @@ def min_logit(teacher_logits: jax.Array, student_logits: jax.Array, labels: jax.
       'teacher_logits and student_logits must both be [B, C]; '
       f'got {teacher_logits.shape} and {student_logits.shape}'
     )
-  if labels.shape != teacher_logits.shape[:1]:
-    raise ValueError(f'labels must be [B] with B = {teacher_logits.shape[0]}; got {labels.shape}')
-  if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(f'labels must be integers; got {labels.dtype}')
-  z_t = teacher_logits.astype(jnp.float32)
-  z_s = student_logits.astype(jnp.float32)
-  # A masked sum reads z[c]; its gradient is a select, where that of an indexed read would be a scatter.
-  true_class = jax.nn.one_hot(labels, z_t.shape[-1], dtype=jnp.bool_)
-  zt_t = z_t - jnp.sum(jnp.where(true_class, z_t, 0.0), axis=-1, keepdims=True)
-  zt_s = z_s - jnp.sum(jnp.where(true_class, z_s, 0.0), axis=-1, keepdims=True)
-  return jnp.minimum(zt_t, zt_s)
+  return jnp.minimum(from_true_class(teacher_logits, labels), from_true_class(student_logits, labels))

@@ -150,7 +150,7 @@ def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings, feature_
     pairs: `{tap: (F_T, F_S)}`, shared and adapted student map, float [B, H, W, C'], the shallowest tap first.
     settings: `Settings`.
     feature_loss: D, whose weight is gamma; None for no pairs.
-    mutual_loss: L_KL.
+    mutual_loss: L_KL. It compares logits that are counted from the true class, as eq. (7) counts its target.
 
   Returns:
     (L, terms): float32 scalar, and every unweighted term by name.
@@ -163,8 +163,9 @@ def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings, feature_
   target = losses.min_logit(teacher_logits, student_logits, labels)
   if settings.stop_gradient_target:
     target = jax.lax.stop_gradient(target)
-  kl_s = mutual_loss(target, student_logits, labels, settings.temperature)
-  kl_t = mutual_loss(target, teacher_logits, labels, settings.temperature)
+  # The target counts from the true class, so both networks do: a mutual loss may see a shift of the logits.
+  kl_s = mutual_loss(target, losses.from_true_class(student_logits, labels), labels, settings.temperature)
+  kl_t = mutual_loss(target, losses.from_true_class(teacher_logits, labels), labels, settings.temperature)
 
   total = settings.alpha * (ce_s + ce_t) + settings.beta * (kl_s + kl_t)
   feature = {}

@@ -17,7 +17,7 @@ class Settings:
 
 
 class Distillation(Joint):
-  """A student and the frozen teachers that it learns from; with several, from the mean of their softmax outputs."""
+  """A student and the frozen teachers that it learns from; of several, `logit_loss` combines the logits."""
   target_name: str  # of what the teachers say together, among the logits
   logit_loss: losses.LogitLoss = losses.LOGIT_LOSSES['kd']()
 
@@ -27,10 +27,13 @@ class Distillation(Joint):
     return Outputs({'student': logits['student'], self.target_name: losses.mean_softmax(teachers, 1.0)}, teachers)
 
   def loss(self, outputs, labels):
-    """L = alpha CE(z_S, y) + beta D(mean_i softmax(z_i / tau), z_S); by default D is `losses.kl_divergence`."""
+    """L = alpha CE(z_S, y) + beta D(z_T, z_S), where D is the logit loss and z_T what it combines the teachers' z_i to.
+
+    By default D is tau^2 KL and softmax(z_T / tau) = mean_i softmax(z_i / tau).
+    """
     settings, student = self.settings, outputs.logits['student']
     ce = losses.cross_entropy(student, labels)
-    target = losses.mean_softmax(outputs.extras, settings.temperature)
+    target = self.logit_loss.combine(outputs.extras, settings.temperature)
     distance = self.logit_loss(target, student, labels, settings.temperature)
     terms = {'cross_entropy/student': ce, 'distillation/student': distance}
     return settings.alpha * ce + settings.beta * distance, terms
