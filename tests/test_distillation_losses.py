@@ -82,10 +82,13 @@ def dkd(t, s, tau, alpha=1.0, beta=8.0):
   return total / len(t)
 
 
-def dist(t, s, tau, beta=1.0, gamma=1.0):
+def dist(t, s, tau, beta=1.0, gamma=1.0, epsilon=1e-8):
+  def rho(a, b):
+    a, b = a - a.mean(), b - b.mean()
+    return np.dot(a, b) / (math.sqrt(np.dot(a, a)) * math.sqrt(np.dot(b, b)) + epsilon)
   p, q = softmax(t / tau), softmax(s / tau)
-  rows = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
-  columns = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+  rows = np.mean([rho(a, b) for a, b in zip(p, q, strict=True)])
+  columns = np.mean([rho(a, b) for a, b in zip(p.T, q.T, strict=True)])
   return tau**2 * (beta * (1 - rows) + gamma * (1 - columns))
 
 
@@ -227,12 +230,37 @@ def test_pearson():
   np.testing.assert_array_equal(pearson(f32(a), f32(np.ones_like(b)), 1), 0)
 
 
-def test_dist_of_constant_predictions_is_finite():
+@pytest.mark.parametrize('epsilon', [1e-8, 0.0])
+def test_dist_of_constant_predictions_is_finite(epsilon):
   """A new network says the same of every example, and all classes are alike."""
   t, _ = logit_pair()
-  value, gradient = jax.value_and_grad(losses.correlation_loss, 1)(f32(t), jnp.zeros((6, 5), jnp.float32), 2.0)
+  loss = lambda s: losses.DIST(epsilon=epsilon)(f32(t), s, jnp.asarray(LABELS), 2.0)
+  value, gradient = jax.value_and_grad(loss)(jnp.zeros((6, 5), jnp.float32))
   np.testing.assert_allclose(value, 8)  # tau^2 (1 + 1)
   assert np.isfinite(gradient).all()
+  for scale in (1e-20, 30, 300):  # predictions that hardly vary, and classes that nothing is predicted to be
+    assert np.isfinite(jax.grad(loss)(f32(scale * t))).all()
+
+
+@pytest.mark.parametrize('epsilon, value', [(1e-8, 1 / 3), (0.0, 0.0)])
+def test_dist_of_confident_predictions(epsilon, value):
+  """Three examples, surely of class 0, 1 and 1: class 2 has less than 1e-6, so its ||a|| ||b|| is about 4e-13.
+
+  Of equal networks, rho of the examples and of classes 0 and 1 is 1; that of class 2 is 4e-13 / (4e-13 + epsilon).
+  """
+  loss = lambda t, s: losses.DIST(epsilon=epsilon)(f32(t), f32(s), jnp.asarray([0, 1, 1]), 1.0)
+  t = np.array([[15.0, 0, -1], [0, 15, 1], [0, 15, 0]])
+  np.testing.assert_allclose(loss(t, t), value, atol=1e-4)
+  s = t + np.array([[-9, 1, 0.5], [2, -8, 0.3], [3, -4, 1]])  # a student that is less sure
+  reference = lambda s: dist(t, s, 1.0, epsilon=epsilon)
+  assert abs(reference(s) - dist(t, s, 1.0, epsilon=1e-8 - epsilon)) > 0.05
+  np.testing.assert_allclose(loss(t, s), reference(s), rtol=1e-4)
+  slopes = np.zeros_like(s)
+  for i in np.ndindex(s.shape):
+    step = np.zeros_like(s)
+    step[i] = 1e-6
+    slopes[i] = (reference(s + step) - reference(s - step)) / 2e-6
+  np.testing.assert_allclose(jax.grad(loss, 1)(f32(t), f32(s)), slopes, rtol=1e-3, atol=1e-3 * np.abs(slopes).max())
 
 
 @pytest.mark.parametrize('change', [lambda z: z + 5, lambda z: 0.1 * z, lambda z: 30 * z - 2])

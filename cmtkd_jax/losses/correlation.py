@@ -8,19 +8,39 @@ import jax.numpy as jnp
 from cmtkd_jax.losses import base
 
 
-def pearson(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
-  """Pearson correlation of `a` and `b` along `axis`, float32; 0 where one of them is constant."""
-  a, b = (x - jnp.mean(x, axis=axis, keepdims=True) for x in (a, b))
-  squared = jnp.sum(jnp.square(a), axis=axis) * jnp.sum(jnp.square(b), axis=axis)
-  varies = squared > jnp.finfo(jnp.float32).tiny
-  return jnp.where(varies, jnp.sum(a * b, axis=axis) / jnp.sqrt(jnp.where(varies, squared, 1.0)), 0.0)
+def pearson(a: jax.Array, b: jax.Array, axis: int, epsilon: float = 0.0) -> jax.Array:
+  """Pearson correlation along one axis, damped where the deviations are small.
+
+      rho = <a', b'> / (||a'|| ||b'|| + epsilon),  a' = a - mean a,  b' = b - mean b
+
+  Where `a` or `b` is constant, rho is 0 and passes no gradient.
+
+  Args:
+    a, b: floating, of one shape.
+    axis: along which they are compared.
+    epsilon: >= 0; 0 gives the correlation itself.
+
+  Returns:
+    float32, the shape without `axis`.
+  """
+  def direction(x):
+    x = x - jnp.mean(x, axis=axis, keepdims=True)
+    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    varies = squared >= jnp.finfo(jnp.float32).tiny
+    # The inner `where` keeps the infinite slope of the root at 0 out of the gradient.
+    norm = jnp.sqrt(jnp.where(varies, squared, 1.0))
+    return jnp.where(varies, x / norm, 0.0), jnp.squeeze(norm, axis)
+
+  (a, norm_a), (b, norm_b) = direction(a), direction(b)
+  rho = jnp.sum(a * b, axis=axis)
+  return rho * (norm_a * norm_b / (norm_a * norm_b + epsilon)) if epsilon else rho
 
 
 def correlation_loss(target_logits: jax.Array, logits: jax.Array, temperature: float, beta: float = 1.0,
-                     gamma: float = 1.0) -> jax.Array:
+                     gamma: float = 1.0, epsilon: float = 1e-8) -> jax.Array:
   """Loss of linear correlation between predictions, within each example and within each class.
 
-      p, q = softmax of target_logits / tau, logits / tau;   rho: Pearson correlation
+      p, q = softmax of target_logits / tau, logits / tau;   rho: `pearson`
       L = tau^2 [ beta (1 - mean_b rho(p_b., q_b.)) + gamma (1 - mean_j rho(p_.j, q_.j)) ]
 
   The gradient flows into both sets of logits.
@@ -29,6 +49,8 @@ def correlation_loss(target_logits: jax.Array, logits: jax.Array, temperature: f
     target_logits, logits: [B, C], floating, finite.
     temperature: tau > 0.
     beta, gamma: weights >= 0 of the relations between classes, and of those between examples.
+    epsilon: >= 0, in the denominator of rho. 1e-8 is the published code's: classes that no example is predicted to be
+      have hardly any deviation, and then count as uncorrelated. 0 is the paper's formula.
 
   Returns:
     Scalar, float32, in [0, 2 tau^2 (beta + gamma)] up to rounding.
@@ -36,13 +58,13 @@ def correlation_loss(target_logits: jax.Array, logits: jax.Array, temperature: f
   Raises:
     ValueError: the shapes differ or are not [B, C].
 
-  Source: DIST eqs. (7)-(9).
+  Source: DIST eqs. (7)-(9), and its published code for epsilon.
   """
   base.check_logits(target_logits, logits)
   p = jax.nn.softmax(target_logits.astype(jnp.float32) / temperature, axis=-1)
   q = jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1)
-  inter = 1 - jnp.mean(pearson(p, q, axis=1))
-  intra = 1 - jnp.mean(pearson(p, q, axis=0))
+  inter = 1 - jnp.mean(pearson(p, q, axis=1, epsilon=epsilon))
+  intra = 1 - jnp.mean(pearson(p, q, axis=0, epsilon=epsilon))
   return temperature**2 * (beta * inter + gamma * intra)
 
 
@@ -51,6 +73,7 @@ class DIST(base.LogitLoss):
   """`correlation_loss`. Its authors weigh it by 2."""
   beta: float = 1.0
   gamma: float = 1.0
+  epsilon: float = 1e-8
 
   def __call__(self, target_logits, logits, labels, temperature):
-    return correlation_loss(target_logits, logits, temperature, self.beta, self.gamma)
+    return correlation_loss(target_logits, logits, temperature, self.beta, self.gamma, self.epsilon)
