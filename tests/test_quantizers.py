@@ -362,8 +362,10 @@ REFERENCES = {
     'dorefa-Activation': (dorefa_activation, None),
     'ewgs-Weight': (ewgs_weight, lambda bits: {'lower': -0.35, 'upper': 0.42, 'scale': -0.3}),
     'ewgs-Activation': (ewgs_activation, lambda bits: {'lower': 0.1, 'upper': 2.1}),
-    'lq_nets-Weight': (lq_weight, lambda bits: {'basis': np.random.default_rng(bits).uniform(0.02, 0.2, (5, bits))}),
-    'lq_nets-Activation': (lq_activation, lambda bits: {'basis': np.random.default_rng(bits).uniform(0.1, 0.9, bits)}),
+    'lq_nets-Weight': (lq_weight, lambda bits: {'basis': np.random.default_rng(bits).uniform(0.02, 0.2, (5, bits)),
+                                             'updates': 3}),
+    'lq_nets-Activation': (lq_activation, lambda bits: {'basis': np.random.default_rng(bits).uniform(0.1, 0.9, bits),
+                                                 'updates': 3}),
     'lsq_plus-Weight': (lsq_plus_weight, lambda bits: {'step': 0.7 / 2**bits}),
     'lsq_plus-Activation': (lsq_plus_activation, lambda bits: {'step': 1.6 / 2**bits, 'offset': 0.2}),
     'n2uq-Weight': (n2uq_weight, None),
@@ -510,17 +512,35 @@ def test_apot_levels_of_3_bits_by_hand():
 @pytest.mark.parametrize('role, low', [('Weight', -1), ('Activation', 0)])
 @pytest.mark.parametrize('bits', [1, 2, 3, 8])
 def test_lq_nets_refits_its_basis(role, low, bits):
-  """v <- 0.9 v + 0.1 v_new, v_new the ridge solution for the assigned codes, worked channel by channel."""
+  """Three steps of TensorFlow's moving average without bias, channel by channel: biased <- 0.9 biased + 0.1 v_new from 0,
+  v = biased / (1 - 0.9^t), where v_new is the ridge solution for the codes that the basis before assigns."""
   name = f'lq_nets-{role}'
-  quantizer, x = CLASSES[name](bits), sample(name, 3)
-  basis = np.asarray(REFERENCES[name][1](bits)['basis'], np.float32)
-  found = quantizer.update(f32(x), {'basis': f32(basis)})['basis']
-  values = x.reshape(-1, 5).T if role == 'Weight' else np.maximum(x, 0).reshape(1, -1)
-  for v, data, result in zip(np.atleast_2d(basis).astype(np.float64), values, np.atleast_2d(found), strict=True):
-    e = np.array(list(itertools.product([low, 1], repeat=bits)), float)
-    b = e[np.abs(data[:, None] - e @ v).argmin(1)]
-    new = np.linalg.solve(b.T @ b / len(data) + 1e-4 * np.eye(bits), b.T @ data / len(data) + 1e-4 * v)
-    np.testing.assert_allclose(result, 0.9 * v + 0.1 * new, rtol=1e-3, atol=1e-4)
+  quantizer, data = CLASSES[name](bits), [sample(name, seed) for seed in (3, 4, 5)]
+  state = {'basis': f32(REFERENCES[name][1](bits)['basis']), 'updates': f32(0)}
+  basis = np.atleast_2d(np.asarray(state['basis'], np.float64))
+  biased, e = np.zeros_like(basis), np.array(list(itertools.product([low, 1], repeat=bits)), float)
+  for t, x in enumerate(data, 1):
+    state = quantizer.update(f32(x), state)
+    values = x.reshape(-1, 5).T if role == 'Weight' else np.maximum(x, 0).reshape(1, -1)
+    for c, (v, of_channel) in enumerate(zip(basis.copy(), values, strict=True)):
+      b = e[np.abs(of_channel[:, None] - e @ v).argmin(1)]
+      new = np.linalg.solve(b.T @ b / len(b) + 1e-4 * np.eye(bits), b.T @ of_channel / len(b) + 1e-4 * v)
+      biased[c] = 0.9 * biased[c] + 0.1 * new
+      basis[c] = biased[c] / (1 - 0.9**t)
+    np.testing.assert_allclose(np.atleast_2d(state['basis']), basis, rtol=1e-3, atol=1e-4)
+    assert state['updates'] == t
+    basis = np.atleast_2d(np.asarray(state['basis'], np.float64))  # so that no rounding decides a code
+
+
+def test_first_fit_of_lq_nets_replaces_the_basis_by_hand():
+  """1 bit: v = 2 codes 1.5, 4 and 6 as 1, 0.5 as 0; their mean is 11.5 / 3. Then 3.83 codes 2 and 4 as 1: 3 is fitted."""
+  quantizer = lq_nets.Activation(1)
+  first = quantizer.update(f32([[1.5, 4, 6, 0.5]]), {'basis': f32([2]), 'updates': f32(0)})
+  np.testing.assert_allclose(first['basis'], [11.5 / 3], rtol=1e-3)
+  second = quantizer.update(f32([[2, 4, 0, -3]]), first)  # (0.9 * 0.1 * 3.83 + 0.1 * 3) / (1 - 0.81)
+  np.testing.assert_allclose(second['basis'], [(0.09 * 11.5 / 3 + 0.1 * 3) / 0.19], rtol=1e-3)
+  later = quantizer.update(f32([[2, 4, 0, -3]]), {'basis': f32([3.5]), 'updates': f32(1e6)})
+  np.testing.assert_allclose(later['basis'], [0.9 * 3.5 + 0.1 * 3], rtol=1e-3)
 
 
 def test_lq_nets_fit_lowers_the_error():

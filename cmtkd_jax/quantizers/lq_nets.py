@@ -42,9 +42,17 @@ def fit_basis(x, factors, basis):
 
 @dataclasses.dataclass(frozen=True)
 class _Basis(base.Quantizer):
-  """momentum: of the basis, v <- m v + (1 - m) v_fitted after every step."""
+  """A basis that follows its fits f_1, f_2, .. of all steps so far, as their average with falling weights.
+
+      v_t = (1 - m) / (1 - m^t) * sum_i m^(t-i) f_i,   i = 1..t
+
+  The initial basis codes the first step; the first fit then replaces it, v_1 = f_1. This is the published code's
+  average: TensorFlow's `assign_moving_average` removes the bias towards a start at zero, and so removes the start.
+
+  momentum: m, in [0, 1). The state holds v_t in 'basis' and t in 'updates'.
+  """
   momentum: float = 0.9
-  fitted = ('basis',)
+  fitted = ('basis', 'updates')
 
   def __post_init__(self):
     super().__post_init__()
@@ -56,8 +64,12 @@ class _Basis(base.Quantizer):
     bits = (np.arange(2**self.bits)[:, None] >> np.arange(self.bits)) & 1
     return jnp.asarray(np.where(bits, 1, low), jnp.float32)
 
-  def _follow(self, basis, fitted):
-    return {'basis': self.momentum * basis + (1 - self.momentum) * fitted}
+  def _follow(self, parameters, fitted):
+    """The state after one more fit: v_t = k v_(t-1) + (1 - k) f_t, k = (m - m^t) / (1 - m^t)."""
+    updates = parameters['updates'] + 1
+    decayed = self.momentum**updates
+    kept = (self.momentum - decayed) / (1 - decayed)
+    return {'basis': kept * parameters['basis'] + (1 - kept) * fitted, 'updates': updates}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Weight(_Basis):
   def init(self, x):
     start = _QUARTILE * jnp.maximum(jnp.std(x), base.SMALLEST) / 2**(self.bits - 1)
     basis = start * 2.0**jnp.arange(self.bits, dtype=jnp.float32)
-    return {'basis': jnp.tile(basis, (x.shape[-1], 1))}
+    return {'basis': jnp.tile(basis, (x.shape[-1], 1)), 'updates': jnp.float32(0)}
 
   def encode(self, x, parameters):
     levels, _ = sorted_levels(parameters['basis'], self._binary(-1))
@@ -86,7 +98,8 @@ class Weight(_Basis):
     _, factors = sorted_levels(basis, self._binary(-1))
     by_channel = lambda a: a.reshape(-1, a.shape[-1]).T
     codes = by_channel(self.encode(x, parameters).codes)
-    return self._follow(basis, fit_basis(by_channel(x), jax.vmap(lambda f, c: f[c])(factors, codes), basis))
+    fitted = fit_basis(by_channel(x), jax.vmap(lambda f, c: f[c])(factors, codes), basis)
+    return self._follow(parameters, fitted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +110,8 @@ class Activation(_Basis):
   """
 
   def init(self, x):
-    return {'basis': 2 * _QUARTILE / (2**self.bits - 1) * 2.0**jnp.arange(self.bits, dtype=jnp.float32)}
+    basis = 2 * _QUARTILE / (2**self.bits - 1) * 2.0**jnp.arange(self.bits, dtype=jnp.float32)
+    return {'basis': basis, 'updates': jnp.float32(0)}
 
   def encode(self, x, parameters):
     levels, _ = sorted_levels(parameters['basis'], self._binary(0))
@@ -111,4 +125,4 @@ class Activation(_Basis):
     basis = parameters['basis']
     _, factors = sorted_levels(basis, self._binary(0))
     codes = self.encode(x, parameters).codes.reshape(1, -1)
-    return self._follow(basis, fit_basis(jax.nn.relu(x).reshape(1, -1), factors[codes], basis[None])[0])
+    return self._follow(parameters, fit_basis(jax.nn.relu(x).reshape(1, -1), factors[codes], basis[None])[0])
