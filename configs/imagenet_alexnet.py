@@ -28,6 +28,7 @@ def get_config(argument=''):
 def lsq(config):
   """LSQ for teachers and student."""
   config.quantizer.name = 'lsq'
+  config.quantizer.lsq.activation.count = 'batch'  # as in hustzxd/LSQuantization, which the authors used
 
 
 def w1a2(config):

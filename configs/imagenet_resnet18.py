@@ -29,6 +29,7 @@ def get_config(argument=''):
 def lsq(config):
   """LSQ for teachers and student; its paper starts from full precision at 0.01 with cosine decay."""
   config.quantizer.name = 'lsq'
+  config.quantizer.lsq.activation.count = 'batch'  # as in hustzxd/LSQuantization, which the authors used
   config.optimizer.learning_rate, config.optimizer.schedule, config.optimizer.decay_at = 0.01, 'cosine', ''
 
 

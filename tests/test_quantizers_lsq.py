@@ -2,17 +2,21 @@
 
 import itertools
 import math
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmtkd_jax import config as config_lib
 from cmtkd_jax.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import dequantize, lsq
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 BITS = range(1, 9)
 GRIDS = list(itertools.product(BITS, (False, True)))  # bits, signed
 
@@ -343,3 +347,23 @@ def test_refusals_name_what_is_allowed(make, words):
   with pytest.raises(ValueError) as refusal:
     make()
   assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_recipes_of_cmtkd_count_the_batch_as_its_authors_did():
+  """In every recipe that trains CMT-KD with LSQ, and in the authors' LSQ row; LSQ's own rows follow LSQ's paper."""
+  counts = {}
+  for path in sorted(CONFIGS.glob('*.py')):
+    get_config = runpy.run_path(str(path))['get_config']
+    if path.stem.startswith('imagenet_'):
+      counts[f'{path.stem}:lsq'] = get_config('lsq')
+    if path.stem.startswith('table'):
+      config = get_config('')
+      counts |= {f'{path.stem}:{run}': config_lib.derive(config, changes.to_dict())
+                 for run, changes in config.table.runs.items()}
+  counts = {name: (config.method, config.quantizer.lsq.activation.count) for name, config in counts.items()
+            if 'lsq' in (config.quantizer.name, config.quantizer.weights, config.quantizer.activations)}
+  assert counts == {
+      'imagenet_alexnet:lsq': ('cmtkd', 'batch'), 'imagenet_resnet18:lsq': ('cmtkd', 'batch'),
+      'table5_imagenet:cmtkd_lsq': ('cmtkd', 'batch'), 'table5_imagenet:lsq': ('single', 'batch'),
+      'table5_imagenet:kd_lsq': ('kd', 'features')}
+  assert lsq.Activation(2).count == 'features'
