@@ -12,7 +12,7 @@ import runpy
 import ml_collections
 from ml_collections import config_dict
 
-from cmtkd_jax import losses, methods, models, options, quantizers
+from cmtkd_jax import layers, losses, methods, models, options, quantizers
 from cmtkd_jax.bit_policy import (FULL_PRECISION, QUANTIZER_ROLES, check_bits, create_quantizer, parse_rules,
                                   quantizer_class, quantizer_names)
 from cmtkd_jax.errors import UserError
@@ -23,13 +23,14 @@ CHOICES = {
     'model.name': tuple(models.MODELS),
     'model.stem': ('cifar', 'imagenet'),
     'model.block_order': ('pre', 'post'),
+    'model.init': tuple(layers.INITIALIZERS),
     'bits.first_last': (FULL_PRECISION, 8),
     'bits.shortcut': ('quantized', 'full_precision'),
     'quantizer.name': tuple(quantizers.QUANTIZERS),
     'quantizer.weights': ('', *quantizers.QUANTIZERS),
     'quantizer.activations': ('', *quantizers.QUANTIZERS),
     'optimizer.schedule': ('step', 'cosine'),
-    'data.pad_mode': ('zeros', 'reflect'),
+    'data.pad_mode': ('zeros', 'reflect', 'symmetric'),
     'data.workers': ('threads', 'processes'),
     'data.decoder': ('pil', 'tensorflow'),
 }
@@ -74,7 +75,7 @@ def default():
       decoder='pil',  # of streamed images; 'tensorflow' is faster, resizes without antialiasing, and must be installed
       max_corrupt=0.01)  # share of training images that may be broken, and are replaced by the next ones
   config.model = dict(
-      name='resnet8', width=1.0, stem='cifar', block_order='pre', bn_affine=True, bn_momentum=0.9,
+      name='resnet8', width=1.0, stem='cifar', block_order='pre', init='he_fan_out', bn_affine=True, bn_momentum=0.9,
       bn_groups=1)  # statistics of the whole batch; of so many parts of it: as many as devices = each for itself
   config.student = dict(weight_bits=2, activation_bits=2)
   config.bits = dict(

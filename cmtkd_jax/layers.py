@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,29 @@ from cmtkd_jax.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import Quantizer
 
 QUANTIZER_STATE = 'quantizer_state'  # the variable collection of values that are fitted, not trained
-_he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+@dataclasses.dataclass(frozen=True)
+class Initializers:
+  """How a network starts: kernels of convolutions and hidden dense layers, the classifier's, scales of normalisations.
+
+  Biases start at 0.
+  """
+  kernel: Callable
+  classifier: Callable
+  scale: Callable
+
+
+_he = lambda fan: nn.initializers.variance_scaling(2.0, fan, 'normal')
+INITIALIZERS = {
+    # He normal by fan-out; the classifier starts small, uniform(-1, 1) / sqrt(fan-in).
+    'he_fan_out': Initializers(
+        _he('fan_out'), nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), nn.initializers.ones),
+    # The published code of CTKD, and of attention transfer before it: He normal by fan-in also for the classifier,
+    # scales uniform in [0, 1).
+    'ctkd': Initializers(_he('fan_in'), _he('fan_in'), nn.initializers.uniform(1.0)),
+}
+DEFAULT_INITIALIZERS = INITIALIZERS['he_fan_out']
 
 
 class FakeQuantize(nn.Module):
@@ -46,10 +69,12 @@ class Conv(nn.Module):
   padding: int | None = None  # None: (kernel - 1) // 2
   role: str = 'body'
   dtype: jnp.dtype = jnp.float32
+  initializers: Initializers = DEFAULT_INITIALIZERS
 
   @nn.compact
   def __call__(self, x, train):
-    kernel = self.param('kernel', _he_fan_out, (self.kernel, self.kernel, x.shape[-1], self.features), jnp.float32)
+    kernel = self.param('kernel', self.initializers.kernel, (self.kernel, self.kernel, x.shape[-1], self.features),
+                        jnp.float32)
     quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
     if quantizer is not None:
       kernel = FakeQuantize(quantizer, name='weight_quantizer')(kernel, train)
@@ -65,11 +90,11 @@ class Dense(nn.Module):
   policy: BitPolicy
   role: str = 'body'
   dtype: jnp.dtype = jnp.float32
+  initializers: Initializers = DEFAULT_INITIALIZERS
 
   @nn.compact
   def __call__(self, x, train):
-    # The classifier starts small, uniform(-1, 1) / sqrt(fan-in); hidden layers, which a normalisation follows, as He.
-    init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform') if self.role == 'last' else _he_fan_out
+    init = self.initializers.classifier if self.role == 'last' else self.initializers.kernel
     x = x.reshape(x.shape[0], -1)
     kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
     quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
@@ -108,6 +133,7 @@ class GroupedBatchNorm(nn.Module):
   momentum: float
   affine: bool
   epsilon: float = 1e-5
+  scale_init: Callable = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x, train):
@@ -126,7 +152,7 @@ class GroupedBatchNorm(nn.Module):
       y = (x - whole(running['mean'].value)) * jax.lax.rsqrt(whole(running['var'].value) + self.epsilon)
     if not self.affine:
       return y
-    scale = self.param('scale', nn.initializers.ones, features, jnp.float32)
+    scale = self.param('scale', self.scale_init, features, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, features, jnp.float32)
     return y * scale.reshape((1,) * (x.ndim - 1) + features) + bias.reshape((1,) * (x.ndim - 1) + features)
 
@@ -143,20 +169,21 @@ class MaxPool(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LayerFactory:
-  """Builds the layers of one network with its bit policy, compute type and normalisation settings."""
+  """Builds the layers of one network with its bit policy, compute type, normalisation settings and initializers."""
   policy: BitPolicy
   dtype: jnp.dtype = jnp.float32
   bn_affine: bool = True
   bn_momentum: float = 0.9
   bn_groups: int = 1
+  initializers: Initializers = DEFAULT_INITIALIZERS
 
   def conv(self, features, kernel, stride=1, padding=None, role='body', name=None):
     """A `Conv`."""
-    return Conv(features, kernel, self.policy, stride, padding, role, self.dtype, name=name)
+    return Conv(features, kernel, self.policy, stride, padding, role, self.dtype, self.initializers, name=name)
 
   def dense(self, features, role='body', name=None):
     """A `Dense`."""
-    return Dense(features, self.policy, role, self.dtype, name=name)
+    return Dense(features, self.policy, role, self.dtype, self.initializers, name=name)
 
   def activation(self, name=None):
     """An `Activation`."""
@@ -168,10 +195,11 @@ class LayerFactory:
     Under a sharded `jit` its statistics are those of the global batch, or of `bn_groups` parts of it.
     """
     if self.bn_groups > 1:
-      return functools.partial(GroupedBatchNorm(self.bn_groups, self.bn_momentum, self.bn_affine, name=name),
-                               train=train)
+      return functools.partial(GroupedBatchNorm(self.bn_groups, self.bn_momentum, self.bn_affine,
+                                                scale_init=self.initializers.scale, name=name), train=train)
     return nn.BatchNorm(use_running_average=not train, momentum=self.bn_momentum, epsilon=1e-5,
-                        use_scale=self.bn_affine, use_bias=self.bn_affine, dtype=jnp.float32, name=name)
+                        use_scale=self.bn_affine, use_bias=self.bn_affine, dtype=jnp.float32,
+                        scale_init=self.initializers.scale, name=name)
 
 
 def max_pool(x, window, stride, padding=0):

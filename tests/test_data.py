@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 from PIL import Image
 
+from cmtkd_jax import config as config_lib
 from cmtkd_jax import data
 from cmtkd_jax.data import augment, boxes, decode, loaders, order, streaming
 from tests.batches import assert_equal, take
@@ -282,11 +283,18 @@ def test_pad_crop_gives_each_allowed_crop_and_no_other(name):
   assert all(0.5 * expected < n < 1.6 * expected for n in counts.values())
 
 
-def test_reflected_padding_repeats_no_border():
-  image = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3, 1).repeat(200, 0)
-  crops = {np.asarray(row)[..., 0].tobytes() for row in augment.pad_crop(jax.random.key(0), image, 1, False, 'reflect')}
-  # By hand: rows 2 1 2 3 2 beside 1 2 3, above them the second row.
-  padded = np.array([[5, 4, 5, 6, 5], [2, 1, 2, 3, 2], [5, 4, 5, 6, 5], [8, 7, 8, 9, 8], [5, 4, 5, 6, 5]], np.uint8)
+@pytest.mark.parametrize('mode, padded', [
+    # rows 2 1 2 3 2 from 1 2 3, above them the second row
+    ('reflect', [[5, 4, 5, 6, 5], [2, 1, 2, 3, 2], [5, 4, 5, 6, 5], [8, 7, 8, 9, 8], [5, 4, 5, 6, 5]]),
+    # rows 1 1 2 3 3, above them the first row, as cv2.BORDER_REFLECT has it
+    ('symmetric', [[1, 1, 2, 3, 3], [1, 1, 2, 3, 3], [4, 4, 5, 6, 6], [7, 7, 8, 9, 9], [7, 7, 8, 9, 9]]),
+])
+def test_mirrored_padding_by_hand(mode, padded):
+  config = config_lib.default()
+  config.data.pad_mode = mode
+  config_lib.check(config)
+  image, padded = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3, 1).repeat(200, 0), np.array(padded, np.uint8)
+  crops = {np.asarray(row)[..., 0].tobytes() for row in augment.pad_crop(jax.random.key(0), image, 1, False, mode)}
   assert crops == {padded[y:y + 3, x:x + 3].tobytes() for y in range(3) for x in range(3)}
 
 

@@ -14,7 +14,7 @@ import pytest
 from cmtkd_jax import quantizers
 from cmtkd_jax.bit_policy import BitPolicy, Rule, check_bits, parse_rules
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.layers import QUANTIZER_STATE, Activation, Conv, Dense, LayerFactory, max_pool
+from cmtkd_jax.layers import INITIALIZERS, QUANTIZER_STATE, Activation, Conv, Dense, LayerFactory, max_pool
 
 FULL = BitPolicy(32, 32)
 WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056868, 0.030762)
@@ -250,6 +250,39 @@ def test_lsq_steps_start_from_the_first_data():
   y, changed = activation.apply(variables, 5 * x, True, mutable=True)
   np.testing.assert_allclose(y, np.asarray(step) * level, rtol=1e-5)
   assert changed['params']['activation_quantizer']['step'] == step
+
+
+@pytest.mark.parametrize('name, kernel, classifier, scale', [
+    ('he_fan_out', 'normal, fan-out', 'uniform, fan-in', None), ('ctkd', 'normal, fan-in', 'normal, fan-in', (0, 1))])
+@pytest.mark.parametrize('groups', [1, 2])
+def test_initializers(name, kernel, classifier, scale, groups):
+  """Moments of what each layer starts from: He's deviation is sqrt(2 / fan), the uniform one's sqrt(1 / 3 / fan)."""
+  layers = LayerFactory(FULL, bn_groups=groups, initializers=INITIALIZERS[name])
+  x = normal(0, 2, 4, 4, 16)
+  for layer, shape, kind in ((layers.conv(64, 3), (3, 3, 16, 64), kernel), (layers.dense(64), (256, 64), kernel),
+                             (layers.dense(10, role='last'), (256, 10), classifier)):
+    found = np.asarray(layer.init(KEY, x, True)['params']['kernel'])
+    assert found.shape == shape
+    fan = np.prod(shape[:-1]) if kind.endswith('fan-in') else np.prod(shape[:-2]) * shape[-1]
+    deviation = np.sqrt(2 / fan) if kind.startswith('normal') else np.sqrt(1 / fan / 3)
+    np.testing.assert_allclose(found.std(), deviation, rtol=0.05)
+    fourth = 3 if kind.startswith('normal') else 9 / 5
+    np.testing.assert_allclose((found**4).mean() / found.var()**2, fourth, rtol=0.1)
+
+  class Norm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return layers.norm(True, name='norm')(x)
+
+  params = Norm().init(KEY, normal(0, 2, 1, 1, 2000))['params']['norm']
+  assert not np.any(params['bias'])
+  found = np.asarray(params['scale'])
+  if scale is None:
+    assert np.all(found == 1)
+  else:
+    low, high = scale
+    assert found.min() >= low and found.max() < high
+    np.testing.assert_allclose([found.mean(), found.std()], [0.5, np.sqrt(1 / 12)], rtol=0.05)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from cmtkd_jax.step import eval_step, initial_state, train_step
 from cmtkd_jax.teachers import Teacher
 
 CLASSES = 5
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 LABELS = np.array([0, 3, 1, 4], np.int32)
 
 
@@ -279,7 +282,8 @@ def outputs_of_equal_networks(name, field, teachers):
   def students(path):
     origins = ((path[0], 'student', *path[2:]), (path[0], 'student', 'head', *path[2:]))
     value = next((variables[origin] for origin in origins if origin in variables), variables[path])
-    return 10 * value if 'classifier' in path else value  # logits that tell the images apart
+    # Logits that tell the images apart.
+    return 0.02 * value if path[-1] == 'var' else 3 * value if 'classifier' in path else value
 
   equal = traverse_util.unflatten_dict({path: students(path) for path in variables})
   return method.apply(equal, images, train=False)
@@ -303,8 +307,7 @@ def test_logit_loss_has_its_minimum_where_the_networks_are_equal(name, field, lo
     ((_, terms), gradient), ((_, others), slope) = map(value_and_slope, (outputs, moved))
     assert terms and steepest(gradient) < 1e-3 * steepest(slope)
     for term, value in terms.items():
-      np.testing.assert_allclose(value, 0, atol=1e-5, err_msg=term)
-      assert others[term] > 1e-3, term
+      assert abs(value) < 1e-3 * others[term] and others[term] > 1e-2, term  # DIST's epsilon leaves a rest
 
 
 def test_regression_on_the_mean_of_the_teachers_logits():
@@ -369,6 +372,17 @@ def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer,
   assert all(np.isfinite(value) for value in metrics.values())
   assert {n.removeprefix('gradient_norm/') for n in metrics if n.startswith('gradient_norm/')} == learning
   assert 'student' in sums and all(total['count'] == 4 for total in sums.values())
+
+
+def test_ctkds_recipes_pad_and_start_every_network_as_its_code_does(quick_compile):
+  for path in sorted(CONFIGS.glob('ctkd_*.py')):
+    config = runpy.run_path(str(path))['get_config']('')
+    runs = (config, config_lib.derive(config, config.first.expert.to_dict()))
+    assert {(run.model.init, run.data.pad_mode) for run in runs} == {('ctkd', 'symmetric')}, path
+  method = assembly.create_method(make_config('ctkd', **{'model.init': 'ctkd'}), CLASSES, trained(32))
+  params = jax.jit(lambda: method.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), train=True)['params'])()
+  scales = {name: np.asarray(params[name]['stage1']['norm1']['scale']) for name in params}
+  assert {name for name in scales if np.any(scales[name] != 1)} == {'student', 'scratch_teacher'}
 
 
 def test_ctkd_shares_the_first_convolution():

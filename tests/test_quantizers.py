@@ -512,8 +512,8 @@ def test_apot_levels_of_3_bits_by_hand():
 @pytest.mark.parametrize('role, low', [('Weight', -1), ('Activation', 0)])
 @pytest.mark.parametrize('bits', [1, 2, 3, 8])
 def test_lq_nets_refits_its_basis(role, low, bits):
-  """Three steps of TensorFlow's moving average without bias, channel by channel: biased <- 0.9 biased + 0.1 v_new from 0,
-  v = biased / (1 - 0.9^t), where v_new is the ridge solution for the codes that the basis before assigns."""
+  """Three steps of TensorFlow's zero-debiased average, a channel at a time: from 0, biased <- 0.9 biased + 0.1 v_new,
+  and v = biased / (1 - 0.9^t); v_new is the ridge solution for the codes that the basis before assigns."""
   name = f'lq_nets-{role}'
   quantizer, data = CLASSES[name](bits), [sample(name, seed) for seed in (3, 4, 5)]
   state = {'basis': f32(REFERENCES[name][1](bits)['basis']), 'updates': f32(0)}
@@ -533,7 +533,7 @@ def test_lq_nets_refits_its_basis(role, low, bits):
 
 
 def test_first_fit_of_lq_nets_replaces_the_basis_by_hand():
-  """1 bit: v = 2 codes 1.5, 4 and 6 as 1, 0.5 as 0; their mean is 11.5 / 3. Then 3.83 codes 2 and 4 as 1: 3 is fitted."""
+  """1 bit: v = 2 codes 1.5, 4 and 6 as 1, mean 11.5 / 3, and 0.5 as 0. Then 3.83 codes 2 and 4 as 1: 3 is fitted."""
   quantizer = lq_nets.Activation(1)
   first = quantizer.update(f32([[1.5, 4, 6, 0.5]]), {'basis': f32([2]), 'updates': f32(0)})
   np.testing.assert_allclose(first['basis'], [11.5 / 3], rtol=1e-3)

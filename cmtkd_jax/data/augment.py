@@ -22,14 +22,15 @@ def standardize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...
 
 
 def pad_crop(key: jax.Array, image: jax.Array, pad: int, flip: bool, mode: str = 'zeros') -> jax.Array:
-  """Pads with zeros (black, before standardizing) or by reflection, crops at random to the old size, maybe mirrors.
+  """Pads with zeros (black, before standardizing) or the mirrored image, crops at random to the old size, maybe flips.
 
   Args:
     key: jax random key.
     image: [B, H, W, C].
     pad: pixels added on each side.
     flip: whether each image is mirrored with probability 1/2.
-    mode: 'zeros' or 'reflect' (without repeating the border).
+    mode: 'zeros'; 'reflect', 3 2 | 1 2 3, as torchvision; 'symmetric', which repeats the border, 2 1 | 1 2 3, as
+      OpenCV's BORDER_REFLECT.
 
   Returns:
     [B, H, W, C], dtype of `image`.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cmtkd_jax import models
 from cmtkd_jax.bit_policy import BitPolicy, check_bits, parse_rules, quantizer_names
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.layers import LayerFactory
+from cmtkd_jax.layers import INITIALIZERS, LayerFactory
 
 
 class Outputs(NamedTuple):
@@ -181,7 +181,7 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
       parse_rules(config.bits.rules), names['weight'], options['weight'], options['activation'],
       activations=names['activation'], **policy_fields)
   layers = LayerFactory(policy, jnp.dtype(config.dtype), config.model.bn_affine, config.model.bn_momentum,
-                        config.model.bn_groups)
+                        config.model.bn_groups, INITIALIZERS[config.model.init])
   build = functools.partial(models.MODELS[config.model.name], num_classes=num_classes, layers=layers,
                             width=config.model.width, stem=config.model.stem, block_order=config.model.block_order)
   return lambda: build().clone(remat=config.remat)
