@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-
-_NO_STEP = _NO_VIEW = 2**31 - 1  # numbers that no step and no view has
+_NO_STEP = 2**31 - 1  # a number that no step has
+# Streams of a step's key beside that of the first view, which is the key itself. Augmentations split their key, and
+# `split(key, n)[i]` is `fold_in(key, i)`: a stream with a small number would meet their keys.
+_SAMPLING, _OTHER_VIEWS = 2**31 - 1, 2**31 - 2
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -92,7 +94,7 @@ def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   images = _views(key, batch['image'], method, augment)
-  sampling = jax.random.fold_in(key, _NO_VIEW)
+  sampling = jax.random.fold_in(key, _SAMPLING)
 
   def objective(params, model_state, images, labels, key):
     outputs, model_state = method.apply({'params': params, **model_state}, images, train=True,
@@ -132,7 +134,8 @@ def _views(key, images, method, augment):
   first = augment(key, images)
   if method.views == 1:
     return first
-  return jnp.stack([first, *(augment(jax.random.fold_in(key, view), images) for view in range(1, method.views))])
+  others = jax.random.fold_in(key, _OTHER_VIEWS)
+  return jnp.stack([first, *(augment(jax.random.fold_in(others, view), images) for view in range(1, method.views))])
 
 
 def eval_step(variables, batch, *, method, normalize):

@@ -252,6 +252,37 @@ def test_state_goes_through_its_tree(parts):
   assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state)))
 
 
+@pytest.mark.parametrize('views', [1, 2, 5])
+def test_no_two_keys_of_a_step_coincide(views):
+  """Those of the views, of what augmentations and `randint` split from them, and of sampling, whole and in parts.
+
+  The first view's key is that of the step: runs with one view have kept their random numbers.
+  """
+  step, state = linear_parts()
+  method, seen = step.keywords['method'], {'augment': [], 'sampling': []}
+  method.views = views
+
+  def apply(variables, images, train, mutable, rngs):
+    seen['sampling'].append(rngs['sampling'])
+    images = images if views == 1 else images[0]
+    return Outputs({'student': images.reshape(len(images), -1) @ variables['params']['student']['kernel']}), {}
+
+  def recording(key, images):
+    seen['augment'].append(key)
+    return augment(key, images)
+
+  method.apply = apply
+  step.keywords['augment'] = recording
+  step(state, make_batch())
+  assert len(seen['augment']) == views and len(seen['sampling']) == 1
+  keys, latest = [], [*seen['augment'], *seen['sampling']]
+  for _ in range(3):  # themselves, split once and split twice
+    keys += latest
+    latest = [part for key in latest for part in jax.random.split(key, 8)]
+  assert len({jax.random.key_data(key).tobytes() for key in keys}) == len(keys) == 73 * (views + 1)
+  assert seen['augment'][0] == jax.random.fold_in(jax.random.wrap_key_data(KEY_DATA), state.step)
+
+
 # Evaluation.
 
 
