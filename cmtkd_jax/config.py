@@ -22,7 +22,7 @@ CHOICES = {
     'dtype': ('float32', 'bfloat16'),
     'model.name': tuple(models.MODELS),
     'model.stem': ('cifar', 'imagenet'),
-    'model.block_order': ('pre', 'post'),
+    'model.block_order': tuple(models.ORDERS),
     'model.init': tuple(layers.INITIALIZERS),
     'bits.first_last': (FULL_PRECISION, 8),
     'bits.shortcut': ('quantized', 'full_precision'),

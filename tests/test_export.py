@@ -142,6 +142,8 @@ NETWORKS = {  # a network for each thing that folding treats apart
     '8/8': {'student.weight_bits': 8, 'student.activation_bits': 8, 'bits.first_last': 8},
     '4/32': {'student.weight_bits': 4, 'student.activation_bits': 32},
     'post, imagenet stem': {'model.block_order': 'post', 'model.stem': 'imagenet', 'data.image_size': 16},
+    'edmips': {'model.block_order': 'edmips', 'model.name': 'resnet20', 'student.activation_bits': 4},
+    'edmips, imagenet stem': {'model.block_order': 'edmips', 'model.stem': 'imagenet', 'data.image_size': 16},
     'alexnet': {'model.name': 'alexnet', 'model.stem': 'cifar', 'data.image_size': 32, 'model.width': 0.02},
     'wide, groups': {'model.name': 'wrn16_1', 'model.bn_groups': 2, 'quantizer.name': 'pact'},
     'offset': {'quantizer.name': 'lsq_plus'},

@@ -12,7 +12,7 @@ import pytest
 from cmtkd_jax.bit_policy import BitPolicy, Rule
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.layers import LayerFactory
-from cmtkd_jax.models import MODELS
+from cmtkd_jax.models import MODELS, ORDERS
 
 KEY = jax.random.key(0)
 FULL = BitPolicy(32, 32)
@@ -45,7 +45,7 @@ def normal(seed, *shape):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize('order, parameters', [('pre', 11218340), ('post', 11220132)])
+@pytest.mark.parametrize('order, parameters', [('pre', 11218340), ('post', 11220132), ('edmips', 11224100)])
 def test_resnet18_parameter_count(order, parameters):
   """Worked by hand, post order being the ResNet18 of the literature.
 
@@ -57,11 +57,12 @@ def test_resnet18_parameter_count(order, parameters):
   head      512*100 + 100                                                                        51300
   sum                                                                                         11218340
   post order has a norm on each of the three shortcuts besides: 2 * (128 + 256 + 512) = 1792.
+  edmips has these, a norm after each second convolution, 4 * (64 + 128 + 256 + 512) = 3840, and one behind the stem's, 128.
   """
   variables = shapes_of(build('resnet18', block_order=order), images(32))
   assert count(variables['params']) == parameters
   # Each norm stores two statistics where it has two parameters: all of the above but kernels and the bias.
-  norms = 128 * 5 + 256 * 4 + 512 * 4 + 1024 * 4 + (1792 if order == 'post' else 0)
+  norms = 128 * 5 + 256 * 4 + 512 * 4 + 1024 * 4 + {'pre': 0, 'post': 1792, 'edmips': 1792 + 3840 + 128}[order]
   assert count(variables['batch_stats']) == norms
   # 49*3*64 = 9408 in place of 27*64 = 1728 with the ImageNet stem.
   imagenet = shapes_of(build('resnet18', block_order=order, stem='imagenet'), images(224))
@@ -109,7 +110,7 @@ def test_taps(name, stem, taps):
 ])
 def test_map_shapes(name, stem, size, maps):
   """At every stage, before and after the closing quantizer; then the logits."""
-  for order in ('pre', 'post') if name in ('resnet8', 'resnet18') else ('pre',):
+  for order in ORDERS if name in ('resnet8', 'resnet18') else ('pre',):
     net = build(name, BitPolicy(2, 2), stem=stem, block_order=order)
 
     def walk(net, x):
@@ -141,9 +142,11 @@ def test_width():
   assert variables['params']['head']['fc6']['kernel'].shape == (4 * 4 * 8, 128)
 
 
-def test_alexnet_has_one_block_order():
-  with pytest.raises(UserError, match="'post'.*use 'pre'"):
-    build('alexnet', block_order='post')
+@pytest.mark.parametrize('order', ['post', 'edmips'])
+@pytest.mark.parametrize('name', ['alexnet', 'wrn16_1'])
+def test_alexnet_and_wide_networks_have_one_block_order(name, order):
+  with pytest.raises(UserError, match=f"block_order='{order}'.*'pre'"):
+    build(name, block_order=order)
 
 
 ASKED = []
@@ -161,7 +164,7 @@ class Spy(BitPolicy):
     return super().activation_quantizer(path)
 
 
-@pytest.mark.parametrize('order', ['pre', 'post'])
+@pytest.mark.parametrize('order', ORDERS)
 def test_resnet18_roles(order):
   ASKED.clear()
   shapes_of(build('resnet18', Spy(2, 2), block_order=order), images(32))
@@ -172,7 +175,7 @@ def test_resnet18_roles(order):
   assert asked['shortcut'] == [f'stage{k}/block1/shortcut' for k in (2, 3, 4)]
   assert asked['body'] == [f'stage{k}/block{b}/conv{c}' for k, b in blocks for c in (1, 2)]
   assert sorted(asked['activation']) == sorted(
-      ['stage1/stem/activation'] + [f'stage{k}/block{b}/activation1' for k, b in blocks]
+      ['stage1/activation0' if order == 'edmips' else 'stage1/stem/activation'] + [f'stage{k}/block{b}/activation1' for k, b in blocks]
       + [f'stage{k}/activation1' for k in (1, 2, 3, 4)] + [f'stage{k}_activation' for k in (1, 2, 3, 4)])
 
 
@@ -279,6 +282,29 @@ def test_post_order_stage(bits):
   np.testing.assert_allclose(y, total, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize('bits', [32, 2])
+def test_edmips_order_stage(bits):
+  """As `pre`, but both branches are normalised before they are added; the projection reads what is quantized."""
+  net, r = build('resnet18', BitPolicy(bits, bits), width=1 / 16, block_order='edmips'), Reference(bits)
+  x = r.quantize(normal(0, 4, 8, 8, 4).astype(np.float64))
+  p, y = stage_with(net, 1, jnp.asarray(x, jnp.float32))
+  assert set(p) == {'block1', 'norm1', 'block2', 'norm2'}
+  assert set(p['block1']) == {'conv1', 'norm1', 'conv2', 'norm2', 'shortcut', 'shortcut_norm'}
+  assert set(p['block2']) == {'conv1', 'norm1', 'conv2', 'norm2'}
+
+  def edmips_block(out, raw, block):
+    """The published block behind its bn0 and quantizer, whose result is `out`; `raw` is what they read."""
+    residual = raw
+    if 'shortcut' in block:
+      residual = r.norm(r.conv(out, block['shortcut'], 2), block['shortcut_norm'])
+    out = r.norm(r.conv(out, block['conv1'], 2 if 'shortcut' in block else 1), block['norm1'])
+    return r.norm(r.conv(r.quantize(out), block['conv2']), block['norm2']) + residual
+
+  raw = edmips_block(x, None, p['block1'])
+  raw = edmips_block(r.quantize(r.norm(raw, p['norm1'])), raw, p['block2'])
+  np.testing.assert_allclose(y, r.norm(raw, p['norm2']), rtol=1e-3, atol=2e-4)
+
+
 def pooled(x, window, stride, pad=0):
   x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-np.inf)
   views = np.lib.stride_tricks.sliding_window_view(x, (window, window), (1, 2))
@@ -291,9 +317,12 @@ def strided_conv(x, w, stride, pad):
   return np.einsum('bhwcij,ijcf->bhwf', views, w)
 
 
-@pytest.mark.parametrize('order', ['pre', 'post'])
+@pytest.mark.parametrize('order', ORDERS)
 def test_imagenet_stem(order):
-  """7x7/2, 3x3/2 pool: `pre` pools before the norm, `post` after the quantizer; no projection follows."""
+  """7x7/2, 3x3/2 pool: `post` pools after the quantizer, the others before the norm; no projection follows.
+
+  `edmips` does not quantize what the first block adds, but what its convolution reads, after one norm more.
+  """
   net, r = build('resnet18', BitPolicy(2, 2), width=1 / 16, stem='imagenet', block_order=order), Reference(2)
   x = normal(0, 2, 32, 32, 3)
   p, y = stage_with(net, 0, jnp.asarray(x))
@@ -301,14 +330,21 @@ def test_imagenet_stem(order):
   maps = strided_conv(x.astype(np.float64), np.asarray(stem['conv']['kernel'], np.float64), 2, 3)
   if order == 'pre':
     maps = r.quantize(r.norm(pooled(maps, 3, 2, 1), stem['norm']))
+  elif order == 'edmips':
+    maps = r.norm(pooled(maps, 3, 2, 1), stem['norm'])
   else:
     maps = pooled(r.quantize(r.norm(maps, stem['norm'])), 3, 2, 1)
   total = entry = maps
+  if order == 'edmips':
+    entry = r.quantize(r.norm(maps, p['norm0']))
   for b in (1, 2):
     block = p[f'block{b}']
     inner = r.quantize(r.norm(r.conv(entry, block['conv1']), block['norm1']))
     if order == 'pre':
       total = r.conv(inner, block['conv2']) + total
+      out = r.norm(total, p[f'norm{b}'])
+    elif order == 'edmips':
+      total = r.norm(r.conv(inner, block['conv2']), block['norm2']) + total
       out = r.norm(total, p[f'norm{b}'])
     else:
       out = r.norm(r.conv(inner, block['conv2']), block['norm2']) + entry
@@ -399,7 +435,7 @@ def test_running_statistics_move_in_training_only(small):
     assert all(moved) if train else not any(moved)
 
 
-@pytest.mark.parametrize('quantizer, order', [('hwgq', 'pre'), ('lsq', 'post')])
+@pytest.mark.parametrize('quantizer, order', [('hwgq', 'pre'), ('lsq', 'post'), ('lsq', 'edmips')])
 def test_gradients_reach_every_parameter(quantizer, order):
   policy = BitPolicy(2, 2, first_last_bits=8, quantizer=quantizer)
   net = build('resnet8', policy, num_classes=10, width=0.25, block_order=order)

@@ -1,12 +1,21 @@
 """ResNets of basic blocks: ResNet18 with ImageNet or CIFAR stem, and the CIFAR family of He et al. (ResNet8/20/32).
 
-Block order `pre` (EdMIPS, the order HWGQ's constants assume): a stage takes an activated, quantized map;
-conv - BN - quantizer - conv + shortcut, then BN - quantizer, ..., and ends with the BN before its closing quantizer.
-Both the main branch and the shortcut of its first block read the stage's input.
-Block order `post` (He et al. 2016a): conv - BN - quantizer - conv - BN + shortcut, then quantizer.
+A stage takes a quantized map and returns the map before its closing quantizer. Its first block has a 1x1 convolution as
+shortcut where features or resolution change; that reads the stage's input, as the main branch does. `block_order`:
+
+- `pre` (as in He et al. 2016b, pre-activation): conv1 - BN - quantizer - conv2 + shortcut, then BN - quantizer. The
+  shortcut is the 1x1 convolution alone, or the sum before its BN. HWGQ's constants assume the BN right before each
+  quantizer.
+- `edmips` (Cai and Vasconcelos 2020): conv1 - BN - quantizer - conv2 - BN + shortcut, then BN - quantizer. The shortcut
+  is the 1x1 convolution - BN, or the sum before its BN. The stem is convolution - max-pool - BN: this map is the
+  identity of the first block, whose main branch reads it through a BN and a quantizer of its own. As in the other
+  orders, BN - quantizer follows the last sum, too, since a method may tap it; EdMIPS' own network has a ReLU there.
+- `post` (He et al. 2016a): conv1 - BN - quantizer - conv2 - BN + shortcut, then quantizer. The shortcut is the 1x1
+  convolution - BN, or the quantized map.
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,8 +24,20 @@ from cmtkd_jax.layers import LayerFactory, MaxPool
 from cmtkd_jax.models.network import Network
 
 
+class Order(NamedTuple):
+  """Where the normalisations of a block stand, besides that between its convolutions."""
+  after_branches: bool  # after the second convolution, and after a 1x1 shortcut
+  after_sum: bool  # so that an identity shortcut adds the sum before it, which is not quantized
+
+
+ORDERS = {'pre': Order(False, True), 'edmips': Order(True, True), 'post': Order(True, False)}
+
+
 class Stem(nn.Module):
-  """The first convolution up to the quantized map that stage 1 reads: 3x3, or 7x7/2 with a 3x3/2 max-pool."""
+  """The first convolution up to the map that stage 1 reads: 3x3, or 7x7/2 with a 3x3/2 max-pool.
+
+  The map is quantized, but in order `edmips`, where the first block starts with its normalisation.
+  """
   features: int
   form: str
   order: str
@@ -27,10 +48,12 @@ class Stem(nn.Module):
     imagenet = self.form == 'imagenet'
     kernel, stride = (7, 2) if imagenet else (3, 1)
     x = self.layers.conv(self.features, kernel, stride, role='first', name='conv')(x, train)
-    # HWGQ's constants want the normalisation right before the quantizer, so `pre` pools before both.
-    if imagenet and self.order == 'pre':
+    # HWGQ's constants want the normalisation right before the quantizer, so that pooling comes before both.
+    if imagenet and self.order != 'post':
       x = MaxPool(3, 2, padding=1, name='pool')(x)
     x = self.layers.norm(train, name='norm')(x)
+    if self.order == 'edmips':
+      return x
     x = self.layers.activation(name='activation')(x, train)
     if imagenet and self.order == 'post':
       x = MaxPool(3, 2, padding=1, name='pool')(x)
@@ -38,10 +61,9 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-  """Two 3x3 convolutions and a shortcut: returns the sum, without what follows it in either order.
+  """Two 3x3 convolutions and a shortcut: returns the sum, without what follows it.
 
-  `x` is the quantized input, `identity` what an identity shortcut adds: `pre`, the sum before x's normalisation,
-  which the first block of a stage does not know and takes x itself; `post`, x.
+  `x` is the quantized input, `identity` what an identity shortcut adds: x, or the sum before x's normalisation.
   """
   features: int
   stride: int
@@ -54,11 +76,11 @@ class Block(nn.Module):
     y = self.layers.norm(train, name='norm1')(y)
     y = self.layers.activation(name='activation1')(y, train)
     y = self.layers.conv(self.features, 3, name='conv2')(y, train)
-    if self.order == 'post':
+    if ORDERS[self.order].after_branches:
       y = self.layers.norm(train, name='norm2')(y)
     if self.stride != 1 or identity.shape[-1] != self.features:
       identity = self.layers.conv(self.features, 1, self.stride, role='shortcut', name='shortcut')(x, train)
-      if self.order == 'post':
+      if ORDERS[self.order].after_branches:
         identity = self.layers.norm(train, name='shortcut_norm')(identity)
     return y + identity.astype(y.dtype)
 
@@ -76,14 +98,16 @@ class Stage(nn.Module):
   def __call__(self, x, train):
     if self.stem:
       x = Stem(self.features, self.stem, self.order, self.layers, name='stem')(x, train)
-    identity = x
+    identity = x  # of another stage the sum is not known, only the quantized map
+    if self.stem and self.order == 'edmips':
+      x = self.layers.activation(name='activation0')(self.layers.norm(train, name='norm0')(x), train)
     for b in range(1, self.blocks + 1):
       stride = self.stride if b == 1 else 1
       total = Block(self.features, stride, self.order, self.layers, name=f'block{b}')(x, identity, train)
-      y = self.layers.norm(train, name=f'norm{b}')(total) if self.order == 'pre' else total
+      y = self.layers.norm(train, name=f'norm{b}')(total) if ORDERS[self.order].after_sum else total
       if b < self.blocks:
         x = self.layers.activation(name=f'activation{b}')(y, train)
-        identity = total if self.order == 'pre' else x
+        identity = total if ORDERS[self.order].after_sum else x
     return y
 
 
