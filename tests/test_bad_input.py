@@ -329,12 +329,16 @@ ARRAYS = {
     'negative': ({'train_labels': np.arange(16) - 3}, ['labels -3..12', 'must lie in']),
     'far apart': ({'train_labels': np.arange(16) * 10**15}, ['label 15000000000000000', 'number the classes from 0']),
     'unknown class': ({'test_labels': np.full(4, 7)}, ['labels 7..7', 'must lie in 0..1']),
-    'objects': ({'train_labels': np.array([{}] * 16, object)}, ['train_labels.npy is no plain .npy', 'numpy.save']),
-    'no array': ({'train_images': b'hello'}, ['train_images.npy is no plain .npy', 'numpy.save']),
-    'empty file': ({'train_images': b''}, ['train_images.npy is no plain .npy', 'numpy.save']),
-    'huge images': ({'train_images': npy_header((10**6, 10**3, 10**3, 3), '|u1')}, ['train_images.npy is no plain']),
-    'huge labels': ({'train_labels': npy_header((10**12,), '<i8')}, ['train_labels.npy is no plain .npy']),
-    'huge names': ({'class_names': npy_header((10**12,), '<U9')}, ['class_names.npy is no plain .npy']),
+    'objects': ({'train_labels': np.array([{}] * 16, object)},
+                ['train_labels.npy holds Python objects', ".astype('int32'), and save it again"]),
+    'no array': ({'train_images': b'hello'}, ['train_images.npy is not a .npy file', 'numpy.save']),
+    'empty file': ({'train_images': b''}, ['train_images.npy is not a .npy file', 'numpy.save']),
+    'huge images': ({'train_images': npy_header((10**6, 10**3, 10**3, 3), '|u1')},
+                    ['train_images.npy is cut short', 'takes 3000000000000 bytes, and it has 0']),
+    'huge labels': ({'train_labels': npy_header((10**12,), '<i8')},
+                    ['train_labels.npy is cut short: int64[1000000000000]']),
+    'huge names': ({'class_names': npy_header((10**12,), '<U9')},
+                   ['class_names.npy is cut short', 'copy or write it again']),
     'numbers for names': ({'class_names': np.arange(2)}, ['class_names.npy is int64[2]', 'a vector of strings']),
 }
 
@@ -360,7 +364,8 @@ def test_arrays(refused, tmp_path, arrays, words):
 def test_pickles_are_not_loaded(refused, tmp_path):
   """Neither of data nor of weights."""
   harmful = np.array([Harmful(tmp_path / 'harm')], object)
-  refused([*SINGLE, f'--workdir={tmp_path}/run', npy(tmp_path / 'data', train_labels=harmful)], ['no plain .npy'])
+  refused([*SINGLE, f'--workdir={tmp_path}/run', npy(tmp_path / 'data', train_labels=harmful)],
+          ['train_labels.npy holds Python objects'])
   np.savez(tmp_path / 'weights.npz', **{'conv1.weight': harmful})
   refused([*RESNET18, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/weights.npz'],
           ['weights.npz cannot be read', 'save the state_dict again'])

@@ -1,5 +1,6 @@
 """NumPy files: DIR/{train,test}_{images,labels}.npy; one that does not fit is refused, with what makes it fit."""
 
+import math
 import os
 import sys
 
@@ -12,6 +13,7 @@ from cmtkd_jax.errors import UserError
 
 _MAGIC = b'\x93NUMPY'
 _MOST_CLASSES = 10**6
+_DTYPES = {'images': 'uint8', 'labels': 'int32', 'names': 'str'}  # that files are saved with
 _SAMPLE = 256  # images or rows that are looked at to tell what an array holds
 
 
@@ -72,7 +74,7 @@ def _load(path, name):
     raise UserError(f'{name}: {path} does not exist; the folder must hold train_images.npy, '
                     'train_labels.npy, test_images.npy and test_labels.npy') from e
   except Exception as e:  # A header is parsed as Python: tokenize and ast add kinds of their own.
-    raise UserError(f'{name}: {path} {_fault(path, e)}; write it with numpy.save') from e
+    raise UserError(f'{name}: {path} {_fault(path, e)}') from e
   if isinstance(array, np.ndarray):
     return array
   with array:  # an archive, whatever its suffix
@@ -82,19 +84,24 @@ def _load(path, name):
 
 
 def _fault(path, error):
-  """Why NumPy does not load a file, in words for those who do not know its format."""
+  """Why NumPy does not load a file, in words for those who do not know its format, and what to do."""
   try:
     with path.open('rb') as file:
       if file.read(6) != _MAGIC:
-        return 'is not a .npy file'
+        return 'is not a .npy file; write it with numpy.save'
       file.seek(0)
       version = np.lib.format.read_magic(file)
-      header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-      if header and header(file)[2].hasobject:
-        return 'holds Python objects, not numbers or strings'
+      read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+      shape, _, dtype = read_header[version](file)
+      if dtype.hasobject:
+        wanted = _DTYPES[path.stem.rpartition('_')[2]]
+        return f'holds Python objects, not numbers or strings; convert it with .astype({wanted!r}), and save it again'
+      needed, found = math.prod(shape) * dtype.itemsize, path.stat().length - file.tell()
+      if found < needed:
+        return f'is cut short: {dtype}{list(shape)} takes {needed} bytes, and it has {found}; copy or write it again'
   except Exception:
     pass
-  return f'cannot be loaded ({" ".join(str(error).split())[:200]})'
+  return f'cannot be loaded ({" ".join(str(error).split())[:200]}); write it with numpy.save'
 
 
 def _describe(array):
