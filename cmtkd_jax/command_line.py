@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import modes
+from cmtkd_jax import local_file, modes
 from cmtkd_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/digits_resnet8.py[:smoke].')
@@ -49,6 +49,7 @@ def parse(argv):
   """Returns the `Command`, or raises a `UserError` of one line."""
   for field in re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE):
     config_lib.check_field(field)
+  _check_config_files(argv)
   try:
     app.define_help_flags()
     rest = flags.FLAGS(argv)
@@ -73,6 +74,20 @@ def parse(argv):
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
   return Command(_MODE.value, config, workdir, _STEP.value, _INTEGER.value, _FORMAT.value,
                  _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value])
+
+
+def _config_files(argv):
+  """The paths that --config gives; the last one counts."""
+  # One string, since the value may be an argument of its own.
+  return re.findall(r'^--?config[=\n]([^:\n]+)', '\n'.join(argv), re.MULTILINE)
+
+
+def _check_config_files(argv):
+  """Raises `UserError` where --config names something else than a file: reading a pipe would never end."""
+  for path in _config_files(argv):
+    if kind := local_file.not_a_file(path):
+      raise UserError(f'--config: {path} is {kind}, not a file; name a config file, e.g. '
+                      '--config=configs/digits_resnet8.py')
 
 
 def _check_store(field, path):
@@ -103,7 +118,7 @@ def _one_line(error, argv):
     return f'--{error.flagname} is not a flag; set the field: --config.{field}{value}'
   if isinstance(error, flags.Error) and 'config file' not in text:
     return ' '.join(text.split())
-  path = next((match[1] for match in map(re.compile('--?config=([^:]+)').match, argv) if match), '')
+  path = next(reversed(_config_files(argv)), '')
   if path and not os.path.isfile(path):
     return f'--config: there is no file {path}; name a config file, e.g. --config=configs/digits_resnet8.py'
   place = traceback.extract_tb(error.__traceback__)[-1]

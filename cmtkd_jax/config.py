@@ -12,7 +12,7 @@ import runpy
 import ml_collections
 from ml_collections import config_dict
 
-from cmtkd_jax import layers, losses, methods, models, options, quantizers
+from cmtkd_jax import layers, local_file, losses, methods, models, options, quantizers
 from cmtkd_jax.bit_policy import (FULL_PRECISION, QUANTIZER_ROLES, check_bits, create_quantizer, parse_rules,
                                   quantizer_class, quantizer_names)
 from cmtkd_jax.errors import UserError
@@ -312,7 +312,10 @@ def apply_argument(config, argument, **variants):
 
 def neighbour(path, name, argument=''):
   """Returns the configuration of file `name`, a path without suffix, seen from the folder of config file `path`."""
-  return runpy.run_path(str(pathlib.Path(path).parent / f'{name}.py'))['get_config'](argument)
+  file = pathlib.Path(path).parent / f'{name}.py'
+  if kind := local_file.not_a_file(file):
+    raise UserError(f'--config: {file} is {kind}, not a file; put a config file there')
+  return runpy.run_path(str(file))['get_config'](argument)
 
 
 def smoke(config, image_size, channels=3, classes=10):

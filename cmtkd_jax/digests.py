@@ -6,6 +6,8 @@ Without them a flipped bit on a disk would be read as a weight: the format has c
 import json
 import zlib
 
+from cmtkd_jax import local_file
+
 FILE = 'digests.json'
 _BLOCK = 2**24
 
@@ -22,7 +24,13 @@ def write(folder):
 
 
 def check(folder, items):
-  """Raises `Damaged` unless the folders `items` of `folder` hold what `write` saw; silent where it has not been."""
+  """Raises `Damaged` unless the folders `items` of `folder` hold what `write` saw.
+
+  Where it has not been, only pipes and devices in place of files are damage. (Object stores have neither.)
+  """
+  for path in _files(folder) if '://' not in str(folder) else ():
+    if kind := local_file.not_a_file(path):
+      raise Damaged(f'{path.relative_to(folder)} is {kind}, not a file')
   if not (folder / FILE).exists():
     return
   try:

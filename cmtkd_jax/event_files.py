@@ -6,7 +6,9 @@ Reference: tensorflow/core/util/event.proto.
 
 import struct
 
+from cmtkd_jax import local_file
 from cmtkd_jax.data import example
+from cmtkd_jax.errors import UserError
 
 _HEADER, _FOOTER = 12, 4  # bytes around the data of a record: its length and the CRCs
 _STEP, _VARINT = 2, 0
@@ -16,17 +18,21 @@ def drop_after(workdir, last_step):
   """Removes the events after `last_step` from the event files in `workdir`, an `epath.Path`; all of them for step 0.
 
   The rest stays byte for byte, and a record torn by a kill goes, too.
+
+  Raises:
+    UserError: one cannot be read.
   """
   for path in workdir.glob('events.out.tfevents.*'):
     if not last_step:
       path.unlink()
       continue
-    data = path.read_bytes()
+    try:
+      data = local_file.read_bytes(path)
+    except OSError as e:
+      raise UserError(f'--workdir: {path} cannot be read ({e.strerror or e}); remove it') from None
     kept = b''.join(record for record in _records(data) if _step(record) <= last_step)
     if kept != data:
-      temporary = path.parent / f'{path.name}.tmp'
-      temporary.write_bytes(kept)
-      temporary.replace(path)
+      local_file.write_whole(path, kept)
 
 
 def _records(data):

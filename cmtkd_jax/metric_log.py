@@ -8,7 +8,7 @@ import warnings
 
 from etils import epath
 
-from cmtkd_jax import distributed, event_files, host_tensorflow
+from cmtkd_jax import distributed, event_files, host_tensorflow, local_file
 from cmtkd_jax.errors import UserError
 
 FILE = 'metrics.jsonl'
@@ -106,9 +106,9 @@ def read(workdir):
 def _rows(path):
   """[(line, row)] of the whole lines."""
   try:
-    *lines, _ = path.read_bytes().split(b'\n')  # What follows the last newline is empty or torn.
+    *lines, _ = local_file.read_bytes(path).split(b'\n')  # What follows the last newline is empty or torn.
   except OSError as e:
-    raise UserError(f'{path} cannot be read ({e.strerror}); restore it, or train in another --workdir') from None
+    raise UserError(f'{path} cannot be read ({e.strerror or e}); restore it, or train in another --workdir') from None
   rows = []
   for number, line in enumerate(lines, 1):
     row = _parse(line)
@@ -137,10 +137,8 @@ def _clean(path, resume_step):
     return
   kept = [line for line, row in _rows(path) if resume_step is None or row['step'] <= resume_step]
   data = b''.join(line + b'\n' for line in kept)
-  if data != path.read_bytes():
-    temporary = path.parent / f'{FILE}.tmp'
-    temporary.write_bytes(data)
-    temporary.replace(path)
+  if data != local_file.read_bytes(path):
+    local_file.write_whole(path, data)
 
 
 def _clu_writer(workdir):

@@ -12,6 +12,7 @@ import zipfile
 from etils import epath
 import numpy as np
 
+from cmtkd_jax import local_file
 from cmtkd_jax.errors import UserError
 
 SUFFIXES = ('.safetensors', '.npz')
@@ -83,6 +84,7 @@ def _read(path):
   if not epath.Path(path).exists():
     raise UserError(f'config.init_from: there is no file {path}')
   try:
+    local_file.check(path)
     if str(path).endswith('.npz'):
       _check_npz(path)
       with np.load(path, allow_pickle=False) as file:

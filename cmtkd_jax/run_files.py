@@ -20,7 +20,7 @@ except ImportError:  # Windows
   fcntl = None
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import checkpoint, distributed, metric_log
+from cmtkd_jax import checkpoint, distributed, local_file, metric_log
 from cmtkd_jax.errors import UserError
 
 CONFIG, BITS, CLASSES, RECORDS, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'records.json', 'summary.json'
@@ -227,7 +227,7 @@ def read_json(path, kind, needed=(), valid=lambda value: True):
     UserError: it cannot be read, or holds something else.
   """
   try:
-    value = json.loads(path.read_text())
+    value = json.loads(local_file.read_bytes(path))
     whole = isinstance(value, kind) and all(key in value for key in needed) and _holds(valid, value)
     problem = '' if whole else 'it is not what was written'
   except (OSError, ValueError, RecursionError) as e:  # no file, not UTF-8, not JSON, nested too deeply
@@ -358,11 +358,8 @@ def closing_table(summary):
 
 def write(path, text):
   """Writes a file whole or not at all, in the first process."""
-  if not distributed.is_first():
-    return
-  temporary = path.parent / f'{path.name}.tmp'
-  temporary.write_text(text)
-  temporary.replace(path)
+  if distributed.is_first():
+    local_file.write_whole(path, text)
 
 
 def versions():

@@ -1,6 +1,7 @@
 """Every test runs on eight virtual CPU devices, with implicit rank promotion refused."""
 
 import os
+import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -25,3 +26,15 @@ def quick_compile():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture
+def in_time():
+  """Fails what takes 20 seconds, such as opening a pipe."""
+  def give_up(*unused):
+    raise AssertionError('it waits')
+  before = signal.signal(signal.SIGALRM, give_up)
+  signal.alarm(20)
+  yield
+  signal.alarm(0)
+  signal.signal(signal.SIGALRM, before)

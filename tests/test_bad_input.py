@@ -1,6 +1,7 @@
 """Whatever is wrong with the input: status 2 and one line that names it and what to do; nothing of it is executed."""
 
 import ast
+import collections
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ from PIL import Image
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import main, run_files, text_table
+from cmtkd_jax import checkpoint, export, main, metric_log, run_files, text_table
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import table
 
@@ -226,7 +227,7 @@ def test_config_files(refused, tmp_path, text, words):
 
 @pytest.mark.parametrize('name, words', [
     ('configs/nope.py', ['there is no file configs/nope.py', 'e.g. --config=configs/digits_resnet8.py']),
-    ('configs', ['there is no file configs;', 'e.g. --config=configs/digits_resnet8.py']),
+    ('configs', ['configs is a folder, not a file', 'e.g. --config=configs/digits_resnet8.py']),
     ('configs/digits_resnet8.py:nope', ["'nope' is not one of smoke"]),
     ('configs/table2_resnet18_cifar100.py:nope', ["'nope' is not one of smoke, average_teacher"]),
 ])
@@ -585,6 +586,158 @@ def test_archive_that_unpacks_to_too_much(refused, tmp_path, monkeypatch):
   assert (tmp_path / 'bomb.npz').stat().st_size < 10**4
   refused([*RESNET18, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/bomb.npz'],
           ['of arrays', 'save the state_dict again'])
+
+
+# --- Pipes in place of files: whatever opens one waits for ever.
+
+
+def into_pipe(path):
+  path.unlink(missing_ok=True)
+  os.mkfifo(path)
+
+
+# Every file of a run but its checkpoints, and the modes that read it.
+READ_BY = {'config.json': ('train', 'evaluate', 'report', 'predict'), 'bits.json': ('report',),
+           'classes.json': ('train', 'evaluate', 'predict'), 'records.json': ('train',),
+           'metrics.jsonl': ('train', 'report'), 'summary.json': ('train', 'report'), 'lock': ('train',),
+           'teachers.json': ('train', 'evaluate')}
+
+
+def test_every_file_of_a_run_has_its_place_in_these_tests(finished):
+  assert {path.name for path in finished.iterdir()} == {*READ_BY, 'checkpoints'}
+
+
+@pytest.mark.parametrize('name, mode', [(name, mode) for name, modes in READ_BY.items() for mode in modes])
+def test_pipes_in_runs(refused, finished, tmp_path, in_time, name, mode):
+  copy = shutil.copytree(finished, tmp_path / 'run')
+  if mode == 'train' and name != 'summary.json':
+    (copy / 'summary.json').unlink()  # or it would be finished
+  if mode == 'train' and name == 'metrics.jsonl':
+    shutil.rmtree(copy / 'checkpoints' / '3')  # or there would be nothing to log
+  into_pipe(copy / name)
+  refused([*(SINGLE if mode == 'train' else ()), f'--mode={mode}', f'--workdir={copy}',
+           *(['--images=a.png'] * (mode == 'predict'))], [f'{copy / name}'], alone=mode != 'train')
+
+
+def test_pipes_in_checkpoints(finished, tmp_path, in_time):
+  folder = finished / 'checkpoints' / '3'
+  names = [path.relative_to(folder) for path in folder.rglob('*') if path.is_file()]
+  assert len(names) > 5
+  for digests in (True, False):  # without them as in a run of an earlier version
+    for number, name in enumerate(names):
+      copy = shutil.copytree(finished / 'checkpoints', tmp_path / f'{digests}{number}')
+      if not digests:
+        (copy / '3' / 'digests.json').unlink()
+      into_pipe(copy / '3' / name)
+      with pytest.raises(UserError, match=f'{name} is a pipe'):
+        checkpoint.load_variables(copy, 3)
+      assert checkpoint.load_variables(copy)[2] == 2
+
+
+def test_pipes_in_place_of_event_files(finished, tmp_path, in_time):
+  copy = shutil.copytree(finished, tmp_path / 'run')
+  into_pipe(copy / 'events.out.tfevents.1')
+  with pytest.raises(UserError, match='tfevents.1 cannot be read .it is a pipe.*; remove it'):
+    metric_log.MetricLog(copy, 2)
+
+
+def test_pipes_in_place_of_exported_files(refused, finished, tmp_path, in_time):
+  exported = export.from_run(finished)
+  formats = [name for name, found in export.FORMATS.items() if not found.missing() and name != 'onnx_qlinear']
+  files = [export.FORMATS[name].file for name in formats if export.FORMATS[name].read]
+  export.write(exported, tmp_path / 'whole', formats)
+  for file in files:
+    for pipe in (file, 'manifest.json'):
+      copy = shutil.copytree(tmp_path / 'whole', tmp_path / f'{file} {pipe}')
+      into_pipe(copy / pipe)
+      refused(['--mode=predict', f'--workdir={copy / file}', '--images=a.png'], [f'{copy / pipe}', 'it is a pipe'])
+  for name in formats:
+    folder = tmp_path / f'new {name}'
+    folder.mkdir()
+    into_pipe(folder / export.FORMATS[name].file)
+    with pytest.raises(UserError, match='cannot be written .it is a pipe'):
+      export.write(exported, folder, [name])
+
+
+def pipe_of_array(name):
+  def arguments(folder):
+    option = npy(folder / 'data')
+    into_pipe(folder / 'data' / f'{name}.npy')
+    return option, f'{name}.npy'
+  return arguments
+
+
+def pipe_of_start(name):
+  def arguments(folder):
+    into_pipe(folder / name)
+    return f'--config.init_from={folder / name}', name
+  return arguments
+
+
+def pipe_of_teacher(name):
+  def arguments(folder):
+    (folder / 'teacher').mkdir()
+    into_pipe(folder / 'teacher' / name)
+    return f'--config.teachers=("{folder / "teacher"}",)', name
+  return arguments
+
+
+def pipe_of_image(folder):
+  images(folder / 'data')
+  into_pipe(folder / 'data' / 'train' / 'ant' / '0.png')
+  return f'--config.data.name=folder:{folder}/data', '0.png'
+
+
+def pipe_of_annotations(folder):
+  images(folder / 'data')
+  (folder / 'data' / 'val').mkdir()
+  into_pipe(folder / 'data' / 'val' / 'val_annotations.txt')
+  return f'--config.data.name=folder:{folder}/data', 'val_annotations.txt'
+
+
+def pipe_of_config(folder):
+  into_pipe(folder / 'my_config.py')
+  return f'--config={folder}/my_config.py', 'my_config.py'
+
+
+def pipe_of_neighbour(folder):
+  into_pipe(folder / 'other.py')
+  (folder / 'my_config.py').write_text('from cmtkd_jax import config\n\n\ndef get_config():\n'
+                                       "  return config.neighbour(__file__, 'other')\n")
+  return f'--config={folder}/my_config.py', 'other.py is a pipe'
+
+
+GIVEN = {**{f'{name}.npy': pipe_of_array(name) for name in ('train_images', 'train_labels', 'test_images',
+                                                            'test_labels', 'class_names')},
+         'weights.npz': pipe_of_start('weights.npz'), 'weights.safetensors': pipe_of_start('weights.safetensors'),
+         'weights.pth': pipe_of_start('weights.pth'), 'a run to start from': pipe_of_start('run'),
+         'config.json of a teacher': pipe_of_teacher('config.json'), 'image': pipe_of_image,
+         'val_annotations.txt': pipe_of_annotations, 'config file': pipe_of_config,
+         'neighbour of a config file': pipe_of_neighbour}
+
+
+@pytest.mark.parametrize('name', GIVEN)
+def test_pipes_that_users_give(refused, tmp_path, in_time, name):
+  option, word = GIVEN[name](tmp_path)
+  refused([*(RESNET18 if name.startswith('weights') else [SMOKE] if 'teacher' in name else SINGLE),
+           *(['--config.method=kd'] * ('teacher' in name)), f'--workdir={tmp_path}/new', option], [word])
+
+
+def test_files_are_opened_only_after_a_look_at_what_they_are():
+  """By functions of `local_file`; the exceptions check by themselves, or open what this process has made."""
+  allowed = {'local_file.py': 1, 'host_tensorflow.py': 1, 'distributed.py': 1,  # the null device
+             'run_files.py': 1,  # the lock, without waiting
+             'metric_log.py': 1, 'digests.py': 2, 'pytorch_weights.py': 3, 'packed.py': 1, 'manifest.py': 1,
+             'tfrecord.py': 3, 'image_file.py': 1, 'sources.py': 1, 'npy_source.py': 4, 'folder.py': 1, 'config.py': 1}
+  found = collections.Counter()
+  for path in (ROOT / 'cmtkd_jax').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        if called.split('.')[-1] in ('open', 'read_text', 'load_file', 'run_path') or called == 'np.load' or (
+            called.endswith('.read_bytes') and not called.startswith('local_file.')):
+          found[path.name] += 1
+  assert found == allowed
 
 
 # --- The command itself, and its code.

@@ -416,6 +416,21 @@ def test_tfds_damaged_metadata(tmp_path, file, content):
 
 
 @pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_tfds_pipes_in_place_of_files(tmp_path, in_time, file_format):
+  save_tfds(tmp_path, file_format)
+  paths = sorted(path for path in (tmp_path / 'blobs').rglob('*') if path.is_file())
+  assert {'dataset_info.json', 'features.json', 'label.labels.txt'} < {path.name for path in paths}
+  for path in paths:
+    kept = path.rename(tmp_path / 'kept')
+    os.mkfifo(path)
+    expect([f'{path} is a pipe, socket or device, not a file', 'prepare'], name='blobs',
+           dir=str(tmp_path))
+    path.unlink()
+    kept.rename(path)
+
+
+@pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('resident', ['auto', 'no'])
 def test_tfds_test_split_without_labels(tmp_path, resident):
   """ImageNet's test labels are not public, so it is evaluated on validation; other sets are refused."""

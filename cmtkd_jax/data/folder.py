@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
+from cmtkd_jax import local_file
 from cmtkd_jax.data import broken, image_file
-from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.data.sources import Source, Splits, check_class_names
 from cmtkd_jax.errors import UserError
 
@@ -34,8 +34,10 @@ class FolderSource(Source):
     return f'file {file if file.isprintable() else repr(file)}'
 
   def _shape_of(self, record):
-    with broken.blame(self, record), epath.Path(self._files[record]).open('rb') as file:
-      return *image_file.size(image_file.open_image(file)), self._channels
+    with broken.blame(self, record):
+      local_file.check(self._files[record])
+      with epath.Path(self._files[record]).open('rb') as file:
+        return *image_file.size(image_file.open_image(file)), self._channels
 
   @functools.cached_property
   def first_shape(self):
@@ -56,7 +58,7 @@ class _Files(Sequence):
     return len(self._files)
 
   def __getitem__(self, row):
-    return epath.Path(self._files[row]).read_bytes()
+    return local_file.read_bytes(self._files[row])
 
 
 def read(path: str, channels: int) -> Splits:
@@ -86,7 +88,7 @@ def read(path: str, channels: int) -> Splits:
   train = finder.by_class(root / 'train')
   folders = [root / d for d in ('test', 'val') if (root / d).is_dir()]
   if (root / 'val' / _TINY_LABELS).exists():
-    if kind := not_a_file(root / 'val' / _TINY_LABELS):
+    if kind := local_file.not_a_file(root / 'val' / _TINY_LABELS):
       raise UserError(f'{name}: {root / "val" / _TINY_LABELS} is {kind}, not a file; remove it')
     test = finder.tiny_val(root / 'val')
     unread = [folder for folder in folders if folder.name == 'test']
@@ -148,7 +150,7 @@ class _Finder:
       if not is_folder:
         self._is_image(folder / 'images' / name)
     files_of = {}
-    for line in (folder / _TINY_LABELS).read_bytes().decode(errors='replace').splitlines():
+    for line in local_file.read_bytes(folder / _TINY_LABELS).decode(errors='replace').splitlines():
       file, _, rest = line.partition('\t')
       if not rest:
         raise UserError(f'{self._name}: {folder / _TINY_LABELS} has the line {line!r}; write "FILE<TAB>CLASS"')

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 from etils import epath
 
-from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.data.sources import ArraySource, Splits, check_class_names
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.local_file import not_a_file
 
 _MAGIC = b'\x93NUMPY'
 _MOST_CLASSES = 10**6

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import logging
+import os
+import pathlib
 import warnings
 from typing import Protocol
 
@@ -15,9 +17,12 @@ except ImportError:  # Windows
   resource = None
 
 from cmtkd_jax.data import broken, example, image_file, names, tfrecord
-from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.data.sources import Source, Splits, check_class_names
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.local_file import not_a_file
+
+
+_METADATA = ('.json', '.txt')  # dataset_info.json, features.json, names of labels
 
 
 class Records(Protocol):
@@ -151,6 +156,7 @@ def _quiet():
 def _builder(tfds, name, data_dir, field):
   data_dir = str(epath.Path(data_dir).expanduser()) if data_dir else ''
   plain = name.split(':')[0].split('/')[0]
+  _check_metadata(data_dir or tfds.core.constants.DATA_DIR, plain, field)
   known = lambda: tfds.list_builders(with_community_datasets=False)
   try:
     # Straight from the files: the builder's own code would need TensorFlow.
@@ -167,6 +173,15 @@ def _builder(tfds, name, data_dir, field):
   looked_in = data_dir or str(epath.Path(tfds.core.constants.DATA_DIR).expanduser())
   raise UserError(f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); '
                   f'{_mend(name, looked_in)}')
+
+
+def _check_metadata(data_dir, plain, field):
+  """Raises `UserError` where a pipe, say, is in place of a file that tensorflow_datasets would open."""
+  folder = epath.Path(data_dir).expanduser() / plain
+  if '://' not in os.fspath(folder) and plain and not names.is_path(plain):
+    for path in sorted(pathlib.Path(folder).rglob('*')):
+      if path.suffix in _METADATA and (kind := not_a_file(path)):
+        raise UserError(f'{field}: {path} is {kind}, not a file; prepare the data set again')
 
 
 def _mend(name, data_dir, new=False):

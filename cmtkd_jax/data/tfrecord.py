@@ -19,8 +19,8 @@ from concurrent import futures
 import numpy as np
 from etils import epath
 
-from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.local_file import not_a_file, read_bytes
 
 try:
   from google_crc32c.cext import value as _fast_crc32c  # Only what is compiled is fast enough.
@@ -188,7 +188,7 @@ def _places(paths):
 def _load(place, names, state):
   """(bounds, offsets) as saved, or None where nothing is, or is not of these files as they are now."""
   try:
-    with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as saved:
+    with np.load(io.BytesIO(read_bytes(place)), allow_pickle=False) as saved:
       version, saved_names, saved_state, bounds, offsets = (
           saved[key] for key in ('version', 'names', 'state', 'bounds', 'offsets'))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

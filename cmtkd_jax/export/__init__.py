@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from cmtkd_jax import run_files, run_reader
+from cmtkd_jax import local_file, run_files, run_reader
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import (folding, integer, manifest, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, packed,
                               schema, stablehlo, trace)
@@ -108,6 +108,7 @@ def write(exported, folder, formats, calibration=None):
     folder.mkdir(parents=True, exist_ok=True)
     for name in formats:
       paths[name] = folder / FORMATS[name].file
+      local_file.check(paths[name])
       FORMATS[name].write(paths[name], exported, calibration)
       manifest.write(folder, exported.about, [FORMATS[name].file])
   except OSError as e:

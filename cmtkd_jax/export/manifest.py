@@ -13,6 +13,7 @@ import hashlib
 
 from etils import epath
 
+from cmtkd_jax import local_file
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import schema
 
@@ -50,9 +51,7 @@ def write(folder, about, names):
   files = {name: digest for name, digest in files.items() if (folder / name).exists()}
   files |= {name: _digest((folder / name).read_bytes()) for name in names}
   text = schema.dump({'format': FORMAT, 'version': VERSION, 'about': about, 'files': files}, indent=1)
-  temporary = folder / f'{FILE}.tmp'  # so that the manifest is whole at any moment
-  temporary.write_text(text)
-  temporary.replace(folder / FILE)
+  local_file.write_whole(folder / FILE, text)
 
 
 def read(path):
@@ -63,7 +62,7 @@ def read(path):
   """
   path = epath.Path(path)
   try:
-    found = schema.parse(path.read_bytes())
+    found = schema.parse(local_file.read_bytes(path))
     version = found.get('version') if isinstance(found, dict) and found.get('format') == FORMAT else None
     if type(version) is int and version > VERSION:
       raise UserError(f'{path} has version {min(version, 10**9)} of the format, but this cmtkd_jax reads version '
@@ -91,11 +90,11 @@ def read_checked(path, required=False):
     UserError: the file cannot be read or is not what was written.
   """
   try:
-    data = path.read_bytes()
+    data = local_file.read_bytes(path)
   except FileNotFoundError:
     raise UserError(f'{path} does not exist; write it with --mode=export') from None
   except OSError as e:
-    raise UserError(f'{path} cannot be read ({e.strerror or e})') from None
+    raise UserError(f'{path} cannot be read ({e.strerror or e}); name an exported file') from None
   beside = path.parent / FILE
   found = read(beside) if required or beside.exists() else {'files': {}}
   wanted = found['files'].get(path.name)

@@ -3,10 +3,9 @@
 import jax
 import numpy as np
 
-from cmtkd_jax import export, text_table
+from cmtkd_jax import export, local_file, text_table
 from cmtkd_jax.data import decode
 from cmtkd_jax.data.broken import WrongSize
-from cmtkd_jax.data.local_file import not_a_file
 from cmtkd_jax.errors import UserError
 
 _MOST = 5  # classes that are named
@@ -47,10 +46,7 @@ def read_image(file, about):
   height, _, channels = about['image_shape']
   transform = decode.Transform('none', size=height, resize=about['resize'], channels=channels, seed=None)
   try:
-    if kind := not_a_file(file):
-      raise OSError(f'it is {kind}')
-    with open(file, 'rb') as content:
-      return transform(content.read(), 0, 0)
+    return transform(local_file.read_bytes(file), 0, 0)
   except WrongSize as e:
     raise UserError(f'--images: {file} is {e}, the size of the training images; resize it') from None
   except (OSError, ValueError) as e:

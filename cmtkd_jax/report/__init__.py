@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from cmtkd_jax import run_reader
+from cmtkd_jax import local_file, run_reader
 from cmtkd_jax.errors import UserError
 
 
@@ -39,9 +39,9 @@ def write(workdir, others=()):
       stale.unlink()
     for section in sections:
       for name, image in section.images.items():
-        (folder / name).write_bytes(image)
+        local_file.write_whole(folder / name, image)
     path = folder / 'report.html'
-    path.write_text(page.render(run, sections), encoding='utf-8')
+    local_file.write_whole(path, page.render(run, sections))
   except OSError as e:
     raise UserError(f'{folder} cannot be written ({e.strerror or e}); make it writable, or copy the run to another '
                     'place') from None

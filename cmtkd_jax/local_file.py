@@ -1,0 +1,52 @@
+"""What lies at a path in place of a file: opening a pipe waits for somebody to write into it, and a device may not end.
+
+Whatever opens a path that a user names, or a file of a run, comes here first.
+"""
+
+import os
+
+from etils import epath
+
+
+class NotAFile(OSError):
+  """Something else is in place of a file; the text is such as 'it is a folder, not a file'."""
+
+
+def not_a_file(path: str | os.PathLike) -> str:
+  """Returns 'a folder' or 'a pipe, socket or device'; '' for a file, for nothing at all, and for object stores.
+
+  (`epath` takes pipes and devices for files.)
+  """
+  path = os.fspath(path)
+  if '://' in path or os.path.isfile(path) or not os.path.exists(path):
+    return ''
+  return 'a folder' if os.path.isdir(path) else 'a pipe, socket or device'
+
+
+def check(path: str | os.PathLike):
+  """Raises `NotAFile` unless `path` is a file, or nothing is there."""
+  if kind := not_a_file(path):
+    raise NotAFile(f'it is {kind}, not a file')
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+  """Returns what a file holds.
+
+  Raises:
+    OSError: it cannot be read; `NotAFile` where it is none.
+  """
+  check(path)
+  return epath.Path(path).read_bytes()
+
+
+def write_whole(path: str | os.PathLike, data: bytes | str):
+  """Writes a file whole or not at all, by a rename.
+
+  Raises:
+    OSError: it cannot be written; `NotAFile` where `path`.tmp is in the way.
+  """
+  path = epath.Path(path)
+  temporary = path.parent / f'{path.name}.tmp'
+  check(temporary)
+  temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+  temporary.replace(path)
