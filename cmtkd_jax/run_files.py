@@ -10,6 +10,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import unicodedata
 
 import jax
 from etils import epath
@@ -265,14 +266,15 @@ def _is_summary(summary):
 
 
 def read_classes(workdir):
-  """Returns the names of the classes of the run in `workdir`, [] where they are not known yet.
+  """Returns the names of the classes of the run in `workdir`, in Unicode NFC; [] where they are not known yet.
 
   Raises:
     UserError: the file is damaged.
   """
   path = epath.Path(workdir) / CLASSES
   are_names = lambda names: all(isinstance(name, str) for name in names)
-  return read_json(path, list, valid=are_names) if path.exists() else []
+  names = read_json(path, list, valid=are_names) if path.exists() else []
+  return [unicodedata.normalize('NFC', name) for name in names]
 
 
 def meta(config, step, rows):

@@ -492,6 +492,11 @@ def test_damaged_runs(refused, finished, tmp_path, mode, damage, words):
   refused([*(SINGLE if mode == 'train' else ()), f'--mode={mode}', f'--workdir={copy}'], words)
 
 
+def test_runs_with_class_names_from_macos_resume(tmp_path):
+  (tmp_path / 'classes.json').write_text(json.dumps(['e\u0301', 'b']))  # as earlier versions wrote them
+  assert run_files.read_classes(tmp_path) == ['\xe9', 'b']
+
+
 @pytest.mark.parametrize('arguments, words', [
     (['--mode=evaluate', '--workdir=/nonexistent'], ['no config.json in /nonexistent', 'name the directory of a run']),
     (['--mode=evaluate', '--workdir={run}', '--step=99'], ['no checkpoint of step 99', 'it has [3, 2]']),

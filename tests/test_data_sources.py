@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import unicodedata
 
 import jax
 import numpy as np
@@ -298,6 +299,35 @@ def test_every_kind_of_image_file_is_found_and_the_rest_is_told(tmp_path):
   assert dataset.class_names == ('ant', 'bee') and dataset.summary == (
       f'{name}: train 23 images, test 8, 2 classes; left out 4 files not read as images (.heic, no suffix, .db), '
       '4 hidden names, 1 folder inside class folders, 1 image outside class folders; val/ is not used')
+
+
+def test_folders_from_macos_are_the_same_set_on_linux(tmp_path):
+  """macOS hands out names decomposed (NFD): classes, the order of images and so every batch stay the same."""
+  loaded = {}
+  for form in ('NFC', 'NFD'):
+    for split in ('train', 'test'):
+      for label, name in enumerate(('zebra', 'épée', 'ete')):  # épée is before zebra in NFD, after it in NFC
+        save_images(tmp_path / form / split / unicodedata.normalize(form, name), ((8, 8),) * 2, level=60 * label)
+        file = Image.new('RGB', (8, 8), (60 * label + 30,) * 3)
+        file.save(tmp_path / form / split / unicodedata.normalize(form, name) / unicodedata.normalize(form, 'é.png'))
+        file.save(tmp_path / form / split / unicodedata.normalize(form, name) / 'f.png')
+    loaded[form] = load(**rgb(name=f'folder:{tmp_path / form}'))
+  assert loaded['NFC'].class_names == loaded['NFD'].class_names == ('ete', 'zebra', 'épée')
+  for a, b in zip(test_set(loaded['NFC']), test_set(loaded['NFD'])):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_class_names_that_only_unicode_tells_apart(tmp_path):
+  name = save_folder(tmp_path / 'folder')
+  for form in ('NFC', 'NFD'):
+    save_images(tmp_path / 'folder' / 'train' / unicodedata.normalize(form, 'é'), ((8, 8),))
+  words = ["the class names 'e\\u0301' and '\\xe9' are the same text in Unicode NFC; rename one"]
+  expect([f'{tmp_path}/folder/train', *words], **rgb(name=name))
+  (tmp_path / 'arrays').mkdir()
+  name = save_npy(tmp_path / 'arrays', class_names=np.array(['e\u0301', '\xe9', 'c']))
+  expect(['class_names.npy', *words], name=name)
+  name = save_npy(tmp_path / 'arrays', class_names=np.array(['e\u0301', 'b', 'c']))
+  assert load(name=name).class_names == ('\xe9', 'b', 'c')
 
 
 def test_images_next_to_a_folder_of_images_are_told(tmp_path):

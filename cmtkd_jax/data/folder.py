@@ -3,6 +3,7 @@
 import collections
 import functools
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from etils import epath
 
 from cmtkd_jax import local_file
 from cmtkd_jax.data import broken, image_file
-from cmtkd_jax.data.sources import Source, Splits, check_class_names
+from cmtkd_jax.data.sources import Source, Splits, class_names
 from cmtkd_jax.errors import UserError
 
 _TINY_LABELS = 'val_annotations.txt'
@@ -62,7 +63,7 @@ class _Files(Sequence):
 
 
 def read(path: str, channels: int) -> Splits:
-  """Finds the images of a folder data set; class names are folder names, sorted.
+  """Finds the images of a folder data set; class names are folder names in Unicode NFC, sorted.
 
   Images are the files with a suffix of `image_file.suffixes()`. Names that begin with a dot count neither as classes
   nor as images. What else is left out is in the notes.
@@ -133,12 +134,12 @@ class _Finder:
 
   def by_class(self, folder: epath.Path) -> dict[str, list[epath.Path]]:
     """Returns {class: sorted image files}, from <class>/* or <class>/images/*."""
-    files_of, listed = {}, self._list(folder)
-    check_class_names([name for name, is_folder in listed if is_folder], f'{self._name}: {folder}')
+    listed = self._list(folder)
+    folders = [name for name, is_folder in listed if is_folder]
+    files_of = {c: self._images(folder / name)
+                for c, name in zip(class_names(folders, f'{self._name}: {folder}'), folders)}
     for name, is_folder in listed:
-      if is_folder:
-        files_of[name] = self._images(folder / name)
-      elif self._is_image(folder / name):
+      if not is_folder and self._is_image(folder / name):
         self._others['image', 'outside class folders'] += 1
     if not files_of:
       raise UserError(f'{self._name}: folder {folder} holds no class folders; put the images under {folder}/<class>/')
@@ -154,7 +155,7 @@ class _Finder:
       file, _, rest = line.partition('\t')
       if not rest:
         raise UserError(f'{self._name}: {folder / _TINY_LABELS} has the line {line!r}; write "FILE<TAB>CLASS"')
-      files_of.setdefault(rest.split('\t')[0], []).append(folder / 'images' / file)
+      files_of.setdefault(_nfc(rest.split('\t')[0]), []).append(folder / 'images' / file)
     return files_of
 
   def _images(self, class_dir):
@@ -194,9 +195,9 @@ class _Finder:
       raise UserError(f'{self._name}: {path} is a folder, but is called like an image file; rename or remove it')
 
   def _list(self, folder) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of everything in a folder that is not hidden, sorted."""
+    """(name, whether it is a folder) of everything in a folder that is not hidden, sorted by NFC."""
     try:
-      entries = sorted(_entries(folder))
+      entries = sorted(_entries(folder), key=lambda entry: (_nfc(entry[0]), entry))
     except OSError as e:
       raise UserError(f'{self._name}: folder {folder} cannot be read ({e.strerror or e}); make it readable') from e
     listed = []
@@ -228,6 +229,10 @@ def _entries(folder: epath.Path) -> Iterator[tuple[str, str]]:
       else:  # A link to nothing is a file that cannot be read.
         kind = 'special' if os.path.exists(entry) else 'file'
       yield entry.name, kind
+
+
+def _nfc(name):
+  return unicodedata.normalize('NFC', name)
 
 
 def _count(number, noun, rest):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 from etils import epath
 
-from cmtkd_jax.data.sources import ArraySource, Splits, check_class_names
+from cmtkd_jax.data.sources import ArraySource, Splits, class_names
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.local_file import not_a_file
 
@@ -38,8 +38,7 @@ def read(path: str, channels: int) -> Splits:
     code_points = np.frombuffer(names.tobytes(), np.dtype(np.uint32).newbyteorder(names.dtype.byteorder))
     if code_points.max(initial=0) > sys.maxunicode:  # Python would stumble over these later.
       raise UserError(f'{name}: {folder}/class_names.npy is damaged (it has no characters); save it again')
-    names = tuple(map(str, names))
-    check_class_names(names, f'{name}: {folder}/class_names.npy')
+    names = class_names(tuple(map(str, names)), f'{name}: {folder}/class_names.npy')
 
   sources, num_classes = {}, None if names is None else len(names)
   for split in ('train', 'test'):

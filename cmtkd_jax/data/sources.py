@@ -56,8 +56,12 @@ def check_labels(labels: np.ndarray, source: Source, records: np.ndarray):
                     'choose a data set whose test split is labelled')
 
 
-def check_class_names(names: Sequence[str], where: str):
-  """Raises `UserError`, beginning with `where`, for names that are empty, cannot be printed, or are not unique."""
+def class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
+  """Returns the names of classes in Unicode NFC: file systems of macOS and Linux write the same name differently.
+
+  Raises:
+    UserError: names, after `where`, are empty, cannot be printed, or are not unique.
+  """
   numbers = {}
   for number, name in enumerate(names):
     if not name.strip():
@@ -65,8 +69,13 @@ def check_class_names(names: Sequence[str], where: str):
     if bad := [character for character in name if unicodedata.category(character) in _UNPRINTABLE]:
       raise UserError(f'{where}: the class name {name!r} has the character {bad[0]!r}, which cannot be printed; rename '
                       'the class')
-    if numbers.setdefault(name, number) != number:
-      raise UserError(f'{where}: classes {numbers[name]} and {number} are both called {name!r}; rename one of them')
+    other = numbers.setdefault(unicodedata.normalize('NFC', name), number)
+    if other != number and names[other] != name:
+      raise UserError(f'{where}: the class names {ascii(names[other])} and {ascii(name)} are the same text in '
+                      'Unicode NFC; rename one of them')
+    if other != number:
+      raise UserError(f'{where}: classes {other} and {number} are both called {name!r}; rename one of them')
+  return tuple(numbers)
 
 
 class Splits(NamedTuple):

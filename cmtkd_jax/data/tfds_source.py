@@ -17,7 +17,7 @@ except ImportError:  # Windows
   resource = None
 
 from cmtkd_jax.data import broken, example, image_file, names, tfrecord
-from cmtkd_jax.data.sources import Source, Splits, check_class_names
+from cmtkd_jax.data.sources import Source, Splits, class_names
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.local_file import not_a_file
 
@@ -120,10 +120,10 @@ def read(name: str, data_dir: str) -> Splits:
       splits = ('train', 'test' if has_labels else 'validation')
       train, test = (TfdsSource(_records(tfds, builder, s, field), f'{info.full_name} {s}', _keys(info), image.shape)
                      for s in splits)
-      check_class_names(label.names, field)
+      classes = class_names(label.names, field)
   unchecked = any(isinstance(s.records, tfrecord.Files) for s in (train, test)) and not tfrecord.checks_data()
   notes = ('checksums of the images are not checked (pip install google-crc32c)',) if unchecked else ()
-  return Splits(train, test, tuple(label.names), notes)
+  return Splits(train, test, classes, notes)
 
 
 @contextlib.contextmanager
