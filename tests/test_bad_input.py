@@ -331,7 +331,7 @@ ARRAYS = {
     'far apart': ({'train_labels': np.arange(16) * 10**15}, ['label 15000000000000000', 'number the classes from 0']),
     'unknown class': ({'test_labels': np.full(4, 7)}, ['labels 7..7', 'must lie in 0..1']),
     'objects': ({'train_labels': np.array([{}] * 16, object)},
-                ['train_labels.npy holds Python objects', ".astype('int32'), and save it again"]),
+                ['train_labels.npy holds Python objects', "save labels.astype('int32')"]),
     'no array': ({'train_images': b'hello'}, ['train_images.npy is not a .npy file', 'numpy.save']),
     'empty file': ({'train_images': b''}, ['train_images.npy is not a .npy file', 'numpy.save']),
     'huge images': ({'train_images': npy_header((10**6, 10**3, 10**3, 3), '|u1')},

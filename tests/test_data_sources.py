@@ -137,7 +137,10 @@ LABELS = np.arange(12) % 3
     ({'class_names': np.array(['a', 'b', 'a'])}, ["class_names.npy: classes 0 and 2 are both called 'a'"], None),
     ({'class_names': np.array(['a', ' ', 'c'])}, ["class_names.npy: class 1 has the name ' ', which is empty"], None),
     ({'class_names': np.array(['a', 'b\nc', 'c'])}, ["the class name 'b\\nc' has the character '\\n'"], None),
-    ({'train_labels': np.array([{}] * 12, object)}, ['train_labels.npy holds Python objects'], None),
+    ({'class_names': np.array(['a', 'b\u202ec', 'c'])}, ["'b\\u202ec' has the character '\\u202e'"], None),
+    ({'class_names': np.array(['a', 'b' * 1001, 'c'])}, ['the name of class 1 has 1001 characters', 'shorten'], None),
+    ({'train_labels': np.array([{}] * 12, object)}, ["Python objects", "; save labels.astype('int32')"], None),
+    ({'train_images': np.array([0, None])}, ['Python objects', '; save numpy.stack(images), after resizing'], None),
 ], ids=itertools.count())
 def test_npy_mistakes(tmp_path, arrays, words, mended):
   """Where the line tells how to mend the array, doing so gives the right one."""
@@ -166,6 +169,7 @@ def test_npy_files_that_are_something_else(tmp_path):
                          (whole[:-5], 'is cut short: uint8[12, 8, 8, 1] takes 768 bytes, and it has 763')):
     path.write_bytes(content)
     expect([f'{path} {words}'], name=name)
+  expect([f'{path}/train_images.npy does not exist; the folder must hold'], name=f'npy:{path}')
   path.write_bytes(whole.replace(b"'descr'", b"'descr(", 1))  # NumPy reads headers as Python
   expect([f'{path} cannot be loaded'], name=name)
   for make, words in ((os.mkdir, 'is a folder, not a file'), (os.mkfifo, 'is a pipe, socket or device, not a file')):
@@ -351,6 +355,11 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
     path.mkdir()
     expect([f'{path} is a folder, but is called like an image file'], **rgb(name=name))
     path.rmdir()
+  (tmp_path / 'train' / 'ant' / 'log2').symlink_to('log2')  # in a circle
+  assert '1 file not read as images (no suffix)' in load(**rgb(name=name)).summary
+  (tmp_path / 'train' / 'ant' / '5.png').symlink_to('5.png')
+  expect(['1 training image cannot be decoded', 'ant/5.png'], **rgb(name=name, resident='yes'))
+  (tmp_path / 'train' / 'ant' / '5.png').unlink()
   os.mkfifo(tmp_path / 'train' / 'ant' / 'log')
   assert '1 special file' in load(**rgb(name=name)).summary
   with socket.socket(socket.AF_UNIX) as server:

@@ -76,5 +76,5 @@ def check_count(broken: Mapping[int, str], at_most: float):
   """Raises `UserError` where more than `at_most` training images are broken."""
   if len(broken) > at_most:
     images = f'{len(broken)} training image' + 's' * (len(broken) > 1)
-    raise UserError(f'{images} cannot be decoded, more than config.data.max_corrupt '
-                    f'allows; repair them, or raise it; the first: {next(iter(broken.values()))}')
+    raise UserError(f'config.data.max_corrupt: {images} cannot be decoded, more than the {int(at_most)} that it '
+                    f'allows; repair or remove them, or raise it; the first: {next(iter(broken.values()))}')

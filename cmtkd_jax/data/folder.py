@@ -1,6 +1,7 @@
 """Images in folders: train/<class>/*.jpg, likewise test/ or val/; or Tiny ImageNet as shipped."""
 
 import collections
+import contextlib
 import functools
 import os
 import unicodedata
@@ -222,12 +223,12 @@ def _entries(folder: epath.Path) -> Iterator[tuple[str, str]]:
     return
   with os.scandir(folder) as entries:
     for entry in entries:
-      if entry.is_file():
-        kind = 'file'
-      elif entry.is_dir():
-        kind = 'folder'
-      else:  # A link to nothing is a file that cannot be read.
-        kind = 'special' if os.path.exists(entry) else 'file'
+      kind = 'file'  # also a link to nothing or to itself, which cannot be read
+      with contextlib.suppress(OSError):
+        if entry.is_dir():
+          kind = 'folder'
+        elif not entry.is_file() and os.path.exists(entry):
+          kind = 'special'
       yield entry.name, kind
 
 

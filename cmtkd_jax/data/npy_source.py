@@ -13,7 +13,9 @@ from cmtkd_jax.local_file import not_a_file
 
 _MAGIC = b'\x93NUMPY'
 _MOST_CLASSES = 10**6
-_DTYPES = {'images': 'uint8', 'labels': 'int32', 'names': 'str'}  # that files are saved with
+# What to save in place of Python objects.
+_MENDS = {'images': 'numpy.stack(images), after resizing them to one size', 'labels': "labels.astype('int32')",
+          'names': "names.astype('str')"}
 _SAMPLE = 256  # images or rows that are looked at to tell what an array holds
 
 
@@ -69,7 +71,7 @@ def _load(path, name):
       else:
         file.seek(0)
         array = np.load(file, allow_pickle=False)
-  except FileNotFoundError as e:
+  except (FileNotFoundError, NotADirectoryError) as e:
     raise UserError(f'{name}: {path} does not exist; the folder must hold train_images.npy, '
                     'train_labels.npy, test_images.npy and test_labels.npy') from e
   except Exception as e:  # A header is parsed as Python: tokenize and ast add kinds of their own.
@@ -93,8 +95,7 @@ def _fault(path, error):
       read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
       shape, _, dtype = read_header[version](file)
       if dtype.hasobject:
-        wanted = _DTYPES[path.stem.rpartition('_')[2]]
-        return f'holds Python objects, not numbers or strings; convert it with .astype({wanted!r}), and save it again'
+        return f'holds Python objects, not numbers or strings; save {_MENDS[path.stem.rpartition("_")[2]]}'
       needed, found = math.prod(shape) * dtype.itemsize, path.stat().length - file.tell()
       if found < needed:
         return f'is cut short: {dtype}{list(shape)} takes {needed} bytes, and it has {found}; copy or write it again'

@@ -12,7 +12,9 @@ import numpy as np
 
 from cmtkd_jax.errors import UserError
 
+LONGEST_NAME = 1000  # characters of the name of a class
 _UNPRINTABLE = ('Cc', 'Cs', 'Zl', 'Zp')  # control characters, bytes that are not UTF-8, ends of lines
+_BIDI_CONTROLS = frozenset('\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')  # which reorder what is shown
 
 
 class Source:
@@ -56,18 +58,27 @@ def check_labels(labels: np.ndarray, source: Source, records: np.ndarray):
                     'choose a data set whose test split is labelled')
 
 
+def unprintable(text: str) -> str:
+  """Returns the first character that cannot be shown, or that reorders what is shown; '' where there is none."""
+  return next((c for c in text if unicodedata.category(c) in _UNPRINTABLE or c in _BIDI_CONTROLS), '')
+
+
 def class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
   """Returns the names of classes in Unicode NFC: file systems of macOS and Linux write the same name differently.
 
   Raises:
-    UserError: names, after `where`, are empty, cannot be printed, or are not unique.
+    UserError: names, after `where`, are empty, too long, cannot be printed, or are not unique; all that could not
+      be exported later.
   """
   numbers = {}
   for number, name in enumerate(names):
     if not name.strip():
       raise UserError(f'{where}: class {number} has the name {name!r}, which is empty; give it one')
-    if bad := [character for character in name if unicodedata.category(character) in _UNPRINTABLE]:
-      raise UserError(f'{where}: the class name {name!r} has the character {bad[0]!r}, which cannot be printed; rename '
+    if len(name) > LONGEST_NAME:
+      raise UserError(f'{where}: the name of class {number} has {len(name)} characters, more than {LONGEST_NAME}; '
+                      'shorten it')
+    if bad := unprintable(name):
+      raise UserError(f'{where}: the class name {name!r} has the character {bad!r}, which cannot be printed; rename '
                       'the class')
     other = numbers.setdefault(unicodedata.normalize('NFC', name), number)
     if other != number and names[other] != name:

@@ -10,12 +10,12 @@ import dataclasses
 import json
 import math
 import reprlib
-import unicodedata
 from typing import Any
 
 import numpy as np
 
 from cmtkd_jax.bit_policy import FULL_PRECISION
+from cmtkd_jax.data import sources
 from cmtkd_jax.export.graph import IMAGES
 
 LONGEST_SIDE = 2**14  # of a feature map, and of images before they are cropped
@@ -24,7 +24,6 @@ _MOST_NODES = 2**14
 _MOST_LEVELS = 256
 _LARGEST_POOL = 32  # a pool is written out: a maximum of window^2 views
 _LARGEST_SUM = 2**31 - 1
-_BIDI_CONTROLS = frozenset('\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
 
 
 class Invalid(ValueError):
@@ -60,14 +59,13 @@ class Integer:
 @dataclasses.dataclass(frozen=True)
 class Text:
   """Up to `longest` characters that can be shown: no control characters, line breaks or lone surrogates."""
-  longest: int = 1000
+  longest: int = sources.LONGEST_NAME
 
   def check(self, value, where):
     if not isinstance(value, str) or not 0 < len(value) <= self.longest:
       raise Invalid(f'{where} is {shown(value)}, not a text of 1..{self.longest} characters')
-    for character in value:
-      if unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp') or character in _BIDI_CONTROLS:
-        raise Invalid(f'{where} is {shown(value)}, which has the control character {ascii(character)}')
+    if character := sources.unprintable(value):
+      raise Invalid(f'{where} is {shown(value)}, which has the control character {ascii(character)}')
 
 
 @dataclasses.dataclass(frozen=True)
