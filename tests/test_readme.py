@@ -45,3 +45,10 @@ def test_widths_of_quantizers():
       assert bits == set(cls.widths), (name, role)
       claimed[name, role] = bits
   assert len(claimed) > 18
+
+
+def test_map_names_every_module():
+  section = README.split('\n## Map of the code\n')[1].split('\n### ')[0]
+  package = pathlib.Path(__file__).parent.parent / 'cmtkd_jax'
+  names = {path.name for path in package.glob('*.py')} | {f'{path.parent.name}/' for path in package.glob('*/*.py')}
+  assert sorted(name for name in names - {'__init__.py', 'cmtkd_jax/'} if name not in section) == []
