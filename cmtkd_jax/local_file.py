@@ -7,6 +7,8 @@ import os
 
 from etils import epath
 
+from cmtkd_jax.errors import UserError
+
 
 class NotAFile(OSError):
   """Something else is in place of a file; the text is such as 'it is a folder, not a file'."""
@@ -29,6 +31,12 @@ def check(path: str | os.PathLike):
     raise NotAFile(f'it is {kind}, not a file')
 
 
+def refuse(path: str | os.PathLike):
+  """Raises `UserError` unless `path`, which is to be written, is a file, or nothing is there."""
+  if kind := not_a_file(path):
+    raise UserError(f'{path} is {kind}, not a file; remove it')
+
+
 def read_bytes(path: str | os.PathLike) -> bytes:
   """Returns what a file holds.
 
@@ -43,10 +51,11 @@ def write_whole(path: str | os.PathLike, data: bytes | str):
   """Writes a file whole or not at all, by a rename.
 
   Raises:
-    OSError: it cannot be written; `NotAFile` where `path`.tmp is in the way.
+    OSError: it cannot be written.
+    UserError: something else than a file lies at `path`.tmp, where it is written first.
   """
   path = epath.Path(path)
   temporary = path.parent / f'{path.name}.tmp'
-  check(temporary)
+  refuse(temporary)
   temporary.write_bytes(data.encode() if isinstance(data, str) else data)
   temporary.replace(path)

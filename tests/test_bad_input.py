@@ -22,7 +22,7 @@ from PIL import Image
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import checkpoint, export, main, metric_log, run_files, text_table
+from cmtkd_jax import checkpoint, export, local_file, main, metric_log, run_files, text_table
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import table
 
@@ -601,6 +601,15 @@ def into_pipe(path):
   os.mkfifo(path)
 
 
+def test_pipes_in_place_of_what_is_written(tmp_path, in_time):
+  into_pipe(tmp_path / 'a')
+  local_file.write_whole(tmp_path / 'a', 'é')
+  assert (tmp_path / 'a').read_text(encoding='utf-8') == 'é'
+  into_pipe(tmp_path / 'a.tmp')
+  with pytest.raises(UserError, match='a.tmp is a pipe, socket or device, not a file; remove it'):
+    local_file.write_whole(tmp_path / 'a', b'')
+
+
 # Every file of a run but its checkpoints, and the modes that read it.
 READ_BY = {'config.json': ('train', 'evaluate', 'report', 'predict'), 'bits.json': ('report',),
            'classes.json': ('train', 'evaluate', 'predict'), 'records.json': ('train',),
@@ -660,7 +669,7 @@ def test_pipes_in_place_of_exported_files(refused, finished, tmp_path, in_time):
     folder = tmp_path / f'new {name}'
     folder.mkdir()
     into_pipe(folder / export.FORMATS[name].file)
-    with pytest.raises(UserError, match='cannot be written .it is a pipe'):
+    with pytest.raises(UserError, match=f'{export.FORMATS[name].file} is a pipe.*; remove it'):
       export.write(exported, folder, [name])
 
 

@@ -108,7 +108,7 @@ def write(exported, folder, formats, calibration=None):
     folder.mkdir(parents=True, exist_ok=True)
     for name in formats:
       paths[name] = folder / FORMATS[name].file
-      local_file.check(paths[name])
+      local_file.refuse(paths[name])
       FORMATS[name].write(paths[name], exported, calibration)
       manifest.write(folder, exported.about, [FORMATS[name].file])
   except OSError as e:
