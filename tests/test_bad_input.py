@@ -283,8 +283,8 @@ def emptied(path):
 FOLDERS = {
     'no folder': (lambda root: shutil.rmtree(root), ['there is no folder', 'put the images under']),
     'no test images': (lambda root: without(root / 'test'), ['neither', 'one must hold the images to test on']),
-    'class without test images': (lambda root: without(root / 'test' / 'ant'), ["'ant'", 'same class folders']),
-    'class without training images': (lambda root: images(root, ['test'], ['cat']), ["'cat'", 'same class folders']),
+    'class without test images': (lambda root: without(root / 'test' / 'ant'), ["'ant'", 'same classes']),
+    'class without training images': (lambda root: images(root, ['test'], ['cat']), ["'cat'", 'same classes']),
     'empty class': (lambda root: emptied(root / 'train' / 'ant'), ['train/ant holds no', 'fill or remove it']),
     'no image': (lambda root: (root / 'train' / 'ant' / '3.png').write_text('hello'),
                  ['ant/3.png', 'cannot be decoded', 'repair']),

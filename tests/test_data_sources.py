@@ -245,6 +245,22 @@ def test_tiny_imagenet_layout(tmp_path):
   np.testing.assert_array_equal(images[:, 3, 3], np.array([[9], [7], [8]]).repeat(3, 1))
 
 
+@pytest.mark.parametrize('resident', ['auto', 'no'])
+def test_tiny_imagenet_annotations_that_do_not_fit(tmp_path, in_time, resident):
+  name, path = save_folder(tmp_path, inner='images'), tmp_path / 'val' / 'val_annotations.txt'
+  save_images(tmp_path / 'val' / 'images', [(8, 8)] * 2)
+  os.mkfifo(tmp_path / 'pipe')
+  whole = '0.png\tant\t0\n1.png\tbee\t0\n'
+  for text, words in ((f'{whole}{tmp_path}/pipe\tant\n', 'pipe cannot be decoded (it is a pipe, socket or device'),
+                      (f'{whole}gone.png\tant\n', 'images/gone.png cannot be decoded'),
+                      (f'{whole}0.png cow\t0\n', f"class '0' of {path} has no images in {tmp_path}/train"),
+                      ('0.png\tant\t0\n', f"class 'bee' of {tmp_path}/train has no images in {path}")):
+    path.write_text(text)
+    with pytest.raises(UserError) as e:
+      test_set(load(**rgb(name=name, resident=resident)))
+    assert words in str(e.value)
+
+
 @pytest.mark.parametrize('augment', ['none', 'pad_crop_flip', 'resize_crop_flip', 'inception_crop_flip'])
 def test_folder_of_mixed_sizes_streams(tmp_path, augment):
   name = save_folder(tmp_path, sizes=((9, 12), (20, 8), (8, 8), (30, 31)))
@@ -269,9 +285,9 @@ def test_folder_mistakes(tmp_path):
   (tmp_path / 'train' / 'cow').mkdir()
   expect([f'{tmp_path}/train/cow holds no image file', 'nor anything else'], **rgb(name=name))
   save_images(tmp_path / 'train' / 'cow' / 'images', [(8, 8)])
-  expect(["class 'cow'", 'no images to test on'], **rgb(name=name))
+  expect(["class 'cow'", f'has no images in {tmp_path}/test;'], **rgb(name=name))
   save_images(tmp_path / 'test' / 'dog', [(8, 8)])
-  expect(["class 'dog'", 'has images to test on, but none in'], **rgb(name=name))
+  expect([f"class 'dog' of {tmp_path}/test has no images in {tmp_path}/train;"], **rgb(name=name))
   expect(['1 or 3 channels'], name=name, mean=(0.5,) * 2, std=(1.0,) * 2)
 
 

@@ -92,20 +92,20 @@ def read(path: str, channels: int) -> Splits:
   if (root / 'val' / _TINY_LABELS).exists():
     if kind := local_file.not_a_file(root / 'val' / _TINY_LABELS):
       raise UserError(f'{name}: {root / "val" / _TINY_LABELS} is {kind}, not a file; remove it')
-    test = finder.tiny_val(root / 'val')
+    test, tested = finder.tiny_val(root / 'val'), root / 'val' / _TINY_LABELS
     unread = [folder for folder in folders if folder.name == 'test']
   else:
     if not folders:
       raise UserError(f'{name}: there is neither {root / "test"} nor {root / "val"}; '
                       'one must hold the images to test on')
-    test, unread = finder.by_class(folders[0]), folders[1:]
+    test, tested, unread = finder.by_class(folders[0]), folders[0], folders[1:]
   classes = sorted(train)
   if unknown := sorted(set(test) - set(train)):
-    raise UserError(f'{name}: class {unknown[0]!r} has images to test on, but none in {root / "train"}; '
-                    'both must have the same class folders')
+    raise UserError(f'{name}: class {unknown[0]!r} of {tested} has no images in {root / "train"}; '
+                    'both must have the same classes')
   if missing := sorted(set(train) - set(test)):
-    raise UserError(f'{name}: class {missing[0]!r} of {root / "train"} has no images to test on; '
-                    'both must have the same class folders')
+    raise UserError(f'{name}: class {missing[0]!r} of {root / "train"} has no images in {tested}; '
+                    'both must have the same classes')
 
   def source(files_of):
     pairs = [(file, label) for label, c in enumerate(classes) for file in files_of[c]]
