@@ -471,6 +471,16 @@ def test_tfds_damaged_metadata(tmp_path, file, content):
 
 
 @pytest.mark.filterwarnings('ignore')
+def test_tfds_checksums_that_nothing_can_check_are_told(tmp_path, monkeypatch):
+  save_tfds(tmp_path, 'tfrecord')
+  fields = rgb(name='blobs', dir=str(tmp_path))
+  note = 'checksums of the images are not checked (pip install google-crc32c)'
+  assert note not in load(**fields).summary
+  monkeypatch.setattr('cmtkd_jax.data.tfrecord._fast_crc32c', None)
+  assert load(**fields).summary.endswith(f'; {note}')
+
+
+@pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
 def test_tfds_pipes_in_place_of_files(tmp_path, in_time, file_format):
   save_tfds(tmp_path, file_format)
