@@ -57,7 +57,8 @@ def test_resnet18_parameter_count(order, parameters):
   head      512*100 + 100                                                                        51300
   sum                                                                                         11218340
   post order has a norm on each of the three shortcuts besides: 2 * (128 + 256 + 512) = 1792.
-  edmips has these, a norm after each second convolution, 4 * (64 + 128 + 256 + 512) = 3840, and one behind the stem's, 128.
+  edmips has these, a norm after each second convolution, 4 * (64 + 128 + 256 + 512) = 3840, and one behind the
+  stem's, 128.
   """
   variables = shapes_of(build('resnet18', block_order=order), images(32))
   assert count(variables['params']) == parameters
@@ -175,8 +176,8 @@ def test_resnet18_roles(order):
   assert asked['shortcut'] == [f'stage{k}/block1/shortcut' for k in (2, 3, 4)]
   assert asked['body'] == [f'stage{k}/block{b}/conv{c}' for k, b in blocks for c in (1, 2)]
   assert sorted(asked['activation']) == sorted(
-      ['stage1/activation0' if order == 'edmips' else 'stage1/stem/activation'] + [f'stage{k}/block{b}/activation1' for k, b in blocks]
-      + [f'stage{k}/activation1' for k in (1, 2, 3, 4)] + [f'stage{k}_activation' for k in (1, 2, 3, 4)])
+      ['stage1/activation0' if order == 'edmips' else 'stage1/stem/activation']
+      + [f'stage{k}/block{b}/activation1' for k, b in blocks] + [f'stage{k}/activation1' for k in (1, 2, 3, 4)] + [f'stage{k}_activation' for k in (1, 2, 3, 4)])
 
 
 def test_alexnet_roles():
