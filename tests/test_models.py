@@ -177,7 +177,8 @@ def test_resnet18_roles(order):
   assert asked['body'] == [f'stage{k}/block{b}/conv{c}' for k, b in blocks for c in (1, 2)]
   assert sorted(asked['activation']) == sorted(
       ['stage1/activation0' if order == 'edmips' else 'stage1/stem/activation']
-      + [f'stage{k}/block{b}/activation1' for k, b in blocks] + [f'stage{k}/activation1' for k in (1, 2, 3, 4)] + [f'stage{k}_activation' for k in (1, 2, 3, 4)])
+      + [f'stage{k}/block{b}/activation1' for k, b in blocks]
+      + [f'stage{k}/activation1' for k in (1, 2, 3, 4)] + [f'stage{k}_activation' for k in (1, 2, 3, 4)])
 
 
 def test_alexnet_roles():
