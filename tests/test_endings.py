@@ -30,8 +30,9 @@ def start(arguments, **more):
 # --- Ctrl-C.
 
 LONG = '''
-import sys, jax
+import signal, sys, jax
 from cmtkd_jax import interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 interrupts.watch()
 long = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda i, x: x * 1.0000001, x)).lower(1.0).compile()
 print('computing', file=sys.stderr, flush=True)
@@ -60,11 +61,15 @@ def test_ctrl_c_answers_during_a_computation_and_the_second_leaves_at_once():
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_signals_that_ask_to_stop(number):
-  with Preemption() as preemption:
-    assert not preemption.requested(1)
-    os.kill(os.getpid(), number)
-    assert preemption.requested(1)
-  assert signal.getsignal(number) == signal.SIG_DFL
+  before = signal.signal(number, signal.SIG_DFL)  # the suite itself may run under nohup
+  try:
+    with Preemption() as preemption:
+      assert not preemption.requested(1)
+      os.kill(os.getpid(), number)
+      assert preemption.requested(1)
+    assert signal.getsignal(number) == signal.SIG_DFL
+  finally:
+    signal.signal(number, before)
 
 
 def test_a_hangup_that_is_switched_off_stays_off():
