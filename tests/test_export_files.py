@@ -84,7 +84,7 @@ def digest_again(path):
     (lambda x: x.repeat(2, 1).repeat(2, 2), 'uint8 [3, 16, 16, 3]; resize or crop them to 8x8'),
     (lambda x: x[..., :1], 'uint8 [3, 8, 8, 1]; repeat the gray channel with images.repeat(3, axis=-1)'),
     (lambda x: np.concatenate([x, x[..., :1]], -1), 'leave out the alpha channel with images[..., :3]'),
-    (lambda x: x.reshape(3, -1), 'uint8 [3, 192]'),
+    (lambda x: x.reshape(3, -1), 'uint8 [3, 192]'), (lambda x: x[:0], 'uint8 [0, 8, 8, 3]; there is no image in them'),
     (lambda x: [[1], [2, 3]], 'not a list that NumPy makes no array of')])
 @pytest.mark.parametrize('name', READ)
 def test_images_that_the_network_does_not_take(folder, name, make, hint):
@@ -144,6 +144,15 @@ def test_damaged_manifests(copy, content, words):
   beside.write_bytes(content if isinstance(content, bytes) else content.encode())
   text = line(export.open_network, path)
   assert text.startswith(f'{beside} is damaged or not a manifest') and words in text
+
+
+def test_manifest_of_an_earlier_version(copy):
+  """It was `about` alone, without digests."""
+  path = copy('stablehlo')
+  beside = path.parent / manifest.FILE
+  beside.write_text(json.dumps(json.loads(beside.read_text())['about']))
+  assert line(export.open_network, path) == (
+      f'{beside} was written by an earlier version of cmtkd_jax and has no digests; export the network again')
 
 
 ABOUT = [  # (changes, words) of `about`

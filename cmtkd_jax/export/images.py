@@ -17,8 +17,8 @@ def check(images, image_shape):
     image_shape: (H, W, C) of the network.
 
   Raises:
-    UserError: they have another dtype, rank, size or number of channels. The message says how to repair the usual
-      mistakes.
+    UserError: there are none, or they have another dtype, rank, size or number of channels. The message says how to
+      repair the usual mistakes.
   """
   if not isinstance(images, (np.ndarray, jax.Array)):
     try:
@@ -27,7 +27,7 @@ def check(images, image_shape):
       raise UserError(f'images: {_wanted(image_shape)}, not a {type(images).__name__} that NumPy makes no array of '
                       f'({" ".join(str(e).split())[:120]})') from None
   shape, dtype = tuple(images.shape), images.dtype
-  if dtype == np.uint8 and len(shape) == 4 and shape[1:] == tuple(image_shape):
+  if dtype == np.uint8 and len(shape) == 4 and shape[1:] == tuple(image_shape) and shape[0] != 0:
     return images
   hint = _dtype_hint(dtype) if dtype != np.uint8 else _shape_hint(shape, tuple(image_shape))
   raise UserError(f'images: {_wanted(image_shape)}, not {dtype} {list(shape)}{hint and f"; {hint}"}')
@@ -46,6 +46,8 @@ def _dtype_hint(dtype):
 
 def _shape_hint(shape, image_shape):
   height, width, channels = image_shape
+  if 0 in shape:
+    return 'there is no image in them'
   first = (channels, height, width)
   if shape == image_shape:
     return 'this is a single image: add a batch axis with images[None]'

@@ -58,7 +58,7 @@ def read(path):
   """Returns the manifest at `path` as a dict.
 
   Raises:
-    UserError: there is none, or it is damaged or of a newer version.
+    UserError: there is none, or it is damaged, or of a newer version or one without digests.
   """
   path = epath.Path(path)
   try:
@@ -67,6 +67,9 @@ def read(path):
     if type(version) is int and version > VERSION:
       raise UserError(f'{path} has version {min(version, 10**9)} of the format, but this cmtkd_jax reads version '
                       f'{VERSION}; update cmtkd_jax')
+    if isinstance(found, dict) and {'classes', 'image_shape'} <= set(found):  # `about` alone
+      raise UserError(f'{path} was written by an earlier version of cmtkd_jax and has no digests; export the network '
+                      'again')
     _SCHEMA.check(found, 'manifest')
     schema.check_about(found['about'])
   except FileNotFoundError:

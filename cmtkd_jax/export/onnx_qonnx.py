@@ -41,7 +41,7 @@ class _Writer(onnx_qdq.Writer):
       return self.parts.node('BipolarQuant', [kernel, self.parts.constant('one', np.float32(1))], f'{name}/weights',
                              domain=DOMAIN)
     low, high = int(weights.min()), int(weights.max())
-    bits = 1 + max(high, -low - 1).bit_length()
+    bits = max(2, 1 + max(high, -low - 1).bit_length())  # 1 signed bit means -1 and 1 to QONNX, not -1 and 0
     return self._quant(kernel, bits, f'{name}/weights', signed=1, narrow=int(low > -2**(bits - 1)))
 
   def _quant(self, x, bits, output, signed, narrow):
