@@ -194,7 +194,8 @@ def check_circuit_form(path, graph, images, expected):
   np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
 
 
-@pytest.mark.parametrize('bits, factor, widths', [(1, 2, set()), (1, 1, {2}), (2, 1, {2, 4}), (2, 2, {3, 4}), (4, 2, {5, 4})])
+@pytest.mark.parametrize('bits, factor, widths', [
+    (1, 2, set()), (1, 1, {2}), (2, 1, {2, 4}), (2, 2, {3, 4}), (4, 2, {5, 4})])
 def test_bits_in_the_circuit_form(bits, factor, widths, tmp_path):
   graph, path = small_graph(bits, factor), tmp_path / 'student.onnx'
   images = images_of(graph.image_shape)

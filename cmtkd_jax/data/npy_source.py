@@ -14,8 +14,8 @@ from cmtkd_jax.local_file import not_a_file
 _MAGIC = b'\x93NUMPY'
 _MOST_CLASSES = 10**6
 # What to save in place of Python objects.
-_MENDS = {'images': 'numpy.stack(images), after resizing them to one size', 'labels': "labels.astype('int32')",
-          'names': "names.astype('str')"}
+_REPLACEMENTS = {'images': 'numpy.stack(images), after resizing them to one size', 'labels': "labels.astype('int32')",
+                 'names': "names.astype('str')"}
 _SAMPLE = 256  # images or rows that are looked at to tell what an array holds
 
 
@@ -95,11 +95,11 @@ def _fault(path, error):
       read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
       shape, _, dtype = read_header[version](file)
       if dtype.hasobject:
-        return f'holds Python objects, not numbers or strings; save {_MENDS[path.stem.rpartition("_")[2]]}'
+        return f'holds Python objects, not numbers or strings; save {_REPLACEMENTS[path.stem.rpartition("_")[2]]}'
       needed, found = math.prod(shape) * dtype.itemsize, path.stat().length - file.tell()
       if found < needed:
         return f'is cut short: {dtype}{list(shape)} takes {needed} bytes, and it has {found}; copy or write it again'
-  except Exception:
+  except Exception:  # of a header that nothing can read: then NumPy's own error is told
     pass
   return f'cannot be loaded ({" ".join(str(error).split())[:200]}); write it with numpy.save'
 
