@@ -5,6 +5,7 @@ import functools
 import jax
 
 from cmtkd_jax import assembly, checkpoint, run_files, teachers
+from cmtkd_jax import config as config_lib
 from cmtkd_jax.step import eval_step
 
 
@@ -60,9 +61,13 @@ def open_run(workdir, config=None, step=None):
 
   Returns:
     (method, variables on every device, dataset, sharding of what every device holds, step).
+
+  Raises:
+    UserError: there is no such run or checkpoint, it is damaged, or `config` or the data cannot be used.
   """
   run_config = run_files.read_config(workdir)
   if config is not None:
+    config_lib.check(config)
     run_config.data, run_config.eval_batch_size = config.data, config.eval_batch_size
   mesh = assembly.make_mesh()
   run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices

@@ -1,7 +1,6 @@
 """Convolution, dense and activation layers with a quantizer in them, and the pieces every backbone is built from."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.batch_norm import BatchNorm
 from cmtkd_jax.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import Quantizer
 
@@ -123,40 +123,6 @@ class Activation(nn.Module):
     return jnp.where(take_high, FakeQuantize(high, name='high_quantizer')(x, train), quantized)
 
 
-class GroupedBatchNorm(nn.Module):
-  """Batch normalisation by the statistics of each of `groups` equal parts of the batch; as `nn.BatchNorm` otherwise.
-
-  Consecutive rows make a part. With as many groups as devices it is what a device computes on its own, without
-  communication. The running statistics follow the mean over the groups.
-  """
-  groups: int
-  momentum: float
-  affine: bool
-  epsilon: float = 1e-5
-  scale_init: Callable = nn.initializers.ones
-
-  @nn.compact
-  def __call__(self, x, train):
-    features, x = x.shape[-1:], x.astype(jnp.float32)
-    running = {'mean': self.variable('batch_stats', 'mean', jnp.zeros, features),
-               'var': self.variable('batch_stats', 'var', jnp.ones, features)}
-    if train and not self.is_initializing():
-      parts = x.reshape(self.groups, -1, *features)
-      statistics = {'mean': jnp.mean(parts, axis=1), 'var': jnp.var(parts, axis=1)}
-      for name, value in statistics.items():
-        running[name].value = self.momentum * running[name].value + (1 - self.momentum) * jnp.mean(value, axis=0)
-      mean, var = (value[:, None] for value in statistics.values())
-      y = ((parts - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
-    else:
-      whole = lambda value: value.reshape((1,) * (x.ndim - 1) + features)
-      y = (x - whole(running['mean'].value)) * jax.lax.rsqrt(whole(running['var'].value) + self.epsilon)
-    if not self.affine:
-      return y
-    scale = self.param('scale', self.scale_init, features, jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, features, jnp.float32)
-    return y * scale.reshape((1,) * (x.ndim - 1) + features) + bias.reshape((1,) * (x.ndim - 1) + features)
-
-
 class MaxPool(nn.Module):
   """`max_pool` as a layer, so that whoever walks through a network meets it by name."""
   window: int
@@ -189,17 +155,12 @@ class LayerFactory:
     """An `Activation`."""
     return Activation(self.policy, name=name)
 
-  def norm(self, train, name=None):
-    """Batch normalisation in float32, a function of x.
+  def norm(self, name=None):
+    """A `BatchNorm`.
 
     Under a sharded `jit` its statistics are those of the global batch, or of `bn_groups` parts of it.
     """
-    if self.bn_groups > 1:
-      return functools.partial(GroupedBatchNorm(self.bn_groups, self.bn_momentum, self.bn_affine,
-                                                scale_init=self.initializers.scale, name=name), train=train)
-    return nn.BatchNorm(use_running_average=not train, momentum=self.bn_momentum, epsilon=1e-5,
-                        use_scale=self.bn_affine, use_bias=self.bn_affine, dtype=jnp.float32,
-                        scale_init=self.initializers.scale, name=name)
+    return BatchNorm(self.bn_groups, self.bn_momentum, self.bn_affine, scale_init=self.initializers.scale, name=name)
 
 
 def max_pool(x, window, stride, padding=0):

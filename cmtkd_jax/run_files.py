@@ -241,7 +241,7 @@ def read_json(path, kind, needed=(), valid=lambda value: True):
 def _holds(valid, value):
   try:
     return valid(value)
-  except (AttributeError, KeyError, TypeError, ValueError):
+  except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
     return False
 
 

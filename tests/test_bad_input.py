@@ -459,6 +459,8 @@ DAMAGED_RUNS = {
     'summary.json, other results': ('report', changed('summary.json', results={'test/student': {'last': {}}}),
                                     ['summary.json is damaged', 'it is not what was written']),
     'summary.json, other importance': ('report', changed('summary.json', importance=[1]), ['summary.json is damaged']),
+    'summary.json, 10 to the power of 400': ('report', changed('summary.json', steps=10**400),
+                                             ['summary.json is damaged', 'it is not what was written']),
     'summary.json, a directory': ('train', into_directory('summary.json'), ['summary.json is damaged', 'delete it']),
     'metrics.jsonl, garbage': ('report', text('metrics.jsonl', 'x\n{"step": 1}\n'),
                                ['line 1 of', 'metrics.jsonl', 'delete that line']),
@@ -503,6 +505,8 @@ def test_runs_with_class_names_from_macos_resume(tmp_path):
     (['--mode=evaluate', '--workdir={run}', '--step=-1'], ['no checkpoint of step -1', 'it has [3, 2]']),
     (['--mode=evaluate', '--workdir={run}', SMOKE, '--config.data.name=generated:8x8x1:7:48'],
      ['the classes are not those of the run', "'5', ... 7 in all] now", '... 10 in all] in its classes.json']),
+    *[([f'--mode={mode}', '--workdir={run}', SMOKE, '--config.data.std=["a"]'], ["config.data.std=('a',)", 'like 0.5'])
+      for mode in ('train', 'evaluate', 'bits', 'export')],
     (['--mode=report', '--workdir={run},/nonexistent'], ['no config.json in /nonexistent', 'name the directory']),
     ([*SINGLE, '--workdir={run}', '--config.seed=5'], ['holds a run of another configuration (seed: 0 -> 5)',
                                                        'config.allow_changes=True']),

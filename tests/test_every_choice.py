@@ -166,9 +166,9 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     x = self.layers.conv(8, 3, stride=2, role='first', name='conv1')(x, train)
-    x = self.layers.activation(name='activation')(self.layers.norm(train, name='norm1')(x), train)
+    x = self.layers.activation(name='activation')(self.layers.norm(name='norm1')(x, train), train)
     x = self.layers.conv(8, 3, stride=2, name='conv2')(x, train)
-    return self.layers.norm(train, name='norm2')(x)
+    return self.layers.norm(name='norm2')(x, train)
 
 
 def tiny(num_classes, layers, width, stem, block_order):

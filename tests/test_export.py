@@ -5,7 +5,6 @@ import io
 import json
 import pickle
 import re
-import types
 import zipfile
 
 import flax.linen as nn
@@ -15,13 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmtkd_jax import assembly, bit_policy, export, layers, quantizers, train
+from cmtkd_jax import assembly, export, quantizers, train
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.batch_norm import BatchNorm
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import comparison, folding, integer, packed, packing, predict, stablehlo, trace
 from cmtkd_jax.export.graph import Graph, Node
 from cmtkd_jax.quantizers import base
 from cmtkd_jax.step import initial_state_options
+from tests.pruned_network import make_pruned
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -241,7 +242,7 @@ def test_normalisation_by_hand():
   # (x - 1) / sqrt(3.99999 + 1e-5) * 6 + 5 = (x - 1) * 3 + 5 = (x + 2/3) * 3; a scale of 0 leaves its bias of 7.
   variables = {'batch_stats': {'mean': np.float32([1, 1]), 'var': np.float32([3.99999, 1])},
                'params': {'scale': np.float32([6, 0]), 'bias': np.float32([5, 7])}}
-  graph = folding.fold([step('norm', nn.BatchNorm(epsilon=1e-5), variables)], (2, 2, 2), (0, 0), (1 / 255, 1 / 255))
+  graph = folding.fold([step('norm', BatchNorm(), variables)], (2, 2, 2), (0, 0), (1 / 255, 1 / 255))
   node = graph.nodes[-1]
   np.testing.assert_allclose(node.arrays['bias'][0], 2 / 3, rtol=1e-6)
   np.testing.assert_allclose(node.arrays['scale'][0], 3, rtol=1e-6)
@@ -294,61 +295,10 @@ def test_thresholds_on_sums_give_the_codes(thresholds):
   assert len(np.unique(codes)) == 4
 
 
-class Pruned(nn.Module):
-  """Convolutions, one of them in a residual branch, and two dense layers, under a bit policy."""
-  policy: bit_policy.BitPolicy
-
-  @nn.compact
-  def __call__(self, images, train):
-    make = layers.LayerFactory(self.policy, bn_momentum=0.0)
-    x = make.norm(train, 'norm0')(make.conv(8, 3, role='first', name='conv0')(images, train))
-    x = make.activation('act0')(x, train)
-    y = make.activation('act1')(make.norm(train, 'norm1')(make.conv(8, 3, name='conv1')(x, train)), train)
-    x = make.activation('act2')(x + y + make.norm(train, 'norm2')(make.conv(8, 3, name='conv2')(y, train)), train)
-    x = make.norm(train, 'norm3')(make.dense(8, name='dense')(x, train))
-    x = make.activation('act3')(x, train)
-    return types.SimpleNamespace(logits={'student': make.dense(5, role='last', name='last')(x, train)})
-
-
-def pruned(name):
-  """(method, variables, images) of a network with quantizer `name`, at its fewest and most bits, whose channels died.
-
-  Everywhere output 0 and input 1 have no weights, running mean and normalization of channel 0 are 0, the variance of
-  channel 1 is 0, and so is the scale of channel 2; conv2 has no weights at all.
-  """
-  bits = {}
-  for role in ('Weight', 'Activation'):
-    cls = getattr(quantizers.QUANTIZERS[name], role, None)
-    bits[role] = (min(cls.widths), max(cls.widths)) if cls else 2 * (bit_policy.FULL_PRECISION,)
-  few, many = zip(bits['Weight'], bits['Activation'], strict=True)
-  rules = [bit_policy.Rule('conv0', 32, 32), *(bit_policy.Rule(layer, *few) for layer in ('conv1', 'act1', 'last'))]
-  method = Pruned(bit_policy.BitPolicy(*many, rules=tuple(rules), quantizer=name))
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (4, 4, 4, 1), dtype=np.uint8)
-
-  def change(path, x):
-    layer, _, kind = '/'.join(key.key for key in path).rpartition('/')
-    if kind == 'kernel':
-      x = x.at[..., 0].set(0).at[..., 1:2, :].set(0) * ('conv2' not in layer)
-    elif kind == 'bias' or kind == 'scale' and 'norm' in layer:
-      x = x * 0 + (rng.uniform(0.5, 1, x.shape) * rng.choice([-1, 1], x.shape)).astype(np.float32)
-    elif kind == 'var':
-      x = jnp.maximum(x, 0.1)  # or what follows would be saturated, and the images not get through
-    return x.at[{'var': 1, 'scale': 2}.get(kind, 0)].set(0) if 'norm' in layer else x
-
-  @jax.jit
-  def trained(images):
-    variables = jax.tree_util.tree_map_with_path(change, method.init(jax.random.key(0), images, train=True))
-    state = method.apply(variables, images, train=True, mutable=[name for name in variables if name != 'params'])[1]
-    return variables | jax.tree_util.tree_map_with_path(change, state)
-
-  return method, jax.device_get(trained(standardized(images))), images
-
-
 @pytest.mark.parametrize('name', quantizers.QUANTIZERS)
 def test_pruned_networks_answer_as_in_training(name, tmp_path):
   """Scales of 0 and what they divide: every format gives the codes and logits of training's forward pass."""
-  method, variables, images = pruned(name)
+  method, variables, images = make_pruned(name)
   graph = folding.fold(trace.trace(method, variables, (4, 4, 1), 'student'), (4, 4, 1), (0.5,), (0.5,))
   logits, codes = jax.jit(functools.partial(comparison._forward_with_codes, method, mean=(0.5,), std=(0.5,)))(
       variables, images)

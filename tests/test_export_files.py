@@ -93,6 +93,14 @@ def test_images_that_the_network_does_not_take(folder, name, make, hint):
   assert text.startswith('images: the network takes uint8 [batch, 8, 8, 3], not ') and hint in text
 
 
+@pytest.mark.parametrize('make, hint', [
+    (lambda x: x / 255, 'pass the raw uint8 pixels'), (lambda x: x[0], 'images[None]'), (lambda x: x[:0], 'no image')])
+def test_calibration_images_that_the_network_does_not_take(tmp_path, make, hint):
+  text = line(export.write, export.from_graph(graph()), tmp_path / 'new', INSTALLED, make(images()))
+  assert text.startswith('calibration: the network takes uint8 [batch, 8, 8, 3], not ') and hint in text
+  assert not (tmp_path / 'new').exists()
+
+
 def test_the_hint_repairs_the_images(folder):
   network, _ = export.open_network(folder / export.FORMATS['packed'].file)
   right = images()

@@ -272,7 +272,7 @@ def test_initializers(name, kernel, classifier, scale, groups):
   class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
-      return layers.norm(True, name='norm')(x)
+      return layers.norm(name='norm')(x, True)
 
   params = Norm().init(KEY, normal(0, 2, 1, 1, 2000))['params']['norm']
   assert not np.any(params['bias'])
@@ -355,7 +355,7 @@ def test_bfloat16_keeps_parameters_and_quantizers_in_float32(toy):
     gradient = jax.eval_shape(jax.grad(loss), variables)
     assert {v.dtype for v in jax.tree.leaves(gradient)} == {jnp.dtype('float32')}
   assert len(toy) > 9 and set(toy) == {jnp.dtype('float32')}
-  y, variables = jit(lambda x: layers.norm(True).init_with_output(KEY, x))(x)
+  y, variables = jit(lambda x: layers.norm().init_with_output(KEY, x, True))(x)
   assert {v.dtype for v in jax.tree.leaves((y, variables))} == {jnp.dtype('float32')}
 
 
@@ -411,32 +411,3 @@ def test_max_pool_has_no_scatter(window, stride, padding):
 
   assert programs(flax_max_pool)  # what the test is able to see
   assert not programs(max_pool)
-
-
-@pytest.mark.parametrize('shape', [(8, 3, 2, 5), (8, 6)])
-def test_batch_normalisation_by_groups(shape):
-  """Consecutive rows share statistics; the running ones follow the mean of the groups; evaluation uses those."""
-  x = normal(0, *shape) * 3 + 1
-  layers = LayerFactory(BitPolicy(32, 32), bn_groups=4, bn_momentum=0.75)
-
-  class Net(nn.Module):
-    @nn.compact
-    def __call__(self, x, train):
-      return layers.norm(train, name='norm')(x)
-
-  variables = Net().init(jax.random.key(0), x[:1], True)  # one row, as where layers are only counted
-  plain = nn.BatchNorm(use_running_average=False).init(jax.random.key(0), x)
-  assert jax.tree.map(np.shape, variables['params']['norm']) == jax.tree.map(np.shape, plain['params'])
-  scale, bias = normal(1, shape[-1]), normal(2, shape[-1])
-  variables = {**variables, 'params': {'norm': {'scale': scale, 'bias': bias}}}
-  y, state = Net().apply(variables, x, True, mutable=['batch_stats'])
-  parts = x.astype(np.float64).reshape(4, -1, shape[-1])
-  mean, var = parts.mean(1), parts.var(1)
-  expected = (parts - mean[:, None]) / np.sqrt(var[:, None] + 1e-5) * scale + bias
-  np.testing.assert_allclose(y, expected.reshape(shape), rtol=1e-4, atol=1e-5)
-  running = jax.tree.map(np.asarray, state['batch_stats']['norm'])
-  np.testing.assert_allclose(running['mean'], 0.25 * mean.mean(0), rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(running['var'], 0.75 + 0.25 * var.mean(0), rtol=1e-5)
-  again = Net().apply({**variables, **state}, x, False)
-  np.testing.assert_allclose(again, (x - running['mean']) / np.sqrt(running['var'] + 1e-5) * scale + bias,
-                             rtol=1e-4, atol=1e-5)

@@ -1,16 +1,18 @@
 """ONNX files: the exact form to the last code, the fast form, the one for circuits, and what is refused."""
 
+import itertools
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from cmtkd_jax import assembly, checkpoint, export, train
+from cmtkd_jax import assembly, checkpoint, export, quantizers, train
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import folding, integer, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, trace
 from cmtkd_jax.export.graph import Graph, Node
+from tests.pruned_network import make_pruned
 
 onnx = pytest.importorskip('onnx')
 runtime = pytest.importorskip('onnxruntime')
@@ -190,7 +192,7 @@ def check_circuit_form(path, graph, images, expected):
   onnx.checker.check_model(onnx.load(path))
   run = ReferenceEvaluator(str(path), new_ops=[Quant, BipolarQuant]).run
   found = np.concatenate([run(None, {'images': image[None]})[0] for image in images])
-  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
   np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
 
 
@@ -227,13 +229,39 @@ def test_fast_form_of_a_trained_network_predicts_the_same(tmp_path):
   variables = checkpoint.load_variables(tmp_path / 'run' / 'checkpoints')[0]
   graph = folding.fold(trace.trace(method, variables, (8, 8, 1), 'student'), (8, 8, 1), config.data.mean,
                        config.data.std)
-  onnx_qlinear.write(tmp_path / 'fast.onnx', graph, about_of(graph), np.asarray(next(data.train.batches(0))['image']))
-  batch = next(iter(data.evals['test'].batches()))
-  images, labels = np.asarray(batch['image']), np.asarray(batch['label'])
+  seen = [jax.device_get(batch) for batch in itertools.islice(data.train.batches(0), data.train.steps_per_epoch)]
+  onnx_qlinear.write(tmp_path / 'fast.onnx', graph, about_of(graph), seen[0]['image'])
+  batches = [jax.device_get(batch) for batch in data.evals['test'].batches()]
+  test, labels = (np.concatenate([batch[name][batch['mask']] for batch in batches]) for name in ('image', 'label'))
+  images = np.concatenate([test, *(batch['image'] for batch in seen)])  # all 1,700: one of 355 says little
   expected = np.asarray(integer.Network(graph)(images)).argmax(1)
   found = onnx_file.read(tmp_path / 'fast.onnx')[0](images).argmax(1)
-  assert (expected == labels).mean() > 0.9  # it has learned something
-  assert (found == expected).mean() >= 0.99
+  assert (expected[:len(labels)] == labels).mean() > 0.9  # it has learned something
+  assert (found == expected).mean() >= 0.985
+
+
+@pytest.mark.parametrize('name', quantizers.QUANTIZERS)
+def test_pruned_networks_in_the_fast_and_the_circuit_form(name, tmp_path):
+  """Scales of 0 and what they divide; a quantizer that a form does not hold is refused by the layer's name."""
+  method, variables, images = make_pruned(name, most=4)
+  graph = folding.fold(trace.trace(method, variables, (4, 4, 1), 'student'), (4, 4, 1), (0.5,), (0.5,))
+  expected = np.asarray(integer.Network(graph)(images))
+  uneven = any('values' in node.arrays for node in graph.nodes)
+  levels = [node for node in graph.nodes if node.op == 'quantize']
+  other_levels = any('thresholds' in node.arrays or bin(node.attributes['levels']).count('1') > 1 for node in levels)
+  assert levels or name in ('twn',)
+  path = tmp_path / 'fast.onnx'
+  if uneven:
+    with pytest.raises(UserError, match='^act0: .*packed archive'):
+      onnx_qlinear.write(path, graph, about_of(graph), images)
+  else:
+    onnx_qlinear.write(path, graph, about_of(graph), images)
+    np.testing.assert_allclose(onnx_file.read(path)[0](images), expected, rtol=1e-6, atol=1e-5)
+  if uneven or other_levels:
+    with pytest.raises(UserError, match='^act[0-3]: .*packed archive'):
+      onnx_qonnx.write(path, graph, about_of(graph))
+  else:
+    check_circuit_form(path, graph, images, expected)
 
 
 def test_full_precision_weights_behind_offsets(tmp_path):

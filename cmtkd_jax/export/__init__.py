@@ -11,7 +11,7 @@ from etils import epath
 
 from cmtkd_jax import local_file, run_files, run_reader
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import (folding, integer, manifest, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, packed,
+from cmtkd_jax.export import (folding, images, integer, manifest, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, packed,
                               schema, stablehlo, trace)
 
 FOLDER = 'export'
@@ -57,8 +57,8 @@ FORMATS = {
     'stablehlo': Format('student.stablehlo', lambda path, network, _: stablehlo.write(path, network.graph),
                         stablehlo.read, ('flatbuffers',)),
     'onnx_qdq': Format('student.onnx', lambda path, network, _: onnx_qdq.write(path, *network), onnx_file.read, _ONNX),
-    'onnx_qlinear': Format('student.qlinear.onnx', lambda path, network, images: onnx_qlinear.write(
-        path, *network, images), onnx_file.read, _ONNX),
+    'onnx_qlinear': Format('student.qlinear.onnx', lambda path, network, calibration: onnx_qlinear.write(
+        path, *network, calibration), onnx_file.read, _ONNX),
     'onnx_qonnx': Format('student.qonnx.onnx', lambda path, network, _: onnx_qonnx.write(path, *network), None, _ONNX),
 }
 
@@ -98,8 +98,11 @@ def write(exported, folder, formats, calibration=None):
   calibration: images uint8 [N, H, W, C], for formats that round feature maps to 8 bits.
 
   Raises:
-    UserError: a format is unknown or cannot hold the network, or the folder cannot be written.
+    UserError: a format is unknown or cannot hold the network, the images are not the network's, or the folder cannot
+      be written.
   """
+  if calibration is not None:
+    calibration = images.check(calibration, exported.graph.image_shape, 'calibration')
   for name in formats:
     if name not in FORMATS:
       raise UserError(f'--format={",".join(formats)}: there is no format {name!r}; there are {", ".join(FORMATS)}')

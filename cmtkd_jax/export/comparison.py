@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from cmtkd_jax import config as config_lib
 from cmtkd_jax import distributed, evaluate, export, layers, run_reader, text_table
 from cmtkd_jax.data.augment import standardize
 from cmtkd_jax.errors import UserError
@@ -62,8 +63,10 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
     config, step: as for `integer_against_training`.
 
   Raises:
-    UserError: there is no such run, or a format that was asked for cannot be written.
+    UserError: there is no such run, `config` cannot be used, or a format that was asked for cannot be written.
   """
+  if config is not None:
+    config_lib.check(config)
   exported = export.from_run(workdir, step)
   notes, asked = [], formats is not None
   if not asked:

@@ -7,7 +7,7 @@ import numpy as np
 from cmtkd_jax.errors import UserError
 
 
-def check(images, image_shape):
+def check(images, image_shape, name='images'):
   """Returns `images` as an array after a check that they are what the network takes: uint8 [B, H, W, C].
 
   Only dtype and shape are looked at, so tracers inside `jax.jit` pass, too.
@@ -15,6 +15,7 @@ def check(images, image_shape):
   Args:
     images: an array, or what NumPy makes one of.
     image_shape: (H, W, C) of the network.
+    name: of the argument, for messages.
 
   Raises:
     UserError: there are none, or they have another dtype, rank, size or number of channels. The message says how to
@@ -24,13 +25,13 @@ def check(images, image_shape):
     try:
       images = np.asarray(images)
     except (TypeError, ValueError) as e:  # such as lists of different lengths
-      raise UserError(f'images: {_wanted(image_shape)}, not a {type(images).__name__} that NumPy makes no array of '
+      raise UserError(f'{name}: {_wanted(image_shape)}, not a {type(images).__name__} that NumPy makes no array of '
                       f'({" ".join(str(e).split())[:120]})') from None
   shape, dtype = tuple(images.shape), images.dtype
   if dtype == np.uint8 and len(shape) == 4 and shape[1:] == tuple(image_shape) and shape[0] != 0:
     return images
   hint = _dtype_hint(dtype) if dtype != np.uint8 else _shape_hint(shape, tuple(image_shape))
-  raise UserError(f'images: {_wanted(image_shape)}, not {dtype} {list(shape)}{hint and f"; {hint}"}')
+  raise UserError(f'{name}: {_wanted(image_shape)}, not {dtype} {list(shape)}{hint and f"; {hint}"}')
 
 
 def _wanted(image_shape):

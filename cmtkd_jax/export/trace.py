@@ -7,11 +7,11 @@ import jax
 import jax.extend as jex
 import jax.numpy as jnp
 
-from cmtkd_jax import layers
+from cmtkd_jax import batch_norm, layers
 from cmtkd_jax.errors import UserError
 
 _LAYERS = {layers.Conv: 'convolution', layers.Dense: 'dense', layers.Activation: 'activation',
-           layers.MaxPool: 'max_pool', nn.BatchNorm: 'norm', layers.GroupedBatchNorm: 'norm'}
+           layers.MaxPool: 'max_pool', batch_norm.BatchNorm: 'norm'}
 
 # A layer as one equation of the traced program; what the layer computes inside is dead code beside it.
 _layer = jex.core.Primitive('layer')

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cmtkd_jax import losses
+from cmtkd_jax.batch_norm import BatchNorm
 from cmtkd_jax.bit_policy import check_bits
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Method, Outputs, check_teachers, network_recipe
@@ -136,7 +137,7 @@ class Adaptor(nn.Module):
     if self.kind == 'identity':
       return x
     x = nn.Conv(features, (1, 1), use_bias=False, name='conv')(x)
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, name='norm')(x) if self.kind == 'conv_norm' else x
+    return BatchNorm(name='norm')(x, train) if self.kind == 'conv_norm' else x
 
 
 def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings, feature_loss, mutual_loss):

@@ -33,8 +33,8 @@ class Stage(nn.Module):
         if min(x.shape[1:3]) < self.pool[0]:
           raise UserError(f'config.data.image_size is too small for alexnet: {x.shape[1]}x{x.shape[2]} maps are left '
                           f"to pool; use 227, or 32 with config.model.stem='cifar'")
-        return self.layers.norm(train, name=f'norm{i}')(MaxPool(*self.pool, name='pool')(x))
-      x = self.layers.norm(train, name=f'norm{i}')(x)
+        return self.layers.norm(name=f'norm{i}')(MaxPool(*self.pool, name='pool')(x), train)
+      x = self.layers.norm(name=f'norm{i}')(x, train)
       x = self.layers.activation(name=f'activation{i}')(x, train)
 
 
@@ -47,10 +47,10 @@ class DenseHead(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     x = self.layers.dense(self.features, name='fc6')(x, train)
-    x = self.layers.norm(train, name='norm6')(x)
+    x = self.layers.norm(name='norm6')(x, train)
     x = self.layers.activation(name='activation6')(x, train)
     x = self.layers.dense(self.features, name='fc7')(x, train)
-    x = nn.relu(self.layers.norm(train, name='norm7')(x))  # the last layer reads an unquantized map
+    x = nn.relu(self.layers.norm(name='norm7')(x, train))  # the last layer reads an unquantized map
     return self.layers.dense(self.num_classes, role='last', name='fc8')(x, train)
 
 

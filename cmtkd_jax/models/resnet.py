@@ -51,7 +51,7 @@ class Stem(nn.Module):
     # HWGQ's constants want the normalisation right before the quantizer, so that pooling comes before both.
     if imagenet and self.order != 'post':
       x = MaxPool(3, 2, padding=1, name='pool')(x)
-    x = self.layers.norm(train, name='norm')(x)
+    x = self.layers.norm(name='norm')(x, train)
     if self.order == 'edmips':
       return x
     x = self.layers.activation(name='activation')(x, train)
@@ -73,15 +73,15 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, identity, train):
     y = self.layers.conv(self.features, 3, self.stride, name='conv1')(x, train)
-    y = self.layers.norm(train, name='norm1')(y)
+    y = self.layers.norm(name='norm1')(y, train)
     y = self.layers.activation(name='activation1')(y, train)
     y = self.layers.conv(self.features, 3, name='conv2')(y, train)
     if ORDERS[self.order].after_branches:
-      y = self.layers.norm(train, name='norm2')(y)
+      y = self.layers.norm(name='norm2')(y, train)
     if self.stride != 1 or identity.shape[-1] != self.features:
       identity = self.layers.conv(self.features, 1, self.stride, role='shortcut', name='shortcut')(x, train)
       if ORDERS[self.order].after_branches:
-        identity = self.layers.norm(train, name='shortcut_norm')(identity)
+        identity = self.layers.norm(name='shortcut_norm')(identity, train)
     return y + identity.astype(y.dtype)
 
 
@@ -100,11 +100,11 @@ class Stage(nn.Module):
       x = Stem(self.features, self.stem, self.order, self.layers, name='stem')(x, train)
     identity = x  # of another stage the sum is not known, only the quantized map
     if self.stem and self.order == 'edmips':
-      x = self.layers.activation(name='activation0')(self.layers.norm(train, name='norm0')(x), train)
+      x = self.layers.activation(name='activation0')(self.layers.norm(name='norm0')(x, train), train)
     for b in range(1, self.blocks + 1):
       stride = self.stride if b == 1 else 1
       total = Block(self.features, stride, self.order, self.layers, name=f'block{b}')(x, identity, train)
-      y = self.layers.norm(train, name=f'norm{b}')(total) if ORDERS[self.order].after_sum else total
+      y = self.layers.norm(name=f'norm{b}')(total, train) if ORDERS[self.order].after_sum else total
       if b < self.blocks:
         x = self.layers.activation(name=f'activation{b}')(y, train)
         identity = total if ORDERS[self.order].after_sum else x

@@ -32,7 +32,7 @@ class NormActivation(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    return self.layers.activation(name='activation')(self.layers.norm(train, name='norm')(x), train)
+    return self.layers.activation(name='activation')(self.layers.norm(name='norm')(x, train), train)
 
 
 class Group(nn.Module):

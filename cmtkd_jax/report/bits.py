@@ -14,6 +14,7 @@ def compare(config):
   Raises:
     UserError: a configuration or its data cannot be used.
   """
+  config_lib.check(config)
   dataset = assembly.load_data(config, assembly.make_mesh())
   totals = {}
   for name in config.table.only or config.table.runs or ('',):
