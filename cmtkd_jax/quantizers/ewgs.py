@@ -57,16 +57,19 @@ class Weight(_Interval):
       w_n = clip((w - l) / (u - l), 0, 1),  w_hat = |a| (2 x_q(w_n) - 1),  x_q: `discretize`, n = 2^b - 1
 
   Gradients: through `discretize`; for l and u times 1 / sqrt(N n), since all parameters here share one optimizer and
-  the paper's have Adam at 1e-5. The scale is the paper's of the convolution's output; it starts where E|w_hat| = E|w|.
-  Source: EWGS sections 3.2, 4.1.
+  the paper's have Adam at 1e-5. The scale is the paper's of the convolution's output. start: its start, in units of
+  E|w| / E|w_hat|; the published code starts where the mean magnitude of the output is kept, which is at about 3.2 of
+  them, since activations become codes in [0, 1], too. Source: EWGS sections 3.2, 4.1.
   """
+  start: float = 1.0
   learned = ('lower', 'upper', 'scale')
+  positive = ('start',)
 
   def init(self, x):
     reach = 3 * jnp.maximum(jnp.std(x), base.SMALLEST)
     parameters = {'lower': -reach, 'upper': reach, 'scale': jnp.float32(1)}
     ratio = jnp.mean(jnp.abs(x)) / jnp.maximum(jnp.mean(jnp.abs(self.quantize(x, parameters))), base.SMALLEST)
-    return parameters | {'scale': jnp.where(ratio > 0, ratio, 1.0)}
+    return parameters | {'scale': jnp.where(ratio > 0, self.start * ratio, self.start)}
 
   def encode(self, x, parameters):
     n = 2**self.bits - 1
