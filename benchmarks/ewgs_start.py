@@ -9,7 +9,7 @@ Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/ewgs_start.py
 
 from cmtkd_jax import config as base
 
-STARTS = {'1': 1.0, '3.2, as published': 3.2}
+STARTS = {'ours': 1.0, 'published': 3.2}
 
 
 def get_config(argument=''):
@@ -21,8 +21,8 @@ def get_config(argument=''):
                    quantizer=dict(name='ewgs', ewgs=dict(weight=dict(start=start))))
     after = scratch | dict(init_from='{full_precision}', optimizer=dict(learning_rate=0.01))
     for name, changes, how in (('scratch', scratch, 'from scratch'), ('after', after, 'from full precision')):
-      runs[f'{name}_{start:g}'] = changes
-      lines.append((f'EWGS, {how}, start {title}', '2/2', f'{name}_{start:g}'))
+      runs[f'{name}_{title}'] = changes
+      lines.append((f'EWGS, {how}, start {start:g} ({title})', '2/2', f'{name}_{title}'))
   config.table.title = "EWGS' output scale: held-out train images of ten classes of CIFAR-100, ResNet8, 10 epochs"
   config.table.runs = runs
   config.table.lines = tuple((*line, 'student', (None, None)) for line in lines)
