@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from cmtkd_jax import assembly, checkpoint, run_files, teachers
+from cmtkd_jax import assembly, checkpoint, distributed, run_files, teachers
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.step import eval_step
 
@@ -73,6 +73,7 @@ def open_run(workdir, config=None, step=None):
   run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
   replicated = assembly.replicated(mesh)
   dataset = assembly.load_data(run_config, mesh)
+  distributed.check_agreement(run_files.facts(run_config, dataset))
   run_files.check_data(workdir, dataset, allow_changes=config is not None)
   method = assembly.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
   variables, _, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}', step)

@@ -124,6 +124,14 @@ def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch, qui
   assert started == [2]
 
 
+def test_processes_that_evaluate_are_compared_as_those_that_train(finished, monkeypatch):
+  facts = []
+  monkeypatch.setattr(evaluate.distributed, 'check_agreement', facts.append)
+  config = make_config(**{'data.name': f'npy:{finished}/data', 'data.std': (0.25,)})
+  evaluate.open_run(finished / 'run', config)
+  assert facts[0]['config.data.std'] == '(0.25,)' and facts[0]['classes'] == "['ant', 'bee']"
+
+
 def test_renamed_classes_are_refused(finished, tmp_path):
   config, workdir = copy(finished, tmp_path)
   np.save(tmp_path / 'data' / 'class_names.npy', np.array(['cow', 'bee']))
