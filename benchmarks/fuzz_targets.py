@@ -17,7 +17,7 @@ import numpy as np
 from absl.testing import flagsaver
 from PIL import Image
 
-from cmtkd_jax import (checkpoint, evaluate, event_files, export, main, metric_log, pytorch_weights, report, run_files,
+from cmtkd_jax import (checkpoint, event_files, export, main, metric_log, pytorch_weights, report, restore, run_files,
                        run_reader, teachers, train)
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.data import npy_source, tfds_source
@@ -447,7 +447,7 @@ class Run(Files):
   def answer(self):
     run = run_reader.read(self.copied)
     run_reader.results(run)
-    dataset = evaluate.open_run(self.copied)[2]
+    dataset = restore.open_run(self.copied).dataset
     run_files.check_data(self.copied, dataset)
     return {'config': config_lib.flat(run.config), 'rows': run.rows, 'summary': run.summary,
             'bits': [row._asdict() for row in run.bits], 'classes': run.classes}

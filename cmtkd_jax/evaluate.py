@@ -4,8 +4,7 @@ import functools
 
 import jax
 
-from cmtkd_jax import assembly, checkpoint, distributed, run_files, teachers
-from cmtkd_jax import config as config_lib
+from cmtkd_jax import restore
 from cmtkd_jax.step import eval_step
 
 
@@ -51,38 +50,8 @@ class HeldOut:
     return state.replace(model_state=self._learn(jax.tree.map(lambda *parts: sum(parts), *sums), state.model_state))
 
 
-def open_run(workdir, config=None, step=None):
-  """Opens a checkpoint of a run.
-
-  Args:
-    workdir: directory of the run.
-    config: a `ConfigDict` whose `data` and `eval_batch_size` replace the run's; None for the run's own.
-    step: which checkpoint; None for the newest.
-
-  Returns:
-    (method, variables on every device, dataset, sharding of what every device holds, step).
-
-  Raises:
-    UserError: there is no such run or checkpoint, it is damaged, or `config` or the data cannot be used.
-  """
-  run_config = run_files.read_config(workdir)
-  if config is not None:
-    config_lib.check(config)
-    run_config.data, run_config.eval_batch_size = config.data, config.eval_batch_size
-  mesh = assembly.make_mesh()
-  run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
-  replicated = assembly.replicated(mesh)
-  dataset = assembly.load_data(run_config, mesh)
-  distributed.check_agreement(run_files.facts(run_config, dataset))
-  run_files.check_data(workdir, dataset, allow_changes=config is not None)
-  method = assembly.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
-  variables, _, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}', step)
-  assembly.check_variables(method, dataset.input_shape, variables, f'--workdir: {workdir}')
-  return method, jax.device_put(variables, replicated), dataset, replicated, step
-
-
 def evaluate_run(workdir, config=None, step=None):
-  """Returns step and `Evaluator.run`'s results of a checkpoint, opened by `open_run`, as a JSON-able dict."""
-  method, variables, dataset, replicated, step = open_run(workdir, config, step)
-  results = Evaluator(method, dataset, replicated).run(variables)
-  return {'workdir': str(workdir), 'step': step, **results}
+  """Returns step and `Evaluator.run`'s results of a checkpoint, as a JSON-able dict; the rest as `restore.open_run`."""
+  run = restore.open_run(workdir, config, step)
+  results = Evaluator(run.method, run.dataset, run.sharding).run(run.variables)
+  return {'workdir': str(workdir), 'step': run.step, **results}

@@ -1,13 +1,12 @@
-"""Everything that reports and exports read of one run: its files, and its trained networks."""
+"""The files of one run, as reports and exports read them."""
 
 import re
 from typing import Any, NamedTuple
 
-from etils import epath
 import numpy as np
+from etils import epath
 
-from cmtkd_jax import assembly, bit_table, checkpoint, metric_log, run_files, teachers
-from cmtkd_jax.errors import UserError
+from cmtkd_jax import bit_table, metric_log, run_files
 from cmtkd_jax.methods import Method
 
 MAIN = Method.main_network  # the network that a run is for
@@ -85,37 +84,8 @@ def results(run):
   return run_files.results(run.rows, run.steps_per_epoch) if run.steps_per_epoch else {}
 
 
-class Trained(NamedTuple):
-  """The networks of a run's newest checkpoint, on the host."""
-  method: Any
-  variables: dict
-  meta: dict
-  step: int
-
-
-def load_trained(run, step=None):
-  """Returns the `Trained` networks of `run` at `step`, by default the newest checkpoint; needs no data.
-
-  Raises:
-    UserError: there is no checkpoint that can be read.
-  """
-  variables, meta, step = checkpoint.load_variables(f'{run.directory}/{run_files.CHECKPOINTS}', step)
-  method = create_method(run)
-  size, channels = run.config.data.image_size, len(run.config.data.mean)
-  assembly.check_variables(method, (size, size, channels), variables, run.directory)
-  return Trained(method, variables, meta, step)
-
-
-def create_method(run):
-  """Returns the `methods.Method` of `run`."""
-  if not run.classes:
-    raise UserError(f'{run.directory}/{run_files.CLASSES} names no classes; restore it')
-  return assembly.create_method(run.config, len(run.classes), teachers.open_all(run.config, run.directory))
-
-
 def shown(name):
   """Returns the name of a network or term for people: 'teacher1_4bit' as 'teacher 1 (4 bit)'."""
   name = re.sub(r'^([a-z]+)(\d+)_(\d+)bit$', r'\1 \2 (\3 bit)', name)
   name = re.sub(r'^([a-z]+)(\d+)_(w\d+a\d+)$', r'\1 \2 (\3)', name)
   return re.sub(r'\btap(\d)', r'tap \1', name.replace('_', ' '))
-

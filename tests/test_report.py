@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cmtkd_jax import assembly, checkpoint, report, run_reader, train
+from cmtkd_jax import assembly, checkpoint, report, restore, run_reader, train
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import figures, pareto, predictions, weights
 
@@ -113,7 +113,7 @@ def test_most_frequent_confusions():
 
 def test_levels_and_shares_of_two_bit_layers(run):
   variables = checkpoint.load_variables(run / 'checkpoints')[0]
-  layers = weights.collect(run_reader.load_trained(run_reader.read(run)), (8, 8, 1))
+  layers = weights.collect(restore.load_trained(run_reader.read(run)), (8, 8, 1))
   rows = json.loads((run / 'bits.json').read_text())
   assert [layer.path for layer in layers] == [
       row['layer'] for row in rows if row['layer'].startswith('student/') and row['weight_bits'] == 2]
@@ -137,7 +137,7 @@ def test_levels_of_channels_stand_at_the_mean_scale():
   abstract = jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True))
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(np.float32), abstract)
-  layer = weights.collect(run_reader.Trained(method, variables, {}, 0), (8, 8, 1))[-1]
+  layer = weights.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1))[-1]
   step = np.asarray(traverse_util.flatten_dict(variables['params'], sep='/')[f'{layer.path}/weight_quantizer/step'])
   assert layer.per_channel and step.shape == (8,)
   np.testing.assert_allclose(layer.levels, step.mean() * np.arange(2)[-len(layer.levels):], rtol=1e-6)

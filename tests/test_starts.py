@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cmtkd_jax import checkpoint, digests, evaluate, metric_log, run_files, teachers, train
+from cmtkd_jax import checkpoint, digests, evaluate, metric_log, restore, run_files, teachers, train
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 
@@ -126,9 +126,9 @@ def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch, qui
 
 def test_processes_that_evaluate_are_compared_as_those_that_train(finished, monkeypatch):
   facts = []
-  monkeypatch.setattr(evaluate.distributed, 'check_agreement', facts.append)
+  monkeypatch.setattr(restore.distributed, 'check_agreement', facts.append)
   config = make_config(**{'data.name': f'npy:{finished}/data', 'data.std': (0.25,)})
-  evaluate.open_run(finished / 'run', config)
+  restore.open_run(finished / 'run', config)
   assert facts[0]['config.data.std'] == '(0.25,)' and facts[0]['classes'] == "['ant', 'bee']"
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from cmtkd_jax import local_file, run_files, run_reader
+from cmtkd_jax import local_file, restore, run_files, run_reader
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import (folding, images, integer, manifest, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, packed,
                               schema, stablehlo, trace)
@@ -71,7 +71,7 @@ def from_run(workdir, step=None):
       be shown.
   """
   run = run_reader.read(workdir)
-  trained = run_reader.load_trained(run, step)
+  trained = restore.load_trained(run, step)
   data, name = run.config.data, run_reader.MAIN
   shape = (data.image_size, data.image_size, len(data.mean))
   graph = folding.fold(trace.trace(trained.method, trained.variables, shape, name), shape, data.mean, data.std)

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import distributed, evaluate, export, layers, run_reader, text_table
+from cmtkd_jax import distributed, export, layers, restore, run_reader, text_table
 from cmtkd_jax.data.augment import standardize
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import integer
@@ -25,7 +25,7 @@ def integer_against_training(workdir, config=None, step=None):
 
   Args:
     workdir: directory of a run.
-    config: as for `evaluate.open_run`.
+    config: as for `restore.open_run`.
     step: which checkpoint; None for the newest.
 
   Returns:
@@ -128,7 +128,8 @@ class _Run:
   """A run's network as training evaluates it, and the test images as exported files take them."""
 
   def __init__(self, workdir, config, step):
-    self._method, self._variables, self._data, _, _ = evaluate.open_run(workdir, config, step)
+    opened = restore.open_run(workdir, config, step)
+    self._method, self._variables, self._data = opened.method, opened.variables, opened.dataset
     data = run_reader.read(workdir).config.data
     mean, std = (np.float32(value).reshape(1, 1, 1, -1) for value in (data.mean, data.std))
     pixels = lambda images: jnp.round((self._data.normalize(images) * std + mean) * 255)

@@ -6,7 +6,7 @@ import statistics
 import string
 from typing import NamedTuple
 
-from cmtkd_jax import methods, progress, run_files, run_reader
+from cmtkd_jax import methods, progress, restore, run_files, run_reader
 from cmtkd_jax.bit_policy import quantizer_names
 from cmtkd_jax.errors import UserError
 
@@ -137,7 +137,7 @@ def _facts(run):
 
 def _checkpoint_meta(run):
   try:
-    return run_reader.load_trained(run).meta
+    return restore.load_trained(run).meta
   except UserError:
     return {}
 
@@ -187,7 +187,7 @@ def _networks(run):
   for row in run.bits:
     networks.setdefault(row.layer.split('/')[0], []).append(row)
   try:
-    frozen = run_reader.create_method(run).frozen
+    frozen = restore.create_method(run).frozen
   except UserError:  # its teachers are gone
     frozen = ()
   rows = []

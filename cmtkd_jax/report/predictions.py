@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from matplotlib import colors
 import numpy as np
 
-from cmtkd_jax import evaluate
+from cmtkd_jax import restore
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import figures
 from cmtkd_jax.report.page import Section, escape, table
@@ -33,21 +33,21 @@ def count(workdir):
   Raises:
     UserError: the checkpoint or the data are not there.
   """
-  method, variables, dataset, sharding, step = evaluate.open_run(workdir)
-  classes = dataset.num_classes
+  run = restore.open_run(workdir)
+  method, dataset, classes = run.method, run.dataset, run.dataset.num_classes
 
   def predict(variables, batch):
     logits = method.apply(variables, dataset.normalize(batch['image']), train=False).logits
     return {name: jnp.argmax(z, axis=-1) for name, z in logits.items()}, batch['label'], batch['mask']
 
-  predict = jax.jit(predict, out_shardings=sharding)
+  predict = jax.jit(predict, out_shardings=run.sharding)
   counts = {}
   for batch in dataset.evals['test'].batches():
-    predicted, labels, mask = jax.device_get(predict(variables, batch))
+    predicted, labels, mask = jax.device_get(predict(run.variables, batch))
     for name, guess in predicted.items():
       pairs = np.bincount(labels[mask] * classes + guess[mask], minlength=classes**2)
       counts[name] = counts.get(name, 0) + pairs.reshape(classes, classes)
-  return Confusion(step, counts)
+  return Confusion(run.step, counts)
 
 
 def most_frequent(counts, classes):

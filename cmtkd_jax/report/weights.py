@@ -13,7 +13,8 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.quantizers.base import dequantize
 from cmtkd_jax.report import figures
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.run_reader import MAIN, load_trained, shown
+from cmtkd_jax.restore import load_trained
+from cmtkd_jax.run_reader import MAIN, shown
 
 MAX_PANELS = 24
 _MAX_SHARES = 16  # levels whose shares are told one by one
@@ -48,7 +49,7 @@ def collect(trained, input_shape):
   """Returns the `LayerWeights` of the main network, in the order in which its layers run.
 
   Args:
-    trained: a `run_reader.Trained`.
+    trained: a `restore.Trained`.
     input_shape: (H, W, C) of one image.
   """
   found = []
