@@ -19,10 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from cmtkd_jax import assembly, export, run_files
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.bit_policy import FULL_PRECISION
-from cmtkd_jax.export import folding, packed, stablehlo, trace
+from cmtkd_jax import export
+from cmtkd_jax.export import fold, trace
+from cmtkd_jax.export.formats import packed, stablehlo
+from cmtkd_jax.models.bit_policy import FULL_PRECISION
+from cmtkd_jax.runs import run_files
+from cmtkd_jax.training import build
 
 _OUT = flags.DEFINE_string('out', None, 'Files to write, without their endings.')
 _CLASSES = 100
@@ -35,10 +38,10 @@ def exported(bits, first_last):
   config = config_lib.neighbour(__file__, '../configs/cifar100_resnet18')
   config.method, config.student.weight_bits, config.bits.first_last = 'single', bits, first_last
   shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
-  method = assembly.create_method(config, _CLASSES)
+  method = build.create_method(config, _CLASSES)
   variables = jax.jit(lambda: method.init({'params': jax.random.key(0)}, jnp.zeros((1, *shape)), train=False))()
   kernels = [leaf for leaf in jax.tree.leaves(variables['params']) if leaf.ndim > 1]
-  graph = folding.fold(trace.trace(method, variables, shape, 'student'), shape, config.data.mean, config.data.std)
+  graph = fold.fold(trace.trace(method, variables, shape, 'student'), shape, config.data.mean, config.data.std)
   return graph, sum(kernel.size for kernel in kernels)
 
 

@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))
 import jax
 import numpy as np
 
-from cmtkd_jax import checkpoint, metric_log, run_files
-from cmtkd_jax.progress import format_duration
+from cmtkd_jax.runs import checkpoint, metric_log, run_files
+from cmtkd_jax.runtime.progress import format_duration
 
 STEPS, CHECKPOINT_EVERY = 60, 3
 COMMAND = ('--config=configs/digits_resnet8.py:smoke', '--config.quantizer.name=lsq',

@@ -167,7 +167,8 @@ def report(results, options, seconds):
   """Returns the report, a JSON-able dict."""
   sys.path.insert(0, str(ROOT / 'benchmarks'))
   import fuzz_targets
-  from cmtkd_jax import run_files
+
+  from cmtkd_jax.runs import run_files
   table = {}
   for name, cases in results.items():
     counts = collections.Counter(case['outcome'] for case in cases)

@@ -17,13 +17,15 @@ import numpy as np
 from absl.testing import flagsaver
 from PIL import Image
 
-from cmtkd_jax import (checkpoint, event_files, export, main, metric_log, pytorch_weights, report, restore, run_files,
-                       run_reader, teachers, train)
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.data import npy_source, tfds_source
+from cmtkd_jax import export, main, report
+from cmtkd_jax.data.sources import npy, tfds_source
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import predict
+from cmtkd_jax.models import pytorch_weights
 from cmtkd_jax.quantizers import QUANTIZERS
+from cmtkd_jax.runs import checkpoint, event_files, metric_log, run_files, run_reader
+from cmtkd_jax.training import loop, restore, teachers
 
 SIZE, CLASSES = 8, ('ant', 'bee', 'cat', 'dog')
 NESTED = 'a list in a list, 100,000 times'  # stands for what `json` cannot write
@@ -153,7 +155,7 @@ def prepare(folder):
   """Writes all originals: a finished run with its exports, arrays, images, records, weights."""
   quiet()
   with contextlib.redirect_stdout(sys.stderr):
-    train.train_and_evaluate(make_config(), folder / 'run')
+    loop.train_and_evaluate(make_config(), folder / 'run')
     run = folder / 'run'
     shutil.copytree(run, folder / 'taught_run')
     teachers.save(folder / 'taught_run', [teachers.Teacher('elsewhere', run_files.read_config(run))])
@@ -161,7 +163,7 @@ def prepare(folder):
     export.write(exported, folder / 'export', [name for name, found in export.FORMATS.items() if not found.missing()],
                  images(8))
     other = make_config(seed=1)
-    train.train_and_evaluate(other, folder / 'other_run')
+    loop.train_and_evaluate(other, folder / 'other_run')
     export.write(export.from_run(folder / 'other_run'), folder / 'other', ['packed', 'stablehlo'])
   arrays = folder / 'npy'
   arrays.mkdir()
@@ -346,7 +348,7 @@ class ConfigValues(Target):
     workdir = self.folder / 'run'
     shutil.rmtree(workdir, ignore_errors=True)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-      train.train_and_evaluate(self.config, workdir)
+      loop.train_and_evaluate(self.config, workdir)
     return all(math.isfinite(row['train/loss']) for row in metric_log.read(workdir) if 'train/loss' in row)
 
   def is_right(self, answer):
@@ -527,7 +529,7 @@ class Resume(Run):
 
   def answer(self):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-      train.train_and_evaluate(make_config(duration='3 steps'), self.copied)
+      loop.train_and_evaluate(make_config(duration='3 steps'), self.copied)
     variables, _, step = checkpoint.load_variables(self.copied / run_files.CHECKPOINTS)
     return {'step': step, 'variables': digest(variables)}
 
@@ -700,7 +702,7 @@ class Npy(Files):
   cases, mutates, untold = 600, 'arrays of images, labels and class names', 'other pixels, labels and names: no digest'
 
   def answer(self):
-    return _records_of(npy_source.read(str(self.copied), 1))
+    return _records_of(npy.read(str(self.copied), 1))
 
   def explains(self, answer):
     arrays = {path.stem: np.load(path) for path in self.copied.glob('*.npy')}
@@ -721,7 +723,7 @@ def _records_of(splits):
 
 def predict_pixels(content):
   """The pixels of an image file in memory, as a data set decodes it."""
-  from cmtkd_jax.data import image_file
+  from cmtkd_jax.data.transforms import image_file
   try:
     return image_file.to_array(content, 3)
   except image_file.Unreadable as e:

@@ -27,9 +27,11 @@ import numpy as np
 from absl import app, flags
 from sklearn import datasets
 
-from cmtkd_jax import assembly, export, run_files
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.export import folding, integer, trace
+from cmtkd_jax import export
+from cmtkd_jax.export import fold, interpreter, trace
+from cmtkd_jax.runs import run_files
+from cmtkd_jax.training import build
 
 _BITS = flags.DEFINE_integer('bits', 2, 'Bits of weights and activations.')
 _SIZES = flags.DEFINE_list('sizes', ['32', '224'], 'Sides of the images; above 64 with the stem for ImageNet.')
@@ -57,14 +59,14 @@ def network(bits, size, images):
   config.data.image_size, config.data.mean, config.data.std = size, _MEAN, _STD
   config.model.name, config.model.stem = 'resnet18', 'imagenet' if size > 64 else 'cifar'
   config.model.width, config.model.bn_momentum = _WIDTH.value, 0.0
-  method = assembly.create_method(config, 1000 if size > 64 else 100)
+  method = build.create_method(config, 1000 if size > 64 else 100)
   standardized = lambda x: (x.astype(np.float32) / 255 - np.float32(_MEAN)[None, None, None]) / (
       np.float32(_STD)[None, None, None])
   variables = jax.jit(lambda x: method.init(jax.random.key(0), standardized(x), train=True))(images)
   collections = [name for name in variables if name != 'params']
   _, state = jax.jit(lambda x: method.apply(variables, standardized(x), train=True, mutable=collections))(images)
   variables = {**variables, **state}
-  graph = folding.fold(trace.trace(method, variables, images.shape[1:], 'student'), images.shape[1:], _MEAN, _STD)
+  graph = fold.fold(trace.trace(method, variables, images.shape[1:], 'student'), images.shape[1:], _MEAN, _STD)
   return graph, jax.jit(lambda x: method.apply(variables, standardized(x), train=False).logits['student'])
 
 
@@ -79,8 +81,8 @@ def forms(size, folder):
                                   ['onnx_qlinear'])['onnx_qlinear']}
   functions = {name: export.open_network(path)[0] for name, path in files.items()}
   return {'float32, JAX': plain, _REFERENCE: functions['float'],
-          'integer, JAX, int8 sums': integer.Network(graph, 'int8'),
-          'integer, JAX, float carriers': integer.Network(graph, 'float'),
+          'integer, JAX, int8 sums': interpreter.Network(graph, 'int8'),
+          'integer, JAX, float carriers': interpreter.Network(graph, 'float'),
           'integer, StableHLO': functions['stablehlo'], 'integer, ONNX QDQ': functions['onnx_qdq'],
           'integer, ONNX QLinearConv': functions['onnx_qlinear']}
 

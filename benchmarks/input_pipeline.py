@@ -30,9 +30,13 @@ from absl import app, flags
 from etils import epath
 from PIL import Image
 
-from cmtkd_jax import assembly, data, run_files
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.data import boxes, decode, sources, tfds_source
+from cmtkd_jax import data
+from cmtkd_jax.data.sources import base as sources
+from cmtkd_jax.data.sources import tfds_source
+from cmtkd_jax.data.transforms import crop_boxes, decode_pil
+from cmtkd_jax.runs import run_files
+from cmtkd_jax.training import build
 
 _IMAGES = flags.DEFINE_string('images', None, 'npy:DIR, photographs to enlarge.', required=True)
 _SCRATCH = flags.DEFINE_string('scratch', None, 'Directory for the sets that are made.', required=True)
@@ -89,7 +93,7 @@ def ours(data_dir, workers, decoder):
   config.data.update(name='photos', dir=str(data_dir), augment='inception_crop_flip', resize=256, image_size=_SIZE,
                      mean=(0.5,) * 3, std=(0.25,) * 3, resident='no', num_workers=_CORES.value, workers=workers,
                      decoder=decoder)
-  train = data.load(config.data, batch_size=_BATCH, eval_batch_size=_BATCH, seed=0, mesh=assembly.make_mesh()).train
+  train = data.load(config.data, batch_size=_BATCH, eval_batch_size=_BATCH, seed=0, mesh=build.make_mesh()).train
   for batch in train.batches(0):
     yield len(jax.block_until_ready(batch['image']))
 
@@ -158,7 +162,7 @@ def parts(encoded, crops):
       'of which mostly Huffman code: decode at an eighth of the size (PIL)': smaller,
       'decode the crop only (TensorFlow)': lambda i: tf.io.decode_and_crop_jpeg(
           encoded[i], windows[i], channels=3, dct_method='INTEGER_ACCURATE'),
-      'resize with antialiasing (PIL)': lambda i: decode._resample(decoded[i], crops[i], _SIZE, 3),
+      'resize with antialiasing (PIL)': lambda i: decode_pil._resample(decoded[i], crops[i], _SIZE, 3),
       'resize without antialiasing (TensorFlow)': lambda i: tf.raw_ops.ResizeBilinear(
           images=cropped[i], size=[_SIZE, _SIZE], half_pixel_centers=True),
   }
@@ -166,9 +170,10 @@ def parts(encoded, crops):
 
 def time_parts(encoded):
   """{part: CPU milliseconds an image}, the best of several turns."""
-  draws = np.random.default_rng(0).random((len(encoded), boxes.NUM_DRAWS))
+  draws = np.random.default_rng(0).random((len(encoded), crop_boxes.NUM_DRAWS))
   sizes = [Image.open(io.BytesIO(one)).size for one in encoded]
-  crops = [tuple(map(float, boxes.inception_box(np, u, height, width))) for u, (width, height) in zip(draws, sizes)]
+  crops = [tuple(map(float, crop_boxes.inception_box(np, u, height, width)))
+           for u, (width, height) in zip(draws, sizes)]
   best = {}
   for _, (name, part) in itertools.product(range(_ROUNDS.value), parts(encoded, crops).items()):
     begin = time.process_time()

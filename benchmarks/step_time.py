@@ -19,9 +19,10 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from cmtkd_jax import assembly, optimizer, run_files
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.step import initial_state, initial_state_options, train_step
+from cmtkd_jax.runs import run_files
+from cmtkd_jax.training import build, optimizer
+from cmtkd_jax.training.step import initial_state, initial_state_options, train_step
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A table of runs, or one configuration.')
 _STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of each run.')
@@ -35,8 +36,8 @@ class Timed:
   def __init__(self, config):
     size, channels = config.data.image_size, len(config.data.mean)
     config.data.name = f'generated:{size}x{size}x{channels}:10:{2 * config.batch_size}'
-    dataset = assembly.load_data(config, assembly.make_mesh())
-    method = assembly.create_method(config, dataset.num_classes)
+    dataset = build.load_data(config, build.make_mesh())
+    method = build.create_method(config, dataset.num_classes)
     parts = dict(method=method, optimizer=optimizer.create(config, method, lambda step: 1e-3), augment=dataset.augment)
     self.batch = next(dataset.train.batches(0))
     self.state = jax.jit(functools.partial(initial_state, {}, **parts, seed=0),

@@ -32,14 +32,17 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import operations
 import optax
 
-import operations
-from cmtkd_jax import assembly, bit_table, losses, optimizer, run_files
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.data import augment
+from cmtkd_jax import losses
+from cmtkd_jax.data.transforms import augment
 from cmtkd_jax.methods.base import Joint, peer_members, student_member
-from cmtkd_jax.step import initial_state, initial_state_options, train_step
+from cmtkd_jax.models import bit_table
+from cmtkd_jax.runs import run_files
+from cmtkd_jax.training import build, optimizer
+from cmtkd_jax.training.step import initial_state, initial_state_options, train_step
 
 WARM_UP = 3  # steps
 _PROFILED = 5  # steps at most
@@ -82,12 +85,12 @@ def full_precision(config):
 
 # Name -> (what it is, changes to the configuration, the method it makes).
 OURS = {
-    'cmtkd': ('CMT-KD', {}, assembly.create_method),
+    'cmtkd': ('CMT-KD', {}, build.create_method),
     'plain': ('as many full-precision networks', full_precision, apart),
-    'without_quantizers': ('CMT-KD in full precision', full_precision, assembly.create_method),
-    'without_attention': ('CMT-KD without attention loss', {'cmtkd.feature_loss': 'none'}, assembly.create_method),
-    'without_mutual': ('CMT-KD, mutual loss weighed 0', {'cmtkd.beta': 0.0}, assembly.create_method),
-    'without_augmentation': ('CMT-KD without augmentation', {'data.augment': 'none'}, assembly.create_method),
+    'without_quantizers': ('CMT-KD in full precision', full_precision, build.create_method),
+    'without_attention': ('CMT-KD without attention loss', {'cmtkd.feature_loss': 'none'}, build.create_method),
+    'without_mutual': ('CMT-KD, mutual loss weighed 0', {'cmtkd.beta': 0.0}, build.create_method),
+    'without_augmentation': ('CMT-KD without augmentation', {'data.augment': 'none'}, build.create_method),
     'without_fusion': ('the quantized networks apart', {}, apart),
 }
 # Name -> (what it is, module, mode).
@@ -155,7 +158,7 @@ class Torch:
   def __init__(self, name, connection, config, classes, batch):
     _, kind, mode = TORCH[name]
     self.name, self.connection = name, connection
-    method = apart(config, classes) if kind == 'plain' else assembly.create_method(config, classes)
+    method = apart(config, classes) if kind == 'plain' else build.create_method(config, classes)
     self.flops = train_flops(method, batch['image'].shape)
     widths = (32,) * (1 + len(config.cmtkd.teacher_bits))
     self.found = self.ask('prepare', widths if kind == 'plain' else kind, mode, WARM_UP)

@@ -5,8 +5,9 @@ import sys
 
 import jax
 
-from cmtkd_jax import command_line, distributed, interrupts, modes, peers, preemption
+from cmtkd_jax.cli import commands, flags, interrupts
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import distributed, peers, preemption
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is imported, if ever it is
 
@@ -14,10 +15,10 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is impor
 def main(argv):
   """Runs one mode; returns the exit status."""
   try:
-    command = command_line.parse(argv)
-    if command.mode in modes.ON_DEVICES:
+    command = flags.parse(argv)
+    if command.mode in commands.ON_DEVICES:
       distributed.initialize()
-    modes.MODES[command.mode](command)
+    commands.MODES[command.mode](command)
   except UserError as e:
     return _end(2, f'error: {e}')
   except preemption.Stopped as e:

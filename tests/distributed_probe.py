@@ -13,11 +13,12 @@ import numpy as np
 from absl import flags
 from flax import traverse_util
 
-from cmtkd_jax import assembly, distributed, optimizer
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.checkpoint import Checkpoints
-from cmtkd_jax.evaluate import Evaluator
-from cmtkd_jax.step import initial_state, train_step
+from cmtkd_jax.runs.checkpoint import Checkpoints
+from cmtkd_jax.runtime import distributed
+from cmtkd_jax.training import build, optimizer
+from cmtkd_jax.training.evaluate import Evaluator
+from cmtkd_jax.training.step import initial_state, train_step
 
 
 def own_rows(array):
@@ -33,18 +34,18 @@ def main():
   config = config_lib.default()
   config_lib.smoke(config, 8, channels=1)
   config.model.width, config.cmtkd.teacher_bits = 4 / 64, (4,)
-  mesh = assembly.make_mesh()
-  replicated = assembly.replicated(mesh)
+  mesh = build.make_mesh()
+  replicated = build.replicated(mesh)
   labels = {}
   for resident in ('yes', 'no'):
     config.data.resident = resident
-    dataset = assembly.load_data(config, mesh)
+    dataset = build.load_data(config, mesh)
     stream = dataset.train.batches(2)  # the last batch of an epoch and the first of the next
     labels[resident] = [own_rows(next(stream)['label']) for _ in range(2)]
     stream.close()
   config.data.resident = 'yes'
-  dataset = assembly.load_data(config, mesh)
-  method = assembly.create_method(config, dataset.num_classes)
+  dataset = build.load_data(config, mesh)
+  method = build.create_method(config, dataset.num_classes)
   parts = dict(method=method, optimizer=optimizer.create(config, method, lambda step: 0.01), augment=dataset.augment)
   stream = dataset.train.batches(0)
   batch = next(stream)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmtkd_jax import bit_policy, layers, quantizers
+from cmtkd_jax import quantizers
+from cmtkd_jax.models import bit_policy, layers
 
 
 class Pruned(nn.Module):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmtkd_jax.batch_norm import BatchNorm, normalize
+from cmtkd_jax.models.batch_norm import BatchNorm, normalize
 
 EPSILON = 1e-5
 

@@ -7,11 +7,13 @@ import runpy
 import numpy as np
 import pytest
 
-from cmtkd_jax import chain, checkpoint, evaluate, modes
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.command_line import Command
+from cmtkd_jax.cli import commands
+from cmtkd_jax.cli.flags import Command
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.report import table
+from cmtkd_jax.experiments import chain, table
+from cmtkd_jax.runs import checkpoint
+from cmtkd_jax.training import evaluate
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FULL = dict(method='single', student=dict(weight_bits=32, activation_bits=32))
@@ -167,6 +169,6 @@ def test_every_table_of_the_paper_is_there_and_its_runs_are_configurations():
 
 def test_tables_are_not_trained_as_one_run():
   with pytest.raises(UserError, match='use --mode=table'):
-    modes.run_train(Command('train', load('table2_resnet18_cifar100'), 'runs/x'))
+    commands.run_train(Command('train', load('table2_resnet18_cifar100'), 'runs/x'))
   with pytest.raises(UserError, match='has no table'):
-    modes.run_table(Command('table', load('digits_resnet8'), 'runs/x'))
+    commands.run_table(Command('table', load('digits_resnet8'), 'runs/x'))

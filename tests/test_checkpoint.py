@@ -5,17 +5,17 @@ import os
 import subprocess
 import sys
 
-from flax.core import freeze
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cmtkd_jax import digests
-from cmtkd_jax.checkpoint import Checkpoints, load_variables
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import checksums
+from cmtkd_jax.runs.checkpoint import Checkpoints, load_variables
 
 
 def sharding(devices, *axes):
@@ -172,8 +172,8 @@ def test_saved_on_eight_devices_and_read_where_there_is_one(tmp_path):
     checkpoints.save(1, {'variables': {'w': array}, 'step': jax.device_put(np.int32(4), sharding(8))}, {})
   code = f'''
 import jax, numpy as np
-from cmtkd_jax import digests
-from cmtkd_jax.checkpoint import Checkpoints, load_variables
+from cmtkd_jax.runs import checksums
+from cmtkd_jax.runs.checkpoint import Checkpoints, load_variables
 assert len(jax.devices()) == 1
 place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 wanted = {{'variables': {{'w': jax.ShapeDtypeStruct((16, 4), np.float32, sharding=place)}},
@@ -275,15 +275,15 @@ def test_every_flipped_bit_is_damage(tmp_path, caplog):
   for path in files:
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(digests.Damaged, match=f'{path.name} is not what was written'):
-      digests.check(tmp_path / '2', ['variables', 'state', 'meta'])
+    with pytest.raises(checksums.Damaged, match=f'{path.name} is not what was written'):
+      checksums.check(tmp_path / '2', ['variables', 'state', 'meta'])
     path.write_bytes(data)
-  digests.check(tmp_path / '2', ['variables', 'state', 'meta'])
+  checksums.check(tmp_path / '2', ['variables', 'state', 'meta'])
   path = next(path for path in files if path.is_relative_to(tmp_path / '2' / 'variables'))
   path.write_bytes(path.read_bytes() + b'\0')
   assert load_variables(tmp_path)[2] == 1
   assert f'{tmp_path}/2 is damaged: variables/' in caplog.text
-  (tmp_path / '2' / digests.FILE).write_text('{')
+  (tmp_path / '2' / checksums.FILE).write_text('{')
   assert load_variables(tmp_path)[2] == 1
 
 

@@ -4,19 +4,20 @@ import dataclasses
 import functools
 
 import flax.linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from cmtkd_jax import assembly, bit_table, losses, models
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.bit_policy import parse_rules
+from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.experiments import cost as bit_report
 from cmtkd_jax.methods import base, cmtkd
-from cmtkd_jax.models import alexnet, resnet
-from cmtkd_jax.report import bits as bit_report
+from cmtkd_jax.models import alexnet, bit_table, resnet
+from cmtkd_jax.models.bit_policy import parse_rules
+from cmtkd_jax.training import build
 
 CLASSES = 5
 TEACHERS = ('teacher1_4bit', 'teacher2_8bit')
@@ -51,7 +52,7 @@ def make_config(bits=(4, 8), student=2, **settings):
 
 
 def make_method(config):
-  return assembly.create_method(config, CLASSES)
+  return build.create_method(config, CLASSES)
 
 
 def fill(abstract, seed=0):
@@ -418,7 +419,7 @@ def test_gradient_of_importance_by_finite_differences():
 
 
 def table(config, classes=10):
-  method = assembly.create_method(config, classes)
+  method = build.create_method(config, classes)
   return {row.layer: row[1:] for row in bit_table.collect(method, (8, 8, 1), parse_rules(config.bits.rules))}
 
 

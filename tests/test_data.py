@@ -14,7 +14,9 @@ from PIL import Image
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import data
-from cmtkd_jax.data import augment, boxes, decode, loaders, order, streaming
+from cmtkd_jax.data import sampling
+from cmtkd_jax.data.loading import loaders, streaming
+from cmtkd_jax.data.transforms import augment, crop_boxes, decode_pil
 from tests.batches import assert_equal, take
 
 
@@ -133,7 +135,7 @@ def test_host_crops_depend_on_seed_position_and_record():
   image = np.random.default_rng(0).integers(0, 256, (40, 40, 1), dtype=np.uint8)
   crops = set()
   for seed, position, record in itertools.product((0, 1), repeat=3):
-    transform = decode.Transform('inception_crop_flip', size=8, resize=0, channels=1, seed=seed)
+    transform = decode_pil.Transform('inception_crop_flip', size=8, resize=0, channels=1, seed=seed)
     crops.add(transform(image, position, record).tobytes())
   assert len(crops) == 8
 
@@ -207,7 +209,7 @@ def test_a_data_set_says_how_much_it_holds(npy_dir):
 
 
 def test_minival_is_spread_over_the_training_set():
-  train, minival = order.split_minival(1000, 0.1)  # Folders are sorted by class.
+  train, minival = sampling.split_minival(1000, 0.1)  # Folders are sorted by class.
   np.testing.assert_array_equal(np.sort(np.concatenate([train, minival])), np.arange(1000))
   assert len(minival) == 100 and np.histogram(minival, 5, (0, 1000))[0].min() > 8
 
@@ -336,12 +338,12 @@ def test_resident_evaluation_crops_the_centre(npy_dir):
 
 
 def draws(n, seed=0):
-  return np.random.default_rng(seed).random((n, boxes.NUM_DRAWS))
+  return np.random.default_rng(seed).random((n, crop_boxes.NUM_DRAWS))
 
 
 def test_inception_boxes_have_the_promised_area_and_ratio():
   for height, width in ((300, 300), (200, 330)):
-    top, left, h, w = boxes.inception_box(np, draws(2000), height, width)
+    top, left, h, w = crop_boxes.inception_box(np, draws(2000), height, width)
     assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
     area = h * w / (height * width)
     largest = min(1, 4 / 3 * height / width)
@@ -350,30 +352,30 @@ def test_inception_boxes_have_the_promised_area_and_ratio():
 
 
 def test_inception_box_falls_back_to_the_centre():
-  top, left, h, w = boxes.inception_box(np, draws(50), 1, 100)  # No box of allowed ratio has 8 % of the area.
+  top, left, h, w = crop_boxes.inception_box(np, draws(50), 1, 100)  # No box of allowed ratio has 8 % of the area.
   np.testing.assert_allclose(np.stack([top, left, h, w]).T, [[0, (100 - 4 / 3) / 2, 1, 4 / 3]] * 50)
 
 
 def test_resize_crop_boxes_reach_every_offset():
-  top, left, h, w = boxes.resize_crop_box(np, draws(500), 20, 30, resize=10, size=8)
+  top, left, h, w = crop_boxes.resize_crop_box(np, draws(500), 20, 30, resize=10, size=8)
   assert set(zip(top, left)) == {(2.0 * a, 2.0 * b) for a in range(3) for b in range(8)}
   assert set(h) == set(w) == {16.0}
 
 
-@pytest.mark.parametrize('box_of', [boxes.inception_box,
-                                    functools.partial(boxes.resize_crop_box, resize=20, size=12)])
+@pytest.mark.parametrize('box_of', [crop_boxes.inception_box,
+                                    functools.partial(crop_boxes.resize_crop_box, resize=20, size=12)])
 def test_device_resampling_agrees_with_the_host(box_of):
   rng = np.random.default_rng(3)
   coarse = rng.integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)
   image = np.stack([Image.fromarray(c).resize((42, 30), Image.Resampling.BICUBIC) for c in coarse])
   u = draws(6).astype(np.float32)
   device = jax.jit(lambda i, u: augment.resample(i, box_of(jnp, u, 30, 42), 12))(image, u)
-  host = np.stack([decode._resample(i, box, 12, 3) for i, box in zip(image, zip(*box_of(np, u, 30, 42)))])
+  host = np.stack([decode_pil._resample(i, box, 12, 3) for i, box in zip(image, zip(*box_of(np, u, 30, 42)))])
   assert np.abs(np.asarray(device) - host).max() < 2.5  # PIL rounds twice.
 
 
 def test_random_numbers_of_records_are_their_own():
-  first = [order.record_rng(*k).random() for k in itertools.product((0, 1), repeat=3)]
+  first = [sampling.record_rng(*k).random() for k in itertools.product((0, 1), repeat=3)]
   assert len(set(first)) == 8
   permutation = np.random.Generator(np.random.Philox(key=[0, 0])).random()
   assert permutation not in first

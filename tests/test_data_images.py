@@ -19,9 +19,14 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cmtkd_jax import data, host_tensorflow
-from cmtkd_jax.data import boxes, decode, host_reader, npy_source, order, sources, workers
+from cmtkd_jax import data
+from cmtkd_jax.data import sampling
+from cmtkd_jax.data.loading import host_reader
+from cmtkd_jax.data.loading import worker_pool as workers
+from cmtkd_jax.data.sources import base, npy
+from cmtkd_jax.data.transforms import crop_boxes, decode_pil
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import tensorflow_host
 from tests.batches import assert_equal, take
 
 IMAGENET = dict(augment='inception_crop_flip', resize=64, image_size=56, mean=(0.5,) * 3, std=(0.25,) * 3,
@@ -89,7 +94,7 @@ def test_both_formats_give_the_same_batches_and_resume_exactly(prepared):
     runs.append(whole + jax.device_get([*dataset.evals['test'].batches(), *dataset.evals['minival'].batches()]))
     # The batch is what the records' own bytes give.
     records = dataset.train.indices(6)
-    transform = decode.Transform('inception_crop_flip', size=56, resize=64, channels=3, seed=0)
+    transform = decode_pil.Transform('inception_crop_flip', size=56, resize=64, channels=3, seed=0)
     expected = [transform(made['train'][r], 48 + i, int(r)) for i, r in enumerate(records)]
     np.testing.assert_array_equal(whole[6]['image'], expected)
     np.testing.assert_array_equal(whole[6]['label'], records % 3)
@@ -100,7 +105,7 @@ def test_both_formats_give_the_same_batches_and_resume_exactly(prepared):
 def test_tfrecords_need_no_tensorflow(prepared):
   code = f'''
 import sys
-from cmtkd_jax.data import tfds_source
+from cmtkd_jax.data.sources import tfds_source
 source = tfds_source.read('photos', {str(prepared[0]['tfrecord'])!r}).train
 images, labels = source.read(__import__('numpy').array([43, 5]))
 print(len(source), source.first_shape, labels.tolist(), images[0][:2].hex(), 'tensorflow' in sys.modules)
@@ -138,10 +143,10 @@ def full_decode(encoded, box, size):
 @pytest.mark.parametrize('height, width, size, scale', [(375, 500, 224, 1), (540, 720, 227, 2), (1101, 1403, 224, 4)])
 def test_smaller_versions_give_the_same_crop(height, width, size, scale, monkeypatch):
   encoded = jpeg(picture(1, height, width))
-  box = boxes.centre_box(height, width, 256, size)
+  box = crop_boxes.centre_box(height, width, 256, size)
   decoded, resize = [], Image.Image.resize
   monkeypatch.setattr(Image.Image, 'resize', lambda self, *a, **k: decoded.append(self.size) or resize(self, *a, **k))
-  out = decode.Transform('none', size=size, resize=256, channels=3, seed=None)(encoded, 0, 0)
+  out = decode_pil.Transform('none', size=size, resize=256, channels=3, seed=None)(encoded, 0, 0)
   assert decoded == [(-(-width // scale), -(-height // scale))]
   difference = np.abs(out - full_decode(encoded, box, size))
   assert difference.max() <= (0 if scale == 1 else 6) and difference.mean() < 0.7
@@ -149,10 +154,10 @@ def test_smaller_versions_give_the_same_crop(height, width, size, scale, monkeyp
 
 def test_smaller_versions_never_have_fewer_pixels_than_the_crop_wants():
   encoded, rng = jpeg(picture(2, 700, 900)), np.random.default_rng(0)
-  for u in rng.random((60, boxes.NUM_DRAWS)):
-    box = tuple(map(float, boxes.inception_box(np, u, 700, 900)))
+  for u in rng.random((60, crop_boxes.NUM_DRAWS)):
+    box = tuple(map(float, crop_boxes.inception_box(np, u, 700, 900)))
     image = Image.open(io.BytesIO(encoded))
-    out = decode._resample(image, box, 96, 3)
+    out = decode_pil._resample(image, box, 96, 3)
     scale = 900 / image.width
     assert min(box[2:]) / scale >= 96 or image.width == 900
     assert np.abs(out - full_decode(encoded, box, 96)).mean() < 1
@@ -161,10 +166,10 @@ def test_smaller_versions_never_have_fewer_pixels_than_the_crop_wants():
 @pytest.mark.parametrize('mode, options', [('L', {}), ('CMYK', {}), ('RGB', {'progressive': True})])
 def test_other_jpegs(mode, options):
   encoded = jpeg(picture(3, 300, 400).convert(mode), **options)
-  box = boxes.centre_box(300, 400, 64, 56)
-  out = decode._resample(Image.open(io.BytesIO(encoded)), box, 56, 3)
+  box = crop_boxes.centre_box(300, 400, 64, 56)
+  out = decode_pil._resample(Image.open(io.BytesIO(encoded)), box, 56, 3)
   assert np.abs(out - full_decode(encoded, box, 56)).mean() < 1
-  grey = decode.Transform('none', size=56, resize=64, channels=1, seed=None)(encoded, 0, 0)
+  grey = decode_pil.Transform('none', size=56, resize=64, channels=1, seed=None)(encoded, 0, 0)
   assert grey.shape == (56, 56, 1)
 
 
@@ -190,7 +195,7 @@ def test_tensorflow_decodes_the_crop_and_resizes_it_plainly(mode, kind):
   buffer = io.BytesIO()
   picture(4, 120, 160).convert(mode).save(buffer, kind)
   encoded, whole = buffer.getvalue(), np.asarray(Image.open(buffer).convert('RGB'))
-  transform = decode.Transform('none', size=56, resize=64, channels=3, seed=None, decoder='tensorflow')
+  transform = decode_pil.Transform('none', size=56, resize=64, channels=3, seed=None, decoder='tensorflow')
   # The box: 56/64 of the shorter side 120 is 105, from 7.5 and 27.5, rounded to even as Python rounds: 8 and 28.
   expected = plain_bilinear(whole[8:112, 28:132], 56)
   out = transform(encoded, 0, 0)
@@ -199,16 +204,16 @@ def test_tensorflow_decodes_the_crop_and_resizes_it_plainly(mode, kind):
   assert np.abs(out - expected).max() <= 3  # at the edges, colours of a JPEG are interpolated from the crop alone
   arrays = transform(whole, 0, 0)  # what is decoded already
   assert np.abs(arrays - expected).max() <= 0.5 + 1e-3
-  assert decode.Transform('none', 56, 64, 1, None, 'tensorflow')(encoded, 0, 0).shape == (56, 56, 1)
-  cropped = decode.Transform('inception_crop_flip', 56, 64, 3, 0, 'tensorflow')
+  assert decode_pil.Transform('none', 56, 64, 1, None, 'tensorflow')(encoded, 0, 0).shape == (56, 56, 1)
+  cropped = decode_pil.Transform('inception_crop_flip', 56, 64, 3, 0, 'tensorflow')
   assert not np.array_equal(cropped(encoded, 0, 0), cropped(encoded, 1, 0))
 
 
 def test_tensorflow_takes_smaller_versions_of_large_jpegs():
   pytest.importorskip('tensorflow')
   encoded = jpeg(picture(5, 600, 800))
-  out = decode.Transform('none', size=56, resize=64, channels=3, seed=None, decoder='tensorflow')(encoded, 0, 0)
-  assert np.abs(out - full_decode(encoded, boxes.centre_box(600, 800, 64, 56), 56)).mean() < 2
+  out = decode_pil.Transform('none', size=56, resize=64, channels=3, seed=None, decoder='tensorflow')(encoded, 0, 0)
+  assert np.abs(out - full_decode(encoded, crop_boxes.centre_box(600, 800, 64, 56), 56)).mean() < 2
 
 
 @pytest.mark.filterwarnings('ignore')  # of tensorflow's import, in this process and in the workers
@@ -227,7 +232,7 @@ def test_the_tensorflow_decoder_streams_resumes_and_counts_broken_images(photos)
 
 def test_the_tensorflow_decoder_needs_tensorflow(photos, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow', None)
-  host_tensorflow.load.cache_clear()
+  tensorflow_host.load.cache_clear()
   with pytest.raises(UserError, match="config.data.decoder='tensorflow', which cannot be imported.*decoder='pil'"):
     load(f'folder:{photos}', decoder='tensorflow')
 
@@ -270,7 +275,7 @@ def test_mapped_arrays_are_sent_by_name(tmp_path):
   for split in ('train', 'test'):
     np.save(tmp_path / f'{split}_images.npy', images)
     np.save(tmp_path / f'{split}_labels.npy', np.arange(5))
-  source = npy_source.read(str(tmp_path), channels=3).train
+  source = npy.read(str(tmp_path), channels=3).train
   payload = pickle.dumps(source)
   assert images[0].tobytes() not in payload
   np.testing.assert_array_equal(pickle.loads(payload).read(np.array([3, 1]))[0], images[[3, 1]])
@@ -333,10 +338,12 @@ def test_workers_die_with_a_killed_parent(photos):
   code = f'''
 import sys
 import numpy as np
-from cmtkd_jax.data import decode, folder, host_reader, workers
+from cmtkd_jax.data.loading import host_reader, worker_pool
+from cmtkd_jax.data.sources import folder
+from cmtkd_jax.data.transforms import decode_pil
 source = folder.read({str(photos)!r}, 3).train
-reader = host_reader.HostReader(source, (8, 8, 3), decode.Transform('none', 8, 8, 3, None), None)
-pool = workers.Workers(1)
+reader = host_reader.HostReader(source, (8, 8, 3), decode_pil.Transform('none', 8, 8, 3, None), None)
+pool = worker_pool.Workers(1)
 assert pool.read(reader, np.arange(4), 0)[0].std() > 0
 print(*[p.pid for p in pool._processes], flush=True)
 sys.stdin.read()
@@ -362,7 +369,7 @@ def test_broken_training_images_are_replaced_by_the_next(photos):
   damaged = take(dataset.train, 0, 10)
   assert dataset.train.broken.keys() == {3, 38, 39}
   assert dataset.train.broken[38] == f'file {photos}/train/bee/18.jpg'
-  transform = decode.Transform('inception_crop_flip', size=56, resize=64, channels=3, seed=0)
+  transform = decode_pil.Transform('inception_crop_flip', size=56, resize=64, channels=3, seed=0)
   replaced = {3: 4, 38: 0, 39: 0}  # The next one; after the last comes the first.
   seen = 0
   for step, (a, b) in enumerate(zip(clean, damaged)):
@@ -428,7 +435,7 @@ def test_resident_sets_replace_broken_images_as_streams_do(small, first):
 @pytest.mark.parametrize('resident', ['yes', 'no'])
 def test_held_out_images_are_neither_replaced_nor_stand_in(small, resident):
   paths = sorted((small / 'train').glob('*/*.png'))
-  records, held_out = order.split_minival(40, 0.1)
+  records, held_out = sampling.split_minival(40, 0.1)
   before = next(int(r) for r in held_out if r - 1 in records and r + 1 in records)
   paths[before - 1].write_bytes(b'no image')
   dataset = load_small(small, resident=resident, minival=0.1)
@@ -473,13 +480,13 @@ def test_turned_files_make_up_one_size(tmp_path):
 
 
 def test_substitutes_leave_the_held_out_images_alone():
-  class Blank(sources.ArraySource):
+  class Blank(base.ArraySource):
     def read(self, records):
       return [b'' if r in (3, 5) else self.images[r] for r in records], self.labels[records]
 
   images = np.arange(8, dtype=np.uint8)[:, None, None, None] + np.zeros((8, 4, 4, 1), np.uint8)
   source = Blank(images, np.arange(8), 'blank')
-  transform = decode.Transform('none', size=4, resize=0, channels=1, seed=0)
+  transform = decode_pil.Transform('none', size=4, resize=0, channels=1, seed=0)
   reader = host_reader.HostReader(source, (4, 4, 1), transform, np.array([0, 1, 3, 5, 7]))
   out, labels, broken = reader.read(np.array([3, 1, 5, -1]), 0)
   np.testing.assert_array_equal(out[:, 0, 0, 0], [7, 1, 7, 0])

@@ -8,10 +8,10 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import ExifTags, Image
 import pytest
+from PIL import ExifTags, Image
 
-from cmtkd_jax.data import decode, image_file
+from cmtkd_jax.data.transforms import decode_pil, image_file
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import predict
 
@@ -161,7 +161,7 @@ def test_deep_gray_keeps_its_mean_in_prediction_and_training(tmp_path):
     for resize in (0, 64):
       read = predict.read_image(tmp_path / name, dict(image_shape=(64, 64, 1), resize=resize))
       assert read.shape == (64, 64, 1) and abs(read.mean() - 127.5) < 0.5
-    transform = decode.Transform('inception_crop_flip', size=64, resize=64, channels=3, seed=0)
+    transform = decode_pil.Transform('inception_crop_flip', size=64, resize=64, channels=3, seed=0)
     assert 60 < transform((tmp_path / name).read_bytes(), 0, 0).mean() < 200
 
 
@@ -169,7 +169,7 @@ def test_a_transparent_picture_is_blended_before_it_is_resized():
   """A red square on transparent black: no black comes in at its edges."""
   image = Image.new('RGBA', (64, 64), (0, 0, 0, 0))
   image.paste((200, 0, 0, 255), (16, 16, 48, 48))
-  out = decode.Transform('none', size=16, resize=16, channels=3, seed=None)(encode(image, 'PNG'), 0, 0)
+  out = decode_pil.Transform('none', size=16, resize=16, channels=3, seed=None)(encode(image, 'PNG'), 0, 0)
   assert out[0, 0].tolist() == [255] * 3 and out[8, 8].tolist() == [200, 0, 0] and out[..., 0].min() == 200
 
 
@@ -225,7 +225,7 @@ def test_crops_of_turned_files_are_those_of_the_picture(value, decoder):
   picture = smooth(40, 60)
   upright = encode(Image.fromarray(picture), 'PNG')
   for augment, seed in (('none', None), ('inception_crop_flip', 0), ('resize_crop_flip', 0)):
-    transform = decode.Transform(augment, size=16, resize=20, channels=3, seed=seed, decoder=decoder)
+    transform = decode_pil.Transform(augment, size=16, resize=20, channels=3, seed=seed, decoder=decoder)
     for kind, options in (('PNG', {}), ('JPEG', {'quality': 98, 'subsampling': 0})):
       out = transform(tagged(stored(picture, value), value, kind, **options), 5, 7).astype(int)
       # Pillow rounds between rows and columns; boxes at half pixels are rounded to even before they are cropped.
@@ -239,7 +239,7 @@ def test_turned_jpegs_are_decoded_small(monkeypatch):
   turned = np.ascontiguousarray(np.rot90(picture))  # the first row is the right side: 8 turns it back
   decoded, resize = [], Image.Image.resize
   monkeypatch.setattr(Image.Image, 'resize', lambda self, *a, **k: decoded.append(self.size) or resize(self, *a, **k))
-  transform = decode.Transform('none', size=56, resize=64, channels=3, seed=None)
+  transform = decode_pil.Transform('none', size=56, resize=64, channels=3, seed=None)
   out, expected = (transform(content, 0, 0).astype(int) for content in (
       tagged(turned, 6, 'JPEG', quality=95), encode(Image.fromarray(picture), 'PNG')))
   assert decoded == [(600 // 8, -(-900 // 8)), (900, 600)] and np.abs(out - expected).mean() < 2

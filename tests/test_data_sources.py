@@ -476,7 +476,7 @@ def test_tfds_checksums_that_nothing_can_check_are_told(tmp_path, monkeypatch):
   fields = rgb(name='blobs', dir=str(tmp_path))
   note = 'checksums of the images are not checked (pip install google-crc32c)'
   assert note not in load(**fields).summary
-  monkeypatch.setattr('cmtkd_jax.data.tfrecord._fast_crc32c', None)
+  monkeypatch.setattr('cmtkd_jax.data.sources.tfrecord._fast_crc32c', None)
   assert load(**fields).summary.endswith(f'; {note}')
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cmtkd_jax import losses
-from cmtkd_jax.losses.correlation import pearson
+from cmtkd_jax.losses.dist import pearson
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cmtkd_jax import checkpoint, distributed, metric_log
+from cmtkd_jax.runs import checkpoint, metric_log
+from cmtkd_jax.runtime import distributed
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _spec = importlib.util.spec_from_file_location('local_processes', ROOT / 'launch' / 'local_processes.py')

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from cmtkd_jax import peers
-from cmtkd_jax.preemption import Preemption
+from cmtkd_jax.runtime import peers
+from cmtkd_jax.runtime.preemption import Preemption
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _spec = importlib.util.spec_from_file_location('local_processes', ROOT / 'launch' / 'local_processes.py')
@@ -31,7 +31,7 @@ def start(arguments, **more):
 
 LONG = '''
 import signal, sys, jax
-from cmtkd_jax import interrupts
+from cmtkd_jax.cli import interrupts
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 interrupts.watch()
 long = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda i, x: x * 1.0000001, x)).lower(1.0).compile()

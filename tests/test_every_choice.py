@@ -13,18 +13,19 @@ import math
 import sys
 
 import flax.linen as nn
+import grain  # noqa: F401  defines flags, which must not vanish with those of a test
 import jax
 import pytest
 from absl.testing import flagsaver
-import grain  # noqa: F401  defines flags, which must not vanish with those of a test
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import assembly, losses, main, methods, models, quantizers
-from cmtkd_jax.bit_policy import QUANTIZER_ROLES
-from cmtkd_jax.data.augment import AUGMENTS
-from cmtkd_jax.layers import LayerFactory
+from cmtkd_jax import losses, main, methods, models, quantizers
+from cmtkd_jax.data.transforms.augment import AUGMENTS
 from cmtkd_jax.models import resnet
+from cmtkd_jax.models.bit_policy import QUANTIZER_ROLES
+from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.network import Network
+from cmtkd_jax.training import build
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 
@@ -183,7 +184,7 @@ def small_and_quick():
   mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(models.MODELS, 'resnet8', tiny)
-    patch.setattr(assembly, 'make_mesh', lambda: mesh)
+    patch.setattr(build, 'make_mesh', lambda: mesh)
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)

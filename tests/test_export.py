@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmtkd_jax import assembly, export, quantizers, train
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.batch_norm import BatchNorm
+from cmtkd_jax import export, quantizers
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import comparison, folding, integer, packed, packing, predict, stablehlo, trace
+from cmtkd_jax.export import compare, fold, interpreter, predict, trace
+from cmtkd_jax.export.formats import bitpacking, packed, stablehlo
 from cmtkd_jax.export.graph import Graph, Node
+from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.quantizers import base
-from cmtkd_jax.step import initial_state_options
+from cmtkd_jax.training import build
+from cmtkd_jax.training import loop as train
+from cmtkd_jax.training.step import initial_state_options
 from tests.pruned_network import make_pruned
 
 
@@ -38,24 +41,24 @@ def quick_compile_throughout():
 
 def test_packing_by_hand():
   # codes 1, 2, 3, 2 of 2 bits: 01, 10, 11, 10 -> byte 10 11 10 01 = 0xb9; code 1 alone: 0x01
-  np.testing.assert_array_equal(packing.pack(np.uint8([[1, 2, 3, 2, 1]]), 2), np.uint8([0xb9, 0x01]))
+  np.testing.assert_array_equal(bitpacking.pack(np.uint8([[1, 2, 3, 2, 1]]), 2), np.uint8([0xb9, 0x01]))
   # codes 5, 3, 6 of 3 bits: 101, 011, 110 -> ..0 | 1 10 011 101: first byte 10 011 101 = 0x9d, then 1
-  np.testing.assert_array_equal(packing.pack(np.uint8([5, 3, 6]), 3), np.uint8([0x9d, 0x01]))
+  np.testing.assert_array_equal(bitpacking.pack(np.uint8([5, 3, 6]), 3), np.uint8([0x9d, 0x01]))
 
 
 @pytest.mark.parametrize('bits', range(1, 9))
 def test_packing_takes_its_bits_and_comes_back(bits):
   codes = np.random.default_rng(0).integers(0, 2**bits, (3, 5, 7), dtype=np.uint8)
-  data = packing.pack(codes, bits)
+  data = bitpacking.pack(codes, bits)
   assert data.nbytes == -(-codes.size * bits // 8)
-  np.testing.assert_array_equal(packing.unpack(data, bits, codes.shape), codes)
-  by_shifts = jax.jit(packing.unpack_by_shifts, static_argnums=(1, 2))(jnp.asarray(data), bits, codes.shape)
+  np.testing.assert_array_equal(bitpacking.unpack(data, bits, codes.shape), codes)
+  by_shifts = jax.jit(bitpacking.unpack_by_shifts, static_argnums=(1, 2))(jnp.asarray(data), bits, codes.shape)
   np.testing.assert_array_equal(by_shifts, codes)
   with pytest.raises(ValueError, match='bytes'):
-    packing.unpack(data[:-1], bits, codes.shape)
+    bitpacking.unpack(data[:-1], bits, codes.shape)
   if bits < 8:
     with pytest.raises(ValueError, match=f'does not fit into {bits} bits'):
-      packing.pack(np.uint8([2**bits]), bits)
+      bitpacking.pack(np.uint8([2**bits]), bits)
 
 
 # Exact sums.
@@ -74,7 +77,7 @@ def reference_convolution(x, kernel, stride, padding):
   return out
 
 
-@pytest.mark.parametrize('sums', integer.SUMS)
+@pytest.mark.parametrize('sums', interpreter.SUMS)
 @pytest.mark.parametrize('low, high, most', [(-3, 3, 3), (-127, 127, 127), (-128, 127, 255), (-255, 255, 255)])
 @pytest.mark.parametrize('stride, padding', [(1, 1), (2, 0)])
 def test_sums_are_exact(sums, low, high, most, stride, padding):
@@ -86,21 +89,21 @@ def test_sums_are_exact(sums, low, high, most, stride, padding):
   weights[..., 0] = weights.max()
   codes = rng.integers(0, most + 1, (2, 6, 6, 64))
   codes[0] = most
-  product = functools.partial(integer._convolve, stride=stride, padding=padding)
-  found = integer.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), most, product)
+  product = functools.partial(interpreter._convolve, stride=stride, padding=padding)
+  found = interpreter.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), most, product)
   expected = reference_convolution(codes, weights, stride, padding)
   assert found.dtype == jnp.int32
   np.testing.assert_array_equal(found, expected)
-  assert most < 255 or np.abs(expected).max() > integer._EXACT_FLOAT  # or the test would not see rounding
+  assert most < 255 or np.abs(expected).max() > interpreter._EXACT_FLOAT  # or the test would not see rounding
 
 
-@pytest.mark.parametrize('sums', integer.SUMS)
+@pytest.mark.parametrize('sums', interpreter.SUMS)
 def test_sums_of_dense_layers_are_exact(sums):
   rng = np.random.default_rng(0)
   codes, weights = rng.integers(0, 256, (3, 4, 4, 64)), 2 * rng.integers(-128, 128, (1024, 5)) + 1
   weights[:, 0] = 255
   codes[0] = 255
-  found = integer.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), 255, integer._multiply)
+  found = interpreter.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), 255, interpreter._multiply)
   np.testing.assert_array_equal(found, codes.reshape(3, -1) @ weights)
 
 
@@ -113,7 +116,7 @@ def make_network(**changes):
   config.method, config.model.width = 'single', 4 / 16
   config.update_from_flattened_dict(changes)
   shape = (config.data.image_size, config.data.image_size, 1)
-  method = assembly.create_method(config, 10)
+  method = build.create_method(config, 10)
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (8, *shape), dtype=np.uint8)
   real = standardized(images)
@@ -134,7 +137,7 @@ def standardized(images):
 
 def make_graph(config, method, variables):
   size = config.data.image_size
-  return folding.fold(trace.trace(method, variables, (size, size, 1), 'student'), (size, size, 1), (0.5,), (0.5,))
+  return fold.fold(trace.trace(method, variables, (size, size, 1), 'student'), (size, size, 1), (0.5,), (0.5,))
 
 
 NETWORKS = {  # a network for each thing that folding treats apart
@@ -162,8 +165,8 @@ def test_folded_network_is_the_trained_one(name):
 
   @jax.jit
   def everything(variables, images):  # constants would be folded, which jax 0.10 does wrongly for LQ-Nets' search
-    trained = comparison._forward_with_codes(method, variables, images, (0.5,), (0.5,))
-    return trained, *(integer.run(graph.by_bytes(), images, sums) for sums in integer.SUMS)
+    trained = compare._forward_with_codes(method, variables, images, (0.5,), (0.5,))
+    return trained, *(interpreter.run(graph.by_bytes(), images, sums) for sums in interpreter.SUMS)
 
   (logits, codes), ours, other = everything(variables, images)
   layers = [node.output for node in graph.nodes if node.op == 'quantize']
@@ -191,8 +194,8 @@ def test_bytes_by_hand():
       [112, -56, -1, 0, 0], [17, 1, -128, 0, 0], [1, 0, 0, -64, 64]])
   # The only channel is that of 255s, and the last sum of all is rounded: 255 * 70000 = 17850000 lies above 2^24.
   graph = Graph((Node('pixels', ('images',), 'pixels'), node), (1, 1, 0)).by_bytes()
-  for sums in integer.SUMS:
-    np.testing.assert_array_equal(integer.run(graph, np.zeros((1, 1, 1, 0), np.uint8), sums)['out'][0, 0, 0],
+  for sums in interpreter.SUMS:
+    np.testing.assert_array_equal(interpreter.run(graph, np.zeros((1, 1, 1, 0), np.uint8), sums)['out'][0, 0, 0],
                                   np.float32([17850000, 51000, -8356095, -255 * 2**22, 255 * 2**22]))
 
 
@@ -203,7 +206,7 @@ def test_full_precision_layers_on_codes_are_exact(changes):
   graph = make_graph(config, method, variables)
   nodes = [node for node in graph.nodes if 'kernel' in node.arrays and node.op == 'convolution']
   assert len(nodes) == (3 if changes else 1) and nodes[0].inputs == ('pixels',)
-  values = [integer.run(graph.by_bytes(), images, sums) for sums in integer.SUMS]
+  values = [interpreter.run(graph.by_bytes(), images, sums) for sums in interpreter.SUMS]
   for node in nodes:
     kernel = node.arrays['kernel']
     assert (kernel == np.round(kernel)).all() and 2**21 <= np.abs(kernel).max() <= 2**22
@@ -218,7 +221,7 @@ def test_full_precision_layers_on_codes_are_exact(changes):
 def test_sizes_are_those_of_the_network():
   config, method, variables, _ = make_network()
   kernels = sum(x.size for x in jax.tree.leaves(variables['params']) if x.ndim > 1)
-  words = comparison.weight_sizes(make_graph(config, method, variables))
+  words = compare.weight_sizes(make_graph(config, method, variables))
   counts = [int(count.replace(',', '')) for count in re.findall(r'([\d,]+) of \d+ bits', words)]
   assert len(counts) == 2 and sum(counts) == kernels
 
@@ -226,7 +229,7 @@ def test_sizes_are_those_of_the_network():
 def test_pixels_carry_mean_and_std():
   mean, std, rng = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), np.random.default_rng(0)
   kernel, images = rng.normal(size=(3, 3, 3, 4)), rng.integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
-  _, by_pixel = folding._Folder(mean, std, True)._pixels(kernel)
+  _, by_pixel = fold._Folder(mean, std, True)._pixels(kernel)
   convolved = lambda x, kernel: np.einsum('bhwcij,ijco->bhwo', np.lib.stride_tricks.sliding_window_view(
       np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2)), kernel)
   ones = np.full((2, 5, 5, 1), 255)
@@ -242,12 +245,12 @@ def test_normalisation_by_hand():
   # (x - 1) / sqrt(3.99999 + 1e-5) * 6 + 5 = (x - 1) * 3 + 5 = (x + 2/3) * 3; a scale of 0 leaves its bias of 7.
   variables = {'batch_stats': {'mean': np.float32([1, 1]), 'var': np.float32([3.99999, 1])},
                'params': {'scale': np.float32([6, 0]), 'bias': np.float32([5, 7])}}
-  graph = folding.fold([step('norm', BatchNorm(), variables)], (2, 2, 2), (0, 0), (1 / 255, 1 / 255))
+  graph = fold.fold([step('norm', BatchNorm(), variables)], (2, 2, 2), (0, 0), (1 / 255, 1 / 255))
   node = graph.nodes[-1]
   np.testing.assert_allclose(node.arrays['bias'][0], 2 / 3, rtol=1e-6)
   np.testing.assert_allclose(node.arrays['scale'][0], 3, rtol=1e-6)
   x = np.full((1, 2, 2, 2), 10, np.uint8)
-  np.testing.assert_allclose(integer.run(graph, x, 'float')['out'][0, 0, 0], [32, 7], rtol=1e-6)
+  np.testing.assert_allclose(interpreter.run(graph, x, 'float')['out'][0, 0, 0], [32, 7], rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', [name for name, module in quantizers.QUANTIZERS.items()
@@ -257,7 +260,7 @@ def test_thresholds_are_those_of_the_quantizer(name):
   for bits in {1, 2, 3, 8}.intersection(quantizers.QUANTIZERS[name].Activation.widths):
     quantizer = quantizers.QUANTIZERS[name].Activation(bits)
     parameters = quantizer.init(jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 4)), jnp.float32))
-    grid, thresholds, uniform = folding.activation_grid(quantizer, parameters, 'layer')
+    grid, thresholds, uniform = fold.activation_grid(quantizer, parameters, 'layer')
     code = lambda x: np.asarray(quantizer.encode(jnp.asarray(x), parameters).codes)
     wanted = code(np.float32([-1e30]))[0] + np.arange(1, len(thresholds) + 1)
     # Numbers of the same array, so that all are computed by the same instructions.
@@ -274,7 +277,7 @@ def test_thresholds_are_those_of_the_quantizer(name):
 def test_thresholds_on_sums_by_hand():
   # round((s + 1) * 0.5) of sums s: 1 where (s + 1) / 2 > 0.5, s >= 1; 2 where >= 1.5, s >= 2; 3 where > 2.5, s >= 5.
   # With -0.5 and bias -1: round((1 - s) / 2): 1 where s <= -1, 2 where s <= -2, 3 where s <= -5.
-  found, rising = folding.integer_thresholds([1, -1], [0.5, -0.5], 4)
+  found, rising = fold.integer_thresholds([1, -1], [0.5, -0.5], 4)
   np.testing.assert_array_equal(found, [[1, 2, 5], [-1, -2, -5]])
   np.testing.assert_array_equal(rising, [True, False])
 
@@ -288,8 +291,8 @@ def test_thresholds_on_sums_give_the_codes(thresholds):
   graph = Graph((Node('affine', ('images',), 'a', {}, {'bias': bias, 'scale': scale}),
                  Node('quantize', ('a',), 'q', {'levels': 4}, arrays)), (1, 1, 6))
   x = jnp.asarray(np.broadcast_to(sums[:, None, None, None], (600, 1, 1, 6)), jnp.int32)
-  codes = np.asarray(integer.run(graph, x, 'float')['q'])[:, 0, 0]
-  found, rising = folding.integer_thresholds(bias, scale, 4, thresholds)
+  codes = np.asarray(interpreter.run(graph, x, 'float')['q'])[:, 0, 0]
+  found, rising = fold.integer_thresholds(bias, scale, 4, thresholds)
   reached = np.where(rising[None, :, None], sums[:, None, None] >= found, sums[:, None, None] <= found)
   np.testing.assert_array_equal(reached.sum(-1), codes)
   assert len(np.unique(codes)) == 4
@@ -299,13 +302,13 @@ def test_thresholds_on_sums_give_the_codes(thresholds):
 def test_pruned_networks_answer_as_in_training(name, tmp_path):
   """Scales of 0 and what they divide: every format gives the codes and logits of training's forward pass."""
   method, variables, images = make_pruned(name)
-  graph = folding.fold(trace.trace(method, variables, (4, 4, 1), 'student'), (4, 4, 1), (0.5,), (0.5,))
-  logits, codes = jax.jit(functools.partial(comparison._forward_with_codes, method, mean=(0.5,), std=(0.5,)))(
+  graph = fold.fold(trace.trace(method, variables, (4, 4, 1), 'student'), (4, 4, 1), (0.5,), (0.5,))
+  logits, codes = jax.jit(functools.partial(compare._forward_with_codes, method, mean=(0.5,), std=(0.5,)))(
       variables, images)
   assert np.std(logits, 0).max() > 0.01  # the images get through
   for node in graph.nodes:
     assert all(np.isfinite(array).all() for array in node.arrays.values()), node.output
-  ours, our_codes = integer.Network(graph).with_codes(images)
+  ours, our_codes = interpreter.Network(graph).with_codes(images)
   for layer in our_codes:
     np.testing.assert_array_equal(our_codes[layer], codes[layer], err_msg=layer)
   np.testing.assert_allclose(ours, logits, rtol=1e-5, atol=1e-5)
@@ -320,12 +323,12 @@ def test_scales_of_0_by_hand():
   # 1e-30 x + 3: of x nothing is left. 1e-45 x + 0: smaller than any float32 that devices count with.
   node = Node('affine', ('sums',), 'out', arrays={'slope': np.float64([0, 0, 2, 1e-30, 1e-45]),
                                                   'shift': np.float64([3, 0, 3, 3, 0])})
-  found = folding._rounded(node).arrays
+  found = fold._rounded(node).arrays
   np.testing.assert_array_equal(found['bias'], np.float32([2**60, 0, 1.5, 2**60, 0]))
   np.testing.assert_array_equal(found['scale'], np.float32([3 / 2**60, 0, 2, 3 / 2**60, 0]))
   assert found['bias'].dtype == found['scale'].dtype == np.float32
   # A shift for each of two positions, of one channel without a slope: its largest decides.
-  found = folding._rounded(Node('affine', ('sums',), 'out', arrays={
+  found = fold._rounded(Node('affine', ('sums',), 'out', arrays={
       'slope': np.float64(0), 'shift': np.float64([[[4.]], [[-1.]]])})).arrays
   np.testing.assert_array_equal(np.squeeze(found['bias']), [2**60, -2**58])
   np.testing.assert_array_equal(found['scale'], [4 / 2**60])
@@ -335,13 +338,13 @@ def test_products_of_scales_beyond_float32():
   """Scales whose product float32 does not hold count as 0, or end the export with one line."""
   affine = lambda name, slope, shift, output: Node('affine', (name,), output, arrays={
       'slope': np.float64(slope), 'shift': np.float64(shift)})
-  merged, = folding._merged([affine('sums', 1e-30, 1, 'a'), affine('a', 1e-30, 2, 'b')])
-  found = folding._rounded(merged).arrays
+  merged, = fold._merged([affine('sums', 1e-30, 1, 'a'), affine('a', 1e-30, 2, 'b')])
+  found = fold._rounded(merged).arrays
   assert np.float32(7 + found['bias']) * found['scale'] == 2
   for slope, shift in ((1e30, 0), (1, np.nan), (1, np.inf), (np.nan, 1)):
-    merged, = folding._merged([affine('sums', slope, 0, 'a'), affine('a', 1e30, shift, 'layer/out')])
+    merged, = fold._merged([affine('sums', slope, 0, 'a'), affine('a', 1e30, shift, 'layer/out')])
     with pytest.raises(UserError, match='^layer/out: .*not a finite float32 number; .*--step'):
-      folding._rounded(merged)
+      fold._rounded(merged)
 
 
 def test_networks_that_have_diverged_are_refused():
@@ -362,9 +365,9 @@ def test_what_cannot_be_exported_is_named():
         jnp.round(jnp.clip(x, 0, 3)).astype(jnp.int32), jnp.ones(4))
 
   with pytest.raises(UserError, match='here.*scale a channel'):
-    folding.activation_grid(Channels(2), {}, 'here')
+    fold.activation_grid(Channels(2), {}, 'here')
   with pytest.raises(UserError, match='here'):
-    folding.activation_grid(Folded(2), {}, 'here')
+    fold.activation_grid(Folded(2), {}, 'here')
 
   class Odd(nn.Module):
     def __call__(self, images, train):
@@ -407,7 +410,7 @@ def test_archive_comes_back(archive):
   for node, other in zip(graph.nodes, exported.graph.nodes, strict=True):
     assert (node.inputs, node.output, dict(node.attributes)) == (other.inputs, other.output, dict(other.attributes))
     assert all(np.array_equal(node.arrays[name], other.arrays[name]) for name in other.arrays)
-  np.testing.assert_array_equal(integer.Network(graph)(digits(5)), integer.Network(exported.graph)(digits(5)))
+  np.testing.assert_array_equal(interpreter.Network(graph)(digits(5)), interpreter.Network(exported.graph)(digits(5)))
 
 
 def test_archive_is_read_by_numpy_alone(archive):
@@ -436,8 +439,8 @@ def test_every_width_is_small_and_right_in_both_files(bits, tmp_path):
   with zipfile.ZipFile(paths['packed']) as file:
     sizes = [info.file_size - 128 for info in file.infolist() if info.filename.endswith('codes.npy')]
   assert sizes == [-(-count * bits // 8) for count in counts]
-  expected = np.asarray(integer.Network(graph)(images))
-  np.testing.assert_array_equal(integer.Network(packed.read(paths['packed'])[0])(images), expected)
+  expected = np.asarray(interpreter.Network(graph)(images))
+  np.testing.assert_array_equal(interpreter.Network(packed.read(paths['packed'])[0])(images), expected)
   program, _ = stablehlo.read(paths['stablehlo'])
   for count in (1, 3) if bits == 2 else (8,):  # any batch size
     np.testing.assert_allclose(program(images[:count]), expected[:count], rtol=1e-5, atol=1e-6)
@@ -526,11 +529,11 @@ def test_damaged_stablehlo_is_refused(archive, tmp_path):
 
 
 def test_files_are_evaluated_beside_training(run):
-  text = comparison.export_and_compare(run, ['packed', 'stablehlo'])
+  text = compare.export_and_compare(run, ['packed', 'stablehlo'])
   rows = text.splitlines()
   assert len([row for row in rows if row.rstrip().endswith('0 of 355')]) == 4
   assert 'of 2 bits take' in rows[-1]
-  results = comparison.integer_against_training(run)
+  results = compare.integer_against_training(run)
   assert results['codes'] == 355 * sum(size * size * width for size, width in ((8, 4), (8, 4), (8, 4), (4, 8), (4, 8),
                                                                                (2, 16), (2, 16)))
   assert results['predictions_that_differ'] == 0 and results['codes_that_differ'] <= 1e-4 * results['codes']
@@ -540,7 +543,7 @@ def test_integer_evaluation_is_that_of_training(run):
   """Counts what differs: a network with another threshold is told apart."""
   exported = export.from_run(run)
   layer = next(node for node in exported.graph.nodes if node.op == 'quantize')
-  values = integer.run(exported.graph, digits(4), 'int8')
+  values = interpreter.run(exported.graph, digits(4), 'int8')
   method_codes = np.round(np.clip(np.asarray(values[layer.inputs[0]]), 0, 3))
   np.testing.assert_array_equal(values[layer.output], method_codes)
 

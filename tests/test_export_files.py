@@ -9,7 +9,8 @@ import pytest
 
 from cmtkd_jax import export
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import integer, manifest, packed, predict
+from cmtkd_jax.export import interpreter, manifest, predict
+from cmtkd_jax.export.formats import packed
 from cmtkd_jax.export.graph import Graph, Node
 
 SIZE, CHANNELS, CLASSES = 8, 3, 5
@@ -137,7 +138,7 @@ def test_stablehlo_needs_its_manifest_and_a_packed_archive_does_not(copy):
   (path.parent / manifest.FILE).unlink()
   assert 'manifest.json does not exist; export the network again' in line(export.open_network, path)
   network, about = export.open_network(copy('packed'))
-  np.testing.assert_array_equal(network(images()), integer.Network(graph())(images()))
+  np.testing.assert_array_equal(network(images()), interpreter.Network(graph())(images()))
   assert about['classes'] == list('01234')
 
 
@@ -295,7 +296,7 @@ def test_qonnx_runs_the_circuit_form(folder):
   model = ModelWrapper(str(folder / 'student.qonnx.onnx')).transform(InferShapes())
   assert model.get_tensor_shape('images') == [1, SIZE, SIZE, CHANNELS]
   found = np.concatenate([execute_onnx(model, {'images': image[None]})['logits'] for image in images()])
-  np.testing.assert_allclose(found, integer.Network(graph())(images()), rtol=2e-6, atol=2e-6)
+  np.testing.assert_allclose(found, interpreter.Network(graph())(images()), rtol=2e-6, atol=2e-6)
 
 
 def test_an_image_that_is_not_of_the_networks_size(folder, tmp_path):

@@ -7,9 +7,10 @@ import shutil
 import jax
 import pytest
 
-from cmtkd_jax import checkpoint, metric_log, run_files, train
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import checkpoint, metric_log, run_files
+from cmtkd_jax.training import loop
 
 
 def make_config(**changes):
@@ -41,7 +42,7 @@ def test_training_holds_the_lock(tmp_path, monkeypatch, quick_compile):
 
   original = metric_log.MetricLog.write
   monkeypatch.setattr(metric_log.MetricLog, 'write', write)
-  train.train_and_evaluate(make_config(), tmp_path)
+  loop.train_and_evaluate(make_config(), tmp_path)
   assert seen
   with open(tmp_path / run_files.LOCK) as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,7 +52,7 @@ def test_full_disk_is_told_before_training(tmp_path, monkeypatch, quick_compile)
   usage = shutil.disk_usage(tmp_path)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1000))
   with pytest.raises(UserError, match=rf'{tmp_path} has 0 MiB left, and a checkpoint takes \d+ MiB'):
-    train.train_and_evaluate(make_config(), tmp_path)
+    loop.train_and_evaluate(make_config(), tmp_path)
   assert not list((tmp_path / 'checkpoints').iterdir())
 
 
@@ -67,8 +68,8 @@ def test_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path, monkeypatch
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint.ocp.CheckpointManager, 'save', save)
     with pytest.raises(UserError, match=r'could not be written \(.*No space left.*that of step 2 is kept'):
-      train.train_and_evaluate(make_config(), tmp_path)
-  assert train.train_and_evaluate(make_config(), tmp_path)['steps'] == 4
+      loop.train_and_evaluate(make_config(), tmp_path)
+  assert loop.train_and_evaluate(make_config(), tmp_path)['steps'] == 4
   assert [row['step'] for row in metric_log.read(tmp_path) if 'train/loss' in row] == [1, 2, 3, 4]
 
 
@@ -82,19 +83,19 @@ def test_other_errors_of_saving_are_not_taken_for_a_full_disk(tmp_path, monkeypa
 def test_too_little_memory_names_the_fields_to_change():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes')
   with pytest.raises(UserError, match=r"config.batch_size=16 does not fit.*config.accumulate=1.*config.remat='\.\*'"):
-    with train._told_of_memory(make_config()):
+    with loop._told_of_memory(make_config()):
       raise error
-  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), train._told_of_memory(make_config()):
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), loop._told_of_memory(make_config()):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
 
 def test_changed_configuration_is_refused_unless_told_otherwise(tmp_path, quick_compile, capsys):
-  train.train_and_evaluate(make_config(), tmp_path)
+  loop.train_and_evaluate(make_config(), tmp_path)
   changed = {'optimizer.learning_rate': 0.005, 'duration': '5 steps'}
   with pytest.raises(UserError, match=r'duration: .4 steps. -> .5 steps.; optimizer.learning_rate: 0.01 -> 0.005'):
-    train.train_and_evaluate(make_config(**changed), tmp_path)
+    loop.train_and_evaluate(make_config(**changed), tmp_path)
   capsys.readouterr()
-  assert train.train_and_evaluate(make_config(**changed, allow_changes=True), tmp_path)['steps'] == 5
+  assert loop.train_and_evaluate(make_config(**changed, allow_changes=True), tmp_path)['steps'] == 5
   assert 'continues with another configuration: duration: ' in capsys.readouterr().out
   assert json.loads((tmp_path / 'config.json').read_text())['optimizer']['learning_rate'] == 0.005
 

@@ -2,20 +2,22 @@
 
 import functools
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from cmtkd_jax import assembly, init_from, models, optimizer, pytorch_weights, run_files
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.checkpoint import Checkpoints
+from cmtkd_jax import models
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import alexnet, resnet
+from cmtkd_jax.models import alexnet, pytorch_weights, resnet
 from cmtkd_jax.quantizers import lsq
-from cmtkd_jax.step import TrainState, initial_state
+from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs.checkpoint import Checkpoints
+from cmtkd_jax.training import build, initialize, optimizer
+from cmtkd_jax.training.step import TrainState, initial_state
 
 CLASSES = 5
 TEACHERS = {'teacher1_4bit': 4, 'teacher2_8bit': 8}
@@ -46,11 +48,11 @@ def make_config(method='cmtkd', **changes):
 
 
 def cmtkd():
-  return assembly.create_method(make_config(), CLASSES)
+  return build.create_method(make_config(), CLASSES)
 
 
 def abstract_variables(config, classes=CLASSES):
-  method = assembly.create_method(config, classes)
+  method = build.create_method(config, classes)
   images = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
   return jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)
 
@@ -62,7 +64,7 @@ def fill(abstract):
 
 
 def save(directory, config, variables, step=5, meta=None):
-  transform = optimizer.create(config, assembly.create_method(config, CLASSES), lambda step: 0.1)
+  transform = optimizer.create(config, build.create_method(config, CLASSES), lambda step: 0.1)
   model_state = dict(variables)
   params = model_state.pop('params')
   state = TrainState(np.int32(step), params, model_state, transform.init(params), np.zeros(2, np.uint32))
@@ -83,7 +85,7 @@ def source(tmp_path_factory):
 def test_every_network_starts_from_the_trained_one(source, quantizer):
   directory, trained = source
   abstract = abstract_variables(make_config(**{'quantizer.name': quantizer}))
-  loaded, report = init_from.load(directory, '', abstract, cmtkd())
+  loaded, report = initialize.load(directory, '', abstract, cmtkd())
   loaded = traverse_util.flatten_dict(loaded)
   expected = {(collection, network, *rest): array for (collection, _, *rest), array in trained.items()
               for network in NETWORKS if network == 'student' or rest[0] != 'head'}
@@ -109,8 +111,8 @@ def test_every_network_starts_from_the_trained_one(source, quantizer):
 
 def test_missing_values_are_created_from_data_and_the_loaded_weights(source):
   config = make_config(**{'quantizer.name': 'lsq'})
-  method = assembly.create_method(config, CLASSES)
-  loaded, _ = init_from.load(source[0], '', abstract_variables(config), cmtkd())
+  method = build.create_method(config, CLASSES)
+  loaded, _ = initialize.load(source[0], '', abstract_variables(config), cmtkd())
   images = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8, 8, 1)), jnp.float32)
   transform = optimizer.create(config, method, lambda step: 0.1)
   state = initial_state(loaded, {'image': images}, method=method, optimizer=transform,
@@ -152,7 +154,7 @@ def test_quantizers_are_kept_where_nothing_about_them_changed(tmp_path, changes,
   variables = fill(abstract_variables(config))
   directory = save(tmp_path, config, variables, meta={'config': config.to_dict()})
   target = make_config(**({'quantizer.name': 'lsq'} | changes))
-  loaded, _ = init_from.load(directory, '.*', abstract_variables(target), cmtkd(), target)
+  loaded, _ = initialize.load(directory, '.*', abstract_variables(target), cmtkd(), target)
   student = traverse_util.flatten_dict(loaded['params']['student'])
   steps = {path: step for path, step in student.items() if path[-1] == 'step'}
   assert len(steps) == (3 if kept else 0)
@@ -165,13 +167,13 @@ def test_quantizers_are_kept_where_nothing_about_them_changed(tmp_path, changes,
 def test_one_named_network(source):
   directory, trained = source
   abstract = abstract_variables(make_config())
-  loaded, report = init_from.load(f'teacher1_4bit={directory}', '', abstract, cmtkd())
+  loaded, report = initialize.load(f'teacher1_4bit={directory}', '', abstract, cmtkd())
   assert {path[1] for path in traverse_util.flatten_dict(loaded)} == {'teacher1_4bit'}
   unused = {line.split()[1] for line in report if line.split()[0] == 'unused'}
   assert unused == {'/'.join(path) for path in trained if path[2] == 'head'}  # teachers share a classifier
   assert not any(line.split()[0] == 'created' for line in report)
 
-  both, _ = init_from.load(f'student={directory}, combined_head={directory}', '', abstract, cmtkd())
+  both, _ = initialize.load(f'student={directory}, combined_head={directory}', '', abstract, cmtkd())
   np.testing.assert_array_equal(both['params']['combined_head']['classifier']['kernel'],
                                 trained['params', 'student', 'head', 'classifier', 'kernel'])
   assert both['params'].keys() == {'student', 'combined_head'}
@@ -181,13 +183,13 @@ def test_a_network_prefers_its_namesake(tmp_path):
   config = make_config()
   variables = fill(abstract_variables(config))
   directory = save(tmp_path, config, variables)
-  loaded, report = init_from.load(directory, '', abstract_variables(config), cmtkd())
+  loaded, report = initialize.load(directory, '', abstract_variables(config), cmtkd())
   assert jax.tree.structure(loaded) == jax.tree.structure(variables)
   jax.tree.map(np.testing.assert_array_equal, loaded, variables)
   assert len(report) == 2  # nothing created, unused or mismatched
   # A single network takes the student of them all.
   single = abstract_variables(make_config('single'))
-  loaded, _ = init_from.load(directory, '', single, cmtkd())
+  loaded, _ = initialize.load(directory, '', single, cmtkd())
   np.testing.assert_array_equal(loaded['params']['student']['head']['classifier']['bias'],
                                 variables['params']['student']['head']['classifier']['bias'])
 
@@ -195,18 +197,18 @@ def test_a_network_prefers_its_namesake(tmp_path):
 def test_other_width_is_refused(source):
   abstract = abstract_variables(make_config(**{'model.width': 2.0}))
   with pytest.raises(UserError, match='config.init_from'):
-    init_from.load(source[0], '', abstract, cmtkd())
+    initialize.load(source[0], '', abstract, cmtkd())
   with pytest.raises(UserError, match='config.init_from'):
-    init_from.load(source[0], '.*/norm1/.*', abstract, cmtkd())
+    initialize.load(source[0], '.*/norm1/.*', abstract, cmtkd())
 
 
 def test_other_classes_are_refused_unless_allowed(source):
   abstract = abstract_variables(make_config(), classes=7)
   with pytest.raises(UserError, match='config.init_from.*classifier'):
-    init_from.load(source[0], '', abstract, cmtkd())
+    initialize.load(source[0], '', abstract, cmtkd())
   with pytest.raises(UserError, match='config.init_from.*classifier'):
-    init_from.load(source[0], 'classifier', abstract, cmtkd())  # the whole path must match
-  loaded, report = init_from.load(source[0], '.*/classifier/.*', abstract, cmtkd())
+    initialize.load(source[0], 'classifier', abstract, cmtkd())  # the whole path must match
+  loaded, report = initialize.load(source[0], '.*/classifier/.*', abstract, cmtkd())
   assert not any('classifier' in path for path in traverse_util.flatten_dict(loaded))
   assert 'kernel' in loaded['params']['student']['stage2']['conv1']
   mismatched = [line for line in report if line.split()[0] == 'mismatched']
@@ -219,23 +221,23 @@ def test_other_classes_are_refused_unless_allowed(source):
 def test_another_architecture_is_refused(source, target):
   config = make_config(**{'model.name': 'resnet8', 'model.width': 0.25})
   with pytest.raises(UserError, match='config.init_from'):
-    init_from.load(target + source[0], r'params/[^/]*/head/.*|.*/batch_stats/.*', abstract_variables(config), cmtkd())
+    initialize.load(target + source[0], r'params/[^/]*/head/.*|.*/batch_stats/.*', abstract_variables(config), cmtkd())
 
 
 @pytest.mark.parametrize('text', ['nobody={}', 'student={},=x', 'student={},teacher1_4bit=', 'student={},{}'])
 def test_bad_text_is_refused(source, text):
   with pytest.raises(UserError, match='config.init_from'):
-    init_from.load(text.format(source[0], source[0]), '', abstract_variables(make_config()), cmtkd())
+    initialize.load(text.format(source[0], source[0]), '', abstract_variables(make_config()), cmtkd())
 
 
 def test_bad_regex_is_refused(source):
   with pytest.raises(UserError, match='config.init_from_allow'):
-    init_from.load(source[0], '(', abstract_variables(make_config(), classes=7), cmtkd())
+    initialize.load(source[0], '(', abstract_variables(make_config(), classes=7), cmtkd())
 
 
 def test_directory_without_a_checkpoint_is_refused(tmp_path):
   with pytest.raises(UserError, match=tmp_path.name):
-    init_from.load(str(tmp_path), '', abstract_variables(make_config()), cmtkd())
+    initialize.load(str(tmp_path), '', abstract_variables(make_config()), cmtkd())
 
 
 # --- Files of PyTorch.

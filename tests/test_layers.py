@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from cmtkd_jax import quantizers
-from cmtkd_jax.bit_policy import BitPolicy, Rule, check_bits, parse_rules
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.layers import INITIALIZERS, QUANTIZER_STATE, Activation, Conv, Dense, LayerFactory, max_pool
+from cmtkd_jax.models.bit_policy import BitPolicy, Rule, check_bits, parse_rules
+from cmtkd_jax.models.layers import INITIALIZERS, QUANTIZER_STATE, Activation, Conv, Dense, LayerFactory, max_pool
 
 FULL = BitPolicy(32, 32)
 WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056868, 0.030762)

@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import evaluate, metric_log, train
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import metric_log
+from cmtkd_jax.training import evaluate, loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
@@ -34,7 +35,7 @@ def test_smoke_trains_and_evaluates(name, tmp_path, quick_compile):
   config = load(name, 'smoke')
   if name.endswith('resnet18'):  # one teacher is enough where compiling takes longest
     config.cmtkd.teacher_bits = config.cmtkd.teacher_bits[:1]
-  summary = train.train_and_evaluate(config, tmp_path)
+  summary = loop.train_and_evaluate(config, tmp_path)
   assert summary['steps'] == 3
   assert set(summary['results']) == {'test/student', 'test/combined_teacher'}
   rows = metric_log.read(tmp_path)
@@ -55,7 +56,7 @@ def test_smoke_trains_and_evaluates(name, tmp_path, quick_compile):
     # The same work directory with another configuration is refused.
     config.batch_size = 8
     with pytest.raises(UserError, match='batch_size: 16 -> 8'):
-      train.train_and_evaluate(config, tmp_path)
+      loop.train_and_evaluate(config, tmp_path)
 
 
 def test_minival_is_what_chooses_the_best_checkpoint_and_no_tensorflow_is_needed(tmp_path, quick_compile, monkeypatch):
@@ -64,7 +65,7 @@ def test_minival_is_what_chooses_the_best_checkpoint_and_no_tensorflow_is_needed
   config = load('digits_resnet8', 'smoke')
   config.tensorboard = True
   config.method, config.data.minival, config.duration, config.eval_every = 'single', 0.25, '4 steps', '1 steps'
-  summary = train.train_and_evaluate(config, tmp_path)
+  summary = loop.train_and_evaluate(config, tmp_path)
   assert set(summary['results']) == {'minival/student', 'test/student'}
   rows = [row for row in metric_log.read(tmp_path) if 'minival/student/top1' in row]
   chosen = max(rows, key=lambda row: row['minival/student/top1'])
@@ -78,7 +79,7 @@ def test_everything_is_compiled_once(tmp_path, quick_compile, caplog):
   config = load('digits_resnet8', 'smoke')
   config.method, config.duration, config.eval_every, config.log_every = 'single', '6 steps', '2 steps', '1 steps'
   with jax.log_compiles():
-    train.train_and_evaluate(config, tmp_path)
+    loop.train_and_evaluate(config, tmp_path)
   messages = [record.getMessage() for record in caplog.records if record.getMessage().startswith('Compiling')]
   compiled = collections.Counter(messages)  # what, and for which shapes
   assert sum('train_step' in message for message in messages) == 1
@@ -91,7 +92,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
   config.method, config.duration, config.checkpoint_every = 'single', '6 steps', '1 steps'
   config.optimizer.learning_rate = 1e9
   with pytest.raises(UserError, match=r'step \d: \S+ is (nan|inf).*not finite.*config.optimizer.learning_rate'):
-    train.train_and_evaluate(config, tmp_path)
+    loop.train_and_evaluate(config, tmp_path)
   rows = metric_log.read(tmp_path)
   kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()}
   assert kept and max(kept) == rows[-1]['step'] < 6
@@ -101,4 +102,4 @@ def test_duration_without_steps_is_refused(tmp_path):
   config = load('digits_resnet8', 'smoke')
   config.duration = '0 epochs'
   with pytest.raises(UserError, match='config.duration'):
-    train.train_and_evaluate(config, tmp_path)
+    loop.train_and_evaluate(config, tmp_path)

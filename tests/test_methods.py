@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cmtkd_jax import assembly, losses, models, optimizer
 from cmtkd_jax import config as config_lib
+from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods import METHODS, apprentice, average_teacher, ctkd, dml, guided, kd, kdcl, qkd, speq
 from cmtkd_jax.models import alexnet, resnet
-from cmtkd_jax.step import eval_step, initial_state, train_step
-from cmtkd_jax.teachers import Teacher
+from cmtkd_jax.training import build, optimizer
+from cmtkd_jax.training.step import eval_step, initial_state, train_step
+from cmtkd_jax.training.teachers import Teacher
 
 CLASSES = 5
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
@@ -266,7 +267,7 @@ def users_method(name, field, loss, teachers):
   for before in (trained(*(2,) * teachers), ()):
     if before or {'teacher_bits', 'peer_bits'} & set(config[name]):
       try:
-        return assembly.create_method(config, CLASSES, before)
+        return build.create_method(config, CLASSES, before)
       except UserError:
         pass
   return None
@@ -346,7 +347,7 @@ def test_every_method_is_tried():
 def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer, quick_compile):
   config = make_config(name, **{'dml.peer_bits': (4,), 'kdcl.peer_bits': (4,), 'cmtkd.teacher_bits': (4, 8),
                                 'quantizer.name': quantizer})
-  method = assembly.create_method(config, CLASSES, trained(*TEACHERS.get(name, ())))
+  method = build.create_method(config, CLASSES, trained(*TEACHERS.get(name, ())))
   transform = optimizer.create(config, method, lambda step: 0.1)
   augment = lambda key, images: images / 255 + 0.01 * jax.random.normal(key, images.shape)
   rng = np.random.default_rng(0)
@@ -379,7 +380,7 @@ def test_ctkds_recipes_pad_and_start_every_network_as_its_code_does(quick_compil
     config = runpy.run_path(str(path))['get_config']('')
     runs = (config, config_lib.derive(config, config.first.expert.to_dict()))
     assert {(run.model.init, run.data.pad_mode) for run in runs} == {('ctkd', 'symmetric')}, path
-  method = assembly.create_method(make_config('ctkd', **{'model.init': 'ctkd'}), CLASSES, trained(32))
+  method = build.create_method(make_config('ctkd', **{'model.init': 'ctkd'}), CLASSES, trained(32))
   params = jax.jit(lambda: method.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), train=True)['params'])()
   scales = {name: np.asarray(params[name]['stage1']['norm1']['scale']) for name in params}
   assert {name for name in scales if np.any(scales[name] != 1)} == {'student', 'scratch_teacher'}
@@ -387,14 +388,14 @@ def test_ctkds_recipes_pad_and_start_every_network_as_its_code_does(quick_compil
 
 def test_ctkd_shares_the_first_convolution():
   for shared in (True, False):
-    method = assembly.create_method(make_config('ctkd', **{'ctkd.shared_stem': shared}), CLASSES, trained(32))
+    method = build.create_method(make_config('ctkd', **{'ctkd.shared_stem': shared}), CLASSES, trained(32))
     variables = jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), train=True))
     assert ('stem' in variables['params']['scratch_teacher']) == (not shared)
     assert 'stem' in variables['params']['student'] and 'stem' in variables['params']['expert']
 
 
 def test_kdcl_gives_each_network_its_own_view():
-  method = assembly.create_method(make_config('kdcl', **{'kdcl.peer_bits': (2,)}), CLASSES)
+  method = build.create_method(make_config('kdcl', **{'kdcl.peer_bits': (2,)}), CLASSES)
   assert method.views == 2
   images = np.random.default_rng(0).normal(size=(2, 4, 6, 6, 1)).astype(np.float32)
   variables = method.init(jax.random.key(0), images, train=True)
@@ -412,7 +413,7 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
 
   def run(probability, seed):
     config.speq.high_probability = probability
-    method = assembly.create_method(config, CLASSES)
+    method = build.create_method(config, CLASSES)
     variables = method.init({'params': jax.random.key(0), 'sampling': jax.random.key(0)}, images, train=True)
     outputs, state = method.apply(variables, images, train=True, mutable=['batch_stats'],
                                   rngs={'sampling': jax.random.key(seed)})
@@ -448,7 +449,7 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
 ])
 def test_what_cannot_be_honoured_is_named(name, settings, widths, words):
   with pytest.raises(UserError, match=words):
-    assembly.create_method(make_config(name, **settings), CLASSES, trained(*widths))
+    build.create_method(make_config(name, **settings), CLASSES, trained(*widths))
 
 
 def test_settings_are_frozen_and_have_defaults():

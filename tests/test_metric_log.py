@@ -11,11 +11,12 @@ import time
 import jax
 import pytest
 
-from cmtkd_jax import event_files, metric_log, progress as progress_line
-from cmtkd_jax.data import tfrecord
+from cmtkd_jax.data.sources import tfrecord
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.metric_log import MetricLog
-from cmtkd_jax.progress import Progress, format_duration
+from cmtkd_jax.runs import event_files, metric_log
+from cmtkd_jax.runs.metric_log import MetricLog
+from cmtkd_jax.runtime import progress as progress_line
+from cmtkd_jax.runtime.progress import Progress, format_duration
 
 
 def write_steps(workdir, steps, **options):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmtkd_jax.bit_policy import BitPolicy, Rule
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.layers import LayerFactory
 from cmtkd_jax.models import MODELS, ORDERS
+from cmtkd_jax.models.bit_policy import BitPolicy, Rule
+from cmtkd_jax.models.layers import LayerFactory
 
 KEY = jax.random.key(0)
 FULL = BitPolicy(32, 32)

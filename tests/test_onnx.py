@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from cmtkd_jax import assembly, checkpoint, export, quantizers, train
 from cmtkd_jax import config as config_lib
+from cmtkd_jax import export, quantizers
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import folding, integer, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, trace
+from cmtkd_jax.export import fold, interpreter, trace
+from cmtkd_jax.export.formats import onnx_common, onnx_qdq, onnx_qlinear, onnx_qonnx
 from cmtkd_jax.export.graph import Graph, Node
+from cmtkd_jax.runs import checkpoint
+from cmtkd_jax.training import build, loop
 from tests.pruned_network import make_pruned
 
 onnx = pytest.importorskip('onnx')
@@ -82,7 +85,7 @@ def check_exact(path, graph, tolerance=0.0):
   """All codes, and the logits up to `tolerance`, are those of the integer evaluation, however it is optimized."""
   images = images_of(graph.image_shape)
   onnx_qdq.write(path, graph, about_of(graph))
-  network = integer.Network(graph, 'int8')
+  network = interpreter.Network(graph, 'int8')
   logits, expected = jax.device_get(network.with_codes(images))
   assert len(np.unique(logits.round(3))) > 8  # the network tells its images apart
   for session in sessions(path, expected):
@@ -91,7 +94,7 @@ def check_exact(path, graph, tolerance=0.0):
     for (name, codes), value in zip(expected.items(), found[1:], strict=True):
       np.testing.assert_array_equal(np.moveaxis(value, 1, -1), codes, err_msg=name)
       assert len(np.unique(codes)) > 1
-  read, about = onnx_file.read(path)
+  read, about = onnx_common.read(path)
   np.testing.assert_allclose(read(images[:3]), logits[:3], rtol=0, atol=tolerance)
   assert about == about_of(graph)
 
@@ -135,14 +138,14 @@ def make_graph(move_offsets=0.0, **changes):
   config = config_lib.default()
   config.method, config.model.width, config.model.bn_momentum = 'single', 0.25, 0.0
   config.update_from_flattened_dict(changes)
-  method, shape = assembly.create_method(config, 10), (config.data.image_size, config.data.image_size, 1)
+  method, shape = build.create_method(config, 10), (config.data.image_size, config.data.image_size, 1)
   x = images_of(shape).astype(np.float32) / 127.5 - 1
   variables = jax.jit(lambda x: method.init(jax.random.key(0), x, train=True))(x)
   collections = [name for name in variables if name != 'params']
   _, state = jax.jit(lambda x: method.apply(variables, x, train=True, mutable=collections))(x)
   variables = jax.tree_util.tree_map_with_path(
       lambda path, x: x - move_offsets if 'offset' in str(path) else x, {**variables, **state})
-  return folding.fold(trace.trace(method, variables, shape, 'student'), shape, config.data.mean, config.data.std)
+  return fold.fold(trace.trace(method, variables, shape, 'student'), shape, config.data.mean, config.data.std)
 
 
 @pytest.mark.parametrize('changes', [
@@ -153,7 +156,7 @@ def test_networks(changes, tmp_path):
   graph, path = make_graph(**changes), tmp_path / 'student.onnx'
   check_exact(path, graph, 1e-5)  # the last layer is one of float32
   images = images_of(graph.image_shape, 32)
-  expected = np.asarray(integer.Network(graph)(images))
+  expected = np.asarray(interpreter.Network(graph)(images))
   onnx_qlinear.write(path, graph, about_of(graph), images)
   operations = [node.op_type for node in onnx.load(path).graph.node]
   kinds = graph.kinds()
@@ -161,7 +164,7 @@ def test_networks(changes, tmp_path):
   assert operations.count('QLinearConv') == on_codes.count('convolution') >= 4
   assert operations.count('MatMulInteger') == on_codes.count('dense')
   # Sums of so few bits are exact; next to a threshold, a rounded bias may still put one on its other side.
-  same = (np.abs(onnx_file.read(path)[0](images) - expected) < 1e-5).all(1)
+  same = (np.abs(onnx_common.read(path)[0](images) - expected) < 1e-5).all(1)
   assert same.mean() >= 0.75
   if 'post' not in changes.values():
     check_circuit_form(path, graph, images[:4], expected[:4])
@@ -201,7 +204,7 @@ def check_circuit_form(path, graph, images, expected):
 def test_bits_in_the_circuit_form(bits, factor, widths, tmp_path):
   graph, path = small_graph(bits, factor), tmp_path / 'student.onnx'
   images = images_of(graph.image_shape)
-  check_circuit_form(path, graph, images, np.asarray(integer.Network(graph)(images)))
+  check_circuit_form(path, graph, images, np.asarray(interpreter.Network(graph)(images)))
   nodes, constants = onnx.load(path).graph.node, {x.name: x for x in onnx.load(path).graph.initializer}
   named = {int(onnx.numpy_helper.to_array(constants[node.input[3]])) for node in nodes if node.op_type == 'Quant'}
   assert named == widths | {4}  # activations have 16 levels
@@ -213,8 +216,8 @@ def test_fast_form_rounds_by_little(bits, factor, levels, tmp_path):
   graph, path = small_graph(bits, factor, levels), tmp_path / 'student.onnx'
   images = images_of(graph.image_shape, 64)
   onnx_qlinear.write(path, graph, about_of(graph), images)
-  expected = np.asarray(integer.Network(graph)(images))
-  error = np.abs(onnx_file.read(path)[0](images) - expected)
+  expected = np.asarray(interpreter.Network(graph)(images))
+  error = np.abs(onnx_common.read(path)[0](images) - expected)
   assert error.mean() < 0.02 * expected.std()
 
 
@@ -224,18 +227,18 @@ def test_fast_form_of_a_trained_network_predicts_the_same(tmp_path):
   config.student = dict(weight_bits=4, activation_bits=4)  # sums that 8 bits do not hold
   config.model.width, config.optimizer.schedule = 0.5, 'cosine'
   config.duration = config.eval_every = config.checkpoint_every = '8 epochs'
-  train.train_and_evaluate(config, tmp_path / 'run')
-  method, data = assembly.create_method(config, 10), assembly.load_data(config, assembly.make_mesh())
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  method, data = build.create_method(config, 10), build.load_data(config, build.make_mesh())
   variables = checkpoint.load_variables(tmp_path / 'run' / 'checkpoints')[0]
-  graph = folding.fold(trace.trace(method, variables, (8, 8, 1), 'student'), (8, 8, 1), config.data.mean,
+  graph = fold.fold(trace.trace(method, variables, (8, 8, 1), 'student'), (8, 8, 1), config.data.mean,
                        config.data.std)
   seen = [jax.device_get(batch) for batch in itertools.islice(data.train.batches(0), data.train.steps_per_epoch)]
   onnx_qlinear.write(tmp_path / 'fast.onnx', graph, about_of(graph), seen[0]['image'])
   batches = [jax.device_get(batch) for batch in data.evals['test'].batches()]
   test, labels = (np.concatenate([batch[name][batch['mask']] for batch in batches]) for name in ('image', 'label'))
   images = np.concatenate([test, *(batch['image'] for batch in seen)])  # all 1,700: one of 355 says little
-  expected = np.asarray(integer.Network(graph)(images)).argmax(1)
-  found = onnx_file.read(tmp_path / 'fast.onnx')[0](images).argmax(1)
+  expected = np.asarray(interpreter.Network(graph)(images)).argmax(1)
+  found = onnx_common.read(tmp_path / 'fast.onnx')[0](images).argmax(1)
   assert (expected[:len(labels)] == labels).mean() > 0.9  # it has learned something
   assert (found == expected).mean() >= 0.985
 
@@ -244,8 +247,8 @@ def test_fast_form_of_a_trained_network_predicts_the_same(tmp_path):
 def test_pruned_networks_in_the_fast_and_the_circuit_form(name, tmp_path):
   """Scales of 0 and what they divide; a quantizer that a form does not hold is refused by the layer's name."""
   method, variables, images = make_pruned(name, most=4)
-  graph = folding.fold(trace.trace(method, variables, (4, 4, 1), 'student'), (4, 4, 1), (0.5,), (0.5,))
-  expected = np.asarray(integer.Network(graph)(images))
+  graph = fold.fold(trace.trace(method, variables, (4, 4, 1), 'student'), (4, 4, 1), (0.5,), (0.5,))
+  expected = np.asarray(interpreter.Network(graph)(images))
   uneven = any('values' in node.arrays for node in graph.nodes)
   levels = [node for node in graph.nodes if node.op == 'quantize']
   other_levels = any('thresholds' in node.arrays or bin(node.attributes['levels']).count('1') > 1 for node in levels)
@@ -256,7 +259,7 @@ def test_pruned_networks_in_the_fast_and_the_circuit_form(name, tmp_path):
       onnx_qlinear.write(path, graph, about_of(graph), images)
   else:
     onnx_qlinear.write(path, graph, about_of(graph), images)
-    np.testing.assert_allclose(onnx_file.read(path)[0](images), expected, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(onnx_common.read(path)[0](images), expected, rtol=1e-6, atol=1e-5)
   if uneven or other_levels:
     with pytest.raises(UserError, match='^act[0-3]: .*packed archive'):
       onnx_qonnx.write(path, graph, about_of(graph))
@@ -271,18 +274,18 @@ def test_full_precision_weights_behind_offsets(tmp_path):
   check_exact(tmp_path / 'student.onnx', graph, 1e-5)
   images = images_of(graph.image_shape)
   onnx_qlinear.write(tmp_path / 'fast.onnx', graph, about_of(graph), images)
-  expected = np.asarray(integer.Network(graph)(images))
-  found = onnx_file.read(tmp_path / 'fast.onnx')[0](images)
+  expected = np.asarray(interpreter.Network(graph)(images))
+  found = onnx_common.read(tmp_path / 'fast.onnx')[0](images)
   assert np.mean(found.argmax(1) == expected.argmax(1)) >= 0.9
 
 
 def test_full_precision_is_plain_float32(tmp_path):
   graph, path = make_graph(**{'student.weight_bits': 32, 'student.activation_bits': 32}), tmp_path / 'student.onnx'
   images = images_of(graph.image_shape)
-  expected = np.asarray(integer.Network(graph)(images))
+  expected = np.asarray(interpreter.Network(graph)(images))
   for write in (onnx_qdq.write, onnx_qlinear.write):
     write(path, graph, about_of(graph))
-    np.testing.assert_allclose(onnx_file.read(path)[0](images), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(onnx_common.read(path)[0](images), expected, rtol=0, atol=1e-5)
   operations = [node.op_type for node in onnx.load(path).graph.node]
   assert 'Conv' in operations and not {'Clip', 'QuantizeLinear', 'DequantizeLinear'} & set(operations)
 
@@ -311,7 +314,7 @@ def test_what_cannot_be_held_is_refused(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
   path, foreign = tmp_path / 'student.onnx', tmp_path / 'foreign.onnx'
   with pytest.raises(UserError, match='does not exist'):
-    onnx_file.read(path)
+    onnx_common.read(path)
   graph = small_graph(2, 1)
   onnx_qdq.write(path, graph, about_of(graph))
   data = path.read_bytes()
@@ -322,7 +325,7 @@ def test_files_that_cannot_be_read(tmp_path):
   for content in (data[:len(data) // 2], b'', b'no model', foreign.read_bytes(), path.read_bytes()):
     path.write_bytes(content)
     with pytest.raises(UserError, match='export it again') as e:
-      onnx_file.read(path)
+      onnx_common.read(path)
     assert str(path) in str(e.value) and '\n' not in str(e.value)
 
 
@@ -330,4 +333,4 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_missing_packages_are_named(name, monkeypatch, tmp_path):
   monkeypatch.setitem(__import__('sys').modules, name, None)
   with pytest.raises(UserError, match=f'{name} .*pip install onnx onnxruntime'):
-    onnx_file.read(tmp_path / 'x') if name == 'onnxruntime' else onnx_qdq.write(tmp_path / 'x', small_graph(2, 1), {})
+    onnx_common.read(tmp_path / 'x') if name == 'onnxruntime' else onnx_qdq.write(tmp_path / 'x', small_graph(2, 1), {})

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from cmtkd_jax import assembly, durations, optimizer
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.config import durations
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods import METHODS
+from cmtkd_jax.training import build, optimizer
 
 SIZES = dict(steps_per_epoch=20, batch_size=64)
 RATE = 0.05
@@ -107,7 +108,7 @@ def test_small_gradients_are_not_clipped():
 
 
 def abstract_params(config):
-  method = assembly.create_method(config, 10)
+  method = build.create_method(config, 10)
   images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
   return method, jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)['params']
 
@@ -137,7 +138,7 @@ def test_groups_of_a_real_method():
 def test_decay_of_a_single_network(bits, decay):
   config = config_lib.default()
   config.method, config.student.weight_bits = 'single', bits
-  method = assembly.create_method(config, 10)
+  method = build.create_method(config, 10)
   path = ('student', 'stage1', 'stem', 'conv', 'kernel')
   assert optimizer.groups(config, method)[optimizer.group_of(path, method)] == optimizer.Group(1.0, decay)
 

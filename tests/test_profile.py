@@ -7,8 +7,9 @@ import runpy
 
 import pytest
 
-from cmtkd_jax import profile, train
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import profiler
+from cmtkd_jax.training import loop
 
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'digits_resnet8.py'
 
@@ -22,7 +23,7 @@ def make_config(profiled, steps):
 
 def traced_steps(workdir):
   """Numbers of the steps in the trace, and the names of everything that ran on a thread of XLA."""
-  path, = (workdir / profile.FOLDER).rglob('*.trace.json.gz')
+  path, = (workdir / profiler.FOLDER).rglob('*.trace.json.gz')
   assert len(list(path.parent.glob('*.xplane.pb'))) == 1
   events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
   steps = [int(e['args']['step_num']) for e in events if e.get('name') == 'train' and 'step_num' in e.get('args', {})]
@@ -30,33 +31,33 @@ def traced_steps(workdir):
 
 
 def test_a_trace_holds_its_steps(tmp_path, capsys, quick_compile):
-  first = profile.WARM_UP + 1
-  train.train_and_evaluate(make_config('2 steps', profile.WARM_UP + 4), tmp_path)
+  first = profiler.WARM_UP + 1
+  loop.train_and_evaluate(make_config('2 steps', profiler.WARM_UP + 4), tmp_path)
   steps, names = traced_steps(tmp_path)
   assert steps == [first, first + 1]
   assert any('convolution' in name for name in names)  # of the compiled step, not of Python alone
-  assert f'profile of steps {first} to {first + 1}: {tmp_path / profile.FOLDER}' in capsys.readouterr().err
+  assert f'profile of steps {first} to {first + 1}: {tmp_path / profiler.FOLDER}' in capsys.readouterr().err
 
 
 def test_a_run_that_ends_first(tmp_path, capsys, quick_compile):
-  first = profile.WARM_UP + 1
-  train.train_and_evaluate(make_config('9 steps', first + 1), tmp_path)
+  first = profiler.WARM_UP + 1
+  loop.train_and_evaluate(make_config('9 steps', first + 1), tmp_path)
   assert traced_steps(tmp_path)[0] == [first, first + 1]
   assert f'profile of steps {first} to {first + 1}: ' in capsys.readouterr().err
 
 
 def test_without_a_profile_nothing_is_recorded(tmp_path):
   told = []
-  with profile.Profile(tmp_path, 0, 0, told.append) as recorder:
-    for step in range(1, 2 * profile.WARM_UP):
+  with profiler.Profile(tmp_path, 0, 0, told.append) as recorder:
+    for step in range(1, 2 * profiler.WARM_UP):
       with recorder.step(step, ()):
         pass
-  assert not told and not (tmp_path / profile.FOLDER).exists()
+  assert not told and not (tmp_path / profiler.FOLDER).exists()
 
 
 def test_what_is_no_duration(tmp_path):
   with pytest.raises(UserError, match='config.profile'):
-    train.train_and_evaluate(make_config('ten', 1), tmp_path)
+    loop.train_and_evaluate(make_config('ten', 1), tmp_path)
 
 
 def test_operations_are_told_by_where_they_come_from():

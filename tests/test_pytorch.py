@@ -13,11 +13,11 @@ torch = pytest.importorskip('torch')
 from torch import nn
 from torch.nn import functional as F
 
-from cmtkd_jax import assembly, init_from, losses
 from cmtkd_jax import config as config_lib
+from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.quantizers import dorefa, lsq, pact
-
+from cmtkd_jax.training import build, initialize
 
 # Networks, with the names of torchvision.
 
@@ -111,10 +111,10 @@ def make_config(name, path):
 
 def load(config, size, classes=7):
   """Returns (method, variables, report)."""
-  method = assembly.create_method(config, classes)
+  method = build.create_method(config, classes)
   images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
   abstract = jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)
-  return method, *init_from.load(config.init_from, config.init_from_allow, abstract, method, config)
+  return method, *initialize.load(config.init_from, config.init_from_allow, abstract, method, config)
 
 
 NETWORKS = {

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from cmtkd_jax import quantizers
-from cmtkd_jax.bit_policy import BitPolicy
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import apot, dequantize, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb, twn, xnor
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmtkd_jax.bit_policy import BitPolicy
+from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import dequantize, hwgq
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')

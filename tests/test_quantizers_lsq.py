@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.bit_policy import BitPolicy
+from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import dequantize, lsq
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cmtkd_jax import assembly, models, optimizer, quantizers
 from cmtkd_jax import config as config_lib
+from cmtkd_jax import models, quantizers
 from cmtkd_jax.models import alexnet, resnet
-from cmtkd_jax.step import initial_state, train_step
+from cmtkd_jax.training import build, optimizer
+from cmtkd_jax.training.step import initial_state, train_step
 
 LABELS = np.array([0, 3, 1, 4], np.int32)
 # (weight bits, activation bits) of the student's two layers, and the teacher's, where a quantizer lacks the usual ones.
@@ -38,7 +39,7 @@ def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
   config.cmtkd.teacher_bits = (teacher,)
   config_lib.check(config)
   config.model.name = 'tiny'
-  method = assembly.create_method(config, 5)
+  method = build.create_method(config, 5)
   parts = dict(method=method, optimizer=optimizer.create(config, method, lambda step: 0.1),
                augment=lambda key, images: images / 64 - 2)
   rng = np.random.default_rng(0)
@@ -75,7 +76,7 @@ def test_a_clip_is_decayed_like_its_network_and_nothing_else_of_a_quantizer(monk
   params = {'student': {'activation': {'activation_quantizer': {'clip': np.float32(4)}}}}
 
   def step(config, params):
-    transform = optimizer.create(config, assembly.create_method(config, 5), lambda step: 0.1)
+    transform = optimizer.create(config, build.create_method(config, 5), lambda step: 0.1)
     updates, _ = transform.update(jax.tree.map(np.zeros_like, params), transform.init(params), params)
     return updates
 

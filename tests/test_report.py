@@ -2,10 +2,10 @@
 
 import base64
 import json
+import pathlib
 import re
 import runpy
 import shutil
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cmtkd_jax import assembly, checkpoint, report, restore, run_reader, train
+from cmtkd_jax import report
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.report import figures, pareto, predictions, weights
+from cmtkd_jax.report import confusion, pareto, plotting, weight_histograms
+from cmtkd_jax.runs import checkpoint, run_reader
+from cmtkd_jax.training import build, loop, restore
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SECTIONS = ['What was run', 'Results', 'Networks', 'Learning curves', 'Loss terms', 'Importance factors',
@@ -38,7 +40,7 @@ def quick_compile_throughout():
 def run(tmp_path_factory):
   """Work directory of a finished CMT-KD run."""
   workdir = tmp_path_factory.mktemp('runs') / 'together'
-  train.train_and_evaluate(smoke_config(), workdir)
+  loop.train_and_evaluate(smoke_config(), workdir)
   return workdir
 
 
@@ -48,7 +50,7 @@ def alone(tmp_path_factory):
   config = smoke_config()
   config.method, config.data.minival, config.eval_every = 'single', 0.25, '1 steps'
   workdir = tmp_path_factory.mktemp('runs') / 'alone'
-  train.train_and_evaluate(config, workdir)
+  loop.train_and_evaluate(config, workdir)
   (workdir / 'summary.json').rename(workdir / 'finished.json')
   return workdir
 
@@ -95,9 +97,9 @@ def test_unfinished_run_without_importance(alone):
 def test_confusion_counts_are_those_of_the_evaluation(run):
   summary = json.loads((run / 'summary.json').read_text())
   config = run_reader.read(run).config
-  test = assembly.load_data(config, assembly.make_mesh()).evals['test']
+  test = build.load_data(config, build.make_mesh()).evals['test']
   labels = np.concatenate([np.asarray(batch['label'])[np.asarray(batch['mask'])] for batch in test.batches()])
-  step, matrices = predictions.count(run)
+  step, matrices = confusion.count(run)
   assert step == summary['steps'] and set(matrices) == {'student', 'combined_teacher'}
   for network, counts in matrices.items():
     assert counts.sum() == test.num_examples
@@ -108,12 +110,12 @@ def test_confusion_counts_are_those_of_the_evaluation(run):
 
 def test_most_frequent_confusions():
   counts = np.array([[9, 1, 0], [0, 5, 5], [0, 0, 3]])
-  assert predictions.most_frequent(counts, ['a', 'b', 'c']) == [('b', 'c', 5, 0.5), ('a', 'b', 1, 0.1)]
+  assert confusion.most_frequent(counts, ['a', 'b', 'c']) == [('b', 'c', 5, 0.5), ('a', 'b', 1, 0.1)]
 
 
 def test_levels_and_shares_of_two_bit_layers(run):
   variables = checkpoint.load_variables(run / 'checkpoints')[0]
-  layers = weights.collect(restore.load_trained(run_reader.read(run)), (8, 8, 1))
+  layers = weight_histograms.collect(restore.load_trained(run_reader.read(run)), (8, 8, 1))
   rows = json.loads((run / 'bits.json').read_text())
   assert [layer.path for layer in layers] == [
       row['layer'] for row in rows if row['layer'].startswith('student/') and row['weight_bits'] == 2]
@@ -133,11 +135,11 @@ def test_levels_and_shares_of_two_bit_layers(run):
 def test_levels_of_channels_stand_at_the_mean_scale():
   config = smoke_config()
   config.method, config.quantizer.name, config.quantizer.lsq.weight.per_channel = 'single', 'lsq', True
-  method = assembly.create_method(config, 10)
+  method = build.create_method(config, 10)
   abstract = jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True))
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(np.float32), abstract)
-  layer = weights.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1))[-1]
+  layer = weight_histograms.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1))[-1]
   step = np.asarray(traverse_util.flatten_dict(variables['params'], sep='/')[f'{layer.path}/weight_quantizer/step'])
   assert layer.per_channel and step.shape == (8,)
   np.testing.assert_allclose(layer.levels, step.mean() * np.arange(2)[-len(layer.levels):], rtol=1e-6)
@@ -166,9 +168,9 @@ def test_what_is_not_there_is_said(run, tmp_path):
   config = json.loads((tmp_path / 'config.json').read_text())
   config['data']['name'] = 'npy:/nowhere<'
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  section = predictions.section(run_reader.read(tmp_path))
+  section = confusion.section(run_reader.read(tmp_path))
   assert 'missing' in section.text and '/nowhere&lt;' in section.text and not section.images
-  assert weights.section(run_reader.read(tmp_path)).images  # needs no data
+  assert weight_histograms.section(run_reader.read(tmp_path)).images  # needs no data
   # Nothing but a configuration: a run that was killed before its first step.
   for name in ('checkpoints', 'report'):
     shutil.rmtree(tmp_path / name, ignore_errors=True)
@@ -192,4 +194,4 @@ def test_names_for_people():
   names = ('teacher1_4bit', 'teacher2_w2a8', 'combined_teacher', 'adaptor_tap3')
   assert [run_reader.shown(name) for name in names] == [
       'teacher 1 (4 bit)', 'teacher 2 (w2a8)', 'combined teacher', 'adaptor tap 3']
-  assert figures.plain('$5') == r'\$5'
+  assert plotting.plain('$5') == r'\$5'

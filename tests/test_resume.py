@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 
-from cmtkd_jax import checkpoint, metric_log
+from cmtkd_jax.runs import checkpoint, metric_log
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 24

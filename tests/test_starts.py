@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from cmtkd_jax import checkpoint, digests, evaluate, metric_log, restore, run_files, teachers, train
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import checkpoint, checksums, metric_log, run_files
+from cmtkd_jax.training import evaluate, loop, restore, teachers
 
 
 def make_config(**changes):
@@ -27,7 +28,7 @@ def finished(tmp_path_factory):
   root = tmp_path_factory.mktemp('finished')
   data = write_arrays(root / 'data')
   jax.config.update('jax_disable_most_optimizations', True)
-  train.train_and_evaluate(make_config(**{'data.name': f'npy:{data}'}), root / 'run')
+  loop.train_and_evaluate(make_config(**{'data.name': f'npy:{data}'}), root / 'run')
   jax.config.update('jax_disable_most_optimizations', False)
   return root
 
@@ -64,7 +65,7 @@ def test_a_refused_second_run_changes_nothing(finished, tmp_path):
   before = digest(workdir)
   config.optimizer.learning_rate = 0.5
   with run_files.Lock(workdir), pytest.raises(UserError, match='is in use by process'):
-    train.train_and_evaluate(config, workdir)
+    loop.train_and_evaluate(config, workdir)
   assert digest(workdir) == before
 
 
@@ -98,13 +99,13 @@ def test_the_lock_needs_no_room_on_the_disk(tmp_path):
 def test_a_start_that_failed_may_be_repeated_with_another_configuration(tmp_path, quick_compile):
   """The fix that an error names must not be refused because of what the failed start left behind."""
   with pytest.raises(UserError, match='lower config.optimizer.learning_rate'):
-    train.train_and_evaluate(make_config(**{
+    loop.train_and_evaluate(make_config(**{
         'optimizer.learning_rate': 1e9, 'checkpoint_every': '', 'eval_every': '', 'duration': '9 steps'}), tmp_path)
   assert (tmp_path / run_files.CONFIG).exists() and not run_files.has_checkpoint(tmp_path)
-  assert train.train_and_evaluate(make_config(), tmp_path)['steps'] == 2
+  assert loop.train_and_evaluate(make_config(), tmp_path)['steps'] == 2
   assert [row['step'] for row in metric_log.read(tmp_path) if 'train/loss' in row] == [1, 2]
   with pytest.raises(UserError, match='holds a run of another configuration'):  # now there is something to lose
-    train.train_and_evaluate(make_config(seed=5), tmp_path)
+    loop.train_and_evaluate(make_config(seed=5), tmp_path)
 
 
 def test_teachers_of_a_failed_start_are_forgotten(finished, tmp_path):
@@ -116,11 +117,11 @@ def test_teachers_of_a_failed_start_are_forgotten(finished, tmp_path):
 def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch, quick_compile):
   """Batch 0 shapes the state of a new run; a resumed run knows the shapes without it."""
   started = []
-  original = train.assembly.data.TrainLoader.batches
-  monkeypatch.setattr(train.assembly.data.TrainLoader, 'batches',
+  original = loop.build.data.TrainLoader.batches
+  monkeypatch.setattr(loop.build.data.TrainLoader, 'batches',
                       lambda self, start=0: started.append(start) or original(self, start))
   config, workdir = copy(finished, tmp_path)
-  train.train_and_evaluate(config, workdir)
+  loop.train_and_evaluate(config, workdir)
   assert started == [2]
 
 
@@ -135,7 +136,7 @@ def test_processes_that_evaluate_are_compared_as_those_that_train(finished, monk
 def test_renamed_classes_are_refused(finished, tmp_path):
   config, workdir = copy(finished, tmp_path)
   np.save(tmp_path / 'data' / 'class_names.npy', np.array(['cow', 'bee']))
-  for start in (lambda: train.train_and_evaluate(config, workdir), lambda: evaluate.evaluate_run(workdir, config)):
+  for start in (lambda: loop.train_and_evaluate(config, workdir), lambda: evaluate.evaluate_run(workdir, config)):
     with pytest.raises(UserError, match=r"\['cow', 'bee'\] now, \['ant', 'bee'\] in its classes.json"):
       start()
 
@@ -143,11 +144,11 @@ def test_renamed_classes_are_refused(finished, tmp_path):
 def test_another_number_of_images_is_refused(finished, tmp_path, quick_compile):
   config, workdir = copy(finished, tmp_path)
   write_arrays(tmp_path / 'data', train_images=48)
-  for start in (lambda: train.train_and_evaluate(config, workdir), lambda: evaluate.evaluate_run(workdir)):
+  for start in (lambda: loop.train_and_evaluate(config, workdir), lambda: evaluate.evaluate_run(workdir)):
     with pytest.raises(UserError, match=r"'train': 48.* now, .*'train': 32.* in its records.json"):
       start()
   config.allow_changes = True
-  assert train.train_and_evaluate(config, workdir)['steps'] == 3
+  assert loop.train_and_evaluate(config, workdir)['steps'] == 3
 
 
 # --- Checkpoints that cannot be read.
@@ -165,7 +166,7 @@ def test_a_transient_error_costs_no_checkpoint(finished, tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpoint, '_read_item', read)
   with pytest.raises(UserError, match=r'checkpoints/2 cannot be read \(ConnectionResetError: 503.*is kept'):
-    train.train_and_evaluate(config, workdir)
+    loop.train_and_evaluate(config, workdir)
   assert checkpoint.steps(workdir / 'checkpoints') == [1, 2]
   monkeypatch.setattr(checkpoint, '_read_item', lambda path, target: (_ for _ in ()).throw(ValueError('our bug')))
   with pytest.raises(ValueError, match='our bug'):
@@ -188,8 +189,8 @@ def test_object_stores_are_asked_again(finished, monkeypatch):
   with pytest.raises(UserError, match=r'gs://bucket/run/2 cannot be read \(OSError: 503\)'):
     checkpoint._retried(read, 'gs://bucket/run/2')
   assert not answers
-  answers[:] = [digests.Damaged('x is missing')]
-  with pytest.raises(digests.Damaged):
+  answers[:] = [checksums.Damaged('x is missing')]
+  with pytest.raises(checksums.Damaged):
     checkpoint._retried(read, 'gs://bucket/run/2')
 
 

@@ -5,16 +5,25 @@ import types
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from cmtkd_jax import assembly, losses, models, optimizer, quantizers
 from cmtkd_jax import config as config_lib
+from cmtkd_jax import losses, models, quantizers
 from cmtkd_jax.methods import Outputs
 from cmtkd_jax.models import alexnet, resnet
-from cmtkd_jax.step import (TrainState, _parts, eval_step, initial_state, initial_state_options, label_rank,
-                            train_step)
+from cmtkd_jax.training import build, optimizer
+from cmtkd_jax.training.step import (
+  TrainState,
+  _parts,
+  eval_step,
+  initial_state,
+  initial_state_options,
+  label_rank,
+  train_step,
+)
 
 CLASSES = 5
 DEVICES = (1, 2, 4, 8)
@@ -51,7 +60,7 @@ def parts():
     patch.setitem(models.MODELS, 'tiny', tiny)
     config = config_lib.default()
     config.model.name, config.quantizer.name, config.cmtkd.teacher_bits = 'tiny', 'lsq', (4, 8)
-    method = assembly.create_method(config, CLASSES)
+    method = build.create_method(config, CLASSES)
   transform = optimizer.create(config, method, lambda step: 0.1)
   images = jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32)
   abstract = jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)
@@ -376,7 +385,7 @@ def test_maps_computed_again_give_the_same_gradients(quick_compile):
   found, counts = {}, {}
   for remat in ('', 'teacher.*', '.*'):
     config.remat = remat
-    method = assembly.create_method(config, CLASSES)
+    method = build.create_method(config, CLASSES)
     if not found:
       variables = method.init(jax.random.key(0), images, True)
 

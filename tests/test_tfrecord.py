@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cmtkd_jax.data import example, tfrecord
+from cmtkd_jax.data.sources import tf_example, tfrecord
 from cmtkd_jax.errors import UserError
 
 # What TensorFlow's TFRecordWriter makes of b'abc' and b''.
@@ -188,21 +188,21 @@ def test_example_by_hand():
       entry(b'numbers', field(3, field(1, b'\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01') + b'\x08\x05')),  # unpacked
       entry(b'empty', b''))
   names = ('image', 'label', 'names', 'numbers', 'empty', 'missing')
-  assert example.parse(data, names) == {
+  assert tf_example.parse(data, names) == {
       'image': [b'\x89PNG'], 'label': [300], 'names': [b'a', b''], 'numbers': [1, -1, 5], 'empty': []}
-  assert example.parse(b'', names) == {}
+  assert tf_example.parse(b'', names) == {}
   # Fields that are not known are passed over: a varint, 8 bytes, 4 bytes, a string.
   unknown = b'\x28\x96\x01' + b'\x31' + bytes(8) + b'\x3d' + bytes(4) + field(8, b'new')
-  assert example.parse(unknown + data, ('label',)) == {'label': [300]}
+  assert tf_example.parse(unknown + data, ('label',)) == {'label': [300]}
   swapped = field(1, field(1, field(2, field(3, field(1, b'\x07'))) + field(1, b'label')))
-  assert example.parse(swapped, ('label',)) == {'label': [7]}
+  assert tf_example.parse(swapped, ('label',)) == {'label': [7]}
 
 
 def test_examples_cut_anywhere_are_refused_or_shorter():
   data = features(entry(b'image', field(1, field(1, b'pixels'))), entry(b'label', field(3, field(1, b'\x07'))))
   for end in range(1, len(data)):
     with pytest.raises(ValueError, match='are left|does not end'):
-      example.parse(data[:end], ('image', 'label'))
+      tf_example.parse(data[:end], ('image', 'label'))
 
 
 @pytest.mark.parametrize('data, message', [
@@ -211,14 +211,14 @@ def test_examples_cut_anywhere_are_refused_or_shorter():
     (features(entry(b'label', field(2, field(1, bytes(4))))), 'floats')])
 def test_what_is_no_example(data, message):
   with pytest.raises(ValueError, match=message):
-    example.parse(data, ('label',))
+    tf_example.parse(data, ('label',))
 
 
 def test_random_bytes_raise_nothing_else():
   rng = np.random.default_rng(0)
   for _ in range(2000):
     try:
-      example.parse(features(rng.bytes(rng.integers(0, 60))), ('a', 'b'))
+      tf_example.parse(features(rng.bytes(rng.integers(0, 60))), ('a', 'b'))
     except ValueError:
       pass
 
@@ -236,4 +236,4 @@ def test_what_tensorflow_writes(tmp_path):
                    'box': tf.train.Feature(float_list=tf.train.FloatList(value=[0.5, 1.0]))}
         writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
   for record, data in enumerate(tfrecord.Files(paths, [3, 2]).read(np.arange(5))):
-    assert example.parse(data, ('image', 'label')) == {'image': [images[record]], 'label': [labels[record]]}
+    assert tf_example.parse(data, ('image', 'label')) == {'image': [images[record]], 'label': [labels[record]]}

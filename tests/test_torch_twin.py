@@ -10,9 +10,9 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from cmtkd_jax import assembly, optimizer
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.quantizers import hwgq
+from cmtkd_jax.training import build, optimizer
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[1] / 'benchmarks'
 CLASSES = 7
@@ -84,7 +84,7 @@ def test_loss_and_gradients(twin, model, stem, size, bits, teachers, quick_compi
   params = tree_of(network.named_parameters())
   statistics = tree_of((name, b) for name, b in network.named_buffers() if 'num_batches' not in name)
 
-  method = assembly.create_method(config, CLASSES)
+  method = build.create_method(config, CLASSES)
   shapes = lambda tree: jax.tree.map(np.shape, tree)
   abstract = jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.asarray(images), train=True))
   assert shapes({'params': params, 'batch_stats': statistics}) == shapes(abstract)
@@ -141,7 +141,7 @@ def test_optimizer(twin):
   network = twin.CMTKD(config.to_dict(), CLASSES)
   randomize(network)
   params = tree_of(network.named_parameters())
-  ours = optimizer.create(config, assembly.create_method(config, CLASSES), lambda step: 0.1)
+  ours = optimizer.create(config, build.create_method(config, CLASSES), lambda step: 0.1)
   theirs = twin.optimizer(network, config.to_dict(), 0.1)
   state = ours.init(params)
   for seed in range(2):

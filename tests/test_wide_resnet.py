@@ -6,11 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmtkd_jax import bit_table
-from cmtkd_jax.bit_policy import BitPolicy
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.layers import Activation, LayerFactory
-from cmtkd_jax.models import MODELS, wide_resnet
+from cmtkd_jax.models import MODELS, bit_table, wide_resnet
+from cmtkd_jax.models.bit_policy import BitPolicy
+from cmtkd_jax.models.layers import Activation, LayerFactory
 
 KEY = jax.random.key(0)
 

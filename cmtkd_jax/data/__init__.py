@@ -6,6 +6,6 @@
 """
 
 from cmtkd_jax.data.dataset import Dataset, load
-from cmtkd_jax.data.loaders import EvalLoader, TrainLoader
+from cmtkd_jax.data.loading.loaders import EvalLoader, TrainLoader
 
 __all__ = ['Dataset', 'EvalLoader', 'TrainLoader', 'load']

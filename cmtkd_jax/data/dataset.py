@@ -6,12 +6,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from cmtkd_jax import host_tensorflow
-from cmtkd_jax.data import augment as augment_lib
-from cmtkd_jax.data import broken, decode, host_reader, loaders, names, npy_source, order, resident, sources, workers
+from cmtkd_jax.data import sampling
+from cmtkd_jax.data.loading import broken, host_reader, loaders, resident, worker_pool
+from cmtkd_jax.data.sources import base, names, npy
+from cmtkd_jax.data.transforms import augment as augment_lib
+from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import tensorflow_host
 
 _RESIDENT_LIMIT = 2**30
 _MOST_WORKERS = 1024
@@ -76,7 +80,7 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
     raise UserError(f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 '
                     f"channels, not {channels}; set resident='yes', or resize=0 and another augment")
 
-  train_records, minival_records = order.split_minival(len(splits.train), config.minival)
+  train_records, minival_records = sampling.split_minival(len(splits.train), config.minival)
   if config.minival and not len(minival_records):
     raise UserError(f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; '
                     'raise it, or set it to 0')
@@ -92,11 +96,11 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
     train_reader = minival_reader = resident.Reader(*arrays, replaced, mesh)
     test_reader = resident.Reader(*resident.read_all(splits.test, config.num_workers), mesh)
   else:
-    from cmtkd_jax.data import streaming  # Needs grain, which resident data sets do not.
+    from cmtkd_jax.data.loading import streaming  # Needs grain, which resident data sets do not.
     _check_decoder(config)
-    processes = workers.Workers(config.num_workers) if config.workers == 'processes' else None
+    processes = worker_pool.Workers(config.num_workers) if config.workers == 'processes' else None
     def reader(source, seed, substitutes=None):
-      transform = decode.Transform(config.augment, size=size, resize=config.resize, channels=channels, seed=seed,
+      transform = decode_pil.Transform(config.augment, size=size, resize=config.resize, channels=channels, seed=seed,
                                    decoder=config.decoder)
       host = host_reader.HostReader(source, (size, size, channels), transform, substitutes)
       return streaming.Reader(host, config.num_workers, processes, max_broken, mesh)
@@ -142,20 +146,20 @@ def _class_notes(splits):
     yield f'{strays} test images belong to classes without training images'
 
 
-def _open(config) -> sources.Splits:
+def _open(config) -> base.Splits:
   kind, _, rest = config.name.partition(':')
   if config.name == 'digits':
-    return sources.digits()
+    return base.digits()
   if kind == 'generated':
-    return sources.generated(rest)
+    return base.generated(rest)
   if kind == 'npy':
-    return npy_source.read(rest, channels=len(config.mean))
+    return npy.read(rest, channels=len(config.mean))
   if kind == 'folder':
-    from cmtkd_jax.data import folder
+    from cmtkd_jax.data.sources import folder
     return folder.read(rest, channels=len(config.mean))
   if names.is_path(config.name):
     raise names.unknown(config.name)
-  from cmtkd_jax.data import tfds_source  # Imports tensorflow_datasets, which may not be installed.
+  from cmtkd_jax.data.sources import tfds_source  # Imports tensorflow_datasets, which may not be installed.
   return tfds_source.read(rest if kind == 'tfds' else config.name, config.dir)
 
 
@@ -198,7 +202,7 @@ def _check_fields(config):
 def _check_decoder(config):
   if config.decoder == 'tensorflow':
     try:
-      host_tensorflow.load()  # here, before threads do
+      tensorflow_host.load()  # here, before threads do
     except ImportError as e:
       raise UserError(f"config.data.decoder='tensorflow', which cannot be imported ({e}); pip install tensorflow, or "
                       "set decoder='pil'") from e

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from cmtkd_jax import local_file, restore, run_files, run_reader
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import (folding, images, integer, manifest, onnx_file, onnx_qdq, onnx_qlinear, onnx_qonnx, packed,
-                              schema, stablehlo, trace)
+from cmtkd_jax.export import fold, images, interpreter, manifest, schema, trace
+from cmtkd_jax.export.formats import onnx_common, onnx_qdq, onnx_qlinear, onnx_qonnx, packed, stablehlo
+from cmtkd_jax.runs import run_files, run_reader
+from cmtkd_jax.runtime import local_file
+from cmtkd_jax.training import restore
 
 FOLDER = 'export'
 
@@ -47,7 +49,7 @@ class Format(NamedTuple):
 
 def _read_packed(path):
   graph, about = packed.read(path)
-  return integer.Network(graph), about
+  return interpreter.Network(graph), about
 
 
 _ONNX = ('onnx', 'onnxruntime')
@@ -56,9 +58,10 @@ FORMATS = {
     'packed': Format('student.npz', lambda path, network, _: packed.write(path, *network), _read_packed),
     'stablehlo': Format('student.stablehlo', lambda path, network, _: stablehlo.write(path, network.graph),
                         stablehlo.read, ('flatbuffers',)),
-    'onnx_qdq': Format('student.onnx', lambda path, network, _: onnx_qdq.write(path, *network), onnx_file.read, _ONNX),
+    'onnx_qdq': Format('student.onnx', lambda path, network, _: onnx_qdq.write(path, *network),
+                       onnx_common.read, _ONNX),
     'onnx_qlinear': Format('student.qlinear.onnx', lambda path, network, calibration: onnx_qlinear.write(
-        path, *network, calibration), onnx_file.read, _ONNX),
+        path, *network, calibration), onnx_common.read, _ONNX),
     'onnx_qonnx': Format('student.qonnx.onnx', lambda path, network, _: onnx_qonnx.write(path, *network), None, _ONNX),
 }
 
@@ -74,7 +77,7 @@ def from_run(workdir, step=None):
   trained = restore.load_trained(run, step)
   data, name = run.config.data, run_reader.MAIN
   shape = (data.image_size, data.image_size, len(data.mean))
-  graph = folding.fold(trace.trace(trained.method, trained.variables, shape, name), shape, data.mean, data.std)
+  graph = fold.fold(trace.trace(trained.method, trained.variables, shape, name), shape, data.mean, data.std)
   about = {'network': name, 'classes': run.classes, 'image_shape': shape, 'resize': data.resize, 'step': trained.step,
            'bits': [row._asdict() for row in run.bits if row.layer.startswith(f'{name}/')],
            'metrics': run_reader.results(run), 'config': run.config.to_dict(), 'versions': run_files.versions()}
@@ -131,7 +134,7 @@ def open_network(path):
   path = epath.Path(path)
   if path.is_dir():
     graph, about = from_run(path)
-    return integer.Network(graph), about
+    return interpreter.Network(graph), about
   for found in FORMATS.values():
     if found.read and epath.Path(found.file).suffix == path.suffix:
       return found.read(path)

@@ -13,9 +13,9 @@ import hashlib
 
 from etils import epath
 
-from cmtkd_jax import local_file
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import schema
+from cmtkd_jax.runtime import local_file
 
 FILE = 'manifest.json'
 FORMAT, VERSION = 'cmtkd_jax export', 1

@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 
-from cmtkd_jax import export, local_file, text_table
-from cmtkd_jax.data import decode
-from cmtkd_jax.data.broken import WrongSize
+from cmtkd_jax import export
+from cmtkd_jax.data.loading.broken import WrongSize
+from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import local_file, text_table
 
 _MOST = 5  # classes that are named
 
@@ -44,7 +45,7 @@ def read_image(file, about):
     UserError: it cannot be read, or has another size than the network where nothing is resized.
   """
   height, _, channels = about['image_shape']
-  transform = decode.Transform('none', size=height, resize=about['resize'], channels=channels, seed=None)
+  transform = decode_pil.Transform('none', size=height, resize=about['resize'], channels=channels, seed=None)
   try:
     return transform(local_file.read_bytes(file), 0, 0)
   except WrongSize as e:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from cmtkd_jax.bit_policy import FULL_PRECISION
-from cmtkd_jax.data import sources
+from cmtkd_jax.data.sources import base
 from cmtkd_jax.export.graph import IMAGES
+from cmtkd_jax.models.bit_policy import FULL_PRECISION
 
 LONGEST_SIDE = 2**14  # of a feature map, and of images before they are cropped
 MOST_VALUES = 2**28  # of one feature map of one image
@@ -59,12 +59,12 @@ class Integer:
 @dataclasses.dataclass(frozen=True)
 class Text:
   """Up to `longest` characters that can be shown: no control characters, line breaks or lone surrogates."""
-  longest: int = sources.LONGEST_NAME
+  longest: int = base.LONGEST_NAME
 
   def check(self, value, where):
     if not isinstance(value, str) or not 0 < len(value) <= self.longest:
       raise Invalid(f'{where} is {shown(value)}, not a text of 1..{self.longest} characters')
-    if character := sources.unprintable(value):
+    if character := base.unprintable(value):
       raise Invalid(f'{where} is {shown(value)}, which has the control character {ascii(character)}')
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.extend as jex
 import jax.numpy as jnp
 
-from cmtkd_jax import batch_norm, layers
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import batch_norm, layers
 
 _LAYERS = {layers.Conv: 'convolution', layers.Dense: 'dense', layers.Activation: 'activation',
            layers.MaxPool: 'max_pool', batch_norm.BatchNorm: 'norm'}

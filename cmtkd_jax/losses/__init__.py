@@ -1,9 +1,14 @@
 """Losses of collaborative distillation: pure functions of arrays that compute in float32."""
 
-from cmtkd_jax.losses.activation_boundary import ActivationBoundary, activation_boundary_loss
+from cmtkd_jax.losses.ab import ActivationBoundary, activation_boundary_loss
 from cmtkd_jax.losses.attention import Attention, attention_loss, attention_map
 from cmtkd_jax.losses.base import FeatureLoss, LogitLoss
-from cmtkd_jax.losses.collaborative import (
+from cmtkd_jax.losses.cosine import cosine_loss
+from cmtkd_jax.losses.cross_entropy import cross_entropy
+from cmtkd_jax.losses.dist import DIST, correlation_loss
+from cmtkd_jax.losses.dkd import DKD, decoupled_loss
+from cmtkd_jax.losses.fitnet import FitNet, fitnet_loss
+from cmtkd_jax.losses.kdcl_targets import (
   error_sums,
   general_target,
   general_weights,
@@ -12,19 +17,14 @@ from cmtkd_jax.losses.collaborative import (
   min_logit_target,
   naive_target,
 )
-from cmtkd_jax.losses.correlation import DIST, correlation_loss
-from cmtkd_jax.losses.cosine import cosine_loss
-from cmtkd_jax.losses.cross_entropy import cross_entropy
-from cmtkd_jax.losses.decoupled import DKD, decoupled_loss
-from cmtkd_jax.losses.fitnet import FitNet, fitnet_loss
 from cmtkd_jax.losses.kl_divergence import KD, kl_divergence
 from cmtkd_jax.losses.logits_regression import LogitsRegression, logits_regression
 from cmtkd_jax.losses.mean_softmax import mean_softmax
 from cmtkd_jax.losses.min_logit import from_true_class, min_logit
-from cmtkd_jax.losses.overhaul import Overhaul, overhaul_loss, overhaul_margin
+from cmtkd_jax.losses.ofd import Overhaul, overhaul_loss, overhaul_margin
 from cmtkd_jax.losses.similarity import Similarity, similarity_loss, similarity_matrix
 from cmtkd_jax.losses.soft_cross_entropy import soft_cross_entropy
-from cmtkd_jax.losses.standardized import StandardizedKD, standardize, standardized_kl
+from cmtkd_jax.losses.standardized_kd import StandardizedKD, standardize, standardized_kl
 
 # Adding a loss: its file, one line here, its test. Fields of the class are `config.feature_loss.NAME.*`.
 FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from cmtkd_jax import models
-from cmtkd_jax.bit_policy import BitPolicy, check_bits, parse_rules, quantizer_names
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.layers import INITIALIZERS, LayerFactory
+from cmtkd_jax.models.bit_policy import BitPolicy, check_bits, parse_rules, quantizer_names
+from cmtkd_jax.models.layers import INITIALIZERS, LayerFactory
 
 
 class Outputs(NamedTuple):

@@ -9,10 +9,18 @@ import dataclasses
 import jax
 
 from cmtkd_jax import losses, models
-from cmtkd_jax.bit_policy import FULL_PRECISION, check_bits
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import (
-    Joint, Member, Outputs, check_teachers, network_recipe, run_stages, student_member, trained_members)
+  Joint,
+  Member,
+  Outputs,
+  check_teachers,
+  network_recipe,
+  run_stages,
+  student_member,
+  trained_members,
+)
+from cmtkd_jax.models.bit_policy import FULL_PRECISION, check_bits
 
 
 @dataclasses.dataclass(frozen=True)

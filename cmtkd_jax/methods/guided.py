@@ -10,8 +10,8 @@ import dataclasses
 import jax
 
 from cmtkd_jax import losses
-from cmtkd_jax.bit_policy import FULL_PRECISION
 from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, run_stages, student_member
+from cmtkd_jax.models.bit_policy import FULL_PRECISION
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import jax
 
 from cmtkd_jax import losses
-from cmtkd_jax.bit_policy import check_bits, quantizer_class, quantizer_names
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, student_member
+from cmtkd_jax.models.bit_policy import check_bits, quantizer_class, quantizer_names
 
 
 @dataclasses.dataclass(frozen=True)

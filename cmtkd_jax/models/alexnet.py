@@ -9,7 +9,7 @@ import functools
 import flax.linen as nn
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.layers import LayerFactory, MaxPool
+from cmtkd_jax.models.layers import LayerFactory, MaxPool
 from cmtkd_jax.models.network import Network
 
 # First layer: (kernel, stride, padding); pooling: (window, stride).

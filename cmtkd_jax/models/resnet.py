@@ -20,7 +20,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cmtkd_jax.layers import LayerFactory, MaxPool
+from cmtkd_jax.models.layers import LayerFactory, MaxPool
 from cmtkd_jax.models.network import Network
 
 

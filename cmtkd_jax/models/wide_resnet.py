@@ -11,7 +11,7 @@ import functools
 import flax.linen as nn
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.layers import LayerFactory
+from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.network import Network
 from cmtkd_jax.models.resnet import PooledHead
 

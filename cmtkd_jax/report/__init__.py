@@ -2,8 +2,9 @@
 
 from etils import epath
 
-from cmtkd_jax import local_file, run_reader
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import run_reader
+from cmtkd_jax.runtime import local_file
 
 
 def write(workdir, others=()):
@@ -20,7 +21,7 @@ def write(workdir, others=()):
     UserError: a directory holds no run, or the page cannot be written.
   """
   try:  # here, since whoever only trains needs no matplotlib
-    from cmtkd_jax.report import curves, pareto, predictions, weights
+    from cmtkd_jax.report import confusion, curves, pareto, weight_histograms
   except ModuleNotFoundError as e:
     if e.name.partition('.')[0] != 'matplotlib':
       raise
@@ -30,7 +31,7 @@ def write(workdir, others=()):
   run = run_reader.read(workdir)
   others = [run_reader.read(other) for other in others]
   sections = [curves.learning_curves(run), curves.loss_terms(run), curves.importance_factors(run),
-              weights.section(run), pareto.section(run, others), predictions.section(run)]
+              weight_histograms.section(run), pareto.section(run, others), confusion.section(run)]
   sections = [section for section in sections if section is not None]
   folder = epath.Path(workdir) / 'report'
   try:

@@ -1,8 +1,8 @@
 """What changed while a run trained: accuracies, loss terms, importance factors."""
 
-from cmtkd_jax.report import figures
+from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section
-from cmtkd_jax.run_reader import MAIN, shown
+from cmtkd_jax.runs.run_reader import MAIN, shown
 
 _NO_LOSS = ('train/top1/', 'train/learning_rate', 'train/epoch', 'train/images_per_second', 'train/data_wait',
             'train/corrupt_images')
@@ -17,24 +17,24 @@ def learning_curves(run):
   trained = [name.removeprefix('train/top1/') for name in run.names if name.startswith('train/top1/')]
   networks = list(dict.fromkeys(run.networks + sorted(trained, key=lambda name: name != MAIN)))
   has_minival = any(name.startswith('minival/') for name in run.names)
-  figure, (evaluated, training) = figures.panels(2, 2, 5, 3.6)
+  figure, (evaluated, training) = plotting.panels(2, 2, 5, 3.6)
   for i, network in enumerate(networks):
     for split in ('test', 'minival'):
       x, y = run.series(f'{split}/{network}/top1')
       if len(x):
         label = f'{shown(network)}, {split}' if has_minival else shown(network)
-        figures.line(evaluated, x, y, i, label, dashed=split == 'minival')
+        plotting.line(evaluated, x, y, i, label, dashed=split == 'minival')
     x, y = run.series(f'train/top1/{network}')
     if len(x):
-      figures.line(training, x, 100 * y, i, shown(network))
+      plotting.line(training, x, 100 * y, i, shown(network))
   evaluated.set_title(f'evaluation: {"test (solid) and minival (dashed)" if has_minival else "test images"}',
                       fontsize=10)
   training.set_title('training: augmented images', fontsize=10)
   for panel in (evaluated, training):
-    figures.epochs(panel)
+    plotting.epochs(panel)
     panel.set_ylabel('top-1 accuracy (%)', fontsize=9)
     if panel.lines:
-      figures.legend_below(panel)
+      plotting.legend_below(panel)
   low, high = _common_limits((evaluated, training))
   for panel in (evaluated, training):
     panel.set_ylim(max(low, -1), min(high, 101))
@@ -46,7 +46,7 @@ def learning_curves(run):
       'small or has trained too short. '
       + ('<em>minival</em> is a held-out slice of the training images: it chooses an epoch without looking at test.'
          if has_minival else ''))
-  return Section(title, text, {'learning_curves.png': figures.png(figure)})
+  return Section(title, text, {'learning_curves.png': plotting.png(figure)})
 
 
 def loss_terms(run):
@@ -61,26 +61,26 @@ def loss_terms(run):
   kinds = {kind: kinds[kind] for kind in sorted(kinds, key=lambda kind: (kind != 'loss', kind == 'gradient_norm'))}
   rates = [name for name in run.names if name == 'train/learning_rate' or
            name.startswith('train/learning_rate/') and _importance_names(run)]
-  figure, axes = figures.panels(len(kinds) + bool(rates), 3, 3.6, 3.0)
+  figure, axes = plotting.panels(len(kinds) + bool(rates), 3, 3.6, 3.0)
   for panel, (kind, names) in zip(axes, kinds.items()):
     values = []
     for i, name in enumerate(sorted(names, key=lambda name: name.split('/')[-1] != MAIN)):
       x, y = run.series(name)
-      figures.line(panel, x, y, i, shown(name.removeprefix(f'train/{kind}').strip('/') or kind))
+      plotting.line(panel, x, y, i, shown(name.removeprefix(f'train/{kind}').strip('/') or kind))
       values += list(y)
-    figures.log_y_where_positive(panel, values)
-    panel.set_title('total loss' if kind == 'loss' else figures.plain(shown(kind)), fontsize=10)
+    plotting.log_y_where_positive(panel, values)
+    panel.set_title('total loss' if kind == 'loss' else plotting.plain(shown(kind)), fontsize=10)
     if len(names) > 1 or names[0].count('/') > 1:
-      figures.legend_below(panel)
+      plotting.legend_below(panel)
   if rates:
     for i, name in enumerate(rates):
       x, y = run.series(name)
-      figures.line(axes[-1], x, y, i, 'importance factors' if name.count('/') > 1 else 'networks')
+      plotting.line(axes[-1], x, y, i, 'importance factors' if name.count('/') > 1 else 'networks')
     axes[-1].set_title('learning rate', fontsize=10)
     if len(rates) > 1:
-      figures.legend_below(axes[-1])
+      plotting.legend_below(axes[-1])
   for panel in axes:
-    figures.epochs(panel)
+    plotting.epochs(panel)
   text = (
       'What training makes small: the total loss, and one panel for each kind of term it is made of, before '
       'weighting; every point is the mean since the logged line before. <em>Cross entropy</em> compares a network '
@@ -88,7 +88,7 @@ def loss_terms(run):
       '<em>distillation</em>) compare networks with each other, their answers or, at the tapped layers, their '
       'inner maps. <em>Gradient norm</em> is the length of the gradient that reaches each network. Axes are '
       'logarithmic wherever all values are positive; the learning rate is the size of the steps.')
-  return Section(title, text, {'loss_terms.png': figures.png(figure)})
+  return Section(title, text, {'loss_terms.png': plotting.png(figure)})
 
 
 def importance_factors(run):
@@ -100,14 +100,14 @@ def importance_factors(run):
   for name in names:
     _, tap, teacher = name.split('/')
     taps.setdefault(tap, []).append(teacher)
-  figure, axes = figures.panels(len(taps), 3, 3.6, 3.0)
+  figure, axes = plotting.panels(len(taps), 3, 3.6, 3.0)
   for panel, (tap, teachers) in zip(axes, taps.items()):
-    panel.axhline(1 / len(teachers), color=figures.GREY, linewidth=1, linestyle=':', label='all equal')
+    panel.axhline(1 / len(teachers), color=plotting.GREY, linewidth=1, linestyle=':', label='all equal')
     for i, teacher in enumerate(teachers):
       x, y = run.series(f'{_IMPORTANCE}{tap}/{teacher}')
-      figures.line(panel, x, y, i, shown(teacher))
+      plotting.line(panel, x, y, i, shown(teacher))
     panel.set_title(f'tapped layer {tap.removeprefix("tap")}', fontsize=10)
-    figures.epochs(panel)
+    plotting.epochs(panel)
     panel.set_ylabel('importance', fontsize=9)
   low, high = _common_limits(axes)
   for panel in axes:
@@ -120,7 +120,7 @@ def importance_factors(run):
       'each teacher, learned along with everything else, never negative, together 1. They start equal (dotted) '
       'unless the configuration says otherwise; a line that rises is a teacher whose map serves better at that '
       'layer. All panels have one scale, which need not start at 0.')
-  return Section('Importance factors', text, {'importance.png': figures.png(figure)})
+  return Section('Importance factors', text, {'importance.png': plotting.png(figure)})
 
 
 def _common_limits(axes):

@@ -6,9 +6,12 @@ import statistics
 import string
 from typing import NamedTuple
 
-from cmtkd_jax import methods, progress, restore, run_files, run_reader
-from cmtkd_jax.bit_policy import quantizer_names
+from cmtkd_jax import methods
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models.bit_policy import quantizer_names
+from cmtkd_jax.runs import run_files, run_reader
+from cmtkd_jax.runtime import progress
+from cmtkd_jax.training import restore
 
 _NOT_YET = 'not logged yet'
 _PAGE = string.Template('''<!DOCTYPE html>

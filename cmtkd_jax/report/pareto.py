@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from matplotlib import ticker
 
-from cmtkd_jax.report import figures
+from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.run_reader import MAIN, results, shown
+from cmtkd_jax.runs.run_reader import MAIN, results, shown
 
 
 class Point(NamedTuple):
@@ -86,19 +86,19 @@ def section(run, others=()):
            f'{point.top1:.2f} %', 'yes' if point in best else '')
           for point in sorted(everything, key=lambda point: point.bits)]
   header = ('run', 'network', 'size of the weights (bits)', 'the same in bytes', 'test top-1', 'on the front')
-  return Section(title, text, {'accuracy_size.png': figures.png(_draw(found, best))}, table(header, rows))
+  return Section(title, text, {'accuracy_size.png': plotting.png(_draw(found, best))}, table(header, rows))
 
 
 def _draw(found, best):
-  figure, (panel,) = figures.panels(1, 1, 8.5, 4.2)
-  panel.plot([point.bits for point in best], [point.top1 for point in best], '--', color=figures.GREY, linewidth=1,
+  figure, (panel,) = plotting.panels(1, 1, 8.5, 4.2)
+  panel.plot([point.bits for point in best], [point.top1 for point in best], '--', color=plotting.GREY, linewidth=1,
              zorder=1)
   for i, group in enumerate(found):
-    color, marker = figures.COLORS[i % len(figures.COLORS)], figures.MARKERS[i % len(figures.MARKERS)]
+    color, marker = plotting.COLORS[i % len(plotting.COLORS)], plotting.MARKERS[i % len(plotting.MARKERS)]
     for point in group:
       label = f'{shown(point.network)} ({point.run})'
       panel.plot([point.bits], [point.top1], marker, color=color, markersize=8, markeredgewidth=1.6, zorder=2,
-                 markerfacecolor=color if point.network == MAIN else 'white', label=figures.plain(label))
+                 markerfacecolor=color if point.network == MAIN else 'white', label=plotting.plain(label))
   sizes = [point.bits for group in found for point in group]
   panel.set_xscale('log')
   panel.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)

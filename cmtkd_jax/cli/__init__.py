@@ -1,0 +1,1 @@
+"""The command: its flags, what `--mode` can be, Ctrl-C."""

@@ -1,0 +1,138 @@
+"""The flags of the command, and what they come down to."""
+
+import os
+import pathlib
+import re
+import traceback
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import app, flags
+from etils import epath
+from ml_collections import config_flags
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.cli import commands
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import local_file
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/digits_resnet8.py[:smoke].')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; by default runs/<name of the config file>.')
+_MODE = flags.DEFINE_enum('mode', 'train', list(commands.MODES), 'train: train or resume; evaluate: print JSON; '
+                         'bits: what networks cost; table, collect: runs of a table; report: HTML page of a run; '
+                         'export: files to deploy; predict: classes of image files.')
+# {flag: the modes that it belongs to}
+_OF_MODES = {'step': ('evaluate', 'export'), 'integer': ('evaluate',), 'format': ('export',), 'images': ('predict',)}
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
+_INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
+_FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all that are installed.')
+_IMAGES = flags.DEFINE_list('images', None, 'Image files to classify, e.g. a.jpg,b.png.')
+
+_MENDS = {  # what Python says of values that flags cannot take -> what to do
+    r"invalid literal for int\(\) with base 10: .*": 'give a whole number',
+    r'could not convert string to float: .*': 'give a number',
+    r"\('Non-boolean argument to boolean flag', .*\)": 'give True or False'}
+_UNAVAILABLE = 'Configuration is not available because of an earlier failure to load: '
+
+
+class Command(NamedTuple):
+  """One call: a mode of `commands.MODES` and what it works on; None where nothing was said."""
+  mode: str
+  config: Any = None
+  workdir: str = ''
+  step: int | None = None
+  integer: bool | None = None
+  format: list[str] | None = None
+  images: list[str] | None = None
+
+
+def parse(argv):
+  """Returns the `Command`, or raises a `UserError` of one line."""
+  for field in re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE):
+    config_lib.check_field(field)
+  _check_config_files(argv)
+  try:
+    app.define_help_flags()
+    rest = flags.FLAGS(argv)
+    config = _CONFIG.value
+    getattr(config, 'is_locked', None)  # a file that cannot be read is told at the first look into it
+  except Exception as e:  # a config file is Python, and may raise anything
+    raise UserError(_one_line(e, argv)) from e
+  if flags.FLAGS['config'].present and not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
+                    'cmtkd_jax.config.default() with your changes')
+  if rest[1:]:
+    raise UserError(f'{rest[1]!r} is no flag; flags are --config, --config.FIELD, --workdir, --mode, '
+                    f'--{", --".join(_OF_MODES)}')
+  for name, allowed in _OF_MODES.items():
+    if flags.FLAGS[name].value is not None and _MODE.value not in allowed:
+      raise UserError(f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
+                      f'--mode={_MODE.value}; leave it out')
+  # `--workdir=~/x`: a shell expands ~ at the beginning of a word only.
+  workdir = ','.join(map(os.path.expanduser, (_WORKDIR.value or _default_workdir()).split(',')))
+  _check_store('--workdir', workdir)
+  if config is not None:
+    _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
+  return Command(_MODE.value, config, workdir, _STEP.value, _INTEGER.value, _FORMAT.value,
+                 _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value])
+
+
+def _config_files(argv):
+  """The paths that --config gives; the last one counts."""
+  # One string, since the value may be an argument of its own.
+  return re.findall(r'^--?config[=\n]([^:\n]+)', '\n'.join(argv), re.MULTILINE)
+
+
+def _check_config_files(argv):
+  """Raises `UserError` where --config names something else than a file: reading a pipe would never end."""
+  for path in _config_files(argv):
+    if kind := local_file.not_a_file(path):
+      raise UserError(f'--config: {path} is {kind}, not a file; name a config file, e.g. '
+                      '--config=configs/digits_resnet8.py')
+
+
+def _check_store(field, path):
+  """Raises `UserError` where a path on object storage cannot be reached."""
+  if '://' not in str(path):
+    return
+  try:
+    epath.Path(path).exists()
+  except ImportError as e:  # without TensorFlow, fsspec reads it, with a package for each kind of storage
+    raise UserError(f'{field}={path}: {" ".join(str(e).split())}; pip install the package, or use a local path') from e
+  except Exception as e:  # as many kinds as there are storages
+    reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+    raise UserError(f'{field}={path} cannot be reached ({reason}); check its name and your credentials') from e
+
+
+def _one_line(error, argv):
+  """What an exception of the flag libraries, or of a config file, comes down to; they wrap ours, and stack traces."""
+  ours, link = None, error
+  while link is not None:
+    ours, link = link if isinstance(link, UserError) else ours, link.__cause__ or link.__context__
+  if ours:
+    return str(ours)
+  text = str(error).strip() or type(error).__name__
+  for said, mend in _MENDS.items():
+    text = re.sub(said, mend, text)
+  if isinstance(error, flags.UnrecognizedFlagError) and (field := config_lib.suggest(error.flagname)):
+    value = {'duration': "='3 epochs'"}.get(field, '=...')
+    return f'--{error.flagname} is not a flag; set the field: --config.{field}{value}'
+  if isinstance(error, flags.Error) and 'config file' not in text:
+    return ' '.join(text.split())
+  path = next(reversed(_config_files(argv)), '')
+  if path and not os.path.isfile(path):
+    return f'--config: there is no file {path}; name a config file, e.g. --config=configs/digits_resnet8.py'
+  place = traceback.extract_tb(error.__traceback__)[-1]
+  library = 'site-packages' in place.filename or place.filename.startswith('<')
+  where = '' if library or place.filename == __file__ else f' ({place.filename}, line {place.lineno})'
+  text = text.splitlines()[-1].strip().removeprefix(_UNAVAILABLE)
+  return f'--config: {text}{where}; mend the config file, or name another one'
+
+
+def _default_workdir():
+  """runs/<config file>, with the argument after the colon."""
+  if _CONFIG.value is None:
+    raise UserError('--config and --workdir are missing; give a config file, e.g. --config=configs/digits_resnet8.py, '
+                    'or the directory of a run')
+  path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+  return os.path.join('runs', '_'.join(filter(None, [pathlib.Path(path).stem, *argument.split(',')])))

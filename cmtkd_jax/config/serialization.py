@@ -1,0 +1,49 @@
+"""Configurations as JSON, and how two of them differ."""
+
+import json
+
+import ml_collections
+
+from cmtkd_jax.config.defaults import default, flat
+from cmtkd_jax.config.validation import check
+from cmtkd_jax.errors import UserError
+
+
+def to_json(config):
+  """Returns `config` as indented JSON text."""
+  return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text):
+  """Returns the `ConfigDict` that `to_json` wrote, checked."""
+  config = default()
+  try:
+    with config.unlocked():
+      _assign(config, json.loads(text))
+  except (AttributeError, TypeError, OverflowError) as e:  # fields where there is a number, or 10^400
+    raise UserError(f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in '
+                    'another --workdir') from None
+  check(config)
+  return config
+
+
+def difference(a, b, but=()):
+  """Returns lines 'field: value in a -> value in b' of the fields, `but` for some, in which configurations differ."""
+  a, b = flat(a), flat(b)
+  return [f'{field}: {a.get(field)!r} -> {b.get(field)!r}' for field in sorted(a.keys() | b.keys())
+          if field not in but and _tuples(a.get(field)) != _tuples(b.get(field))]
+
+
+def _assign(config, values):
+  for name, value in values.items():
+    section = isinstance(config.get(name), ml_collections.ConfigDict)
+    if name in config and section != isinstance(value, dict):
+      raise TypeError(f'{name} is a {type(value).__name__}')
+    if section:
+      _assign(config[name], value)
+    else:
+      config[name] = _tuples(value)
+
+
+def _tuples(value):
+  return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value

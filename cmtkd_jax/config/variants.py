@@ -1,0 +1,67 @@
+"""How a config file changes a configuration: variants by name, neighboring files, the smoke test."""
+
+import pathlib
+import runpy
+
+from cmtkd_jax import methods
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import local_file
+
+
+def apply_argument(config, argument, **variants):
+  """Applies the part of `--config=FILE.py:ARGUMENT` after the colon: names of variants, and of runs of a table.
+
+  Args:
+    config: changed in place.
+    argument: '' or names joined by commas, e.g. 'smoke'.
+    **variants: `{name: function of config}`.
+
+  Returns:
+    config.
+
+  Raises:
+    UserError: a name is unknown.
+  """
+  for name in sorted(filter(None, argument.split(',')), key='smoke'.__eq__):  # the last word is smoke's
+    if name in config.table.runs:
+      config.table.only = (*config.table.only, name)
+    elif name in variants:
+      variants[name](config)
+    else:
+      known = ', '.join([*sorted(variants), *config.table.runs])
+      raise UserError(f'--config=...:{argument}: {name!r} is not one of {known}')
+  return config
+
+
+def neighbour(path, name, argument=''):
+  """Returns the configuration of file `name`, a path without suffix, seen from the folder of config file `path`."""
+  file = pathlib.Path(path).parent / f'{name}.py'
+  if kind := local_file.not_a_file(file):
+    raise UserError(f'--config: {file} is {kind}, not a file; put a config file there')
+  return runpy.run_path(str(file))['get_config'](argument)
+
+
+def smoke(config, image_size, channels=3, classes=10):
+  """Shrinks `config` to a few seconds anywhere: generated images, narrow layers, two teachers, three steps."""
+  config.data.name = f'generated:{image_size}x{image_size}x{channels}:{classes}:48'
+  config.data.image_size, config.data.resize = image_size, 0
+  if config.data.augment in ('inception_crop_flip', 'resize_crop_flip'):
+    config.data.augment = 'pad_crop_flip'
+  config.model.width = min(config.model.width, 8 / 64)
+  for name in methods.METHODS:
+    for field in ('teacher_bits', 'peer_bits'):
+      if field in config[name]:
+        config[name][field] = config[name][field][::2]
+  config.ctkd.teacher_model = config.model.name
+  for changes in config.first.values():
+    if 'model' in changes:
+      del changes.model  # every network is the student's
+  config.table.seeds = config.table.seeds[:1]
+  config.batch_size = config.eval_batch_size = 16
+  config.duration, config.optimizer.warmup = '3 steps', ''
+  if config.optimizer.schedule == 'step':
+    config.optimizer.decay_at = '2 steps'
+  config.log_every = '1 steps'
+  config.eval_every = config.checkpoint_every = '3 steps'
+  config.optimizer.learning_rate = min(config.optimizer.learning_rate, 0.01)
+  config.tensorboard = False

@@ -1,0 +1,112 @@
+"""Loaders: which records make up which batch. How a batch is made is for `resident` or `streaming`."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from cmtkd_jax.data import sampling
+
+Batch = dict[str, jax.Array]
+
+
+class Reader(Protocol):
+  """Makes batches of given records; `resident.Reader` and `streaming.Reader`."""
+  broken: Mapping[int, str]
+  shape: tuple[int, int, int]  # (h, w, C) of an image in a batch
+  sharding: jax.sharding.NamedSharding  # of a batch
+
+  def stream(self, rows: Callable[[int], np.ndarray], start: int, stop: int | None) -> Iterator[Batch]:
+    """Yields {'image': uint8[B, h, w, C], 'label': int32[B]} of the records rows(start), rows(start + 1), ...
+
+    Record -1 stands for padding: its image and label are arbitrary.
+    """
+
+
+class TrainLoader:
+  """Endless shuffled batches; the position in the stream is one integer, the global step.
+
+  Step s is batch s % steps_per_epoch of epoch s // steps_per_epoch. What a partial batch would hold is
+  left out of its epoch (another epoch leaves out other records).
+
+  Attributes:
+    num_examples: records in the training split, less the held-out ones.
+    steps_per_epoch: num_examples // batch_size.
+  """
+
+  def __init__(self, reader: Reader, records: np.ndarray, batch_size: int, seed: int):
+    self.num_examples = len(records)
+    self.steps_per_epoch = len(records) // batch_size
+    self._reader, self._records, self._batch_size = reader, records, batch_size
+    # Two, since reader threads straddle the border of two epochs.
+    self._order = functools.lru_cache(maxsize=2)(
+        functools.partial(sampling.epoch_permutation, len(records), seed))
+
+  @property
+  def broken(self) -> Mapping[int, str]:
+    """The images that this process met, could not decode and replaced: record -> its name."""
+    return self._reader.broken
+
+  @property
+  def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what `batches` yields; reads no image."""
+    spec = lambda shape, dtype: jax.ShapeDtypeStruct(
+        (self._batch_size, *shape), dtype, sharding=self._reader.sharding)
+    return {'image': spec(self._reader.shape, np.uint8), 'label': spec((), np.int32)}
+
+  def indices(self, step: int) -> np.ndarray:
+    """Returns the record numbers of one batch, int64[batch_size], as in the training split before minival."""
+    epoch, position = divmod(step, self.steps_per_epoch)
+    rows = slice(position * self._batch_size, (position + 1) * self._batch_size)
+    return self._records[self._order(epoch)[rows]]
+
+  def batches(self, start: int = 0) -> Iterator[Batch]:
+    """Yields the batches of steps start, start + 1, ... without end, sharded over mesh axis 'data'.
+
+    Each is {'image': uint8[B, h, w, C], 'label': int32[B]}. Nothing before `start` is read. Closing the
+    iterator (or dropping it) ends its threads.
+    """
+    return self._reader.stream(self.indices, start, None)
+
+
+class EvalLoader:
+  """Every record of a split exactly once, in order.
+
+  Attributes:
+    num_examples: number of records.
+    batch_size: rows of each batch, a multiple of the device count.
+    num_batches: number of batches in one pass.
+  """
+
+  def __init__(self, reader: Reader, records: np.ndarray, batch_size: int,
+               sharding: jax.sharding.NamedSharding):
+    self.num_examples = len(records)
+    self.batch_size = batch_size
+    self.num_batches = -(-len(records) // batch_size)
+    self._reader, self._records, self._sharding = reader, records, sharding
+
+  def _rows(self, step: int) -> np.ndarray:
+    rows = self._records[step * self.batch_size:(step + 1) * self.batch_size]
+    return np.pad(rows, (0, self.batch_size - len(rows)), constant_values=-1)
+
+  def batches(self) -> Iterator[Batch]:
+    """Yields {'image': uint8[B, h, w, C], 'label': int32[B], 'mask': bool[B]}; mask is False on padding."""
+    batches = self._reader.stream(self._rows, 0, self.num_batches)
+    for step, batch in enumerate(batches):
+      yield batch | {'mask': to_global(self._rows(step) >= 0, self._sharding)}
+
+
+@functools.lru_cache(maxsize=16)
+def own_rows(batch_size: int, sharding: jax.sharding.NamedSharding) -> slice:
+  """Returns the contiguous block of a batch's rows that lies on this process's devices."""
+  blocks = [index[0].indices(batch_size)[:2] for index in
+            sharding.addressable_devices_indices_map((batch_size,)).values()]
+  return slice(min(lo for lo, _ in blocks), max(hi for _, hi in blocks))
+
+
+def to_global(rows: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
+  """Shards a host array that every process holds in full: each process copies only its own rows."""
+  own = own_rows(len(rows), sharding)
+  return jax.make_array_from_process_local_data(sharding, rows[own], rows.shape)

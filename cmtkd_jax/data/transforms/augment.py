@@ -1,0 +1,123 @@
+"""Preprocessing on the device: pure functions of whole batches, called inside the compiled step.
+
+Random numbers are drawn from one key with shape (B, ...), so the result does not depend on how the batch is
+sharded.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmtkd_jax.data.transforms import crop_boxes
+
+AUGMENTS = ('none', 'pad_crop', 'pad_crop_flip', 'resize_crop_flip', 'inception_crop_flip')
+
+
+def standardize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+  """(image / 255 - mean) / std. [B, H, W, C] in 0..255 -> float32, same shape."""
+  mean, std = (np.asarray(v, np.float32).reshape(1, 1, 1, -1) for v in (mean, std))
+  return (image.astype(jnp.float32) / np.float32(255) - mean) / std
+
+
+def pad_crop(key: jax.Array, image: jax.Array, pad: int, flip: bool, mode: str = 'zeros') -> jax.Array:
+  """Pads with zeros (black, before standardizing) or the mirrored image, crops at random to the old size, maybe flips.
+
+  Args:
+    key: jax random key.
+    image: [B, H, W, C].
+    pad: pixels added on each side.
+    flip: whether each image is mirrored with probability 1/2.
+    mode: 'zeros'; 'reflect', 3 2 | 1 2 3, as torchvision; 'symmetric', which repeats the border, 2 1 | 1 2 3, as
+      OpenCV's BORDER_REFLECT.
+
+  Returns:
+    [B, H, W, C], dtype of `image`.
+  """
+  batch, height, width, _ = image.shape
+  top_key, left_key, flip_key = jax.random.split(key, 3)
+  top = jax.random.randint(top_key, (batch, 1), 0, 2 * pad + 1)
+  left = jax.random.randint(left_key, (batch, 1), 0, 2 * pad + 1)
+  rows = top + np.arange(height, dtype=np.int32)[None]
+  columns = np.arange(width, dtype=np.int32)[None]
+  if flip:
+    columns = jnp.where(jax.random.bernoulli(flip_key, shape=(batch, 1)), columns[:, ::-1], columns)
+  columns = left + columns
+  image = jnp.pad(image, ((0, 0), (pad, pad), (pad, pad), (0, 0)), 'constant' if mode == 'zeros' else mode)
+  # One gather does crop and mirror; on CPU it is faster than dynamic_slice, and 30 times faster than selects.
+  take = lambda one, y, x: one.at[y[:, None], x[None, :]].get(mode='promise_in_bounds')
+  return jax.vmap(take)(image, rows, columns)
+
+
+def mirror(key: jax.Array, image: jax.Array) -> jax.Array:
+  """Mirrors each image left-right with probability 1/2. [B, H, W, C] -> the same."""
+  flip = jax.random.bernoulli(key, shape=(image.shape[0], 1, 1, 1))
+  return jnp.where(flip, image[:, :, ::-1], image)
+
+
+def resample(image: jax.Array, box, size: int) -> jax.Array:
+  """Resamples a box of each image to size x size, bilinear with antialiasing.
+
+  Args:
+    image: [B, h, w, C].
+    box: (top, left, height, width) as from `crop_boxes`, each float32[B].
+    size: side of the result.
+
+  Returns:
+    float32[B, size, size, C] in 0..255.
+  """
+  def one(image, top, left, height, width):
+    scale = size / jnp.stack([height, width])
+    return jax.image.scale_and_translate(image, (size, size, image.shape[-1]), (0, 1), scale,
+                                         -jnp.stack([top, left]) * scale, 'linear')
+  return jax.vmap(one)(image.astype(jnp.float32), *box)
+
+
+def build(augment: str, *, size: int, resize: int, pad: int, mean: tuple[float, ...], std: tuple[float, ...],
+          raw: bool, pad_mode: str = 'zeros') -> tuple[Callable, Callable]:
+  """Returns (augment, normalize) for images as the loaders hand them out.
+
+  Args:
+    augment: one of AUGMENTS.
+    size: side of the network's input.
+    resize: shorter side after resizing, 0 for none.
+    pad, pad_mode: for pad_crop.
+    mean: C floats on the 0..1 scale.
+    std: C floats on the 0..1 scale.
+    raw: whether images come unresized (resident); otherwise the host has resized and cropped them already.
+
+  Returns:
+    augment(key, uint8[B, h, w, C]) -> float32[B, size, size, C], for training;
+    normalize(uint8[B, h, w, C]) -> float32[B, size, size, C], for evaluation.
+  """
+  def fit(image):
+    if not (raw and resize):
+      return image
+    batch, height, width, _ = image.shape
+    box = crop_boxes.centre_box(height, width, resize, size)
+    return resample(image, [jnp.full((batch,), v, jnp.float32) for v in box], size)
+
+  def random_box(key, image):
+    batch, height, width, _ = image.shape
+    u = jax.random.uniform(key, (batch, crop_boxes.NUM_DRAWS))
+    if augment == 'inception_crop_flip':
+      box = crop_boxes.inception_box(jnp, u, height, width)
+    else:
+      box = crop_boxes.resize_crop_box(jnp, u, height, width, resize, size)
+    return resample(image, box, size)
+
+  def normalize_fn(image):
+    return standardize(fit(image), mean, std)
+
+  def augment_fn(key, image):
+    if augment == 'none':
+      image = fit(image)
+    elif augment.startswith('pad_crop'):
+      image = pad_crop(key, fit(image), pad, flip=augment.endswith('flip'), mode=pad_mode)
+    else:
+      crop_key, flip_key = jax.random.split(key)
+      image = mirror(flip_key, random_box(crop_key, image) if raw else image)
+    return standardize(image, mean, std)
+
+  return augment_fn, normalize_fn

@@ -1,0 +1,80 @@
+"""Preprocessing on the host, for streaming: decode, resize and crop, one image at a time.
+
+JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where the crop still has as many pixels as the network wants.
+PIL cannot decode the crop alone; little is lost: four fifths of the time go into undoing the Huffman code, which has no
+random access. Boxes are those of the picture the right way up; a file that stores it turned is cropped as it is stored,
+and the crop is turned.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+from cmtkd_jax.data import sampling
+from cmtkd_jax.data.loading.broken import WrongSize
+from cmtkd_jax.data.transforms import crop_boxes, decode_tf, image_file
+
+
+def _resample(image: np.ndarray | Image.Image, box, size: int, channels: int) -> np.ndarray:
+  if isinstance(image, np.ndarray):
+    image = Image.fromarray(image[..., 0] if channels == 1 else image)
+  (top, left, height, width), whole = map(float, box), image.width
+  # A smaller version of a JPEG, as long as its box has `size` pixels; other images, and arrays, have none.
+  smaller = image.draft(None, (math.ceil(image.width * size / width), math.ceil(image.height * size / height)))
+  scale = smaller[1][2] / whole if smaller else 1
+  corners = (left * scale, top * scale, min((left + width) * scale, image.width),
+             min((top + height) * scale, image.height))
+  resized = image_file.convert(image, channels).resize((size, size), Image.Resampling.BILINEAR, box=corners)
+  array = np.asarray(resized)
+  return array[..., None] if channels == 1 else array
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+  """Decodes, crops and resizes: (image, position, record) -> uint8[size, size, channels]. Picklable.
+
+  Attributes:
+    augment: as in `augment.AUGMENTS`; here only the kinds of random resized crop matter.
+    size: side of the result.
+    resize: shorter side after resizing; 0: images must have the right size already.
+    channels: 1 or 3 (any number where nothing is resized).
+    seed: seed of the random crops; None: evaluation, always the center.
+    decoder: 'pil' (antialiased) or 'tensorflow' (see `decode_tf`).
+
+  Calling it raises `image_file.Unreadable` for a file that cannot be decoded, and `WrongSize`.
+  """
+  augment: str
+  size: int
+  resize: int
+  channels: int
+  seed: int | None
+  decoder: str = 'pil'
+
+  def __call__(self, image: np.ndarray | bytes, position: int, record: int) -> np.ndarray:
+    encoded = image if isinstance(image, bytes) else None
+    if encoded is None:
+      stored, turned = image.shape[:2], image_file.UPRIGHT
+    else:
+      image = image_file.open_image(encoded)
+      stored, turned = (image.height, image.width), image_file.orientation(image)
+    height, width = turned.size(*stored)
+    if self.seed is not None and self.augment in ('inception_crop_flip', 'resize_crop_flip'):
+      u = sampling.record_rng(self.seed, position, record).random(crop_boxes.NUM_DRAWS)
+      if self.augment == 'inception_crop_flip':
+        box = crop_boxes.inception_box(np, u, height, width)
+      else:
+        box = crop_boxes.resize_crop_box(np, u, height, width, self.resize, self.size)
+    elif self.resize:
+      box = crop_boxes.centre_box(height, width, self.resize, self.size)
+    elif (height, width) != (self.size, self.size):
+      raise WrongSize(f'{height}x{width}, not {self.size}x{self.size}')
+    else:
+      return image_file.to_array(image, self.channels)
+    box = turned.stored_box(box, *stored)
+    if self.decoder == 'tensorflow':
+      crop = decode_tf.resample(encoded, image, box, self.size, self.channels)
+    else:
+      crop = _resample(image, box, self.size, self.channels)
+    return turned.apply(crop)

@@ -1,0 +1,103 @@
+"""Chains of runs: what `config.first` names is trained first, each run in a directory of its own."""
+
+import json
+import re
+
+import ml_collections
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import run_files
+from cmtkd_jax.training import loop
+
+_REFERENCE = re.compile(r'\{(\w+)\}')
+_ALONE = {'init_from': '', 'teachers': ()}  # what comes first does not start from what comes after it
+
+
+def train_chain(config, workdir, directories=()):
+  """Trains the runs of `config.first`, each in `workdir/<name>` after those it refers to, then `config`.
+
+  Each is `config` with the changes given there; '{name}' in its `init_from` and `teachers` stands for the directory of
+  an earlier one. A run that is finished is not run again, one that was cut goes on.
+
+  Args:
+    config: a `ConfigDict`.
+    workdir: of the last run.
+    directories: `{name: directory}` of further runs that may be referred to.
+
+  Returns:
+    the summary of the last run, a JSON-able dict.
+
+  Raises:
+    UserError: a reference has no run, or a run cannot be trained.
+  """
+  directories = dict(directories)
+  last = config_lib.derive(config, {})
+  runs = {name: (config_lib.derive(config, _ALONE | config.first[name].to_dict()), f'{workdir}/{name}')
+          for name in in_order(config.first, config.first)}
+  for name, (run, directory) in runs.items():
+    print(f'\n== {name} -> {directory}', flush=True)
+    _train(resolve(run, directories), directory)
+    directories[name] = directory
+  if runs:
+    print(f'\n== {config.method} -> {workdir}', flush=True)
+  return _train(resolve(last, directories), workdir)
+
+
+def in_order(runs, wanted):
+  """Returns the names `wanted` and what they refer to among `runs`, `{name: changes}`, each after what it refers to.
+
+  Raises:
+    UserError: runs refer to each other in a circle.
+  """
+  config_lib.check_runs(runs)
+  order = []
+
+  def visit(name, above):
+    if name in above:
+      raise UserError(f'config.first: {" -> ".join([*above, name])} refer to each other in a circle')
+    if name not in order:
+      for reference in _REFERENCE.findall(json.dumps(runs[name].to_dict())):
+        if reference in runs:
+          visit(reference, (*above, name))
+      order.append(name)
+
+  for name in wanted:
+    visit(name, ())
+  return order
+
+
+def resolve(config, directories):
+  """Returns `config` with every '{name}' in `init_from` and `teachers` replaced by that run's directory.
+
+  Raises:
+    UserError: there is no run of that name before this one.
+  """
+  def replace(text, field):
+    for name in _REFERENCE.findall(text):
+      if name not in directories:
+        raise UserError(f'config.{field}: there is no run {name!r} before this one; there are '
+                        f'{", ".join(directories) or "none"}')
+    return _REFERENCE.sub(lambda match: directories[match[1]], text)
+
+  config = ml_collections.ConfigDict(config.to_dict())
+  config.init_from = replace(config.init_from, 'init_from')
+  config.teachers = tuple(replace(teacher, 'teachers') for teacher in config.teachers)
+  return config
+
+
+def _finished(config, workdir):
+  """The summary of the finished run of `config` in `workdir`, or None."""
+  summary = run_files.read_summary(workdir, ('config', 'results', 'importance'))
+  if summary is None:
+    return None
+  there = config_lib.from_json(json.dumps(summary['config']))
+  return None if config_lib.difference(there, config, but=run_files.FREE) else summary
+
+
+def _train(config, workdir):
+  summary = _finished(config, workdir)
+  if summary is None:
+    return loop.train_and_evaluate(config, workdir)
+  print(f'{workdir} is finished\n{run_files.closing_table(summary)}', flush=True)
+  return summary

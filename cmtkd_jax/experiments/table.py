@@ -1,0 +1,192 @@
+"""Tables of runs: trains the rows of `config.table`, resumable, and sets them beside the published figures.
+
+`config.table.runs` is `{run: changes to the configuration}`; '{run}' in the `init_from` and `teachers` of a later run
+is the directory of an earlier one at the same seed. `config.table.lines` are what is printed, each
+`(title, W/A bits, run, network, (top-1, top-5) as published)`; a run of '' is a figure that is cited only. A run of the
+table lies in `WORKDIR/<run>/seed<k>`.
+"""
+
+import json
+import math
+import re
+import statistics
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import quantizers
+from cmtkd_jax.errors import UserError, printable
+from cmtkd_jax.experiments import chain
+from cmtkd_jax.runs import run_files
+from cmtkd_jax.runtime import text_table
+
+FILE = 'table'
+
+
+class Line(NamedTuple):
+  """One line of the table. published: (top-1, top-5) in percent, None where it is not known."""
+  title: str
+  bits: str
+  run: str
+  network: str
+  published: tuple
+
+
+def train_table(config, workdir):
+  """Trains what is missing, run by run and seed by seed, then collects.
+
+  A run that cannot be trained (its quantizer does not exist yet, its data are not prepared) does not keep the others
+  from theirs; the table says why.
+
+  Returns:
+    as `collect`.
+
+  Raises:
+    UserError: the table itself is wrong.
+  """
+  lines = _lines(config)
+  failures = {}
+  for seed in config.table.seeds:
+    directories = {}
+    for run in chain.in_order(config.table.runs, [line.run for line in lines if line.run]):
+      directory = f'{workdir}/{run}/seed{seed}'
+      print(f'\n== {run}, seed {seed} -> {directory}', flush=True)
+      try:
+        if missing := _missing_quantizer(config.table.runs[run]):
+          raise UserError(missing)
+        run_config = config_lib.derive(config, {**config.table.runs[run].to_dict(), 'seed': seed})
+        chain.train_chain(run_config, directory, directories)
+        directories[run] = directory
+      except UserError as e:
+        failures.setdefault(run, str(e))
+        print(f'not run: {e}', flush=True)
+  return collect(config, workdir, failures)
+
+
+def collect(config, workdir, failures=None):
+  """Collects the finished runs in `workdir`, writes table.md and table.json there, and prints the table.
+
+  Args:
+    config: a `ConfigDict` with a `table`.
+    workdir: directory of the table.
+    failures: `{run: why it could not be trained}`.
+
+  Returns:
+    list of JSON-able dicts, one a line.
+
+  Raises:
+    UserError: the configuration has no table, or the directory does not exist.
+  """
+  lines, workdir = _lines(config), epath.Path(workdir)
+  if not workdir.is_dir():
+    raise UserError(f'--workdir: there is no directory {workdir}; train the table first with --mode=table')
+  rows = [_row(config, line, workdir, failures or {}) for line in lines]
+  text = render(config.table.title, rows)
+  run_files.write(workdir / f'{FILE}.json', json.dumps({'title': config.table.title, 'lines': rows}, indent=1))
+  run_files.write(workdir / f'{FILE}.md', markdown(config.table.title, rows))
+  print(text)
+  return rows
+
+
+def render(title, rows):
+  """Returns the table as text."""
+  header, body = _cells(rows)
+  lines = text_table.lines(header, body, left=(0, len(header) - 1))
+  return '\n'.join(['', printable(title), *lines, '', _legend()])
+
+
+def markdown(title, rows):
+  """Returns the table as Markdown."""
+  header, body = _cells(rows)
+  line = lambda cells: f'| {" | ".join(map(text_table.markdown_cell, cells))} |'
+  return '\n'.join([f'**{text_table.markdown_cell(title)}**', '', line(header), f'|{" --- |" * len(header)}',
+                    *map(line, body), '', _legend(), ''])
+
+
+def _legend():
+  return ('Top-1 / top-5 in percent on the test split: mean over seeds ± standard error (sd: standard deviation of one '
+          'seed). The best epoch is chosen on the test split, as papers print it.')
+
+
+def _cells(rows):
+  header = ['row', 'W/A', 'published', 'last epoch', 'sd', 'best epoch', 'seeds', 'note']
+  body = []
+  for row in rows:
+    published = ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-'
+    last, best = row['last'], row['best']
+    sd = f'{last["top1"]["sd"]:.2f}' if _several(last) else '-'
+    body.append([row['title'], row['bits'], published, _pair(last), sd, _pair(best), str(len(row['seeds'])),
+                 row['note']])
+  return header, body
+
+
+def _pair(result):
+  if not result:
+    return '-'
+  cell = lambda value: f'{value["mean"]:.2f}' + (f' ± {value["standard_error"]:.2f}' if value['sd'] is not None else '')
+  return f'{cell(result["top1"])} / {cell(result["top5"])}'
+
+
+def _several(result):
+  return result and result['top1']['sd'] is not None
+
+
+def _row(config, line, workdir, failures) -> dict[str, Any]:
+  found = {}
+  if line.run:
+    for path in (workdir / line.run).glob('seed*/summary.json'):
+      found[int(re.search(r'seed(\d+)$', path.parent.name)[1])] = run_files.read_summary(path.parent)
+  found = dict(sorted(found.items()))
+  results = [summary['results'].get(f'test/{line.network}') for summary in found.values()]
+  if found and None in results:
+    raise UserError(f'config.table.lines: run {line.run!r} has no network {line.network!r}; it has '
+                    f'{", ".join(next(iter(found.values()))["results"])}')
+  of = lambda which: {kind: _statistics([result[which][kind] for result in results])
+                      for kind in ('top1', 'top5')} if results else None
+  about = lambda key: sorted({summary[key] for summary in found.values()})
+  return {**line._asdict(), 'seeds': list(found), 'last': of('last'), 'best': of('best'), 'epochs': about('epochs'),
+          'commits': about('commit'), 'devices': about('device'), 'note': _note(config, line, workdir, found, failures)}
+
+
+def _statistics(values):
+  several = len(values) > 1
+  sd = statistics.stdev(values) if several else None
+  return {'mean': statistics.mean(values), 'sd': sd, 'standard_error': sd / math.sqrt(len(values)) if several else None,
+          'values': values}
+
+
+def _note(config, line, workdir, found, failures):
+  if not line.run:
+    return 'cited, not run here'
+  if missing := _missing_quantizer(config.table.runs[line.run]):
+    return missing
+  if line.run in failures:
+    return failures[line.run]
+  if len(found) < len(config.table.seeds):
+    started = len(list((workdir / line.run).glob('seed*/config.json')))
+    return 'not finished' if started > len(found) else f'{len(config.table.seeds) - len(found)} seeds not run'
+  return ''
+
+
+def _missing_quantizer(changes):
+  names = [changes.get('quantizer', {}).get(field) for field in ('name', 'weights', 'activations')]
+  missing = [name for name in names if name and name not in quantizers.QUANTIZERS]
+  return f'quantizer {", ".join(missing)} does not exist here yet' if missing else ''
+
+
+def _lines(config):
+  """The lines to print: those of the chosen runs, or all."""
+  table = config.table
+  if not table.runs:
+    raise UserError('--mode=table: this configuration has no table; use a config file such as '
+                    'configs/table2_resnet18_cifar100.py')
+  config_lib.check_runs(table.runs)
+  for line in table.lines:
+    if len(line) != len(Line._fields):
+      raise UserError(f'config.table.lines: {line!r} must be ({", ".join(Line._fields)})')
+  lines = [Line(*line) for line in table.lines]
+  for name in [*table.only, *(line.run for line in lines if line.run)]:
+    if name not in table.runs:
+      raise UserError(f'config.table: there is no run {name!r}; runs are {", ".join(table.runs)}')
+  return [line for line in lines if not table.only or line.run in table.only]

@@ -1,0 +1,176 @@
+"""Exported files beside the network they were made of, on the whole test split."""
+
+import functools
+import itertools
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import export
+from cmtkd_jax.data.transforms.augment import standardize
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import interpreter
+from cmtkd_jax.models import layers
+from cmtkd_jax.runs import run_reader
+from cmtkd_jax.runtime import distributed, text_table
+from cmtkd_jax.runtime.progress import Progress
+from cmtkd_jax.training import restore
+
+_CALIBRATION = 256  # images
+
+
+def integer_against_training(workdir, config=None, step=None):
+  """Evaluates the integer forward beside that of training.
+
+  Args:
+    workdir: directory of a run.
+    config: as for `restore.open_run`.
+    step: which checkpoint; None for the newest.
+
+  Returns:
+    JSON-able dict: top-1 of the integer forward in percent, how many predictions and codes differ from those of
+    training, how many codes there are, `{layer: codes that differ}` where any do, and how many codes of one batch
+    differ between the two ways to sum, of which there should be none.
+  """
+  graph = export.from_run(workdir, step).graph
+  network = interpreter.Network(graph)
+  run = _Run(workdir, config, step)
+  right = predictions = total = 0
+  differing = {}
+  for pixels, labels, mask in run.batches():
+    logits, codes = run.forward(pixels)
+    our_logits, our_codes = network.with_codes(pixels)
+    ours = np.argmax(our_logits, -1)
+    right += int(np.sum((ours == labels)[mask]))
+    predictions += int(np.sum((ours != np.argmax(logits, -1))[mask]))
+    for layer, values in our_codes.items():
+      here = np.asarray(values)[mask] != np.asarray(codes[layer])[mask]
+      total += here.size
+      differing[layer] = differing.get(layer, 0) + int(here.sum())
+  return {f'test/{run_reader.MAIN}/top1_in_integers': 100 * right / run.num_examples,
+          'predictions_that_differ': predictions, 'codes_that_differ': sum(differing.values()), 'codes': total,
+          'layers_that_differ': {layer: count for layer, count in differing.items() if count},
+          'codes_that_differ_between_ways_to_sum': sum(interpreter.differing_codes(graph, pixels).values())}
+
+
+def export_and_compare(workdir, formats=None, config=None, step=None):
+  """Writes the files of a run into WORKDIR/export and returns a table of their sizes and accuracies as text.
+
+  Args:
+    workdir: directory of a run.
+    formats: names in `export.FORMATS`; None for all whose packages are installed.
+    config, step: as for `integer_against_training`.
+
+  Raises:
+    UserError: there is no such run, `config` cannot be used, or a format that was asked for cannot be written.
+  """
+  if config is not None:
+    config_lib.check(config)
+  exported = export.from_run(workdir, step)
+  notes, asked = [], formats is not None
+  if not asked:
+    formats = [name for name, kind in export.FORMATS.items() if not kind.missing()]
+    notes += [f'{name} is left out: {kind.missing()} is not installed' for name, kind in export.FORMATS.items()
+              if kind.missing()]
+  calibration = None
+  try:
+    run = _Run(workdir, config, step)
+    calibration = run.training_images(_CALIBRATION)
+  except UserError as e:  # sizes can be told without data
+    run, notes = None, [*notes, f'not evaluated: {e}']
+  paths = {}
+  for name in formats:
+    try:
+      paths |= export.write(exported, epath.Path(workdir) / export.FOLDER, [name], calibration)
+    except UserError as e:
+      if asked or not paths:  # the first can hold every network
+        raise
+      notes.append(f'{name} is left out: {e}')
+  header, body = ['file', 'KiB'], [[str(path), f'{path.stat().length / 1024:,.1f}'] for path in paths.values()]
+  if run is not None:
+    header += ['top-1', 'predictions unlike training', 'unlike the integer forward']
+    functions = {'training': lambda pixels: run.forward(pixels)[0], 'integers': interpreter.Network(exported.graph)}
+    functions |= {str(path): export.open_network(path)[0] for name, path in paths.items() if export.FORMATS[name].read}
+    guesses = {name: [] for name in functions}
+    labels = []
+    for pixels, label, mask in run.batches():
+      labels.append(label[mask])
+      for name, function in functions.items():
+        guesses[name].append(np.argmax(np.asarray(function(pixels)), -1)[mask])
+    labels, guesses = np.concatenate(labels), {name: np.concatenate(parts) for name, parts in guesses.items()}
+    for row in (body := [['forward pass of training', ''], ['integer forward pass', ''], *body]):
+      name = {'forward pass of training': 'training', 'integer forward pass': 'integers'}.get(row[0], row[0])
+      if name not in guesses:
+        row += ['', '', '']
+        continue
+      row += [f'{100 * np.mean(guesses[name] == labels):.2f} %', *(
+          f'{np.sum(guesses[name] != guesses[other])} of {len(labels)}' for other in ('training', 'integers'))]
+  return '\n'.join([*text_table.lines(header, body), '', weight_sizes(exported.graph), *notes])
+
+
+def weight_sizes(graph):
+  """Returns in words how many bytes the weights take, and would take as float32."""
+  by_bits, pixels = {}, {node.output for node in graph.nodes if node.op == 'pixels'}
+  for node in graph.nodes:
+    if 'bits' in node.attributes:
+      # Pixels have a channel of 255s, whose weights stand for mean and std of the images.
+      weights = node.weights[:, :, :-1] if node.inputs[0] in pixels else node.weights
+      by_bits[node.attributes['bits']] = by_bits.get(node.attributes['bits'], 0) + weights.size
+  parts = [f'{count:,} of {bits} bits take {count * bits / 8192:,.1f} KiB' for bits, count in sorted(by_bits.items())]
+  total = sum(by_bits.values())
+  size = sum(count * bits for bits, count in by_bits.items())
+  return (f'weights: {", ".join(parts)}; together {size / 8192:,.1f} KiB, {32 * total / size:.1f} times less than '
+          f'as float32')
+
+
+class _Run:
+  """A run's network as training evaluates it, and the test images as exported files take them."""
+
+  def __init__(self, workdir, config, step):
+    opened = restore.open_run(workdir, config, step)
+    self._method, self._variables, self._data = opened.method, opened.variables, opened.dataset
+    data = run_reader.read(workdir).config.data
+    mean, std = (np.float32(value).reshape(1, 1, 1, -1) for value in (data.mean, data.std))
+    pixels = lambda images: jnp.round((self._data.normalize(images) * std + mean) * 255)
+    self._pixels = jax.jit(lambda images: pixels(images).astype(jnp.uint8))
+    # Variables are arguments: as constants, compilers would compute with them before any image comes.
+    forward = jax.jit(functools.partial(_forward_with_codes, self._method, mean=tuple(data.mean), std=tuple(data.std)))
+    self.forward = functools.partial(forward, self._variables)
+    self.num_examples = self._data.evals['test'].num_examples
+
+  def training_images(self, count):
+    """Returns about `count` images of the training split, uint8 [N, H, W, C]."""
+    batches = itertools.islice(self._data.train.batches(), -(-count // len(self._data.train.indices(0))))
+    return np.concatenate([np.asarray(self._pixels(batch['image'])) for batch in batches])
+
+  def batches(self):
+    """Yields (uint8 [B, H, W, C], resized and cropped; labels; mask of real examples), NumPy arrays; tells how far."""
+    begin, done = time.monotonic(), 0
+    with Progress(self.num_examples, enabled=distributed.is_first(), unit='image') as progress:
+      for batch in self._data.evals['test'].batches():
+        yield tuple(np.asarray(value) for value in (self._pixels(batch['image']), batch['label'], batch['mask']))
+        done += int(batch['mask'].sum())
+        progress.update(done, done / (time.monotonic() - begin))
+
+
+def _forward_with_codes(method, variables, pixels, mean, std):
+  """(logits, {layer: codes of its activation, from 0}) of the forward pass of training."""
+  codes = {}
+
+  def record(next_function, args, kwargs, context):
+    module = context.module
+    if isinstance(module, layers.FakeQuantize) and module.name == 'activation_quantizer' and (
+        context.method_name == '__call__'):
+      own = {name: value for collection in module.variables.values() for name, value in collection.items()}
+      encode = lambda x: module.quantizer.encode(x.astype(jnp.float32), own).codes
+      codes['/'.join(module.path[:-1])] = encode(args[0]) - encode(jnp.full((1,) * args[0].ndim, -1e30))
+    return next_function(*args, **kwargs)
+
+  with nn.intercept_methods(record):
+    logits = method.apply(variables, standardize(pixels, mean, std), train=False).logits[run_reader.MAIN]
+  return logits, codes

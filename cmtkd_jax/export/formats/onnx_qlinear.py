@@ -1,0 +1,240 @@
+"""The fast ONNX file: convolutions of codes are QLinearConv, 8-bit integers with int32 sums and fixed-point scales.
+
+A convolution, the affine map behind it and the quantizer behind that are one operation. Its bias must be an integer:
+weights are multiplied by what makes its rounding harmless, as far as int8 holds them. Where no quantizer follows (in
+residual blocks), the sums are put into 8 bits over the range that each channel has on calibration images: exactly where
+they span less than 256, as those of narrow layers with few bits do, else rounded. So codes may differ from the exact
+ones at a threshold: predictions agree, logits do so nearly. First and last layers in full precision stay float32.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import interpreter
+from cmtkd_jax.export.formats import onnx_qdq
+
+_BATCH = 32
+_LARGEST_BIAS = 2**30
+_CONSTANT = 2**20  # the bias of channels that are constant
+
+
+def write(path, graph, about, images=None):
+  """Writes `graph` and `about`, what is to be known about it, see `schema.ABOUT`.
+
+  Args:
+    images: uint8 [B, H, W, C], some hundred training images, from which the ranges of sums are taken. A network of
+      full precision needs none: its file is plain float32.
+
+  Raises:
+    UserError: the network has a grid that is not uniform, weights do not fit int8, or `onnx` is not installed.
+  """
+  writer = _Writer(graph, images)
+  writer.write_nodes()
+  writer.parts.write(path, graph, about, writer.opset)
+
+
+class _Writer(onnx_qdq.Writer):
+  """Codes are uint8 tensors; `real` turns them into float32."""
+
+  def __init__(self, graph, images):
+    super().__init__(graph)
+    self._readers = {}
+    for node in self.graph.nodes:
+      for name in node.inputs:
+        self._readers.setdefault(name, []).append(node)
+    self._done, self._reals = set(), set()
+    self._owed = {}  # {map: what is to be added to its tensor}, so that whoever reads it adds it to a bias of its own
+    self._ranges = self._calibrate(images)
+
+  def write_nodes(self):
+    for node in self.graph.nodes:
+      if node.output not in self._done:
+        getattr(self, node.op)(node)
+
+  def _calibrate(self, images):
+    """`{convolution whose sums are rounded to 8 bits: (lowest, highest sum)}`, each [C]."""
+    names = {node.output for node in self.graph.nodes if self.kinds[node.output] == 'sums'
+             and node.op == 'convolution' and (affine := self._only_reader(node, 'affine'))
+             and not self._fused_codes(affine)}
+    if not names:
+      return {}
+    if images is None:
+      raise UserError('the QLinearConv file needs images for calibration, and there are none')
+
+    @jax.jit
+    def extremes(images):
+      values = interpreter.run(self.graph, images, interpreter.carrier())
+      return {name: jnp.stack([values[name].min((0, 1, 2)), values[name].max((0, 1, 2))]) for name in names}
+
+    found = [extremes(jnp.asarray(images[first:first + _BATCH])) for first in range(0, len(images), _BATCH)]
+    return {name: (np.min([batch[name][0] for batch in found], axis=0),
+                   np.max([batch[name][1] for batch in found], axis=0)) for name in names}
+
+  def _only_reader(self, node, op):
+    readers = self._readers.get(node.output, ())
+    return readers[0] if len(readers) == 1 and readers[0].op == op else None
+
+  def _fused_codes(self, affine):
+    """The quantizer that can be one operation with the affine map before it and the convolution before that."""
+    quantize = self._only_reader(affine, 'quantize')
+    return quantize if quantize and 'thresholds' not in quantize.arrays and affine.arrays['bias'].ndim < 3 else None
+
+  def real(self, name):
+    if self.kinds.get(name) == 'codes':
+      return self._once(f'{name}/float', lambda made: self.parts.node('DequantizeLinear', [name, *self.unit()], made))
+    if name in self._owed:
+      return self._once(f'{name}/paid', lambda made: self.parts.node(
+          'Add', [name, self.parts.constant(f'{name}/owed', self.channels_first(self._owed[name], name))], made))
+    return name
+
+  def _unpaid(self, name):
+    return name if name in self._owed else self.real(name)
+
+  def _once(self, name, make):
+    if name not in self._reals:
+      self._reals.add(name)
+      make(name)
+    return name
+
+  def pixels(self, node):
+    self.with_ones(node, node.output)
+
+  def convolution(self, node):
+    affine, is_real = self._only_reader(node, 'affine'), self.kinds[node.output] == 'real'
+    if affine is None or is_real and affine.arrays['bias'].ndim == 3:  # which Conv cannot add
+      super().convolution(node)
+      return
+    self._done.add(affine.output)
+    if is_real:
+      self._float_convolution(node, affine)
+    elif quantize := self._fused_codes(affine):
+      self._done.add(quantize.output)
+      result = self._qlinear(node, *_fixed_point(node, affine, self.levels[node.inputs[0]] - 1,
+                                                 quantize.attributes['levels']))
+      self._clip(result, quantize)
+    else:
+      self._rounded_sums(node, affine)
+
+  def _float_convolution(self, node, affine):
+    if 'codes' in node.arrays:
+      self.refuse_table(node)
+    bias, scale = _broadcast(affine, node.weights.shape[-1:])
+    kernel = self.arranged(node, np.float32(node.weights * scale))
+    self.parts.node('Conv', [self.real(node.inputs[0]), self.parts.constant(f'{node.output}/weights', kernel),
+                             self.parts.constant(f'{node.output}/bias', np.float32(bias * scale))], affine.output,
+                    **_geometry(node))
+
+  def _rounded_sums(self, node, affine):
+    """The sums in 8 bits, step * (code + lowest): exact where a channel's span less than 256."""
+    bias, scale = _broadcast(affine, node.weights.shape[-1:])
+    sign = np.where(scale < 0, -1, 1)
+    low, high = np.sort(sign * np.float64(self._ranges[node.output]), axis=0)
+    step = np.maximum((high - low) / 255, 1)
+    low = np.round(low - np.maximum(255 - (high - low), 0) / 2)  # in the middle
+    weights = np.clip(sign * np.float64(_int8(node, node.weights)), -128, 127)
+    result = self._qlinear(node, weights, -low, 1 / step)
+    scale = np.abs(scale)
+    self._dequantize(result, affine.output, step * scale, scale * (low + sign * bias))
+
+  def _dequantize(self, codes, name, scale, bias):
+    """Makes the map `name`, scale * codes + bias, scale [C] positive; the bias is owed."""
+    if np.all(scale == scale.flat[0]):
+      self.parts.node('DequantizeLinear', [codes, self.parts.constant(f'{name}/step', np.float32(scale.flat[0]))], name)
+    else:  # DequantizeLinear with a scale a channel takes three times as long in ONNX Runtime
+      x = self.parts.node('DequantizeLinear', [codes, *self.unit()], f'{name}/codes as float')
+      self.parts.node('Mul', [x, self.parts.constant(f'{name}/step', self.channels_first(scale, name))], name)
+    self._owed[name] = bias
+
+  def _qlinear(self, node, weights, bias, scale):
+    """uint8 codes: clip(round((sum + bias) * scale), 0, 255)."""
+    one, unsigned = self.unit()
+    arrays = {'weights': self.arranged(node, weights.astype(np.int8)), 'scale': np.float32(scale),
+              'bias': np.round(bias).astype(np.int32)}
+    weights, scale, bias = (self.parts.constant(f'{node.output}/{name}', array) for name, array in arrays.items())
+    signed = self.parts.constant('signed zero', np.int8(0))
+    return self.parts.node('QLinearConv', [node.inputs[0], one, unsigned, weights, scale, signed, one, unsigned, bias],
+                           f'{node.output}/result', **_geometry(node))
+
+  def _clip(self, codes, node):
+    """Clips uint8 to the highest code; the type clips at 0 and 255."""
+    bounds = [self.parts.constant(f'code {bound}', np.uint8(bound)) for bound in (0, node.attributes['levels'] - 1)]
+    self.parts.node('Clip', [codes, *bounds], node.output)
+
+  def dense(self, node):
+    if self.kinds[node.output] == 'real':
+      super().dense(node)
+      return
+    # As many sums as outputs: their scales cost nothing. The product itself is exact.
+    weights = self.arranged(node, _int8(node, node.weights))
+    sums = self.parts.node('MatMulInteger', [self.flat(node, node.inputs[0]),
+                                             self.parts.constant(f'{node.output}/weights', weights)],
+                           f'{node.output}/integers')
+    self.parts.to_type(sums, np.float32, node.output)
+
+  def affine(self, node):
+    x, owed = node.inputs[0], self._owed.get(node.inputs[0], 0)
+    bias, scale = _broadcast(node, self.shapes[x][-1:])
+    if self.kinds[node.inputs[0]] == 'codes' and (scale > 0).all():
+      self._dequantize(x, node.output, scale, bias * scale)
+      return
+    constant = lambda name, array: self.parts.constant(f'{node.output}/{name}', self.channels_first(array, node.output))
+    x = self.parts.node('Mul', [self._unpaid(x), constant('scale', scale)], f'{node.output}/scaled')
+    self.parts.node('Add', [x, constant('bias', (owed + bias) * scale)], node.output)
+
+  def add(self, node):
+    owed = sum(self._owed.get(name, 0) for name in node.inputs)
+    self.parts.node('Add', list(map(self._unpaid, node.inputs)), node.output)
+    if np.any(owed):
+      self._owed[node.output] = owed
+
+  def quantize(self, node):
+    if 'thresholds' in node.arrays:
+      self.parts.to_type(self.counted(node), np.uint8, node.output)
+      return
+    self._clip(self.parts.node('QuantizeLinear', [self.real(node.inputs[0]), *self.unit()], f'{node.output}/codes'),
+               node)
+
+
+def _int8(node, weights):
+  if weights.max() > 127 or weights.min() < -128:
+    raise UserError(f'{node.output}: its {node.attributes["bits"]}-bit weights are the odd numbers up to '
+                    f'{int(np.abs(weights).max())}, which int8 does not hold; use the exact ONNX file, or 7 bits')
+  return np.round(weights).astype(np.int8)
+
+
+def _fixed_point(node, affine, most, levels):
+  """Returns (weights, bias, scale), whole numbers but for the positive scale, for (sum + bias) * scale; each [..., O].
+
+  most: the highest code of the input. levels: number of codes of the result.
+  """
+  weights, (bias, scale) = np.float64(_int8(node, node.weights)), _broadcast(affine, node.weights.shape[-1:])
+  dead = scale == 0  # the result is 0 whatever the sum
+  weights, bias, scale = np.where(dead, 0, weights), np.where(dead, 0, bias), np.where(dead, 1, scale)
+  # Two products at a time are added up in 16 bits where the processor has no instruction for four in 32.
+  largest = min(127, (2**15 - 1) // (2 * most))
+  most_often = np.maximum(1, largest // np.maximum(1, np.abs(weights).max(tuple(range(weights.ndim - 1)))))
+  # Of the multiples that fit, the one whose rounded bias moves the fewest sums over a threshold.
+  multiples = np.arange(1, most_often.max() + 1)[:, None, None]
+  moved = np.round(multiples * bias) / multiples - bias  # [multiples, 1, O]
+  thresholds = (np.arange(1, levels)[:, None] - 0.5) / scale - bias  # [levels - 1, O]
+  wrong = np.abs(np.ceil(thresholds) - np.ceil(thresholds - moved)).sum(1) + np.abs(moved[:, 0])
+  multiple = 1 + np.argmin(np.where(multiples[:, 0] <= most_often, wrong, np.inf), axis=0)
+  factor = np.where(scale < 0, -multiple, multiple)
+  weights, bias, scale = np.clip(weights * factor, -128, 127), bias * factor, scale / factor
+  # A channel whose normalisation has (nearly) no scale: its bias alone counts.
+  constant = np.abs(bias) > _LARGEST_BIAS
+  weights = np.where(constant, 0, weights)
+  scale = np.where(constant, np.abs(bias) * scale / _CONSTANT, scale)
+  return weights, np.where(constant, np.sign(bias) * _CONSTANT, bias), scale
+
+
+def _broadcast(affine, channels):
+  """Bias and scale of an affine map, float64, of at least the shape `channels`, (C,)."""
+  return (np.broadcast_to(array, np.broadcast_shapes(array.shape, channels)).astype(np.float64)
+          for array in (affine.arrays['bias'], affine.arrays['scale']))
+
+
+def _geometry(node):
+  return {'pads': 4 * [node.attributes['padding']], 'strides': 2 * [node.attributes['stride']]}

@@ -1,0 +1,102 @@
+"""The resolved bit table of a run: every convolution and dense layer with its bits, parameters and MACs."""
+
+import math
+import re
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import layers
+from cmtkd_jax.models.bit_policy import FULL_PRECISION
+from cmtkd_jax.runtime import text_table
+
+
+class Row(NamedTuple):
+  """One layer. activation_bits are those of its input: 32 for images, pooled maps and mixtures of several grids."""
+  layer: str
+  weight_bits: int
+  activation_bits: int
+  parameters: int
+  macs: int  # of one image
+
+
+def collect(method, input_shape, rules=()):
+  """Returns the `Row`s of all networks of `method`, in the order in which they run.
+
+  Args:
+    method: a `methods.Method`.
+    input_shape: (H, W, C) of one image.
+    rules: parsed `bit_policy.Rule`s; each must match a layer.
+
+  Raises:
+    UserError: a rule matches no layer.
+  """
+  rows, seen, quantized = [], [], []
+
+  def record(next_function, args, kwargs, context):
+    result = next_function(*args, **kwargs)
+    module, path = context.module, '/'.join(context.module.path)
+    if context.method_name != '__call__':
+      return result
+    if isinstance(module, layers.Activation):
+      seen.append(path)
+      quantized.append((result, module.policy.resolve_activation_bits(path)))
+    elif isinstance(module, (layers.Conv, layers.Dense)):
+      seen.append(path)
+      x = args[0]
+      # The map itself, not an equal one: whatever was done to it since took it off its grid.
+      bits = next((bits for map_, bits in quantized if map_ is x), FULL_PRECISION)
+      fan_in = module.kernel**2 * x.shape[-1] if isinstance(module, layers.Conv) else math.prod(x.shape[1:])
+      kernel = fan_in * module.features
+      bias = module.features if isinstance(module, layers.Dense) and module.role == 'last' else 0
+      positions = result.shape[1] * result.shape[2] if result.ndim == 4 else 1
+      rows.append(Row(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel + bias,
+                      kernel * positions))
+    return result
+
+  with nn.intercept_methods(record):
+    jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=True))
+  for rule in rules:
+    if not any(re.fullmatch(rule.pattern, path) for path in seen):
+      raise UserError(f'config.bits.rules: {rule.pattern!r} matches no layer; layers are named like '
+                      f'{", ".join(seen[:3])}, ..., {seen[-1]}')
+  return rows
+
+
+class Total(NamedTuple):
+  """What one network costs. size: bits of its weights; bops: bit operations of one image, MACs x both widths."""
+  parameters: int
+  size: int
+  macs: int
+  bops: int
+
+
+def total(rows):
+  """Returns the `Total` of `rows`; a full-precision operand counts 32 bits."""
+  return Total(sum(row.parameters for row in rows), sum(row.parameters * row.weight_bits for row in rows),
+               sum(row.macs for row in rows), sum(row.macs * row.weight_bits * row.activation_bits for row in rows))
+
+
+def render(rows):
+  """Returns the table as text: a line a layer, a column of W/A bits a network, and what each network costs."""
+  networks = list(dict.fromkeys(_split(row.layer)[0] for row in rows))
+  cells, costs = {}, {}
+  for row in rows:
+    network, layer = _split(row.layer)
+    cells.setdefault(layer, {})[network] = f'{row.weight_bits}/{row.activation_bits}'
+    costs[layer] = (row.parameters, row.macs)
+  header = ['layer', 'parameters', 'MACs', *networks]
+  body = [[layer, f'{costs[layer][0]:,}', f'{costs[layer][1]:,}', *(bits.get(n, '-') for n in networks)]
+          for layer, bits in cells.items()]
+  by_network = {n: total([row for row in rows if _split(row.layer)[0] == n]) for n in networks}
+  body += [['size of the weights, KiB', '', '', *(f'{by_network[n].size / 8192:,.1f}' for n in networks)],
+           ['bit operations, millions', '', '', *(f'{by_network[n].bops / 1e6:,.1f}' for n in networks)]]
+  return '\n'.join(['bits of weights/input of every layer (32 = full precision)', *text_table.lines(header, body)])
+
+
+def _split(path):
+  network, _, layer = path.partition('/')
+  return (network, f'head/{layer}') if network == 'combined_head' else (network, layer)

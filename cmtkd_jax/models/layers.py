@@ -1,0 +1,180 @@
+"""Convolution, dense and activation layers with a quantizer in them, and the pieces every backbone is built from."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cmtkd_jax.models.batch_norm import BatchNorm
+from cmtkd_jax.models.bit_policy import BitPolicy
+from cmtkd_jax.quantizers import Quantizer
+
+QUANTIZER_STATE = 'quantizer_state'  # the variable collection of values that are fitted, not trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Initializers:
+  """How a network starts: kernels of convolutions and hidden dense layers, the classifier's, scales of normalisations.
+
+  Biases start at 0.
+  """
+  kernel: Callable
+  classifier: Callable
+  scale: Callable
+
+
+_he = lambda fan: nn.initializers.variance_scaling(2.0, fan, 'normal')
+INITIALIZERS = {
+    # He normal by fan-out; the classifier starts small, uniform(-1, 1) / sqrt(fan-in).
+    'he_fan_out': Initializers(
+        _he('fan_out'), nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), nn.initializers.ones),
+    # The published code of CTKD, and of attention transfer before it: He normal by fan-in also for the classifier,
+    # scales uniform in [0, 1).
+    'ctkd': Initializers(_he('fan_in'), _he('fan_in'), nn.initializers.uniform(1.0)),
+}
+DEFAULT_INITIALIZERS = INITIALIZERS['he_fan_out']
+
+
+class FakeQuantize(nn.Module):
+  """Holds a quantizer's learned and fitted values and applies it; both start from the first data it sees."""
+  quantizer: Quantizer
+
+  @nn.compact
+  def __call__(self, x, train):
+    quantizer, x = self.quantizer, x.astype(jnp.float32)
+    initial = lambda name: quantizer.init(x)[name]
+    parameters = {name: self.param(name, lambda _, name=name: initial(name)) for name in quantizer.learned}
+    fitted = {name: self.variable(QUANTIZER_STATE, name, initial, name) for name in quantizer.fitted}
+    parameters |= {name: variable.value for name, variable in fitted.items()}
+    quantized = quantizer.quantize(x, parameters)
+    if train and fitted and not self.is_initializing():
+      updated = quantizer.update(jax.lax.stop_gradient(x), parameters)
+      for name, variable in fitted.items():
+        variable.value = updated[name]
+    return quantized
+
+
+class Conv(nn.Module):
+  """2-D convolution [B, H, W, C] -> [B, H', W', features] with quantized weights, without bias.
+
+  role: the layer's place in the network, see `bit_policy.ROLES`.
+  """
+  features: int
+  kernel: int
+  policy: BitPolicy
+  stride: int = 1
+  padding: int | None = None  # None: (kernel - 1) // 2
+  role: str = 'body'
+  dtype: jnp.dtype = jnp.float32
+  initializers: Initializers = DEFAULT_INITIALIZERS
+
+  @nn.compact
+  def __call__(self, x, train):
+    kernel = self.param('kernel', self.initializers.kernel, (self.kernel, self.kernel, x.shape[-1], self.features),
+                        jnp.float32)
+    quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
+    if quantizer is not None:
+      kernel = FakeQuantize(quantizer, name='weight_quantizer')(kernel, train)
+    pad = (self.kernel - 1) // 2 if self.padding is None else self.padding
+    return jax.lax.conv_general_dilated(
+        x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), ((pad, pad), (pad, pad)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+class Dense(nn.Module):
+  """Matrix product [B, ...], flattened, -> [B, features] with quantized weights; the last layer has a bias."""
+  features: int
+  policy: BitPolicy
+  role: str = 'body'
+  dtype: jnp.dtype = jnp.float32
+  initializers: Initializers = DEFAULT_INITIALIZERS
+
+  @nn.compact
+  def __call__(self, x, train):
+    init = self.initializers.classifier if self.role == 'last' else self.initializers.kernel
+    x = x.reshape(x.shape[0], -1)
+    kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
+    quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
+    if quantizer is not None:
+      kernel = FakeQuantize(quantizer, name='weight_quantizer')(kernel, train)
+    if self.role == 'last':  # logits: always float32
+      bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+      return x.astype(jnp.float32) @ kernel + bias[None]
+    return x.astype(self.dtype) @ kernel.astype(self.dtype)
+
+
+class Activation(nn.Module):
+  """The quantizer in place of a ReLU, or the ReLU itself where the policy says 32 bits."""
+  policy: BitPolicy
+
+  @nn.compact
+  def __call__(self, x, train):
+    quantizer = self.policy.activation_quantizer('/'.join(self.path))
+    if quantizer is None:
+      return nn.relu(x)
+    quantized = FakeQuantize(quantizer, name='activation_quantizer')(x, train)
+    high = self.policy.high_quantizer()
+    if high is None:
+      return quantized
+    take_high = jax.random.bernoulli(self.make_rng('sampling'), self.policy.high_probability)
+    return jnp.where(take_high, FakeQuantize(high, name='high_quantizer')(x, train), quantized)
+
+
+class MaxPool(nn.Module):
+  """`max_pool` as a layer, so that whoever walks through a network meets it by name."""
+  window: int
+  stride: int
+  padding: int = 0
+
+  def __call__(self, x):
+    return max_pool(x, self.window, self.stride, self.padding)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerFactory:
+  """Builds the layers of one network with its bit policy, compute type, normalisation settings and initializers."""
+  policy: BitPolicy
+  dtype: jnp.dtype = jnp.float32
+  bn_affine: bool = True
+  bn_momentum: float = 0.9
+  bn_groups: int = 1
+  initializers: Initializers = DEFAULT_INITIALIZERS
+
+  def conv(self, features, kernel, stride=1, padding=None, role='body', name=None):
+    """A `Conv`."""
+    return Conv(features, kernel, self.policy, stride, padding, role, self.dtype, self.initializers, name=name)
+
+  def dense(self, features, role='body', name=None):
+    """A `Dense`."""
+    return Dense(features, self.policy, role, self.dtype, self.initializers, name=name)
+
+  def activation(self, name=None):
+    """An `Activation`."""
+    return Activation(self.policy, name=name)
+
+  def norm(self, name=None):
+    """A `BatchNorm`.
+
+    Under a sharded `jit` its statistics are those of the global batch, or of `bn_groups` parts of it.
+    """
+    return BatchNorm(self.bn_groups, self.bn_momentum, self.bn_affine, scale_init=self.initializers.scale, name=name)
+
+
+def max_pool(x, window, stride, padding=0):
+  """Max-pooling [B, H, W, C] whose gradient needs no scatter and goes to the first maximum in row-major order.
+
+  Value and gradient equal `flax.linen.max_pool`, ties included; quantized maps are full of ties. Its usual gradient,
+  select-and-scatter, is slow on CPU and has no deterministic form on GPU.
+  """
+  if padding:
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-np.inf)
+  height, width = ((size - window) // stride + 1 for size in x.shape[1:3])
+  best = None
+  for dy in range(window):
+    for dx in range(window):
+      view = x[:, dy:dy + (height - 1) * stride + 1:stride, dx:dx + (width - 1) * stride + 1:stride]
+      best = view if best is None else jnp.where((best >= view) | (best != best), best, view)  # NaN stays
+  return best

@@ -1,0 +1,1 @@
+"""The work directory of a run: its files, checkpoints, metrics and lock."""

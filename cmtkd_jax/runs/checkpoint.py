@@ -1,0 +1,261 @@
+"""Checkpoints: the one module that knows orbax (its stable v0 API)."""
+
+import contextlib
+import errno
+import json
+import logging
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import checksums, orbax_logging
+from cmtkd_jax.runtime import distributed
+
+orbax_logging.install()
+
+# Errors of a disk that is full, broken or not writable. tensorstore raises them as text.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
+_DISK_TEXTS = ('No space left', 'RESOURCE_EXHAUSTED', 'Permission denied', 'Input/output error',
+               'Read-only file system', 'File too large')
+_RETRY_SECONDS = (1, 4, 15)  # between attempts to read from an object store
+
+
+class Checkpoints(contextlib.AbstractContextManager):
+  """The checkpoints of one directory; each is complete or invisible. Close it, or use it in `with`.
+
+  Args:
+    directory: holds a folder a step; made when missing. Any path that `etils.epath` knows.
+    keep: how many of the newest stay, at least one.
+    best_metric: key of `save`'s metrics; the checkpoint where it is greatest stays too. '' keeps no best one.
+  """
+
+  def __init__(self, directory, keep=2, best_metric=''):
+    self.directory = _absolute(directory)
+    if self.directory.exists() and not self.directory.is_dir():
+      raise UserError(f'{self.directory} is no directory; remove it, or choose another --workdir')
+    self._metric, self._saving = best_metric, None
+    if best_metric and self.directory.is_dir():
+      _drop_damaged_metrics(self.directory)
+    score = lambda metrics: metrics.get(best_metric, float('-inf'))
+    policies = [ocp.checkpoint_managers.LatestN(max(keep, 1)), ocp.checkpoint_managers.BestN(
+        get_metric_fn=score, n=1 if best_metric else 0, keep_checkpoints_without_metrics=False)]
+    self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True, best_fn=score if best_metric else None,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies)))
+
+  def wait(self):
+    """Blocks until the last save is on disk."""
+    with self._told():
+      self._manager.wait_until_finished()
+
+  def close(self):
+    """Waits, and frees the threads."""
+    with self._told():
+      self._manager.close()
+
+  def __exit__(self, *unused):
+    self.close()
+
+  @contextlib.contextmanager
+  def _told(self):
+    """Reports a failed write to a full disk or an object store in one line; earlier checkpoints stay as they are."""
+    try:
+      yield
+    except Exception as error:  # orbax, tensorstore and file systems raise many exception types
+      text = ' '.join(f'{error}'.split())
+      on_disk = getattr(error, 'errno', None) in DISK_ERRORS or any(words in text for words in _DISK_TEXTS)
+      if not on_disk and not _is_remote(self.directory):
+        raise
+      with contextlib.suppress(Exception):  # the save before this one may still be under way
+        self._manager.wait_until_finished()
+      good = steps(self.directory)
+      kept = f'that of step {good[-1]} is kept' if good else 'there is none before it'
+      reason = next((words for words in _DISK_TEXTS if words in text), text[:150])
+      fix = 'make room or fix the disk' if on_disk else 'check the storage and your credentials'
+      raise UserError(f'{self.directory}: a checkpoint could not be written ({reason}); {kept}; {fix}, and start the '
+                      'same command again') from None
+
+  def latest(self):
+    """The newest step, or None; a save that still runs counts."""
+    return max(self._manager.all_steps(), default=None)
+
+  def best(self):
+    """The step where `best_metric` is greatest (the newest of equals), or None when it was never measured."""
+    return self._manager.best_step() if self._metric else None
+
+  def save(self, step, state, meta, metrics=None):
+    """Starts to save in the background; `state` may be donated as soon as this returns.
+
+    An error of the writing thread is raised by the next `save`, `wait` or `close`.
+
+    Args:
+      step: the step; one that is there already is not saved again.
+      state: dict with the key 'variables' and at least one more; each value a pytree of arrays and numbers.
+      meta: dict that JSON can hold.
+      metrics: dict of numbers, of which `best_metric` is kept; a NaN counts as not measured.
+    """
+    if step in self._manager.all_steps():
+      return
+    kept = {k: float(v) for k, v in (metrics or {}).items() if k == self._metric and v == v}  # No NaN.
+    items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+    items['meta'] = ocp.args.JsonSave(json.loads(json.dumps(meta)))  # A copy: it is written later.
+    self.wait()
+    self._saving = int(step)
+    with self._told():
+      self._manager.save(int(step), args=ocp.args.Composite(**items), metrics=kept or None, force=True)
+
+  def _seal(self):
+    """Digests the checkpoint that is about to become visible; called by the writing thread."""
+    if distributed.is_first():
+      hidden = list(self.directory.glob(f'{self._saving}.orbax-checkpoint-tmp*'))
+      checksums.write(hidden[0] if hidden else self.directory / str(self._saving))  # object stores rename nothing
+
+  def restore(self, abstract_state, step=None):
+    """Reads (state, meta), bit for bit, whatever devices they were saved from.
+
+    Args:
+      abstract_state: `state` as it was saved, with a `jax.ShapeDtypeStruct` with sharding for each array.
+      step: which; None for the newest that can be read: newer ones are moved aside, with a warning.
+
+    Raises:
+      UserError: there is no such checkpoint, it cannot be read, or it holds other arrays than asked for.
+    """
+    self.wait()
+    items, meta, found = _read_newest(self.directory, step, _items(abstract_state))
+    broken = [later for later in self._manager.all_steps() if step is None and later > found]
+    for later in broken if distributed.is_first() else []:
+      aside = self.directory / f'broken_{later}'
+      if aside.exists():  # the second time at this step
+        aside.rmtree()
+      (self.directory / str(later)).rename(aside)
+    multihost_utils.sync_global_devices('broken checkpoints are moved aside')
+    self._manager.reload()
+    return dict(items['state'], variables=items['variables']), meta
+
+
+def steps(directory):
+  """Returns the steps of the checkpoints in `directory`, ascending; empty if there are none."""
+  directory = _absolute(directory)
+  return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+
+
+def load_variables(directory, step=None):
+  """Reads the networks of a checkpoint, not its optimizer: (nested dicts of NumPy arrays, meta, step).
+
+  Args:
+    directory: what was given to `Checkpoints`.
+    step: which; None for the newest that can be read.
+
+  Raises:
+    UserError: there is no such checkpoint, or it cannot be read.
+  """
+  items, meta, step = _read_newest(_absolute(directory), step, {'variables': None})
+  return items['variables'], meta, step
+
+
+def _drop_damaged_metrics(directory):
+  """Lets a checkpoint whose metrics are damaged count as not measured; orbax would stop at it."""
+  for step in steps(directory) if distributed.is_first() else []:
+    folder = directory / str(step)
+    try:
+      checksums.check(folder, ['metrics'])
+    except checksums.Damaged as error:
+      if (folder / 'metrics').exists():
+        logging.getLogger(__name__).warning('%s: %s; it cannot be the best one any more', folder, error)
+        (folder / 'metrics').rmtree()
+  distributed.wait_for_all('damaged metrics are dropped')
+
+
+def _absolute(directory):
+  return path if (path := epath.Path(directory).expanduser()).is_absolute() else path.absolute()
+
+
+def _items(state):
+  return {'variables': state['variables'], 'state': {key: state[key] for key in state if key != 'variables'}}
+
+
+def _read_newest(directory, step, wanted):
+  """(items, meta, step) for the step asked for, else for the newest that is not damaged.
+
+  A checkpoint counts as damaged if its checksums or a missing item prove it. Any other error is raised: a store that is
+  out of reach for a minute must not cost the newest checkpoint.
+  """
+  there = steps(directory)[::-1]
+  if not there or step not in [None, *there]:
+    raise UserError(f'no checkpoint {"" if step is None else f"of step {step} "}in {directory}'
+                    f'{f" (it has {there})" if there else ""}; train first, or name another directory')
+  for folder in [directory / str(candidate) for candidate in (there if step is None else [step])]:
+    try:
+      items, meta = _retried(lambda folder=folder: _read_step(folder, wanted), folder)
+      return items, meta, int(folder.name)
+    except checksums.Damaged as error:
+      reason = str(error)
+      logging.getLogger(__name__).warning('%s is damaged: %s', folder, reason)
+  raise UserError(f'no readable checkpoint in {directory}: {reason}; use another one')
+
+
+def _read_step(folder, wanted):
+  """(items, meta) of one checkpoint; raises `Damaged` if that is proven."""
+  names = [*wanted, 'meta']
+  for name in names:
+    if not (folder / name).exists():
+      raise checksums.Damaged(f'{name} is missing')
+  checksums.check(folder, names)  # first: orbax leaves tasks behind that complain of a damaged file
+  items = {name: _read_item(folder / name, target) for name, target in wanted.items()}
+  return items, ocp.JsonCheckpointHandler().restore(folder / 'meta')
+
+
+def _retried(read, folder):
+  """Returns `read()`; tries again a few times on an object store. Reports a failed read in one line."""
+  remote = _is_remote(folder)
+  for wait in (*(_RETRY_SECONDS if remote else ()), None):
+    try:
+      return read()
+    except (UserError, checksums.Damaged):
+      raise
+    except Exception as error:  # storage backends raise many exception types
+      if not remote and not isinstance(error, OSError):
+        raise
+      reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
+      if wait is None:
+        raise UserError(f'{folder} cannot be read ({reason}); the checkpoint is kept; check the storage, and start the '
+                        'same command again') from error
+      logging.getLogger(__name__).warning('%s cannot be read (%s); trying again in %d s', folder, reason, wait)
+      time.sleep(wait)
+
+
+def _is_remote(path):
+  return '://' in str(path)
+
+
+def _read_item(path, target):
+  """The pytree saved there, in the structure of `target`; as NumPy arrays where that is None."""
+  with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+    saved = handler.metadata(path).tree
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved) if target is None else target
+    check_same({path.name: target}, {path.name: saved}, path.parent)
+    return handler.restore(path, args=ocp.args.StandardRestore(target))
+
+
+def check_same(here, there, where):
+  """Raises `UserError`, beginning with `where`, unless two trees have the same arrays."""
+  here, there = _signature(here), _signature(there)
+  lines = [f'{leaf} is {there.get(leaf, "absent")} there, {here.get(leaf, "absent")} here'
+           for leaf in sorted(there.keys() | here.keys()) if there.get(leaf) != here.get(leaf)]
+  if lines:
+    raise UserError(f'{where} does not fit: {"; ".join(lines[:3])}{"; ..." * bool(lines[3:])}; '
+                    'use the configuration it was trained with, or another directory')
+
+
+def _signature(tree):
+  """{path: 'float32[3, 4]'} of abstract arrays or orbax metadata."""
+  numbers = int, float, ocp.metadata.value.ScalarMetadata
+  describe = lambda leaf: 'a number' if isinstance(leaf, numbers) else f'{leaf.dtype}{list(leaf.shape)}'
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): describe(leaf) for path, leaf in leaves}

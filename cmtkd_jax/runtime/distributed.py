@@ -1,0 +1,121 @@
+"""Several processes, one run: who the others are, found from the environment or from flags.
+
+The same command runs in every process. Each holds its own devices and reads its own rows of every batch; the first
+writes logs and speaks.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import peers
+
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it.')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes of the run, with --coordinator.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0, with --coordinator.')
+_TIMEOUT = flags.DEFINE_integer('join_seconds', 300, 'How long to wait for the other processes.',
+                                lower_bound=1)
+
+
+def in_cluster(environment):
+  """Whether `environment`, a dict, is that of one process of several, which JAX can ask for the others."""
+  count = lambda name: _number(environment, name, '1')
+  return (count('SLURM_STEP_NUM_TASKS') > 1  # inside srun; an allocation alone is one process
+          or count('OMPI_COMM_WORLD_SIZE') > 1
+          or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')  # a slice of several hosts
+          or count('MEGASCALE_NUM_SLICES') > 1
+          or 'JAX_COORDINATOR_ADDRESS' in environment)  # as launch/k8s_jobset.yaml sets it
+
+
+def initialize():
+  """Joins the other processes of this run, if there are any; to be called before any device is touched.
+
+  Raises:
+    UserError: the flags do not fit, or the others do not answer.
+  """
+  given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  if any(value is not None for value in given):
+    if None in given:
+      raise UserError('--coordinator, --processes and --process belong together; give all three or none')
+    if not 0 <= _PROCESS.value < _PROCESSES.value:
+      raise UserError(f'--process={_PROCESS.value} must lie below --processes={_PROCESSES.value}, from 0 on')
+    if not re.fullmatch(r'\S+:\d+', _COORDINATOR.value):
+      raise UserError(f'--coordinator={_COORDINATOR.value!r} is not HOST:PORT; give the address of process 0')
+    arguments = dict(coordinator_address=given[0], num_processes=given[1], process_id=given[2])
+  elif in_cluster(os.environ):
+    environment = os.environ.get
+    arguments = {}
+    if 'JAX_COORDINATOR_ADDRESS' in os.environ and 'JAX_NUM_PROCESSES' in os.environ:
+      arguments = dict(coordinator_address=environment('JAX_COORDINATOR_ADDRESS'),
+                       num_processes=_number(os.environ, 'JAX_NUM_PROCESSES', '1'),
+                       process_id=_number(os.environ, 'JAX_PROCESS_ID', '0'))
+  else:
+    return
+  peers.install()
+  try:
+    jax.distributed.initialize(**arguments, initialization_timeout=_TIMEOUT.value)
+  except (RuntimeError, ValueError) as e:
+    raise UserError(f'the processes of this run did not find each other ({" ".join(str(e).split())[:200]}); start the '
+                    'same command in all of them, and check --coordinator or the variables of the scheduler') from None
+  peers.joined()
+  if not is_first():
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  the first process speaks for all
+
+
+def _number(environment, name, default):
+  text = environment.get(name) or default
+  if not text.isdecimal():
+    raise UserError(f'{name}={text!r} in the environment is no whole number; set it to one, or unset it')
+  return int(text)
+
+
+def is_first():
+  """Whether this process writes and speaks."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(what):
+  """Returns when every process has come to the same place, which `what` names; alone at once."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
+def check_agreement(facts):
+  """Raises the same `UserError` in every process unless all processes have the same `facts`, `{name: text}`.
+
+  Processes that differ would train one network on different configurations or labels without any other sign.
+  """
+  if jax.process_count() == 1:
+    return
+  text = json.dumps(facts, sort_keys=True)
+  digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+  digests = multihost_utils.process_allgather(digest)
+  other = next((i for i, found in enumerate(digests) if (found != digests[0]).any()), None)
+  if other is None:
+    return
+  first, differing = (json.loads(_broadcast(text, source)) for source in (0, other))
+  lines = [f'{name}: {first.get(name, "absent")} in process 0, {differing.get(name, "absent")} in process {other}'
+           for name in sorted(first.keys() | differing.keys()) if first.get(name) != differing.get(name)]
+  raise UserError(f'process {other} of this run does not agree with process 0: {_cut("; ".join(lines[:4]))}'
+                  f'{"; ..." if lines[4:] else ""}; start the same command with the same data in every process')
+
+
+def _broadcast(text, source):
+  """The text of process `source`, in every process."""
+  data = np.frombuffer(text.encode(), np.uint8)
+  is_source = jax.process_index() == source
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data)), is_source))
+  return bytes(multihost_utils.broadcast_one_to_all(
+      data if is_source else np.zeros(length, np.uint8), is_source)).decode()
+
+
+def _cut(text, most=600):
+  return text if len(text) <= most else f'{text[:most]} ...'

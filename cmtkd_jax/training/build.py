@@ -1,0 +1,38 @@
+"""The parts that training and evaluation both start from: devices, data and method, as configured."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import data, methods
+from cmtkd_jax.runs import checkpoint
+
+
+def make_mesh():
+  """Returns a mesh of all devices along one axis, 'data'; one device is a mesh of one."""
+  return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh):
+  """Returns the sharding of what every device holds whole: state and metrics."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def load_data(config, mesh):
+  """Returns the configured `data.Dataset`."""
+  return data.load(config.data, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
+                   seed=config.seed, mesh=mesh)
+
+
+def create_method(config, num_classes, teachers=()):
+  """Returns the configured `methods.Method`; `teachers` are the `teachers.Teacher`s it learns from."""
+  return methods.METHODS[config.method].create(
+      config, config_lib.settings(config, config.method), num_classes, teachers)
+
+
+def check_variables(method, input_shape, variables, where):
+  """Raises `UserError`, beginning with `where`, unless `variables` are those of `method` at images of `input_shape`."""
+  images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+  abstract = jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)
+  checkpoint.check_same(abstract, variables, where)

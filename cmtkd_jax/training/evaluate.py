@@ -1,0 +1,57 @@
+"""Evaluation: every example of a split exactly once, at top-1 and top-5, for every network that has logits."""
+
+import functools
+
+import jax
+
+from cmtkd_jax.training import restore
+from cmtkd_jax.training.step import eval_step
+
+
+class Evaluator:
+  """Evaluates a method's networks on the evaluation splits of a data set, with one compiled step."""
+
+  def __init__(self, method, dataset, sharding):
+    self._splits = dataset.evals
+    self._step = jax.jit(functools.partial(eval_step, method=method, normalize=dataset.normalize),
+                         out_shardings=sharding)
+
+  def run(self, variables):
+    """Returns {'<split>/<network>/top1': percent, '.../top5': percent, '.../cross_entropy': nats}."""
+    results = {}
+    for split, loader in self._splits.items():
+      sums = [self._step(variables, batch) for batch in loader.batches()]
+      totals = jax.tree.map(lambda *values: float(sum(values)), *jax.device_get(sums))
+      for network, total in totals.items():
+        if round(total['count']) != loader.num_examples:
+          raise AssertionError(f'{split}: counted {total["count"]} of {loader.num_examples} examples')
+        for name, scale in (('top1', 100), ('top5', 100), ('cross_entropy', 1)):
+          results[f'{split}/{network}/{name}'] = scale * total[name] / total['count']
+    return results
+
+
+class HeldOut:
+  """What a method learns from the held-out slice of train, `Method.held_out`."""
+
+  def __init__(self, method, dataset, sharding):
+    self._method, self._loader = method, dataset.evals['minival']
+
+    def measure(variables, batch):
+      outputs = method.apply(variables, dataset.normalize(batch['image']), train=False)
+      return method.measure(outputs.logits, batch['label'], batch['mask'])
+
+    self._measure = jax.jit(measure, out_shardings=sharding)
+    self._learn = jax.jit(method.learn, out_shardings=sharding)
+
+  def __call__(self, state):
+    """Returns the train state after one pass over the held-out slice."""
+    variables = {'params': state.params, **state.model_state}
+    sums = [self._measure(variables, batch) for batch in self._loader.batches()]
+    return state.replace(model_state=self._learn(jax.tree.map(lambda *parts: sum(parts), *sums), state.model_state))
+
+
+def evaluate_run(workdir, config=None, step=None):
+  """Returns step and `Evaluator.run`'s results of a checkpoint, as a JSON-able dict; the rest as `restore.open_run`."""
+  run = restore.open_run(workdir, config, step)
+  results = Evaluator(run.method, run.dataset, run.sharding).run(run.variables)
+  return {'workdir': str(workdir), 'step': run.step, **results}

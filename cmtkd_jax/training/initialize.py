@@ -1,0 +1,121 @@
+"""Starting networks from trained ones, of another run or of a file from PyTorch, with a report of what was found.
+
+A network takes the network of its own name, or else the other run's student. Quantizers start from data and the loaded
+weights, since steps of another bit-width would be far off; a network of the same name and the same widths keeps them.
+"""
+
+import json
+import os
+import re
+
+from flax import traverse_util
+
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import pytorch_weights
+from cmtkd_jax.runs import checkpoint, run_files
+
+
+def parse(text):
+  """Returns `{network: work directory}` of 'student=DIR,teacher1_4bit=DIR', or `{'': DIR}` for one directory."""
+  if not re.match(r'\s*\w+\s*=', text):  # a path may hold a '=' further on
+    return {'': os.path.expanduser(text)}
+  pairs = [part.partition('=') for part in text.split(',')]
+  for name, _, directory in pairs:
+    if not name.strip() or not directory.strip():
+      raise UserError(f"config.init_from: {text!r} is neither a work directory nor 'network=DIR,network=DIR'")
+  return {name.strip(): os.path.expanduser(directory.strip()) for name, _, directory in pairs}
+
+
+def load(text, allow, abstract, method, config=None):
+  """Reads trained networks into the variables of this run.
+
+  Args:
+    text: `config.init_from`: work directories, or files of `pytorch_weights`.
+    allow: `config.init_from_allow`, a regex of paths that may stay missing or mismatched.
+    abstract: abstract variables of this run, {'params': {network: ...}, ...}.
+    method: the `methods.Method`, whose `origins` say where each part may come from.
+    config: of this run, to find networks whose quantizers are the same in both, and the form of files from PyTorch;
+      None for neither.
+
+  Returns:
+    (variables, report): a nested dict of the arrays found, and lines of text.
+
+  Raises:
+    UserError: there is no checkpoint, a network is unknown, or an array that is neither allowed nor a quantizer's own
+      is missing or has another shape.
+  """
+  wanted = traverse_util.flatten_dict(abstract)
+  targets, may_differ = parse(text), _regex(allow)
+  networks = {path[1] for path in wanted}
+  found, unused, lines = {}, [], []
+  for target, directory in targets.items():
+    if target and target not in networks:
+      raise UserError(f'config.init_from: there is no network {target!r}; there are {", ".join(sorted(networks))}')
+    if pytorch_weights.is_weight_file(directory):
+      variables, meta, origin_step = pytorch_weights.load(directory, config.model), {}, ''
+    else:
+      try:
+        variables, meta, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
+      except UserError as e:
+        raise UserError(f'config.init_from: {e}') from None
+      origin_step = f' (step {step})'
+    same_grids = config is not None and _same_grids(config.to_dict(), meta.get('config', {}))
+    source = traverse_util.flatten_dict(variables)
+    used = set()
+    for path in wanted:
+      origin = _origin(path, source, method)
+      if target in ('', path[1]) and origin in source and (
+          not _is_quantizer(path) or same_grids and origin[1] == path[1]):
+        found[path] = source[origin]
+        used.add(origin)
+    unused += [path for path in source if path not in used]
+    lines.append(f'init_from {directory}{origin_step}: {len(used)} of {len(source)} arrays used')
+
+  mismatched = sorted(path for path, array in found.items() if array.shape != wanted[path].shape)
+  created = [path for path in wanted if path not in found and (path[1] in targets or '' in targets)]
+  kept = {path: array for path, array in found.items() if path not in mismatched}
+  lines += [f'  loaded      {len(kept)} arrays into {", ".join(sorted({path[1] for path in kept})) or "nothing"}']
+  lines += [f'  created     {"/".join(path)}' for path in created]
+  lines += [f'  unused      {"/".join(path)}' for path in unused]
+  lines += [f'  mismatched  {"/".join(path)}: {list(found[path].shape)} there, {list(wanted[path].shape)} here'
+            for path in mismatched]
+  refused = ['/'.join(path) for path in [*created, *mismatched]
+             if not _starts_fresh(path, method) and not may_differ.fullmatch('/'.join(path))]
+  if refused:
+    raise UserError(f'config.init_from: {len(refused)} arrays are missing or of another shape in {text}: '
+                    f'{", ".join(refused[:3])}{", ..." if len(refused) > 3 else ""}; allow them by the regex '
+                    'config.init_from_allow, or name a directory that fits')
+  return traverse_util.unflatten_dict(kept), lines
+
+
+def _regex(allow):
+  try:
+    return re.compile(allow)
+  except re.error as error:
+    raise UserError(f'config.init_from_allow={allow!r} is no regular expression: {error}') from None
+
+
+def _origin(path, source, method):
+  """The path in `source` that `path` is loaded from; one that is not in `source` when nothing there fits."""
+  collection, name, *rest = path
+  origins = [origin.split('/') for origin in method.origins(name)]
+  present = [origin for origin in origins if any(key[1:1 + len(origin)] == tuple(origin) for key in source)]
+  return (collection, *(present or origins)[0], *rest)
+
+
+def _starts_fresh(path, method):
+  """What only this method has, such as importance factors, starts as it does alone."""
+  return _is_quantizer(path) or len(method.origins(path[1])) == 1
+
+
+def _same_grids(here, there):
+  """Whether networks of one name are quantized alike in both configurations; names of teachers hold their widths."""
+  def described(config):
+    quantizer = config['quantizer']
+    used = {role: quantizer.get(role) or quantizer['name'] for role in ('weights', 'activations')}
+    return json.dumps([config['student'], config['bits'], used, [quantizer.get(name) for name in used.values()]])
+  return 'quantizer' in there and described(here) == described(there)
+
+
+def _is_quantizer(path):
+  return any(name.endswith('_quantizer') for name in path)

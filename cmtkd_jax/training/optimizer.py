@@ -1,0 +1,117 @@
+"""SGD with one group a network: its learning rate, its weight decay, and none of it where none belongs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cmtkd_jax import quantizers
+from cmtkd_jax.config import durations
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.models.bit_policy import quantizer_names
+
+QUANTIZER_GROUP = 'quantizer'  # learned steps and the like
+OTHER_GROUP = 'other'  # combined classifier, adaptors
+FROZEN_GROUP = 'frozen'  # trained teachers that stay as they are
+LOW_BITS = 2  # weights of so few bits get the smaller weight decay
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Learning rate relative to the network's, and L2 weight decay, of one group of parameters."""
+  learning_rate_factor: float
+  weight_decay: float
+
+
+def groups(config, method):
+  """Returns `{name: Group}`: one a network by its weight width, importance factors, quantizers, and the rest.
+
+  Weight decay of a network applies to all its parameters, biases and normalisation too, as in plain SGD.
+  Source: CMT-KD section 4.1 (25e-6 for 1 or 2 bits, 1e-4 above; importance factors at a tenth of the rate).
+  """
+  optimizer = config.optimizer
+  by_bits = lambda bits: optimizer.weight_decay_low_bits if bits <= LOW_BITS else optimizer.weight_decay
+  networks = {name: Group(1.0, by_bits(bits)) for name, bits in method.weight_bits.items()}
+  return networks | {
+      method.importance_group: Group(optimizer.importance_lr_factor, 0.0),
+      QUANTIZER_GROUP: Group(1.0, 0.0),
+      OTHER_GROUP: Group(1.0, optimizer.weight_decay),
+  }
+
+
+def group_of(path, method, decayed=()):
+  """Returns the name of the group of the parameter at `path`, a tuple of names, the network first.
+
+  decayed: the quantizers' parameters that are decayed like weights, as `(module, parameter)`.
+  """
+  if path[0] in method.frozen:
+    return FROZEN_GROUP
+  if path[0] == method.importance_group:
+    return method.importance_group
+  if any(name.endswith('_quantizer') for name in path) and path[-2:] not in decayed:
+    return QUANTIZER_GROUP
+  return path[0] if path[0] in method.weight_bits else OTHER_GROUP
+
+
+def learning_rate(config, total_steps, **sizes):
+  """Returns the network's learning rate as a function of the step: [warm-up], then step decay or cosine to zero."""
+  optimizer = config.optimizer
+  warmup = durations.parse_one(optimizer.warmup, 'config.optimizer.warmup', **sizes)
+  if warmup >= total_steps:
+    raise UserError(f'config.optimizer.warmup={optimizer.warmup!r} does not end before the training of {total_steps} '
+                    'steps; shorten it')
+  if optimizer.schedule == 'cosine':
+    main = optax.cosine_decay_schedule(optimizer.learning_rate, max(1, total_steps - warmup))
+  else:
+    decay_at = durations.parse(optimizer.decay_at, 'config.optimizer.decay_at', **sizes)
+    if list(decay_at) != sorted(set(decay_at)):
+      raise UserError(f'config.optimizer.decay_at={optimizer.decay_at!r} must ascend; list each step once, in order')
+    if decay_at and not 0 < decay_at[0] <= decay_at[-1] < total_steps:
+      raise UserError(f'config.optimizer.decay_at={optimizer.decay_at!r} must lie within the training of {total_steps} '
+                      f"steps (config.duration={config.duration!r}); scale it with the duration, or set it to '' for a "
+                      'constant rate')
+    # Steps count from the start of training, warm-up included.
+    main = lambda step: optimizer.learning_rate * optimizer.decay_factor ** sum(
+        jnp.asarray(step + warmup >= boundary, jnp.float32) for boundary in decay_at)
+  if not warmup:
+    return main
+  return optax.join_schedules([optax.linear_schedule(0.0, optimizer.learning_rate, warmup), main], [warmup])
+
+
+def rates(config, method, rate):
+  """Returns `{name: learning rate}` to log, where `rate` is that of the networks."""
+  return {'train/learning_rate': float(rate),
+          f'train/learning_rate/{method.importance_group}': config.optimizer.importance_lr_factor * float(rate)}
+
+
+def create(config, method, schedule):
+  """Returns the optax transformation for the whole parameter dict of `method`.
+
+  w <- w - lr v,  v <- m v + (g + weight_decay w), per group.
+  """
+  optimizer = config.optimizer
+
+  def transform(group):
+    rate = lambda step: group.learning_rate_factor * schedule(step)
+    decay = [optax.add_decayed_weights(group.weight_decay)] if group.weight_decay else []
+    return optax.chain(*decay, optax.sgd(rate, optimizer.momentum, optimizer.nesterov))
+
+  def labels(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: group_of(tuple(key.key for key in path), method, decayed), params)
+
+  decayed = _decayed(config.quantizer)
+  transforms = {name: transform(group) for name, group in groups(config, method).items()}
+  transforms[FROZEN_GROUP] = optax.set_to_zero()
+  clip = [optax.clip_by_global_norm(optimizer.gradient_clip)] if optimizer.gradient_clip else []
+  return optax.chain(*clip, optax.partition(transforms, labels))
+
+
+def _decayed(quantizer):
+  """What the configured quantizers decay like weights, as `(module, parameter)`."""
+  found = []
+  for role, name in quantizer_names(quantizer).items():
+    cls = getattr(quantizers.QUANTIZERS[name], role.capitalize(), None)
+    found += [(f'{role}_quantizer', name) for name in (cls.decayed if cls else ())]
+  return found

@@ -1,0 +1,90 @@
+"""The trained networks of a run: with its data for evaluation, without them for reports and exports."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import checkpoint, run_files
+from cmtkd_jax.runtime import distributed
+from cmtkd_jax.training import build, teachers
+
+
+class Trained(NamedTuple):
+  """The networks of a checkpoint, on the host.
+
+  method: the `methods.Method` that was trained.
+  variables: of all its networks.
+  meta: what the checkpoint says about itself, see `run_files.meta`.
+  step: of the checkpoint.
+  """
+  method: Any
+  variables: dict
+  meta: dict
+  step: int
+
+
+class Opened(NamedTuple):
+  """The networks of a checkpoint on every device, and the run's data.
+
+  method, variables, step: as of `Trained`.
+  dataset: a `data.Dataset`.
+  sharding: of what every device holds.
+  """
+  method: Any
+  variables: dict
+  dataset: Any
+  sharding: Any
+  step: int
+
+
+def load_trained(run, step=None):
+  """Returns the `Trained` networks of a `run_reader.Run` at `step`, by default the newest checkpoint; needs no data.
+
+  Raises:
+    UserError: there is no checkpoint that can be read.
+  """
+  method = create_method(run)
+  size, channels = run.config.data.image_size, len(run.config.data.mean)
+  return Trained(method, *_load(run.directory, method, (size, size, channels), step))
+
+
+def create_method(run):
+  """Returns the `methods.Method` of a `run_reader.Run`."""
+  if not run.classes:
+    raise UserError(f'{run.directory}/{run_files.CLASSES} names no classes; restore it')
+  return build.create_method(run.config, len(run.classes), teachers.open_all(run.config, run.directory))
+
+
+def open_run(workdir, config=None, step=None):
+  """Returns the `Opened` checkpoint of a run.
+
+  Args:
+    workdir: directory of the run.
+    config: a `ConfigDict` whose `data` and `eval_batch_size` replace the run's; None for the run's own.
+    step: which checkpoint; None for the newest.
+
+  Raises:
+    UserError: there is no such run or checkpoint, it is damaged, or `config` or the data cannot be used.
+  """
+  run_config = run_files.read_config(workdir)
+  if config is not None:
+    config_lib.check(config)
+    run_config.data, run_config.eval_batch_size = config.data, config.eval_batch_size
+  mesh = build.make_mesh()
+  run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
+  dataset = build.load_data(run_config, mesh)
+  distributed.check_agreement(run_files.facts(run_config, dataset))
+  run_files.check_data(workdir, dataset, allow_changes=config is not None)
+  method = build.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
+  variables, _, step = _load(workdir, method, dataset.input_shape, step)
+  replicated = build.replicated(mesh)
+  return Opened(method, jax.device_put(variables, replicated), dataset, replicated, step)
+
+
+def _load(workdir, method, input_shape, step):
+  """(variables, meta, step) of a checkpoint that fits `method`."""
+  variables, meta, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}', step)
+  build.check_variables(method, input_shape, variables, f'--workdir: {workdir}')
+  return variables, meta, step

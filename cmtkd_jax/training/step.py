@@ -1,0 +1,172 @@
+"""The train step and the evaluation step: pure functions of (state, batch) for one `jax.jit` each."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+_NO_STEP = 2**31 - 1  # a number that no step has
+# Streams of a step's key beside that of the first view, which is the key itself. Augmentations split their key, and
+# `split(key, n)[i]` is `fold_in(key, i)`: a stream with a small number would meet their keys.
+_SAMPLING, _OTHER_VIEWS = 2**31 - 1, 2**31 - 2
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """Everything that training changes; saved and restored whole.
+
+  step: int32 scalar, also the position in the data.
+  params: parameters of every network, by name.
+  model_state: `{collection: ...}` of BN statistics and fitted quantizer values.
+  opt_state: of the optax transformation.
+  key: uint32 [2], data of the run's PRNG key; the randomness of step s is `fold_in(key, s)`.
+  """
+  step: jax.Array
+  params: Any
+  model_state: Any
+  opt_state: Any
+  key: jax.Array
+
+  def to_tree(self):
+    """Returns the form in which checkpoints hold it: networks apart from the rest."""
+    return {'variables': {'params': self.params, **self.model_state}, 'optimizer': self.opt_state,
+            'step': self.step, 'key': self.key}
+
+  @classmethod
+  def from_tree(cls, tree):
+    """Undoes `to_tree`."""
+    model_state = dict(tree['variables'])
+    params = model_state.pop('params')
+    return cls(tree['step'], params, model_state, tree['optimizer'], tree['key'])
+
+
+def initial_state(trained, batch, *, method, optimizer, augment, seed):
+  """The state before the first step.
+
+  Args:
+    trained: variables that networks start from, may be empty or hold a part only; see `initialize`.
+    batch: the first training batch: learned quantizer values start from what the networks make of it.
+    method, optimizer, augment: as in `train_step`.
+    seed: of parameters, augmentation and everything else that is random in the run.
+
+  Returns:
+    `TrainState` at step 0.
+  """
+  key = jax.random.key(seed)
+  images = _views(jax.random.fold_in(key, 0), batch['image'], method, augment)
+  init_key = jax.random.fold_in(key, _NO_STEP)
+  rngs = {'params': init_key, 'sampling': jax.random.fold_in(init_key, 1)}
+  if trained:
+    # Whatever is missing in `trained` is created from it and the images; what is there stays as it was.
+    _, created = method.apply(trained, images, train=True, mutable=True, rngs=rngs)
+    flat = traverse_util.flatten_dict(created) | traverse_util.flatten_dict(trained)
+    model_state = traverse_util.unflatten_dict(flat)
+  else:
+    model_state = dict(method.init(rngs, images, train=True))
+  params = model_state.pop('params')
+  return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), jax.random.key_data(key))
+
+
+def initial_state_options():
+  """Returns the compiler options for `initial_state`, a program that runs once.
+
+  On CPU, LLVM would spend up to minutes on the random numbers of many parameters. At its first level it takes seconds,
+  the code runs as fast, and the values are the same to rounding.
+  """
+  return {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
+
+
+def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
+  """One step of everything that trains together.
+
+  Args:
+    state: `TrainState`.
+    batch: {'image': uint8 [B, h, w, C], 'label': int32 [B]}, sharded over the devices.
+    method: `methods.Method`.
+    optimizer: optax transformation.
+    augment: (key, uint8 images) -> float32 [B, H, W, C].
+    accumulate: into how many parts the batch is cut, whose gradients are averaged; each is normalised by itself.
+
+  Returns:
+    (new state, metrics): float32 scalars 'loss', each loss term, 'top1/<network>' and 'gradient_norm/<network>'.
+  """
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+  images = _views(key, batch['image'], method, augment)
+  sampling = jax.random.fold_in(key, _SAMPLING)
+
+  def objective(params, model_state, images, labels, key):
+    outputs, model_state = method.apply({'params': params, **model_state}, images, train=True,
+                                        mutable=list(model_state), rngs={'sampling': key})
+    loss, terms = method.loss(outputs, labels)
+    top1 = {f'top1/{name}': jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
+    return loss, ({'loss': loss, **terms, **top1}, model_state)
+
+  gradients_of = jax.grad(objective, has_aux=True)
+  if accumulate == 1:
+    gradients, (metrics, model_state) = gradients_of(state.params, state.model_state, images, batch['label'], sampling)
+  else:
+    def add(carry, part):
+      total, model_state = carry
+      gradients, (metrics, model_state) = gradients_of(state.params, model_state, *part)
+      return (jax.tree.map(lambda t, g: t + g / accumulate, total, gradients), model_state), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    parts = (_parts(images, accumulate, images.ndim - 4), _parts(batch['label'], accumulate, 0),
+             jax.random.split(sampling, accumulate))
+    (gradients, model_state), metrics = jax.lax.scan(add, (zeros, dict(state.model_state)), parts)
+    metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+  metrics |= {f'gradient_norm/{name}': optax.tree.norm(g) for name, g in gradients.items() if name not in method.frozen}
+  state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
+                        model_state=model_state, opt_state=opt_state)
+  return state, metrics
+
+
+def _parts(x, count, axis):
+  """Cuts axis `axis`, the batch, into [count, ...]: row r into part r % count, so that no row changes its device."""
+  return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, count, *x.shape[axis + 1:]), axis + 1, 0)
+
+
+def _views(key, images, method, augment):
+  """What the method trains on: [B, H, W, C], or [views, B, H, W, C] where it wants several augmentations."""
+  first = augment(key, images)
+  if method.views == 1:
+    return first
+  others = jax.random.fold_in(key, _OTHER_VIEWS)
+  return jnp.stack([first, *(augment(jax.random.fold_in(others, view), images) for view in range(1, method.views))])
+
+
+def eval_step(variables, batch, *, method, normalize):
+  """Counts of one evaluation batch.
+
+  Args:
+    variables: {'params': ..., collections}.
+    batch: as `train_step`'s, with 'mask': bool [B], False for padding.
+    method, normalize: the method, and uint8 images -> float32 [B, H, W, C].
+
+  Returns:
+    {network: {'top1', 'top5', 'cross_entropy', 'count'}}: float32 sums over the batch's examples.
+  """
+  outputs = method.apply(variables, normalize(batch['image']), train=False)
+  mask = batch['mask'].astype(jnp.float32)
+  sums = {}
+  for name, logits in outputs.logits.items():
+    rank = label_rank(logits, batch['label'])
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    sums[name] = {'top1': jnp.sum(mask * (rank < 1)), 'top5': jnp.sum(mask * (rank < 5)),
+                  'cross_entropy': jnp.sum(mask * cross_entropy), 'count': jnp.sum(mask)}
+  return sums
+
+
+def label_rank(logits, labels):
+  """Returns how many classes come before the label, int32 [B]; of equal logits the lower class comes first.
+
+  rank < 1 is a top-1 hit as `argmax` has it, rank < 5 a top-5 hit as `top_k` has it, without a sort.
+  """
+  classes = jnp.arange(logits.shape[-1])[None]
+  label = labels[:, None]
+  own = jnp.sum(jnp.where(classes == label, logits, 0), axis=-1, keepdims=True)
+  # Written so that a NaN comes before everything, itself included: a network that has diverged has no hits.
+  return jnp.sum(~(logits <= own) | (logits == own) & (classes < label), axis=-1)

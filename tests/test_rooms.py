@@ -1,0 +1,48 @@
+"""The rooms of the package: what lies at its top, and imports that point down only."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'cmtkd_jax'
+# From the top down; rooms of one floor do not import each other.
+FLOORS = (('main',), ('cli',), ('experiments',), ('report', 'export'), ('training',), ('runs',), ('config',), ('methods',),
+          ('models',), ('quantizers', 'losses', 'data'), ('runtime',), ('errors', 'options'))
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imported(path):
+  """Rooms that a file imports, each as (line, room); '' is the package itself."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path}:{node.lineno}: imports name the whole path'
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+    else:
+      continue
+    for name in names:
+      package, *rooms = name.split('.')
+      if package == 'cmtkd_jax' and rooms:
+        yield node.lineno, rooms[0]
+
+
+def test_the_top_holds_rooms_and_four_files():
+  assert {path.name for path in PACKAGE.glob('*.py')} == {'__init__.py', 'main.py', 'errors.py', 'options.py'}
+  rooms = {path.parent.name for path in PACKAGE.glob('*/__init__.py')}
+  assert rooms == FLOOR.keys() - {'main', 'errors', 'options'}
+
+
+@pytest.mark.parametrize('room', sorted(FLOOR))
+def test_imports_point_down(room):
+  files = list((PACKAGE / room).rglob('*.py')) or [PACKAGE / f'{room}.py']
+  upward = [f'{path.relative_to(PACKAGE)}:{line} imports {other}' for path in files for line, other in imported(path)
+            if other != room and FLOOR[other] <= FLOOR[room]]
+  assert not upward
+
+
+def test_formulas_know_no_flax():
+  for room in ('quantizers', 'losses'):
+    for path in (PACKAGE / room).glob('*.py'):
+      assert 'flax' not in path.read_text().replace('know no Flax', ''), path
