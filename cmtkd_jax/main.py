@@ -7,17 +7,17 @@ import jax
 
 from cmtkd_jax.cli import commands, flags, interrupts
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runtime import distributed, peers, preemption
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is imported, if ever it is
+from cmtkd_jax.runtime import distributed, peers, preemption, silencers
 
 
 def main(argv):
   """Runs one mode; returns the exit status."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is imported, if ever it is
+  silencers.install()
   try:
     command = flags.parse(argv)
     if command.mode in commands.ON_DEVICES:
-      distributed.initialize()
+      distributed.initialize(command.cluster)
     commands.MODES[command.mode](command)
   except UserError as e:
     return _end(2, f'error: {e}')

@@ -13,6 +13,13 @@ import pytest
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+@pytest.fixture(scope='session', autouse=True)
+def silencers():
+  """As the command has them; here, since pytest installs a hook of its own before."""
+  from cmtkd_jax.runtime import silencers
+  silencers.install()
+
+
 @pytest.fixture
 def strict_dtypes():
   """Refuses implicit dtype promotion: for quantizers and losses (optax and Flax do not live under it)."""

@@ -10,7 +10,6 @@ import sys
 
 import jax
 import numpy as np
-from absl import flags
 from flax import traverse_util
 
 from cmtkd_jax import config as config_lib
@@ -28,8 +27,9 @@ def own_rows(array):
 
 
 def main():
-  directory, = flags.FLAGS(sys.argv)[1:]
-  distributed.initialize()
+  directory, *given = sys.argv[1:]
+  coordinator, processes, process = (argument.partition('=')[2] for argument in given)
+  distributed.initialize(distributed.Cluster(coordinator, int(processes), int(process)))
   directory, me = pathlib.Path(directory), jax.process_index()
   config = config_lib.default()
   config_lib.smoke(config, 8, channels=1)

@@ -2,13 +2,15 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'cmtkd_jax'
 # From the top down; rooms of one floor do not import each other.
-FLOORS = (('main',), ('cli',), ('experiments',), ('report', 'export'), ('training',), ('runs',), ('config',), ('methods',),
-          ('models',), ('quantizers', 'losses', 'data'), ('runtime',), ('errors', 'options'))
+FLOORS = (('main',), ('cli',), ('experiments',), ('report', 'export'), ('training',), ('runs',), ('config',),
+          ('methods',), ('models',), ('quantizers', 'losses', 'data'), ('runtime',), ('errors', 'options'))
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -46,3 +48,27 @@ def test_formulas_know_no_flax():
   for room in ('quantizers', 'losses'):
     for path in (PACKAGE / room).glob('*.py'):
       assert 'flax' not in path.read_text().replace('know no Flax', ''), path
+
+
+def test_importing_changes_nothing():
+  """Flags, filters and hooks are those of the command; another program may import every room."""
+  code = '''
+import importlib, logging, pkgutil, signal, sys, warnings
+import flax, grain, jax, matplotlib.pyplot, optax, orbax.checkpoint  # what these change is not ours
+from absl import flags
+def state():
+  return (sorted(flags.FLAGS), sys.unraisablehook, sys.excepthook, len(warnings.filters),
+          [logging.getLogger(name).filters[:] for name in ('absl', 'asyncio')], signal.getsignal(signal.SIGINT),
+          signal.getsignal(signal.SIGTERM))
+before, rooms = state(), 0
+import cmtkd_jax
+for module in pkgutil.walk_packages(cmtkd_jax.__path__, 'cmtkd_jax.'):
+  if module.name.split('.')[1] not in ('cli', 'main'):
+    importlib.import_module(module.name)
+    rooms += 1
+assert rooms > 100
+for old, new in zip(before, state(), strict=True):
+  assert old == new, (old, new)
+'''
+  run = subprocess.run([sys.executable, '-c', code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+  assert run.returncode == 0, run.stderr

@@ -15,6 +15,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import commands
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
+from cmtkd_jax.runtime.distributed import Cluster
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/digits_resnet8.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; by default runs/<name of the config file>.')
@@ -27,6 +28,10 @@ _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all that are installed.')
 _IMAGES = flags.DEFINE_list('images', None, 'Image files to classify, e.g. a.jpg,b.png.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it.')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes of the run, with --coordinator.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0, with --coordinator.')
+_JOIN_SECONDS = flags.DEFINE_integer('join_seconds', 300, 'How long to wait for the other processes.', lower_bound=1)
 
 _MENDS = {  # what Python says of values that flags cannot take -> what to do
     r"invalid literal for int\(\) with base 10: .*": 'give a whole number',
@@ -44,6 +49,7 @@ class Command(NamedTuple):
   integer: bool | None = None
   format: list[str] | None = None
   images: list[str] | None = None
+  cluster: Cluster = Cluster()
 
 
 def parse(argv):
@@ -74,7 +80,8 @@ def parse(argv):
   if config is not None:
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
   return Command(_MODE.value, config, workdir, _STEP.value, _INTEGER.value, _FORMAT.value,
-                 _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value])
+                 _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
+                 Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _JOIN_SECONDS.value))
 
 
 def _config_files(argv):

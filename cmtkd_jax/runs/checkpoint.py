@@ -13,10 +13,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import checksums, orbax_logging
+from cmtkd_jax.runs import checksums
 from cmtkd_jax.runtime import distributed
-
-orbax_logging.install()
 
 # Errors of a disk that is full, broken or not writable. tensorstore raises them as text.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)

@@ -1,7 +1,7 @@
 """Several processes, one run: who the others are, found from the environment or from flags.
 
 The same command runs in every process. Each holds its own devices and reads its own rows of every batch; the first
-writes logs and speaks.
+writes logs and prints.
 """
 
 import hashlib
@@ -9,20 +9,14 @@ import json
 import os
 import re
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import peers
-
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it.')
-_PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes of the run, with --coordinator.')
-_PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0, with --coordinator.')
-_TIMEOUT = flags.DEFINE_integer('join_seconds', 300, 'How long to wait for the other processes.',
-                                lower_bound=1)
 
 
 def in_cluster(environment):
@@ -35,20 +29,34 @@ def in_cluster(environment):
           or 'JAX_COORDINATOR_ADDRESS' in environment)  # as launch/k8s_jobset.yaml sets it
 
 
-def initialize():
+class Cluster(NamedTuple):
+  """The processes of a run, as the flags of the same names give them; None where the environment does.
+
+  coordinator: HOST:PORT of process 0.
+  processes: their number.
+  process: the number of this one, from 0.
+  join_seconds: how long to wait for the others.
+  """
+  coordinator: str | None = None
+  processes: int | None = None
+  process: int | None = None
+  join_seconds: int = 300
+
+
+def initialize(cluster=Cluster()):
   """Joins the other processes of this run, if there are any; to be called before any device is touched.
 
   Raises:
     UserError: the flags do not fit, or the others do not answer.
   """
-  given = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  given = cluster[:3]
   if any(value is not None for value in given):
     if None in given:
       raise UserError('--coordinator, --processes and --process belong together; give all three or none')
-    if not 0 <= _PROCESS.value < _PROCESSES.value:
-      raise UserError(f'--process={_PROCESS.value} must lie below --processes={_PROCESSES.value}, from 0 on')
-    if not re.fullmatch(r'\S+:\d+', _COORDINATOR.value):
-      raise UserError(f'--coordinator={_COORDINATOR.value!r} is not HOST:PORT; give the address of process 0')
+    if not 0 <= cluster.process < cluster.processes:
+      raise UserError(f'--process={cluster.process} must lie below --processes={cluster.processes}, from 0 on')
+    if not re.fullmatch(r'\S+:\d+', cluster.coordinator):
+      raise UserError(f'--coordinator={cluster.coordinator!r} is not HOST:PORT; give the address of process 0')
     arguments = dict(coordinator_address=given[0], num_processes=given[1], process_id=given[2])
   elif in_cluster(os.environ):
     environment = os.environ.get
@@ -61,13 +69,13 @@ def initialize():
     return
   peers.install()
   try:
-    jax.distributed.initialize(**arguments, initialization_timeout=_TIMEOUT.value)
+    jax.distributed.initialize(**arguments, initialization_timeout=cluster.join_seconds)
   except (RuntimeError, ValueError) as e:
     raise UserError(f'the processes of this run did not find each other ({" ".join(str(e).split())[:200]}); start the '
                     'same command in all of them, and check --coordinator or the variables of the scheduler') from None
   peers.joined()
   if not is_first():
-    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  the first process speaks for all
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  only the first process prints
 
 
 def _number(environment, name, default):
@@ -78,7 +86,7 @@ def _number(environment, name, default):
 
 
 def is_first():
-  """Whether this process writes and speaks."""
+  """Whether this process writes and prints."""
   return jax.process_index() == 0
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 import cmtkd_jax
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import silencers
 
 _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(cmtkd_jax.__file__)))
 _SERVE = 'from cmtkd_jax.data.loading import worker_pool; worker_pool.serve()'
@@ -102,6 +103,7 @@ def serve():
   requests, answers = os.fdopen(os.dup(0), 'rb'), os.fdopen(os.dup(1), 'wb')
   os.dup2(2, 1)  # What a library prints may not get between the answers.
   os.close(0)
+  silencers.install()
   readers = {}
   while True:
     try:

@@ -6,7 +6,6 @@ Only the first frame of an animation or a multi-page file is read. Color profile
 import contextlib
 import functools
 import io
-import warnings
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -21,9 +20,6 @@ _FORMATS = ('AVIF', 'BMP', 'DIB', 'GIF', 'ICO', 'JPEG', 'JPEG2000', 'MPO', 'PCX'
 _MODES = {1: 'L', 3: 'RGB'}
 _16_BITS = ('I;16', 'I;16L', 'I;16B', 'I;16N')
 _WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
-
-# Damaged metadata or a very large photo, say. Filters of one thread would be those of all.
-warnings.filterwarnings('ignore', module=r'PIL\.')
 
 
 class Unreadable(ValueError):

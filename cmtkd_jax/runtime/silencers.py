@@ -1,4 +1,4 @@
-"""What orbax and tensorstore print beside our own lines, left out."""
+"""Leaves out what Orbax, TensorStore and Pillow print next to our own lines; the command installs it."""
 
 import logging
 import sys
@@ -11,16 +11,19 @@ def _tells(row):
       row.levelno > logging.INFO and not row.exc_info and 'tracked_metric' not in str(row.msg))
 
 
-def _hook(raised, before=sys.unraisablehook):
-  """Silent of what threads of tensorstore raise when they have an answer for a save or a read that has failed."""
-  if not (raised.exc_type is RuntimeError and str(raised.exc_value) == 'Event loop is closed'):
-    before(raised)
-
-
 def install():
-  """Puts the filters in place, for the whole process."""
+  """Installs the filters, for the whole process."""
+  # What Pillow says of a damaged file ends a run or is counted by itself.
+  warnings.filterwarnings('ignore', module=r'PIL\.')
   logging.getLogger('absl').addFilter(_tells)
   # A save that fails has failed for every array; the first of these errors is told, and nobody asks for the others.
   logging.getLogger('asyncio').addFilter(lambda row: 'never retrieved' not in row.getMessage())
   warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
-  sys.unraisablehook = _hook
+  before = sys.unraisablehook
+
+  def hook(raised):
+    """Silent about threads of TensorStore that have an answer for a save or a read that has failed."""
+    if not (raised.exc_type is RuntimeError and str(raised.exc_value) == 'Event loop is closed'):
+      before(raised)
+
+  sys.unraisablehook = hook
