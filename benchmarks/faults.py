@@ -236,7 +236,7 @@ class Campaign:
     if status in (0, -signal.SIGTERM) and newest(process.workdir) == STEPS:  # all was trained, evaluated and saved
       return None
     last, trace = process.told()
-    match = re.fullmatch(rf'asked to stop: step (\d+) of {STEPS} is saved; the same command goes on from there', last)
+    match = re.fullmatch(rf'asked to stop: step (\d+) of {STEPS} is saved; the same command resumes from there', last)
     step = int(match[1]) if match else None
     return Case('SIGTERM', moment, {'status': 143, 'stack trace': False, 'newest': step, 'resumed at': step},
                 {'status': status, 'stack trace': trace, 'newest': newest(process.workdir), 'told': last})

@@ -10,7 +10,7 @@ import pytest
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint, metric_log, run_files
-from cmtkd_jax.training import loop
+from cmtkd_jax.training import loop, memory
 
 
 def make_config(**changes):
@@ -83,9 +83,9 @@ def test_other_errors_of_saving_are_not_taken_for_a_full_disk(tmp_path, monkeypa
 def test_too_little_memory_names_the_fields_to_change():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes')
   with pytest.raises(UserError, match=r"config.batch_size=16 does not fit.*config.accumulate=1.*config.remat='\.\*'"):
-    with loop._told_of_memory(make_config()):
+    with memory.errors_as_advice(make_config()):
       raise error
-  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), loop._told_of_memory(make_config()):
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), memory.errors_as_advice(make_config()):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
 

@@ -9,7 +9,7 @@ import pytest
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint, checksums, metric_log, run_files
-from cmtkd_jax.training import evaluate, loop, restore, teachers
+from cmtkd_jax.training import evaluate, loop, plan, restore, teachers
 
 
 def make_config(**changes):
@@ -117,8 +117,8 @@ def test_teachers_of_a_failed_start_are_forgotten(finished, tmp_path):
 def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch, quick_compile):
   """Batch 0 shapes the state of a new run; a resumed run knows the shapes without it."""
   started = []
-  original = loop.build.data.TrainLoader.batches
-  monkeypatch.setattr(loop.build.data.TrainLoader, 'batches',
+  original = plan.build.data.TrainLoader.batches
+  monkeypatch.setattr(plan.build.data.TrainLoader, 'batches',
                       lambda self, start=0: started.append(start) or original(self, start))
   config, workdir = copy(finished, tmp_path)
   loop.train_and_evaluate(config, workdir)

@@ -1,0 +1,71 @@
+"""The parts of one training run, made of its configuration before anything is written."""
+
+import re
+from typing import Any, NamedTuple
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import bit_table
+from cmtkd_jax.models.bit_policy import parse_rules
+from cmtkd_jax.runs import run_files
+from cmtkd_jax.runtime import distributed
+from cmtkd_jax.training import build, optimizer, schedule, teachers
+
+
+class Plan(NamedTuple):
+  """The parts of one training run.
+
+  config: its `ConfigDict`.
+  sharding: of what every device holds whole.
+  dataset: a `data.Dataset`.
+  schedule: a `schedule.Schedule`.
+  teachers: `teachers.Teacher`s, the trained networks that it learns from.
+  method: the `methods.Method`.
+  layers: `bit_table.Row`s.
+  learning_rate: function of the step.
+  optimizer: the optax transformation.
+  """
+  config: Any
+  sharding: Any
+  dataset: Any
+  schedule: schedule.Schedule
+  teachers: tuple
+  method: Any
+  layers: list
+  learning_rate: Any
+  optimizer: Any
+
+  @property
+  def best_metric(self):
+    """The metric whose best checkpoint is kept, '' without a held-out slice."""
+    return f'minival/{self.method.main_network}/top1' if 'minival' in self.dataset.evals else ''
+
+
+def create(config, workdir):
+  """Returns the `Plan` of a configuration; a run that is in `workdir` already keeps its teachers.
+
+  Raises:
+    UserError: the configuration or the data cannot be used, or processes differ in them.
+  """
+  config_lib.check(config)
+  mesh = build.make_mesh()
+  dataset = build.load_data(config, mesh)
+  distributed.check_agreement(run_files.facts(config, dataset))
+  sizes = dict(steps_per_epoch=dataset.train.steps_per_epoch, batch_size=config.batch_size)
+  when = schedule.create(config, **sizes)
+  trained = teachers.open_all(config, workdir)
+  teachers.check_fit(trained, config, dataset.class_names)
+  method = build.create_method(config, dataset.num_classes, trained)
+  if method.held_out and 'minival' not in dataset.evals:
+    raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')
+  layers = bit_table.collect(method, dataset.input_shape, parse_rules(config.bits.rules))
+  _check_remat(config, layers)
+  learning_rate = optimizer.learning_rate(config, when.total, **sizes)
+  return Plan(config, build.replicated(mesh), dataset, when, trained, method, layers, learning_rate,
+              optimizer.create(config, method, learning_rate))
+
+
+def _check_remat(config, layers):
+  networks = sorted({row.layer.partition('/')[0] for row in layers})
+  if config.remat and not any(re.fullmatch(config.remat, name) for name in networks):
+    raise UserError(f"config.remat={config.remat!r} matches none of {', '.join(networks)}; name one of them, or '.*'")

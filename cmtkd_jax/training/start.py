@@ -1,0 +1,48 @@
+"""The state that a run starts from: its own newest checkpoint, trained networks, or nothing."""
+
+import functools
+
+import jax
+from flax import traverse_util
+
+from cmtkd_jax.training import initialize, teachers
+from cmtkd_jax.training.step import TrainState, initial_state, initial_state_options
+
+
+def restore_or_create(plan, checkpoints):
+  """Returns (`TrainState`, lines of text that say where it comes from).
+
+  Args:
+    plan: a `plan.Plan`.
+    checkpoints: the run's `Checkpoints`.
+
+  Raises:
+    UserError: a network that the configuration names cannot be read, or does not fit.
+  """
+  create = functools.partial(initial_state, method=plan.method, optimizer=plan.optimizer, augment=plan.dataset.augment,
+                             seed=plan.config.seed)
+  abstract = lambda: jax.eval_shape(create, {}, plan.dataset.train.batch_spec).to_tree()
+  if checkpoints.latest() is not None:
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=plan.sharding), abstract())
+    state = TrainState.from_tree(checkpoints.restore(placed)[0])
+    return state, [f'resuming {checkpoints.directory} at step {int(state.step)}']
+  variables, report = {}, []
+  if plan.teachers or plan.config.init_from:
+    variables, report = _trained(plan, abstract()['variables'])
+  create = jax.jit(create, out_shardings=plan.sharding, compiler_options=initial_state_options())
+  return create(jax.device_put(variables, plan.sharding), next(plan.dataset.train.batches(0))), report
+
+
+def _trained(plan, wanted):
+  """(variables, report) of the networks that come trained; `wanted` are the abstract variables of the run."""
+  names = plan.method.frozen[:len(plan.teachers)]
+  variables, report = teachers.load(plan.teachers, names, wanted)
+  if plan.config.init_from:
+    rest = {collection: {name: tree for name, tree in networks.items() if name not in names}
+            for collection, networks in wanted.items()}
+    found, lines = initialize.load(plan.config.init_from, plan.config.init_from_allow, rest, plan.method, plan.config)
+    variables = traverse_util.unflatten_dict(
+        traverse_util.flatten_dict(found) | traverse_util.flatten_dict(variables))
+    report += lines
+  teachers.check_loaded(plan.method.frozen, wanted, variables)
+  return variables, report

@@ -1,0 +1,69 @@
+"""The training metrics between two rows of the log."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cmtkd_jax.errors import UserError
+
+
+class Summary(NamedTuple):
+  """Of the steps of a window.
+
+  means: `{metric: mean over the steps}`.
+  images_per_second: of training.
+  data_wait: share of the time that steps waited for data, 0..1.
+  """
+  means: dict
+  images_per_second: float
+  data_wait: float
+
+
+class Window:
+  """Collects the metrics of steps, on the device until `close`, so that no step waits for the one before it."""
+
+  def __init__(self, batch_size):
+    self._batch_size = batch_size
+    self.restart()
+
+  def restart(self):
+    """Begins a new window, whose time starts now."""
+    self._pending, self._begin, self._waited = [], time.monotonic(), 0.0
+
+  def add(self, metrics):
+    """Adds the metrics of a step."""
+    self._pending.append(metrics)
+
+  def next_batch(self, batches):
+    """Returns the next of `batches`; waiting for it counts as such."""
+    begin = time.monotonic()
+    batch = next(batches)
+    self._waited += time.monotonic() - begin
+    return batch
+
+  def close(self, step, last_good):
+    """Returns the `Summary` of the steps up to `step`, and begins a new window.
+
+    Raises:
+      UserError: a metric is not finite; the message names the checkpoint `last_good`, a step or None.
+    """
+    history = jax.device_get(self._pending)
+    _check_finite(history, step, last_good)
+    elapsed = time.monotonic() - self._begin
+    summary = Summary({name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]},
+                      len(history) * self._batch_size / elapsed, self._waited / elapsed)
+    self.restart()
+    return summary
+
+
+def _check_finite(history, step, last_good):
+  """Raises `UserError` that names the first metric of the first step that is not finite."""
+  for i, metrics in enumerate(history):
+    # Loss terms before their sum, and that before what follows from it.
+    for name in sorted(metrics, key=lambda name: (name.startswith('gradient_norm'), name == 'loss')):
+      if not np.isfinite(metrics[name]):
+        kept = f'the last good checkpoint, of step {last_good}, is kept' if last_good else 'there is no checkpoint yet'
+        raise UserError(f'step {step - len(history) + i + 1}: {name} is {metrics[name]}, the first value that is not '
+                        f'finite; {kept}; lower config.optimizer.learning_rate or set config.optimizer.gradient_clip')
