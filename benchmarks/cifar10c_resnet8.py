@@ -22,7 +22,7 @@ def get_config(argument=''):
   config.log_every, config.eval_every, config.checkpoint_every = '1 epochs', '2 epochs', '2 epochs'
   config.tensorboard = False
 
-  rows = base.neighbour(__file__, '../configs/table1_alexnet_cifar100').table  # the same systems
+  rows = base.load_config(__file__, '../configs/table1_alexnet_cifar100').table  # the same systems
   optimal = dict(quantizer=dict(hwgq=dict(activation=dict(step='optimal'))))
   config.table.title = 'Ten classes of CIFAR-100, ResNet8, 10 epochs; the published figures are ResNet18, 100 classes'
   config.table.runs = dict(
@@ -34,7 +34,7 @@ def get_config(argument=''):
       single2_optimal=dict(optimal, **rows.runs.single2.to_dict()),
       without_attention_optimal=dict(optimal, **rows.runs.without_attention.to_dict()),
       cmtkd_optimal=optimal)
-  published = base.neighbour(__file__, '../configs/table2_resnet18_cifar100').table.lines
+  published = base.load_config(__file__, '../configs/table2_resnet18_cifar100').table.lines
   more = (('CMT-KD, gamma 5 for 100', 'cmtkd_gamma5', 'student'),
           ('combined teacher, gamma 5 for 100', 'cmtkd_gamma5', 'combined_teacher'),
           ('combined teacher without attention', 'without_attention', 'combined_teacher'),

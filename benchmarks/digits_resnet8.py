@@ -9,7 +9,7 @@ from cmtkd_jax import config as base
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, '../configs/digits_resnet8')
+  config = base.load_config(__file__, '../configs/digits_resnet8')
   config.table.title = 'Digits, ResNet8, 80 epochs'
   config.table.runs = dict(single=dict(method='single'), cmtkd=dict())
   config.table.lines = (

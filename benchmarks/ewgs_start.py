@@ -13,7 +13,7 @@ STARTS = {'ours': 1.0, 'published': 3.2}
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, 'cifar10c_resnet8')
+  config = base.load_config(__file__, 'cifar10c_resnet8')
   runs = {'full_precision': dict(method='single', student=dict(weight_bits=32, activation_bits=32))}
   lines = [('full precision', '32/32', 'full_precision')]
   for title, start in STARTS.items():

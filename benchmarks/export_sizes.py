@@ -35,7 +35,7 @@ _HEADER = ('bits', 'first and last', 'quantized weights', 'of float32', 'student
 
 def exported(bits, first_last):
   """(the network as a `Graph`, how many weights its kernels have)."""
-  config = config_lib.neighbour(__file__, '../configs/cifar100_resnet18')
+  config = config_lib.load_config(__file__, '../configs/cifar100_resnet18')
   config.method, config.student.weight_bits, config.bits.first_last = 'single', bits, first_last
   shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
   method = build.create_method(config, _CLASSES)

@@ -10,12 +10,12 @@ import tempfile
 import jax
 
 # What the compiler keeps of an operation's origin -> the part of the step it belongs to; the first that fits. A fused
-# operation has the origin of its last one, or else of most in it, so neighbours lend each other time.
+# operation has the origin of its last one, or else of most in it, so neighbors lend each other time.
 PARTS = (
     ('convolutions and dense layers', r'conv_general_dilated|dot_general|\b(convolution|dot)\b'),
     ('quantizers of weights', r'weight_quantizer'),
     ('quantizers of activations', r'activation_quantizer'),
-    ('batch normalisation', r'/(norm\d*|shortcut_norm)/'),
+    ('batch normalization', r'/(norm\d*|shortcut_norm)/'),
     ('losses', r'\.loss\)'),
     ('copies', r'^(copy|transpose)\b|transpose_copy'),
     ('the rest of the networks: fusion, residual sums, ReLU', r'jvp\('),

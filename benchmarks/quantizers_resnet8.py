@@ -17,7 +17,7 @@ QUANTIZERS = {
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, 'cifar10c_resnet8')
+  config = base.load_config(__file__, 'cifar10c_resnet8')
   two_bits = dict(weight_bits=2, activation_bits=2)
   runs = {name: dict(method='single', student=two_bits, quantizer=dict(name=name)) for name in QUANTIZERS}
   runs['twn']['quantizer']['activations'] = 'hwgq'

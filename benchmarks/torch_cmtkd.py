@@ -2,7 +2,7 @@
 
 Written from the definitions, the way PyTorch is fast: channels last, autocast, a fused optimizer, and nothing that
 waits for the device. Modules are named like the parameters of `cmtkd_jax`, so that `tests/test_torch_twin.py` can
-compare losses and gradients. What differs: running variances are unbiased, and under autocast normalised and quantized
+compare losses and gradients. What differs: running variances are unbiased, and under autocast normalized and quantized
 maps are bfloat16, where ours are float32 until the next convolution. Its configuration is that of `cmtkd_jax`, as a
 nested dict.
 """
@@ -252,7 +252,7 @@ class CMTKD(nn.Module):
 
 
 def attention_loss(a, b):
-  """Mean squared difference of the normalised sums of squares over the channels, eq. (5)."""
+  """Mean squared difference of the normalized sums of squares over the channels, eq. (5)."""
   flat = lambda x: F.normalize(x.float().square().sum(1).flatten(1))
   return F.mse_loss(flat(a), flat(b))
 

@@ -278,7 +278,7 @@ def save(report, out):
 def measure(options):
   """Runs everything; returns the report, which is also written as it grows."""
   file, classes, batch_size, steps, crops, change = PRESETS[options.preset]
-  config = config_lib.neighbour(__file__, f'../configs/{file}')
+  config = config_lib.load_config(__file__, f'../configs/{file}')
   change(config)
   config.dtype, config.batch_size = options.dtype, options.batch or batch_size
   size, channels = config.data.image_size, len(config.data.mean)

@@ -4,7 +4,7 @@ import dataclasses
 
 
 def check(options):
-  """Raises `ValueError`, naming field and value, unless the fields of the dataclass `options` can be honoured.
+  """Raises `ValueError`, naming field and value, unless the fields of the dataclass `options` can be honored.
 
   Its class may have `choices`, `{field: allowed values}`, and `positive`, names of fields; other numbers are >= 0.
   """

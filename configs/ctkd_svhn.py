@@ -9,7 +9,7 @@ from cmtkd_jax import config as base
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, 'ctkd_cifar10')
+  config = base.load_config(__file__, 'ctkd_cifar10')
   config.data.name = 'svhn_cropped'
   config.data.augment = 'none'
   config.data.mean = config.data.std = (0.5, 0.5, 0.5)

@@ -10,7 +10,7 @@ from cmtkd_jax import config as base
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, 'ctkd_cifar10')
+  config = base.load_config(__file__, 'ctkd_cifar10')
   config.data.name = 'folder:tiny-imagenet-200'
   config.data.augment, config.data.resize, config.data.image_size = 'inception_crop_flip', 64, 32
   config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

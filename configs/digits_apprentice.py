@@ -8,7 +8,7 @@ from cmtkd_jax import config as base
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, 'digits_resnet8', argument)
+  config = base.load_config(__file__, 'digits_resnet8', argument)
   config.method, config.apprentice.scheme = 'apprentice', 'C'
   config.first.teacher = dict(method='single', student=dict(weight_bits=32, activation_bits=32))
   config.teachers, config.init_from = ('{teacher}',), '{teacher}'

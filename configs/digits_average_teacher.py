@@ -8,7 +8,7 @@ from cmtkd_jax import config as base
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, 'digits_resnet8', argument)
+  config = base.load_config(__file__, 'digits_resnet8', argument)
   config.method = 'average_teacher'
   for bits in (4, 6, 8):
     config.first[f'teacher{bits}'] = dict(method='single', student=dict(weight_bits=bits, activation_bits=bits))

@@ -8,7 +8,7 @@ from cmtkd_jax import config as base
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, 'digits_resnet8', argument)
+  config = base.load_config(__file__, 'digits_resnet8', argument)
   config.method, config.qkd.phase, config.init_from = 'qkd', 'tutoring', '{co_studying}'
   config.first.full_precision = dict(method='single', student=dict(weight_bits=32, activation_bits=32))
   config.first.self_studying = dict(qkd=dict(phase='self_studying'), init_from='{full_precision}')

@@ -7,6 +7,6 @@ from cmtkd_jax import config as base
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, 'digits_resnet8', argument)
+  config = base.load_config(__file__, 'digits_resnet8', argument)
   config.method = 'speq'
   return config

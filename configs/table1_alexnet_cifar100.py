@@ -8,7 +8,7 @@ from cmtkd_jax import config as base
 
 
 def get_config(argument=''):
-  config = base.neighbour(__file__, 'cifar100_alexnet')
+  config = base.load_config(__file__, 'cifar100_alexnet')
   single = lambda bits: dict(method='single', student=dict(weight_bits=bits, activation_bits=bits))
   config.table.title = 'Table 1: AlexNet, CIFAR-100'
   config.table.runs = dict(

@@ -11,7 +11,7 @@ PUBLISHED = {'resnet18': ((78.3, 94.4), (78.1, 94.3)), 'alexnet': ((72.1, 91.9),
 
 def get_config(argument=''):
   network = 'alexnet' if 'alexnet' in argument.split(',') else 'resnet18'
-  config = base.neighbour(__file__, f'cifar100_{network}')
+  config = base.load_config(__file__, f'cifar100_{network}')
   config.table.title = f'Table 3: number of teachers, {network}, CIFAR-100'
   config.table.runs = dict(three=dict(cmtkd=dict(teacher_bits=(4, 6, 8))), two=dict(cmtkd=dict(teacher_bits=(4, 8))))
   three, two = PUBLISHED[network]

@@ -24,11 +24,11 @@ ROWS = (  # title, bits, run, published AlexNet, published ResNet18
 
 def get_config(argument=''):
   network = 'alexnet' if 'alexnet' in argument.split(',') else 'resnet18'
-  config = base.neighbour(__file__, f'cifar100_{network}')
+  config = base.load_config(__file__, f'cifar100_{network}')
   bits = lambda weights, activations: dict(student=dict(weight_bits=weights, activation_bits=activations))
   single = lambda *widths, **more: dict(method='single', **bits(*widths), **more)
   w1a2 = lambda **loss: dict(**bits(1, 2), cmtkd=dict(teacher_bits=(2, 4, 8), **loss))
-  guided = base.neighbour(__file__, 'digits_guided')
+  guided = base.load_config(__file__, 'digits_guided')
   config.table.title = f'Table 4: {network}, CIFAR-100'
   config.table.runs = dict(
       full_precision=single(32, 32),

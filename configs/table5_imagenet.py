@@ -27,8 +27,8 @@ ROWS = (  # title, bits, run, published AlexNet, published ResNet18
 
 def get_config(argument=''):
   network = 'alexnet' if 'alexnet' in argument.split(',') else 'resnet18'
-  config = base.neighbour(__file__, f'imagenet_{network}')
-  chain = lambda name: {key: value for key, value in base.neighbour(__file__, f'digits_{name}').to_dict().items()
+  config = base.load_config(__file__, f'imagenet_{network}')
+  chain = lambda name: {key: value for key, value in base.load_config(__file__, f'digits_{name}').to_dict().items()
                         if key in ('method', 'first', 'init_from', name)}
   single = lambda weights, name: dict(method='single', student=dict(weight_bits=weights, activation_bits=2),
                                       quantizer=dict(name=name))

@@ -29,7 +29,7 @@ def strict_dtypes():
 
 @pytest.fixture
 def quick_compile():
-  """Compiles without optimisation: for tests that run a whole program once, and do not look at its speed."""
+  """Compiles without optimization: for tests that run a whole program once, and do not look at its speed."""
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', False)

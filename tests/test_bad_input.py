@@ -720,10 +720,10 @@ def pipe_of_config(folder):
   return f'--config={folder}/my_config.py', 'my_config.py'
 
 
-def pipe_of_neighbour(folder):
+def pipe_of_another_config(folder):
   into_pipe(folder / 'other.py')
   (folder / 'my_config.py').write_text('from cmtkd_jax import config\n\n\ndef get_config():\n'
-                                       "  return config.neighbour(__file__, 'other')\n")
+                                       "  return config.load_config(__file__, 'other')\n")
   return f'--config={folder}/my_config.py', 'other.py is a pipe'
 
 
@@ -733,7 +733,7 @@ GIVEN = {**{f'{name}.npy': pipe_of_array(name) for name in ('train_images', 'tra
          'weights.pth': pipe_of_start('weights.pth'), 'a run to start from': pipe_of_start('run'),
          'config.json of a teacher': pipe_of_teacher('config.json'), 'image': pipe_of_image,
          'val_annotations.txt': pipe_of_annotations, 'config file': pipe_of_config,
-         'neighbour of a config file': pipe_of_neighbour}
+         'load_config of a config file': pipe_of_another_config}
 
 
 @pytest.mark.parametrize('name', GIVEN)

@@ -56,7 +56,7 @@ def make_method(config):
 
 
 def fill(abstract, seed=0):
-  """Values for abstract variables, without compiling an initialiser; nothing is left at a neutral value."""
+  """Values for abstract variables, without compiling an initializer; nothing is left at a neutral value."""
   rng = np.random.default_rng(seed)
 
   def value(path, leaf):
@@ -298,7 +298,7 @@ def test_forward(options):
   assert outputs.logits.keys() == {'student', 'combined_teacher'}
 
 
-def test_importance_starts_where_it_should_and_is_summarised():
+def test_importance_starts_where_it_should_and_is_summarized():
   for init, expected in ((), (0.5, 0.5)), ((0.0, np.log(3.0)), (0.25, 0.75)):
     method = make_method(make_config(importance_init=init, taps=(2, 3)))
     # Only the importance factors are computed: the rest is dead code to the compiler.

@@ -323,7 +323,7 @@ def test_augment_does_not_depend_on_sharding(npy_dir, fields):
   np.testing.assert_allclose(*outs, atol=1e-6)
 
 
-def test_resident_evaluation_crops_the_centre(npy_dir):
+def test_resident_evaluation_crops_the_center(npy_dir):
   # Shorter side 6 -> 6 leaves the pixels alone, so the crop can be read off.
   dataset = load(**npy_fields(npy_dir, resize=6, image_size=4))
   image = np.load(npy_dir / 'test_images.npy')
@@ -351,7 +351,7 @@ def test_inception_boxes_have_the_promised_area_and_ratio():
     assert 0.74 < (w / h).min() < 0.76 and 1.31 < (w / h).max() < 1.35
 
 
-def test_inception_box_falls_back_to_the_centre():
+def test_inception_box_falls_back_to_the_center():
   top, left, h, w = crop_boxes.inception_box(np, draws(50), 1, 100)  # No box of allowed ratio has 8 % of the area.
   np.testing.assert_allclose(np.stack([top, left, h, w]).T, [[0, (100 - 4 / 3) / 2, 1, 4 / 3]] * 50)
 

@@ -143,7 +143,7 @@ def full_decode(encoded, box, size):
 @pytest.mark.parametrize('height, width, size, scale', [(375, 500, 224, 1), (540, 720, 227, 2), (1101, 1403, 224, 4)])
 def test_smaller_versions_give_the_same_crop(height, width, size, scale, monkeypatch):
   encoded = jpeg(picture(1, height, width))
-  box = crop_boxes.centre_box(height, width, 256, size)
+  box = crop_boxes.center_box(height, width, 256, size)
   decoded, resize = [], Image.Image.resize
   monkeypatch.setattr(Image.Image, 'resize', lambda self, *a, **k: decoded.append(self.size) or resize(self, *a, **k))
   out = decode_pil.Transform('none', size=size, resize=256, channels=3, seed=None)(encoded, 0, 0)
@@ -166,18 +166,18 @@ def test_smaller_versions_never_have_fewer_pixels_than_the_crop_wants():
 @pytest.mark.parametrize('mode, options', [('L', {}), ('CMYK', {}), ('RGB', {'progressive': True})])
 def test_other_jpegs(mode, options):
   encoded = jpeg(picture(3, 300, 400).convert(mode), **options)
-  box = crop_boxes.centre_box(300, 400, 64, 56)
+  box = crop_boxes.center_box(300, 400, 64, 56)
   out = decode_pil._resample(Image.open(io.BytesIO(encoded)), box, 56, 3)
   assert np.abs(out - full_decode(encoded, box, 56)).mean() < 1
-  grey = decode_pil.Transform('none', size=56, resize=64, channels=1, seed=None)(encoded, 0, 0)
-  assert grey.shape == (56, 56, 1)
+  gray = decode_pil.Transform('none', size=56, resize=64, channels=1, seed=None)(encoded, 0, 0)
+  assert gray.shape == (56, 56, 1)
 
 
 # --- The other decoder.
 
 
 def plain_bilinear(image, size):
-  """Resizing without antialiasing: each output pixel from its four neighbours, clamped at the edges. In float64."""
+  """Resizing without antialiasing: each output pixel from its four neighbors, clamped at the edges. In float64."""
   image, rows_cols = image.astype(float), []
   for length in image.shape[:2]:
     at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
@@ -201,7 +201,7 @@ def test_tensorflow_decodes_the_crop_and_resizes_it_plainly(mode, kind):
   out = transform(encoded, 0, 0)
   assert out.dtype == np.uint8 and out.shape == (56, 56, 3)
   assert np.abs(out - expected)[2:-2, 2:-2].max() <= 0.5 + 1e-3
-  assert np.abs(out - expected).max() <= 3  # at the edges, colours of a JPEG are interpolated from the crop alone
+  assert np.abs(out - expected).max() <= 3  # at the edges, colors of a JPEG are interpolated from the crop alone
   arrays = transform(whole, 0, 0)  # what is decoded already
   assert np.abs(arrays - expected).max() <= 0.5 + 1e-3
   assert decode_pil.Transform('none', 56, 64, 1, None, 'tensorflow')(encoded, 0, 0).shape == (56, 56, 1)
@@ -213,7 +213,7 @@ def test_tensorflow_takes_smaller_versions_of_large_jpegs():
   pytest.importorskip('tensorflow')
   encoded = jpeg(picture(5, 600, 800))
   out = decode_pil.Transform('none', size=56, resize=64, channels=3, seed=None, decoder='tensorflow')(encoded, 0, 0)
-  assert np.abs(out - full_decode(encoded, crop_boxes.centre_box(600, 800, 64, 56), 56)).mean() < 2
+  assert np.abs(out - full_decode(encoded, crop_boxes.center_box(600, 800, 64, 56), 56)).mean() < 2
 
 
 @pytest.mark.filterwarnings('ignore')  # of tensorflow's import, in this process and in the workers

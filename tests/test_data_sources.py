@@ -65,8 +65,8 @@ def test_generated_is_reproducible_and_learnable():
   assert images.shape == (40, 12, 10, 3) and set(labels) == set(range(4))
   train = load(batch_size=200, **{**fields, 'devices': 1}).train
   batch = jax.device_get(next(train.batches(0)))
-  centres = np.stack([batch['image'][batch['label'] == c].mean(0) for c in range(4)])
-  nearest = ((images[:, None] - centres) ** 2).sum((2, 3, 4)).argmin(1)
+  centers = np.stack([batch['image'][batch['label'] == c].mean(0) for c in range(4)])
+  nearest = ((images[:, None] - centers) ** 2).sum((2, 3, 4)).argmin(1)
   assert (nearest == labels).mean() > 0.9
 
 
@@ -270,7 +270,7 @@ def test_folder_of_mixed_sizes_streams(tmp_path, augment):
   batch = next(iterator)
   iterator.close()
   assert batch['image'].shape == (4, 8, 8, 3)
-  levels = [i % 4 + 100 * (i // 4) for i in dataset.train.indices(0)]  # Each image is of one colour.
+  levels = [i % 4 + 100 * (i // 4) for i in dataset.train.indices(0)]  # Each image is of one color.
   np.testing.assert_array_equal(batch['image'], np.reshape(levels, (4, 1, 1, 1)) + np.zeros((8, 8, 3), int))
   assert len(test_set(dataset)[1]) == 8
 
@@ -424,8 +424,8 @@ def test_broken_images_are_named(tmp_path, resident):
 # --- TensorFlow Datasets.
 
 
-def save_tfds(root, file_format, name='blobs', varied=False, unlabelled=0):
-  """A prepared set as download_and_prepare leaves it: 12 train, 7 validation and `unlabelled` test images."""
+def save_tfds(root, file_format, name='blobs', varied=False, unlabeled=0):
+  """A prepared set as download_and_prepare leaves it: 12 train, 7 validation and `unlabeled` test images."""
   pytest.importorskip('tensorflow')
   tfds = pytest.importorskip('tensorflow_datasets')
   rng = np.random.default_rng(0)
@@ -435,8 +435,8 @@ def save_tfds(root, file_format, name='blobs', varied=False, unlabelled=0):
       'label': tfds.features.ClassLabel(names=['ant', 'bee'])})
   examples = {s: [{'image': rng.integers(0, 256, (8 + i * varied, 8, 3), dtype=np.uint8), 'label': i % 2}
                   for i in range(n)] for s, n in (('train', 12), ('validation', 7))}
-  if unlabelled:
-    examples['test'] = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': -1}] * unlabelled
+  if unlabeled:
+    examples['test'] = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': -1}] * unlabeled
   tfds.dataset_builders.store_as_tfds_dataset(
       name=name, version='1.0.0', features=features, data_dir=root, file_format=file_format,
       split_datasets={s: list(enumerate(e)) for s, e in examples.items()}, disable_shuffling=True)
@@ -500,9 +500,9 @@ def test_tfds_pipes_in_place_of_files(tmp_path, in_time, file_format):
 def test_tfds_test_split_without_labels(tmp_path, resident):
   """ImageNet's test labels are not public, so it is evaluated on validation; other sets are refused."""
   fields = rgb(dir=str(tmp_path), resident=resident)
-  save_tfds(tmp_path, 'array_record', name='imagenet2012', unlabelled=3)
+  save_tfds(tmp_path, 'array_record', name='imagenet2012', unlabeled=3)
   assert load(**fields, name='imagenet2012').evals['test'].num_examples == 7
-  save_tfds(tmp_path, 'array_record', name='blind', unlabelled=3)
+  save_tfds(tmp_path, 'array_record', name='blind', unlabeled=3)
   with pytest.raises(UserError, match='config.data.name.*no label'):
     test_set(load(**fields, name='blind'))
 

@@ -1,4 +1,4 @@
-"""AB, OFD, similarity, DKD, DIST and logit standardisation against float64 NumPy, finite differences and by hand."""
+"""AB, OFD, similarity, DKD, DIST and logit standardization against float64 NumPy, finite differences and by hand."""
 
 import math
 
@@ -264,14 +264,14 @@ def test_dist_of_confident_predictions(epsilon, value):
 
 
 @pytest.mark.parametrize('change', [lambda z: z + 5, lambda z: 0.1 * z, lambda z: 30 * z - 2])
-def test_standardisation_sees_neither_shift_nor_scale(change):
+def test_standardization_sees_neither_shift_nor_scale(change):
   t, s = logit_pair()
   np.testing.assert_allclose(losses.standardize(f32(change(s))), losses.standardize(f32(s)), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(losses.standardized_kl(f32(change(t)), f32(s), 2.0),
                              losses.standardized_kl(f32(t), f32(s), 2.0), rtol=1e-4)
 
 
-def test_standardisation_by_hand():
+def test_standardization_by_hand():
   """Of 1, 2, 3: mean 2, unbiased deviation 1. Of equal logits: zeros, without a gradient."""
   np.testing.assert_allclose(losses.standardize(f32([[1, 2, 3]])), [[-1, 0, 1]], atol=1e-6)
   value, gradient = jax.value_and_grad(losses.standardized_kl, 1)(f32([[1, 2, 3]]), f32([[4, 4, 4]]), 1.0)

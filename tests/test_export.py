@@ -124,7 +124,7 @@ def make_network(**changes):
       {'params': jax.random.key(0)}, real)
   mutable = [name for name in variables if name != 'params']
   _, changed = jax.jit(lambda x: method.apply(variables, x, train=True, mutable=mutable))(real)
-  # Normalisations that do something, in both directions.
+  # Normalizations that do something, in both directions.
   scale = lambda path, x: x * rng.choice([-1.0, 0.5, 2.0], x.shape).astype(np.float32) if (
       'norm' in str(path) and 'scale' in str(path)) else x + 0.1 if 'bias' in str(path) else x
   variables = jax.tree_util.tree_map_with_path(scale, {**variables, **changed})
@@ -201,7 +201,7 @@ def test_bytes_by_hand():
 
 @pytest.mark.parametrize('changes', [{}, {'bits.shortcut': 'full_precision'}])
 def test_full_precision_layers_on_codes_are_exact(changes):
-  """The first layer takes pixels, normalised in its weights; what it gives is the convolution in float64, rounded."""
+  """The first layer takes pixels, normalized in its weights; what it gives is the convolution in float64, rounded."""
   config, method, variables, images = make_network(**changes)
   graph = make_graph(config, method, variables)
   nodes = [node for node in graph.nodes if 'kernel' in node.arrays and node.op == 'convolution']
@@ -241,7 +241,7 @@ def step(op, module=None, variables=None, source='input', output='out', shape=(2
   return trace.Step(op, (source,), output, shape, module, variables)
 
 
-def test_normalisation_by_hand():
+def test_normalization_by_hand():
   # (x - 1) / sqrt(3.99999 + 1e-5) * 6 + 5 = (x - 1) * 3 + 5 = (x + 2/3) * 3; a scale of 0 leaves its bias of 7.
   variables = {'batch_stats': {'mean': np.float32([1, 1]), 'var': np.float32([3.99999, 1])},
                'params': {'scale': np.float32([6, 0]), 'bias': np.float32([5, 7])}}

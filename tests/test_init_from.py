@@ -126,24 +126,24 @@ def test_missing_values_are_created_from_data_and_the_loaded_weights(source):
     np.testing.assert_array_equal(flat[path], array)  # running statistics too: the batch has not moved them
 
   params = merged['params']
-  normalised = None
+  normalized = None
   for name, bits in NETWORKS.items():
     kernel = source[1]['params', 'student', 'stage2', 'conv1', 'kernel']
     step = params[name]['stage2']['conv1']['weight_quantizer']['step']
     np.testing.assert_allclose(step, 2 * np.mean(np.abs(kernel)) / np.sqrt(2**(bits - 1) - 1), rtol=1e-5)
     np.testing.assert_allclose(step, lsq.init_step(jnp.asarray(kernel), bits, signed=True), rtol=1e-6)
-    # The first closing quantizer sees the batch through the loaded convolution, normalised by the batch.
-    if normalised is None:
+    # The first closing quantizer sees the batch through the loaded convolution, normalized by the batch.
+    if normalized is None:
       kernel = np.asarray(params['student']['stage1']['conv1']['kernel'], np.float64)[:, :, 0]
       padded = np.pad(np.asarray(images, np.float64)[..., 0], ((0, 0), (1, 1), (1, 1)))
       windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
       y = np.einsum('bhwij,ijc->bhwc', windows, kernel)
       norm = params['student']['stage1']['norm1']
-      normalised = ((y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5) * np.asarray(norm['scale'])
+      normalized = ((y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5) * np.asarray(norm['scale'])
                     + np.asarray(norm['bias']))
     step = params[name]['stage1_activation']['activation_quantizer']['step']
     np.testing.assert_allclose(
-        step, 2 * np.mean(np.maximum(normalised, 0)) / np.sqrt(2**bits - 1), rtol=1e-4)
+        step, 2 * np.mean(np.maximum(normalized, 0)) / np.sqrt(2**bits - 1), rtol=1e-4)
 
 
 @pytest.mark.parametrize('changes, kept', [

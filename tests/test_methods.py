@@ -447,7 +447,7 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
     ('ctkd', {'ctkd.teacher_model': 'vgg'}, (32,), "config.ctkd.teacher_model='vgg'"),
     ('ctkd', {'ctkd.teacher_model': 'resnet8', 'model.name': 'resnet8'}, (32,), 'different numbers of stages'),
 ])
-def test_what_cannot_be_honoured_is_named(name, settings, widths, words):
+def test_what_cannot_be_honored_is_named(name, settings, widths, words):
   with pytest.raises(UserError, match=words):
     build.create_method(make_config(name, **settings), CLASSES, trained(*widths))
 

@@ -125,7 +125,7 @@ def test_tensorboard_gets_the_rows_in_silence(tmp_path):
 import logging, sys
 import absl.logging
 absl.logging.set_verbosity(absl.logging.INFO)
-from cmtkd_jax.metric_log import MetricLog
+from cmtkd_jax.runs.metric_log import MetricLog
 assert 'tensorflow' not in sys.modules
 log = MetricLog({str(tmp_path)!r})
 import tensorflow as tf

@@ -219,9 +219,9 @@ class Reference:
 
   def norm(self, x, layer):
     axes = tuple(range(x.ndim - 1))
-    centred = x - x.mean(axes)
-    normalised = centred / np.sqrt((centred**2).mean(axes) + 1e-5)
-    return normalised * np.asarray(layer['scale']) + np.asarray(layer['bias'])
+    centered = x - x.mean(axes)
+    normalized = centered / np.sqrt((centered**2).mean(axes) + 1e-5)
+    return normalized * np.asarray(layer['scale']) + np.asarray(layer['bias'])
 
   def quantize(self, x):
     if self.bits == 32:
@@ -286,7 +286,7 @@ def test_post_order_stage(bits):
 
 @pytest.mark.parametrize('bits', [32, 2])
 def test_edmips_order_stage(bits):
-  """As `pre`, but both branches are normalised before they are added; the projection reads what is quantized."""
+  """As `pre`, but both branches are normalized before they are added; the projection reads what is quantized."""
   net, r = build('resnet18', BitPolicy(bits, bits), width=1 / 16, block_order='edmips'), Reference(bits)
   x = r.quantize(normal(0, 4, 8, 8, 4).astype(np.float64))
   p, y = stage_with(net, 1, jnp.asarray(x, jnp.float32))
@@ -468,7 +468,7 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
 
 
 def test_norm_without_affine():
-  """HWGQ's Caffe networks normalise without scale and bias."""
+  """HWGQ's Caffe networks normalize without scale and bias."""
   layers = LayerFactory(FULL, bn_affine=False)
   net = MODELS['resnet8'](num_classes=10, layers=layers, width=1.0, stem='cifar', block_order='pre')
   leaves = jax.tree_util.tree_leaves_with_path(shapes_of(net, images(32))['params'])

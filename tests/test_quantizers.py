@@ -76,7 +76,7 @@ def test_all_levels_are_reached(name, bits):
   if 'basis' in parameters and parameters['basis'].ndim == 2:
     parameters = {'basis': parameters['basis'][:2]}
   if name == 'apot-Weight':
-    parameters = {'clip': f32(1)}  # the standardised sweep ends at 1.7
+    parameters = {'clip': f32(1)}  # the standardized sweep ends at 1.7
   codes = np.unique(np.asarray(quantizer.encode(x, parameters).codes)[:, 0])
   if bits < 8:  # there the sweep is too coarse for the finest levels of some
     assert len(codes) == 2**bits - (name in SYMMETRIC)
@@ -328,7 +328,7 @@ def apot_weight(v, p, bits, g):
   level, clear = nearest(np.clip(z / a, -1, 1), np.concatenate([-positive[:0:-1], positive]))
   inside = np.abs(z) < a
   gz = g * (inside if bits > 2 else 1)
-  # Back through the standardisation with the unbiased deviation.
+  # Back through the standardization with the unbiased deviation.
   dx = (gz - gz.mean() - z * (gz * z).sum() / (v.size - 1)) / std
   return a * level, clear, {'x': dx, 'clip': (g * np.where(inside, level - z / a, level)).sum()}
 

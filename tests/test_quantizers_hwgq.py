@@ -17,7 +17,7 @@ SCHEMES = ('nearest', 'zero_threshold')
 STEPS = ('published', 'optimal')
 WEIGHT_OPTIONS = list(itertools.product((False, True), ('std', 'mean_abs')))  # per_channel, binary_scale
 
-# The published table, and the minimisers of E (x - q(x))^2 with that error (activations: over x > 0 only).
+# The published table, and the minimizers of E (x - q(x))^2 with that error (activations: over x > 0 only).
 PUBLISHED_STEP = (0.799, 0.538, 0.3217, 0.185)
 WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056868, 0.030762)
 WEIGHT_ERROR = (0.363380, 0.118846, 0.037440, 0.011543, 0.003495, 0.001040, 0.000304, 0.0000877)
@@ -81,8 +81,8 @@ def reference_scale(w, bits, per_channel=False, binary_scale='std'):
   if bits == 1 and binary_scale == 'mean_abs':
     scale = 2 * np.abs(w).sum(0) / w.shape[0]
   else:
-    centred = w - w.sum(0) / w.shape[0]
-    scale = WEIGHT_STEP[bits - 1] * np.sqrt((centred**2).sum(0) / (w.shape[0] - 1))
+    centered = w - w.sum(0) / w.shape[0]
+    scale = WEIGHT_STEP[bits - 1] * np.sqrt((centered**2).sum(0) / (w.shape[0] - 1))
   return scale if per_channel else scale[0]
 
 

@@ -64,7 +64,7 @@ def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
       for value in (*quantizer.learned, *quantizer.fitted):
         path, = (path for path in values if path[1] == 'student' and path[2].startswith(stage)
                  and path[-2:] == (f'{role.lower()}_quantizer', value))
-        # A clip above all values has no gradient, nor has a scale before a normalisation.
+        # A clip above all values has no gradient, nor has a scale before a normalization.
         assert value in ('clip', 'scale', 'output_scale') or not np.array_equal(old[path], new[path]), path
 
 

@@ -107,7 +107,7 @@ def test_loss_and_gradients(twin, model, stem, size, bits, teachers, quick_compi
   assert structure == jax.tree.structure(wanted)
   scale = max(np.linalg.norm(g) for g in jax.tree.leaves(wanted))
   for (path, g), w in zip(flat, jax.tree.leaves(wanted), strict=True):
-    # What is zero but for rounding, such as the gradient of a bias before a normalisation, has no relative error.
+    # What is zero but for rounding, such as the gradient of a bias before a normalization, has no relative error.
     if np.linalg.norm(w) > 1e-5 * scale:
       assert relative(g, w) < 3e-4, jax.tree_util.keystr(path)
     else:

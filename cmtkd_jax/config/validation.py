@@ -106,7 +106,7 @@ def suggest(name):
 
 
 def check(config):
-  """Raises `UserError`, naming field, value and what is allowed, for a configuration that cannot be honoured."""
+  """Raises `UserError`, naming field, value and what is allowed, for a configuration that cannot be honored."""
   known, fields = known_fields(), flat(config)
   for field, value in fields.items():
     check_field(field)
@@ -141,7 +141,7 @@ def check(config):
                     'choose a divisor')
   if config.batch_size // config.accumulate % config.model.bn_groups:
     raise UserError(f'config.model.bn_groups={config.model.bn_groups!r} does not divide the '
-                    f'{config.batch_size // config.accumulate} images that are normalised together (config.batch_size '
+                    f'{config.batch_size // config.accumulate} images that are normalized together (config.batch_size '
                     '/ config.accumulate); choose a divisor')
   for field in REGEXES:
     try:

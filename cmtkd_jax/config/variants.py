@@ -33,7 +33,7 @@ def apply_argument(config, argument, **variants):
   return config
 
 
-def neighbour(path, name, argument=''):
+def load_config(path, name, argument=''):
   """Returns the configuration of file `name`, a path without suffix, seen from the folder of config file `path`."""
   file = pathlib.Path(path).parent / f'{name}.py'
   if kind := local_file.not_a_file(file):

@@ -30,7 +30,7 @@ class FeatureLoss:
   weight: of the loss in the total, gamma of eq. (10).
   tap_factor: weight of each tap relative to the next deeper one.
   adaptor: what brings the student's map to the teacher's channels: 'identity', a 1x1 'conv', or 'conv_norm', which
-    adds batch normalisation.
+    adds batch normalization.
 
   `maps` says which maps it compares: 'quantized', or 'pre_quantizer'.
   """

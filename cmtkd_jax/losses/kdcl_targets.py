@@ -51,7 +51,7 @@ def linear_weights(logits: jax.Array, labels: jax.Array) -> jax.Array:
   2009.
   """
   _check(logits, labels)
-  # Only differences of classes count: centred, rounding stays small.
+  # Only differences of classes count: centered, rounding stays small.
   z = logits.astype(jnp.float32) - jnp.mean(logits.astype(jnp.float32), axis=-1, keepdims=True)
   # The Hessian is mean_b Cov_p(z_b); its norm is at most its trace, a variance at most range^2 / 4.
   bound = jnp.mean(jnp.sum(jnp.square(jnp.max(z, axis=-1) - jnp.min(z, axis=-1)), axis=0)) / 4

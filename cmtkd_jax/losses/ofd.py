@@ -14,7 +14,7 @@ def overhaul_margin(mean: jax.Array, deviation: jax.Array) -> jax.Array:
       m = E[t | t < 0] = mu - sigma phi(mu / sigma) / Phi(-mu / sigma),  or -3 sigma where Phi(-mu / sigma) <= 0.001
 
   Args:
-    mean, deviation: mu and sigma, [C], float32; sigma > 0. Of a map behind batch normalisation they are its bias and
+    mean, deviation: mu and sigma, [C], float32; sigma > 0. Of a map behind batch normalization they are its bias and
       the magnitude of its scale.
 
   Returns:
@@ -58,7 +58,7 @@ def overhaul_loss(teacher: jax.Array, student: jax.Array, margin: jax.Array) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Overhaul(base.FeatureLoss):
-  """`overhaul_loss` with the margins of the batch, whose statistics behind a normalisation are that one's own."""
+  """`overhaul_loss` with the margins of the batch, whose statistics behind a normalization are that one's own."""
   weight: float = 1e-3
   tap_factor: float = 0.5
   adaptor: str = 'conv_norm'

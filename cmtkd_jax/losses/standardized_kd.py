@@ -1,4 +1,4 @@
-"""Logit standardisation before distillation (Sun et al., CVPR 2024)."""
+"""Logit standardization before distillation (Sun et al., CVPR 2024)."""
 
 import dataclasses
 
@@ -22,19 +22,19 @@ def standardize(logits: jax.Array) -> jax.Array:
   Returns:
     [B, C], float32.
 
-  Source: logit standardisation, algorithm 1.
+  Source: logit standardization, algorithm 1.
   """
   z = logits.astype(jnp.float32)
-  centred = z - jnp.mean(z, axis=-1, keepdims=True)
-  variance = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / (z.shape[-1] - 1)
+  centered = z - jnp.mean(z, axis=-1, keepdims=True)
+  variance = jnp.sum(jnp.square(centered), axis=-1, keepdims=True) / (z.shape[-1] - 1)
   varies = variance > 0
-  return jnp.where(varies, centred / (jnp.sqrt(jnp.where(varies, variance, 1.0)) + _EPSILON), 0.0)
+  return jnp.where(varies, centered / (jnp.sqrt(jnp.where(varies, variance, 1.0)) + _EPSILON), 0.0)
 
 
 def standardized_kl(target_logits: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
   """`kl_divergence` of the z-scores: only how the classes relate to each other counts, not the size of the logits.
 
-  Args, returns and errors: as `kl_divergence`. Source: logit standardisation, algorithm 2.
+  Args, returns and errors: as `kl_divergence`. Source: logit standardization, algorithm 2.
   """
   base.check_logits(target_logits, logits)
   return kl_divergence(standardize(target_logits), standardize(logits), temperature)

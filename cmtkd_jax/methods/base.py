@@ -170,7 +170,7 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
   Further fields of the `BitPolicy` may be given by name.
 
   Raises:
-    UserError: a field of `config.model`, `config.bits` or `config.quantizer` cannot be honoured.
+    UserError: a field of `config.model`, `config.bits` or `config.quantizer` cannot be honored.
   """
   if config.model.name not in models.MODELS:
     raise UserError(f'config.model.name={config.model.name!r}; allowed: {", ".join(models.MODELS)}')

@@ -1,6 +1,6 @@
-"""AlexNet with batch normalisation after every convolution and dense layer (HWGQ, LQ-Nets): no groups, no dropout.
+"""AlexNet with batch normalization after every convolution and dense layer (HWGQ, LQ-Nets): no groups, no dropout.
 
-Each layer is conv - [pool] - BN - quantizer: pooling comes before the normalisation. Stages end at layers 1, 2 and 5,
+Each layer is conv - [pool] - BN - quantizer: pooling comes before the normalization. Stages end at layers 1, 2 and 5,
 the last convolution before each max-pool (CMT-KD section 4.1 taps "the last convolution of each block").
 """
 

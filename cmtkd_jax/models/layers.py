@@ -17,7 +17,7 @@ QUANTIZER_STATE = 'quantizer_state'  # the variable collection of values that ar
 
 @dataclasses.dataclass(frozen=True)
 class Initializers:
-  """How a network starts: kernels of convolutions and hidden dense layers, the classifier's, scales of normalisations.
+  """How a network starts: kernels of convolutions and hidden dense layers, the classifier's, scales of normalizations.
 
   Biases start at 0.
   """
@@ -135,7 +135,7 @@ class MaxPool(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LayerFactory:
-  """Builds the layers of one network with its bit policy, compute type, normalisation settings and initializers."""
+  """Builds the layers of one network with its bit policy, compute type, normalization settings and initializers."""
   policy: BitPolicy
   dtype: jnp.dtype = jnp.float32
   bn_affine: bool = True

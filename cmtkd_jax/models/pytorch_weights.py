@@ -1,7 +1,7 @@
 """Weights of torchvision's and timm's ResNet18, and of torchvision's AlexNet, as variables of our networks.
 
 A state dict, saved as .safetensors or .npz, is read by name; nothing in the file is executed. Convolutions [O, I, H, W]
-become [H, W, I, O], matrices are transposed. AlexNet has no normalisation: its biases become those of normalisations
+become [H, W, I, O], matrices are transposed. AlexNet has no normalization: its biases become those of normalizations
 that change nothing in evaluation (in training they use the batch's statistics, as always).
 """
 
@@ -18,7 +18,7 @@ from cmtkd_jax.runtime import local_file
 SUFFIXES = ('.safetensors', '.npz')
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.tar')  # reading these would run the code in them
 _PREFIX = re.compile(r'^(?:(?:state_dict|model|module|net|_orig_mod)\.)+')  # of wrappers around the network
-_EPSILON = 1e-5  # of our normalisations
+_EPSILON = 1e-5  # of our normalizations
 _LIMIT = 2**32  # bytes of a file's arrays, so that a small file cannot fill the memory
 _NORM = {'weight': ('params', 'scale'), 'bias': ('params', 'bias'), 'running_mean': ('batch_stats', 'mean'),
          'running_var': ('batch_stats', 'var')}
@@ -135,7 +135,7 @@ def _resnet18(name, array):
   return {('params', *place, 'bias'): array} if layer == 'fc' and kind == 'bias' else {}
 
 
-# Convolution or matrix -> (its place, the normalisation that takes its bias).
+# Convolution or matrix -> (its place, the normalization that takes its bias).
 _ALEXNET = {
     'features.0': (('stage1', 'conv1'), ('stage1', 'norm1')),
     'features.3': (('stage2', 'conv1'), ('stage2', 'norm1')),

@@ -25,7 +25,7 @@ from cmtkd_jax.models.network import Network
 
 
 class Order(NamedTuple):
-  """Where the normalisations of a block stand, besides that between its convolutions."""
+  """Where the normalizations of a block stand, besides that between its convolutions."""
   after_branches: bool  # after the second convolution, and after a 1x1 shortcut
   after_sum: bool  # so that an identity shortcut adds the sum before it, which is not quantized
 
@@ -36,7 +36,7 @@ ORDERS = {'pre': Order(False, True), 'edmips': Order(True, True), 'post': Order(
 class Stem(nn.Module):
   """The first convolution up to the map that stage 1 reads: 3x3, or 7x7/2 with a 3x3/2 max-pool.
 
-  The map is quantized, but in order `edmips`, where the first block starts with its normalisation.
+  The map is quantized, but in order `edmips`, where the first block starts with its normalization.
   """
   features: int
   form: str
@@ -48,7 +48,7 @@ class Stem(nn.Module):
     imagenet = self.form == 'imagenet'
     kernel, stride = (7, 2) if imagenet else (3, 1)
     x = self.layers.conv(self.features, kernel, stride, role='first', name='conv')(x, train)
-    # HWGQ's constants want the normalisation right before the quantizer, so that pooling comes before both.
+    # HWGQ's constants want the normalization right before the quantizer, so that pooling comes before both.
     if imagenet and self.order != 'post':
       x = MaxPool(3, 2, padding=1, name='pool')(x)
     x = self.layers.norm(name='norm')(x, train)
@@ -63,7 +63,7 @@ class Stem(nn.Module):
 class Block(nn.Module):
   """Two 3x3 convolutions and a shortcut: returns the sum, without what follows it.
 
-  `x` is the quantized input, `identity` what an identity shortcut adds: x, or the sum before x's normalisation.
+  `x` is the quantized input, `identity` what an identity shortcut adds: x, or the sum before x's normalization.
   """
   features: int
   stride: int

@@ -1,8 +1,8 @@
 """Wide residual networks WRN-d-k with pre-activation blocks (Zagoruyko and Komodakis, BMVC 2016).
 
-A 3x3 stem, then three groups of (d - 4) / 6 blocks. Each block normalises and activates its input, and its
+A 3x3 stem, then three groups of (d - 4) / 6 blocks. Each block normalizes and activates its input, and its
 shortcut is the input itself, or where channels or resolution change a 1x1 convolution of the activated input. The
-tap of a group is what attention transfer compares: its raw sum, before the normalisation and the quantizer that open
+tap of a group is what attention transfer compares: its raw sum, before the normalization and the quantizer that open
 the next group.
 """
 
@@ -27,7 +27,7 @@ class Stem(nn.Module):
 
 
 class NormActivation(nn.Module):
-  """Normalisation and quantizer (or ReLU) of a raw map."""
+  """Normalization and quantizer (or ReLU) of a raw map."""
   layers: LayerFactory
 
   @nn.compact

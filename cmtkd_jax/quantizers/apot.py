@@ -15,7 +15,7 @@ from cmtkd_jax.quantizers import base
 def magnitudes(bits):
   """Returns the 2^bits ascending levels from 0 to 1, float32.
 
-  Each is a sum of terms p_1 + .. + p_m, normalised, and each term is 0 or one of three powers of two. With bits = 2 m,
+  Each is a sum of terms p_1 + .. + p_m, normalized, and each term is 0 or one of three powers of two. With bits = 2 m,
   term j takes its exponents at j, m + j, 2 m + j; an odd bit more is a term of its own, 0 or 2^-(2 m + 1), which pushes
   the last exponents on by one. bits = 1: the levels 0 and 1.
 
@@ -31,7 +31,7 @@ def magnitudes(bits):
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """Standardised weights on additive powers of two of both signs and 0, up to the learned clip a.
+  """Standardized weights on additive powers of two of both signs and 0, up to the learned clip a.
 
       v = (w - mean w) / std w,  w_hat = a P(clip(v / a, -1, 1)),  P: nearest of +-`magnitudes(b - 1)`
 
@@ -88,9 +88,9 @@ class Activation(base.Quantizer):
 
 
 def _standardize(w):
-  centred = w - jnp.mean(w)
-  variance = jnp.sum(jnp.square(centred)) / max(1, w.size - 1)
-  return centred * (1 / jnp.sqrt(jnp.maximum(variance, base.SMALLEST**2)))
+  centered = w - jnp.mean(w)
+  variance = jnp.sum(jnp.square(centered)) / max(1, w.size - 1)
+  return centered * (1 / jnp.sqrt(jnp.maximum(variance, base.SMALLEST**2)))
 
 
 def _projected(quantizer, x, parameters):

@@ -1,7 +1,7 @@
 """HWGQ: half-wave Gaussian quantization of activations, mid-rise Gaussian quantization of weights.
 
 Sources: Cai, He, Sun, Vasconcelos, CVPR 2017 (activations, 1-bit weights); Cai and Vasconcelos, EdMIPS, CVPR 2020
-(weights, rounding of activations). CMT-KD eq. (3). Both assume batch normalisation right before the activation
+(weights, rounding of activations). CMT-KD eq. (3). Both assume batch normalization right before the activation
 quantizer, so that its input is close to N(0, 1) and the step can be a constant.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from cmtkd_jax.quantizers import base
 
-# Steps by bit-width 1..8. The optimal ones minimise E (x - q(x))^2 for x ~ N(0, 1).
+# Steps by bit-width 1..8. The optimal ones minimize E (x - q(x))^2 for x ~ N(0, 1).
 WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056868, 0.030762)
 ACTIVATION_STEP = {
     # Rounding to nearest: the published table ends at 4 bits, the optimal steps go on from there.
@@ -40,7 +40,7 @@ def encode_activation(x, bits, scheme='nearest', step='published'):
   with n = 2^b - 1.
 
   Args:
-    x: float32, any shape, in units of its standard deviation (batch normalisation comes right before).
+    x: float32, any shape, in units of its standard deviation (batch normalization comes right before).
     bits: 1..8.
     scheme: 'nearest' (EdMIPS) or 'zero_threshold' (the original HWGQ).
     step: 'published' or 'optimal', see `ACTIVATION_STEP`.

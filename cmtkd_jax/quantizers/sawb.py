@@ -14,7 +14,7 @@ Activation = pact.Activation
 
 
 def weight_clip(w, bits):
-  """Clip that nearly minimises the squared error for bell-shaped weights: a = c1 sqrt(E w^2) - c2 E|w|.
+  """Clip that nearly minimizes the squared error for bell-shaped weights: a = c1 sqrt(E w^2) - c2 E|w|.
 
   Args:
     w: float32, any shape.

@@ -102,7 +102,7 @@ def importance_factors(run):
     taps.setdefault(tap, []).append(teacher)
   figure, axes = plotting.panels(len(taps), 3, 3.6, 3.0)
   for panel, (tap, teachers) in zip(axes, taps.items()):
-    panel.axhline(1 / len(teachers), color=plotting.GREY, linewidth=1, linestyle=':', label='all equal')
+    panel.axhline(1 / len(teachers), color=plotting.GRAY, linewidth=1, linestyle=':', label='all equal')
     for i, teacher in enumerate(teachers):
       x, y = run.series(f'{_IMPORTANCE}{tap}/{teacher}')
       plotting.line(panel, x, y, i, shown(teacher))

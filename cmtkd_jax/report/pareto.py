@@ -76,7 +76,7 @@ def section(run, others=()):
   text = (
       'Each point is one network after the last evaluation; to the left is smaller, up is better. The size is '
       'that of the weights of all convolutions and dense layers: for each layer its number of parameters times '
-      'its bits (bits.json), summed; a full-precision weight takes 32. Normalisations and quantizer steps, which '
+      'its bits (bits.json), summed; a full-precision weight takes 32. Normalizations and quantizer steps, which '
       'are few, are not counted. A combined teacher counts with all of its teachers and their common classifier, '
       'since it needs them all. The dashed line joins the networks that no other beats in both size and accuracy '
       '(the Pareto front).'
@@ -91,7 +91,7 @@ def section(run, others=()):
 
 def _draw(found, best):
   figure, (panel,) = plotting.panels(1, 1, 8.5, 4.2)
-  panel.plot([point.bits for point in best], [point.top1 for point in best], '--', color=plotting.GREY, linewidth=1,
+  panel.plot([point.bits for point in best], [point.top1 for point in best], '--', color=plotting.GRAY, linewidth=1,
              zorder=1)
   for i, group in enumerate(found):
     color, marker = plotting.COLORS[i % len(plotting.COLORS)], plotting.MARKERS[i % len(plotting.MARKERS)]

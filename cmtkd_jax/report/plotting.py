@@ -1,4 +1,4 @@
-"""The look of all figures: colours that colour-blind readers can tell apart, panels, and PNG files."""
+"""The look of all figures: colors that color-blind readers can tell apart, panels, and PNG files."""
 
 import io
 import math
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito's palette, without its yellow, which is hard to see on white.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
-GREY, SOFT = '#5f6670', '#b9cfe4'
+GRAY, SOFT = '#5f6670', '#b9cfe4'
 _DPI = 110
 
 
@@ -26,7 +26,7 @@ def panels(count, columns, width, height):
     panel.spines[['top', 'right']].set_visible(False)
     panel.grid(True, color='#e4e6ea', linewidth=0.7)
     panel.set_axisbelow(True)
-    panel.tick_params(labelsize=8, colors=GREY, labelcolor='black')
+    panel.tick_params(labelsize=8, colors=GRAY, labelcolor='black')
   return figure, list(axes[:count])
 
 
@@ -34,7 +34,7 @@ def line(panel, x, y, index, label, dashed=False):
   """Draws the curve of series number `index`; where points are few with its marker (hollow if `dashed`)."""
   color = COLORS[index % len(COLORS)]
   marker = MARKERS[index % len(MARKERS)] if len(x) <= 30 else None
-  dashed = dashed or index >= len(COLORS)  # where the colours come round again
+  dashed = dashed or index >= len(COLORS)  # where the colors come round again
   panel.plot(x, y, '--' if dashed else '-', color=color, marker=marker, markersize=4, linewidth=1.4,
              markerfacecolor='white' if dashed else color, label=plain(label))
 

@@ -27,7 +27,7 @@ class Group:
 def groups(config, method):
   """Returns `{name: Group}`: one a network by its weight width, importance factors, quantizers, and the rest.
 
-  Weight decay of a network applies to all its parameters, biases and normalisation too, as in plain SGD.
+  Weight decay of a network applies to all its parameters, biases and normalization too, as in plain SGD.
   Source: CMT-KD section 4.1 (25e-6 for 1 or 2 bits, 1e-4 above; importance factors at a tenth of the rate).
   """
   optimizer = config.optimizer

@@ -87,7 +87,7 @@ def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
     method: `methods.Method`.
     optimizer: optax transformation.
     augment: (key, uint8 images) -> float32 [B, H, W, C].
-    accumulate: into how many parts the batch is cut, whose gradients are averaged; each is normalised by itself.
+    accumulate: into how many parts the batch is cut, whose gradients are averaged; each is normalized by itself.
 
   Returns:
     (new state, metrics): float32 scalars 'loss', each loss term, 'top1/<network>' and 'gradient_norm/<network>'.

@@ -55,7 +55,7 @@ def check_labels(labels: np.ndarray, source: Source, records: np.ndarray):
   if (labels < 0).any():
     record = int(records[np.argmax(labels < 0)])
     raise UserError(f'config.data.name: {source.describe(record)} has no label (label {labels.min()}); '
-                    'choose a data set whose test split is labelled')
+                    'choose a data set whose test split is labeled')
 
 
 def unprintable(text: str) -> str:

@@ -95,7 +95,7 @@ def build(augment: str, *, size: int, resize: int, pad: int, mean: tuple[float, 
     if not (raw and resize):
       return image
     batch, height, width, _ = image.shape
-    box = crop_boxes.centre_box(height, width, resize, size)
+    box = crop_boxes.center_box(height, width, resize, size)
     return resample(image, [jnp.full((batch,), v, jnp.float32) for v in box], size)
 
   def random_box(key, image):

@@ -12,8 +12,8 @@ _AREA = (0.08, 1.0)
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 
 
-def centre_box(height: int, width: int, resize: int, size: int) -> tuple[float, float, float, float]:
-  """Box of "shorter side to `resize`, then centre crop of `size`". 0 < size <= resize."""
+def center_box(height: int, width: int, resize: int, size: int) -> tuple[float, float, float, float]:
+  """Box of "shorter side to `resize`, then center crop of `size`". 0 < size <= resize."""
   side = size * min(height, width) / resize
   return (height - side) / 2, (width - side) / 2, side, side
 
@@ -43,7 +43,7 @@ def resize_crop_box(xp, u, height: int, width: int, resize: int, size: int):
 def inception_box(xp, u, height: int, width: int):
   """Box of random area (8-100 %) and aspect ratio (3/4-4/3): the first of ten draws that fits.
 
-  Where none fits, the largest centred box of allowed ratio, as torchvision's RandomResizedCrop does.
+  Where none fits, the largest centered box of allowed ratio, as torchvision's RandomResizedCrop does.
 
   Args:
     xp: numpy or jax.numpy.

@@ -67,7 +67,7 @@ class Transform:
       else:
         box = crop_boxes.resize_crop_box(np, u, height, width, self.resize, self.size)
     elif self.resize:
-      box = crop_boxes.centre_box(height, width, self.resize, self.size)
+      box = crop_boxes.center_box(height, width, self.resize, self.size)
     elif (height, width) != (self.size, self.size):
       raise WrongSize(f'{height}x{width}, not {self.size}x{self.size}')
     else:

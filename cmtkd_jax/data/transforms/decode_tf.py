@@ -13,7 +13,7 @@ from cmtkd_jax.data.transforms import image_file
 from cmtkd_jax.runtime import tensorflow_host
 
 _RATIOS = (8, 4, 2, 1)  # by which libjpeg makes a JPEG smaller
-_GREY_OR_COLOUR = ('L', 'RGB')
+_GRAY_OR_COLOR = ('L', 'RGB')
 
 
 def resample(encoded: bytes | None, image: Image.Image | np.ndarray, box, size: int, channels: int) -> np.ndarray:
@@ -33,7 +33,7 @@ def resample(encoded: bytes | None, image: Image.Image | np.ndarray, box, size: 
     ValueError: the file cannot be decoded.
   """
   box = tuple(map(float, box))
-  if encoded is not None and image.format == 'JPEG' and image.mode in _GREY_OR_COLOUR:
+  if encoded is not None and image.format == 'JPEG' and image.mode in _GRAY_OR_COLOR:
     crop = _decode_jpeg(encoded, image.height, image.width, box, size, channels)
   else:
     if isinstance(image, Image.Image):

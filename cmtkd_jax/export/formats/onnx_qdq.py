@@ -61,7 +61,7 @@ class Writer:
   def image(self, node):
     pixels = self.parts.to_type(self.transposed(node), np.float32, f'{node.output}/pixels')
     value = self.parts.node('Div', [pixels, self.parts.constant('255', np.float32(255))], f'{node.output}/divided')
-    value = self.parts.node('Sub', [value, self.per_channel(node, 'mean')], f'{node.output}/centred')
+    value = self.parts.node('Sub', [value, self.per_channel(node, 'mean')], f'{node.output}/centered')
     self.parts.node('Div', [value, self.per_channel(node, 'std')], node.output)
 
   def transposed(self, node):

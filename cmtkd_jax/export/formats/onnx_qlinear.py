@@ -223,7 +223,7 @@ def _fixed_point(node, affine, most, levels):
   multiple = 1 + np.argmin(np.where(multiples[:, 0] <= most_often, wrong, np.inf), axis=0)
   factor = np.where(scale < 0, -multiple, multiple)
   weights, bias, scale = np.clip(weights * factor, -128, 127), bias * factor, scale / factor
-  # A channel whose normalisation has (nearly) no scale: its bias alone counts.
+  # A channel whose normalization has (nearly) no scale: its bias alone counts.
   constant = np.abs(bias) > _LARGEST_BIAS
   weights = np.where(constant, 0, weights)
   scale = np.where(constant, np.abs(bias) * scale / _CONSTANT, scale)

@@ -1,7 +1,7 @@
 """An ONNX file in QONNX's operations, for tools that build circuits: float32 carries integers, Quant names their bits.
 
 Weights pass through Quant (1 bit: BipolarQuant) as integers with scale 1 and zero point 0, activations through Relu and
-Quant; scales and normalisations stand between as Add and Mul. Weights of a grid without a zero, such as -3, -1, 1, 3,
+Quant; scales and normalizations stand between as Add and Mul. Weights of a grid without a zero, such as -3, -1, 1, 3,
 have as many bits as these integers need. Sums above 2^24 are rounded as float32 does. The batch is 1, as the tools ask
 for: the executor of the `qonnx` package takes no symbolic shapes.
 """
