@@ -26,25 +26,34 @@ def get_config(argument=''):
   optimal = dict(quantizer=dict(hwgq=dict(activation=dict(step='optimal'))))
   config.table.title = 'Ten classes of CIFAR-100, ResNet8, 10 epochs; the published figures are ResNet18, 100 classes'
   config.table.runs = dict(
-      rows.runs.to_dict(),
-      cmtkd_gamma5=dict(feature_loss=dict(attention=dict(weight=5.0))),
-      # Does it matter that the teachers are not good yet when the student learns from them?
-      trained_teachers=dict(init_from='teacher1_4bit={single4},teacher2_6bit={single6},teacher3_8bit={single8}',
-                            **rows.runs.without_attention.to_dict()),
-      single2_optimal=dict(optimal, **rows.runs.single2.to_dict()),
-      without_attention_optimal=dict(optimal, **rows.runs.without_attention.to_dict()),
-      cmtkd_optimal=optimal)
+    rows.runs.to_dict(),
+    cmtkd_gamma5=dict(feature_loss=dict(attention=dict(weight=5.0))),
+    # Does it matter that the teachers are not good yet when the student learns from them?
+    trained_teachers=dict(
+      init_from='teacher1_4bit={single4},teacher2_6bit={single6},teacher3_8bit={single8}',
+      **rows.runs.without_attention.to_dict(),
+    ),
+    single2_optimal=dict(optimal, **rows.runs.single2.to_dict()),
+    without_attention_optimal=dict(optimal, **rows.runs.without_attention.to_dict()),
+    cmtkd_optimal=optimal,
+  )
   published = base.load_config(__file__, '../configs/table2_resnet18_cifar100').table.lines
-  more = (('CMT-KD, gamma 5 for 100', 'cmtkd_gamma5', 'student'),
-          ('combined teacher, gamma 5 for 100', 'cmtkd_gamma5', 'combined_teacher'),
-          ('combined teacher without attention', 'without_attention', 'combined_teacher'),
-          ('combined teacher without mutual learning', 'without_mutual_learning', 'combined_teacher'),
-          ('CMT-KD without attention, teachers trained before', 'trained_teachers', 'student'),
-          ('combined teacher of that', 'trained_teachers', 'combined_teacher'),
-          ('single model, optimal step', 'single2_optimal', 'student'),
-          ('CMT-KD without attention, optimal step', 'without_attention_optimal', 'student'),
-          ('CMT-KD, optimal step', 'cmtkd_optimal', 'student'))
-  config.table.lines = (*published, *(
+  more = (
+    ('CMT-KD, gamma 5 for 100', 'cmtkd_gamma5', 'student'),
+    ('combined teacher, gamma 5 for 100', 'cmtkd_gamma5', 'combined_teacher'),
+    ('combined teacher without attention', 'without_attention', 'combined_teacher'),
+    ('combined teacher without mutual learning', 'without_mutual_learning', 'combined_teacher'),
+    ('CMT-KD without attention, teachers trained before', 'trained_teachers', 'student'),
+    ('combined teacher of that', 'trained_teachers', 'combined_teacher'),
+    ('single model, optimal step', 'single2_optimal', 'student'),
+    ('CMT-KD without attention, optimal step', 'without_attention_optimal', 'student'),
+    ('CMT-KD, optimal step', 'cmtkd_optimal', 'student'),
+  )
+  config.table.lines = (
+    *published,
+    *(
       (title, '4, 6, 8' if network == 'combined_teacher' else '2/2', run, network, (None, None))
-      for title, run, network in more))
+      for title, run, network in more
+    ),
+  )
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32))

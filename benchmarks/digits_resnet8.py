@@ -13,8 +13,8 @@ def get_config(argument=''):
   config.table.title = 'Digits, ResNet8, 80 epochs'
   config.table.runs = dict(single=dict(method='single'), cmtkd=dict())
   config.table.lines = (
-      ('single model', '2/2', 'single', 'student', (None, None)),
-      ('CMT-KD', '2/2', 'cmtkd', 'student', (None, None)),
-      ('combined teacher', '4, 6, 8', 'cmtkd', 'combined_teacher', (None, None)),
+    ('single model', '2/2', 'single', 'student', (None, None)),
+    ('CMT-KD', '2/2', 'cmtkd', 'student', (None, None)),
+    ('combined teacher', '4, 6, 8', 'cmtkd', 'combined_teacher', (None, None)),
   )
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 8, channels=1))

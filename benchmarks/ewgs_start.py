@@ -17,8 +17,11 @@ def get_config(argument=''):
   runs = {'full_precision': dict(method='single', student=dict(weight_bits=32, activation_bits=32))}
   lines = [('full precision', '32/32', 'full_precision')]
   for title, start in STARTS.items():
-    scratch = dict(method='single', student=dict(weight_bits=2, activation_bits=2),
-                   quantizer=dict(name='ewgs', ewgs=dict(weight=dict(start=start))))
+    scratch = dict(
+      method='single',
+      student=dict(weight_bits=2, activation_bits=2),
+      quantizer=dict(name='ewgs', ewgs=dict(weight=dict(start=start))),
+    )
     after = scratch | dict(init_from='{full_precision}', optimizer=dict(learning_rate=0.01))
     for name, changes, how in (('scratch', scratch, 'from scratch'), ('after', after, 'from full precision')):
       runs[f'{name}_{title}'] = changes

@@ -29,8 +29,15 @@ from cmtkd_jax.training import build
 
 _OUT = flags.DEFINE_string('out', None, 'Files to write, without their endings.')
 _CLASSES = 100
-_HEADER = ('bits', 'first and last', 'quantized weights', 'of float32', 'student.npz', 'student.stablehlo',
-           'all of float32')
+_HEADER = (
+  'bits',
+  'first and last',
+  'quantized weights',
+  'of float32',
+  'student.npz',
+  'student.stablehlo',
+  'all of float32',
+)
 
 
 def exported(bits, first_last):
@@ -57,8 +64,15 @@ def row(bits, first_last, folder):
   of = sum(node.arrays['codes'].size for node in layers)
   if quantized != sum(-(-node.arrays['codes'].size * bits // 8) for node in layers):
     raise RuntimeError(f'{bits}-bit weights take {quantized} bytes for {of} weights')
-  return {'bits': bits, 'first_last': first_last, 'quantized': quantized, 'quantized_float32': 4 * of,
-          'npz': files['npz'].stat().st_size, 'stablehlo': files['stablehlo'].stat().st_size, 'float32': 4 * weights}
+  return {
+    'bits': bits,
+    'first_last': first_last,
+    'quantized': quantized,
+    'quantized_float32': 4 * of,
+    'npz': files['npz'].stat().st_size,
+    'stablehlo': files['stablehlo'].stat().st_size,
+    'float32': 4 * weights,
+  }
 
 
 def main(argv):
@@ -70,18 +84,27 @@ def main(argv):
         rows.append(row(bits, first_last, pathlib.Path(folder)))
         print(f'{len(rows)}/16', file=sys.stderr, flush=True)
   kibibytes = lambda size: f'{size / 1024:,.0f} KiB'
-  lines = [f'ResNet18 of configs/cifar100_resnet18.py, commit {run_files.commit()}, `python {" ".join(sys.argv)}`. '
-           'Quantized weights take bits / 8 bytes each; the files hold scales, biases and the first and last layer, '
-           'too.', '', f'| {" | ".join(_HEADER)} |', '|' + '---|' * len(_HEADER)]
-  lines += [f'| {r["bits"]} | {"float32" if r["first_last"] == FULL_PRECISION else "8 bits"} '
-            f'| {kibibytes(r["quantized"])} | {kibibytes(r["quantized_float32"])} | {kibibytes(r["npz"])} '
-            f'| {kibibytes(r["stablehlo"])} | {kibibytes(r["float32"])} ({r["float32"] / r["npz"]:.1f} x) |'
-            for r in rows]
+  lines = [
+    f'ResNet18 of configs/cifar100_resnet18.py, commit {run_files.commit()}, `python {" ".join(sys.argv)}`. '
+    'Quantized weights take bits / 8 bytes each; the files hold scales, biases and the first and last layer, '
+    'too.',
+    '',
+    f'| {" | ".join(_HEADER)} |',
+    '|' + '---|' * len(_HEADER),
+  ]
+  lines += [
+    f'| {r["bits"]} | {"float32" if r["first_last"] == FULL_PRECISION else "8 bits"} '
+    f'| {kibibytes(r["quantized"])} | {kibibytes(r["quantized_float32"])} | {kibibytes(r["npz"])} '
+    f'| {kibibytes(r["stablehlo"])} | {kibibytes(r["float32"])} ({r["float32"] / r["npz"]:.1f} x) |'
+    for r in rows
+  ]
   print('\n'.join(lines))
   if _OUT.value:
     pathlib.Path(f'{_OUT.value}.md').write_text('\n'.join(lines) + '\n')
-    pathlib.Path(f'{_OUT.value}.json').write_text(json.dumps(
-        {'command': f'python {" ".join(sys.argv)}', 'commit': run_files.commit(), 'rows': rows}, indent=1) + '\n')
+    pathlib.Path(f'{_OUT.value}.json').write_text(
+      json.dumps({'command': f'python {" ".join(sys.argv)}', 'commit': run_files.commit(), 'rows': rows}, indent=1)
+      + '\n'
+    )
 
 
 if __name__ == '__main__':

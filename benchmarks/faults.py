@@ -38,21 +38,31 @@ from cmtkd_jax.runs import checkpoint, metric_log, run_files
 from cmtkd_jax.runtime.progress import format_duration
 
 STEPS, CHECKPOINT_EVERY = 60, 3
-COMMAND = ('--config=configs/digits_resnet8.py:smoke', '--config.quantizer.name=lsq',
-           f'--config.duration={STEPS} steps', '--config.eval_every=20 steps',
-           f'--config.checkpoint_every={CHECKPOINT_EVERY} steps')
+COMMAND = (
+  '--config=configs/digits_resnet8.py:smoke',
+  '--config.quantizer.name=lsq',
+  f'--config.duration={STEPS} steps',
+  '--config.eval_every=20 steps',
+  f'--config.checkpoint_every={CHECKPOINT_EVERY} steps',
+)
 # What must also survive a kill: fitted bases, a held-out slice, sampled bit-widths, half of a batch's gradients, the
 # place in a stream of several worker processes.
 RECIPES = {
-    'LQ-Nets, bases fitted at each step': ('--config.quantizer.name=lq_nets',),
-    'KDCL, general ensemble on held-out images': (
-        '--config.method=kdcl', '--config.kdcl.ensemble=general', '--config.data.minival=0.2'),
-    'SPEQ, bit-widths sampled at each step': (
-        '--config.method=speq', '--config.quantizer.name=hwgq'),
-    'two micro-batches a step': ('--config.accumulate=2',),
-    'streamed folder, 2 worker processes, a broken image': (
-        '--config.data.name=folder:{images}', '--config.data.resident=no',
-        '--config.data.workers=processes', '--config.data.num_workers=2', '--config.data.max_corrupt=0.05'),
+  'LQ-Nets, bases fitted at each step': ('--config.quantizer.name=lq_nets',),
+  'KDCL, general ensemble on held-out images': (
+    '--config.method=kdcl',
+    '--config.kdcl.ensemble=general',
+    '--config.data.minival=0.2',
+  ),
+  'SPEQ, bit-widths sampled at each step': ('--config.method=speq', '--config.quantizer.name=hwgq'),
+  'two micro-batches a step': ('--config.accumulate=2',),
+  'streamed folder, 2 worker processes, a broken image': (
+    '--config.data.name=folder:{images}',
+    '--config.data.resident=no',
+    '--config.data.workers=processes',
+    '--config.data.num_workers=2',
+    '--config.data.max_corrupt=0.05',
+  ),
 }
 TIMES = ('time', 'train/images_per_second', 'train/data_wait')  # what differs between equal runs
 DAMAGES = ('truncated', 'flipped', 'deleted', 'emptied')
@@ -65,11 +75,15 @@ class Process:
   def __init__(self, workdir, cache, changes=()):
     self.workdir, self.before, self.begin, self.born = workdir, newest(workdir), time.monotonic(), time.time()
     environment = os.environ | {
-        'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0', 'XLA_FLAGS': ''}
+      'JAX_COMPILATION_CACHE_DIR': str(cache),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+      'XLA_FLAGS': '',
+    }
     command = [sys.executable, '-m', 'cmtkd_jax.main', *COMMAND, *changes, f'--workdir={workdir}']
-    self.popen = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                  text=True)
+    self.popen = subprocess.Popen(
+      command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
   def wait_until(self, condition):
     """Returns whether `condition()` came true before the process ended."""
@@ -101,6 +115,7 @@ class Process:
 @dataclasses.dataclass
 class Case:
   """One fault: what it was, what should come of it, what came."""
+
   kind: str
   moment: str
   expected: dict
@@ -148,8 +163,11 @@ class Campaign:
     done = sum(case.kind != 'end of a run' for case in self.cases)
     elapsed = time.monotonic() - self.begin
     eta = format_duration(elapsed / max(done, 1) * (self.total - done))
-    print(f'{done}/{self.total}  {case.kind}, {case.moment}: '
-          f'{"passed" if case.passed or case in self.pending else f"FAILED {case.observed}"}  ETA {eta}', flush=True)
+    print(
+      f'{done}/{self.total}  {case.kind}, {case.moment}: '
+      f'{"passed" if case.passed or case in self.pending else f"FAILED {case.observed}"}  ETA {eta}',
+      flush=True,
+    )
 
   def see(self, process):
     """Fills in, for the faults before this start, the step it went on from."""
@@ -170,9 +188,17 @@ class Campaign:
   def compare(self, workdir, status):
     """Adds the case that a run which has ended is the one that was left alone."""
     same = snapshot(workdir) if status == 0 else {}
-    self.add(Case('end of a run', workdir.name, {'status': 0, **{name: 'equal' for name in self.reference}}, {
-        'status': status, **{name: 'equal' if same.get(name) == value else 'different'
-                             for name, value in self.reference.items()}}))
+    self.add(
+      Case(
+        'end of a run',
+        workdir.name,
+        {'status': 0, **{name: 'equal' for name in self.reference}},
+        {
+          'status': status,
+          **{name: 'equal' if same.get(name) == value else 'different' for name, value in self.reference.items()},
+        },
+      )
+    )
 
   def interrupt(self, process, moments):
     """Waits for a moment at random; returns its name, None where the process ended before."""
@@ -227,8 +253,12 @@ class Campaign:
     process.end(signal.SIGKILL)
     missed = 'right after a save' if moment == 'in a save' else moment
     hit = 'in a save' if saving(process.workdir, process.born) else missed
-    return Case('SIGKILL', hit, {'status': -9, 'resumed at': newest(process.workdir)},
-                {'status': process.popen.returncode, 'at step': logged_step(process.workdir)})
+    return Case(
+      'SIGKILL',
+      hit,
+      {'status': -9, 'resumed at': newest(process.workdir)},
+      {'status': process.popen.returncode, 'at step': logged_step(process.workdir)},
+    )
 
   def terminate(self, process, moment):
     """Asks it to stop."""
@@ -238,8 +268,12 @@ class Campaign:
     last, trace = process.told()
     match = re.fullmatch(rf'asked to stop: step (\d+) of {STEPS} is saved; the same command resumes from there', last)
     step = int(match[1]) if match else None
-    return Case('SIGTERM', moment, {'status': 143, 'stack trace': False, 'newest': step, 'resumed at': step},
-                {'status': status, 'stack trace': trace, 'newest': newest(process.workdir), 'told': last})
+    return Case(
+      'SIGTERM',
+      moment,
+      {'status': 143, 'stack trace': False, 'newest': step, 'resumed at': step},
+      {'status': status, 'stack trace': trace, 'newest': newest(process.workdir), 'told': last},
+    )
 
   def corrupt(self, process, moment):
     """Kills, then damages the newest checkpoint; the next start falls back."""
@@ -268,10 +302,18 @@ class Campaign:
         status = process.end()
         self.see(process)
         last, trace = process.told()
-        case = Case('full disk', moment, {'status': 2, 'one line': True, 'stack trace': False, 'readable': True,
-                                          'resumed at': newest(workdir)},
-                    {'status': status, 'one line': process.stderr.count('error: ') == 1 and last.startswith('error: '),
-                     'stack trace': trace, 'told': last.replace(str(folder), 'DISK'), 'readable': readable(workdir)})
+        case = Case(
+          'full disk',
+          moment,
+          {'status': 2, 'one line': True, 'stack trace': False, 'readable': True, 'resumed at': newest(workdir)},
+          {
+            'status': status,
+            'one line': process.stderr.count('error: ') == 1 and last.startswith('error: '),
+            'stack trace': trace,
+            'told': last.replace(str(folder), 'DISK'),
+            'readable': readable(workdir),
+          },
+        )
         free()
         self.pending.append(case)
         self.add(case)
@@ -290,8 +332,12 @@ class Campaign:
       if not process.wait_until(lambda: logged_step(workdir) >= step):
         sys.exit(process.stderr)
       process.end(signal.SIGKILL)
-      case = Case('SIGKILL and resume', name, {'status': -9, 'resumed at': newest(workdir)},
-                  {'status': process.popen.returncode, 'at step': logged_step(workdir)})
+      case = Case(
+        'SIGKILL and resume',
+        name,
+        {'status': -9, 'resumed at': newest(workdir)},
+        {'status': process.popen.returncode, 'at step': logged_step(workdir)},
+      )
       self.pending.append(case)
       self.add(case)
       self.finish(workdir)
@@ -308,25 +354,40 @@ class Campaign:
     return self.report()
 
   def report(self):
-    counts = collections.Counter((case.kind, case.moment.split(':')[0] if case.kind != 'end of a run' else '')
-                                 for case in self.cases)
-    passed = collections.Counter((case.kind, case.moment.split(':')[0] if case.kind != 'end of a run' else '')
-                                 for case in self.cases if case.passed)
+    counts = collections.Counter(
+      (case.kind, case.moment.split(':')[0] if case.kind != 'end of a run' else '') for case in self.cases
+    )
+    passed = collections.Counter(
+      (case.kind, case.moment.split(':')[0] if case.kind != 'end of a run' else '')
+      for case in self.cases
+      if case.passed
+    )
     return {
-        'command': f'python {" ".join(sys.argv)}', 'trains': ' '.join(COMMAND), 'commit': self.summary['commit'],
-        'date': datetime.date.today().isoformat(), 'hardware': f'{os.cpu_count()} CPU cores, {cpu()}',
-        'device': self.summary['device'], 'python': platform.python_version(), 'versions': self.summary['versions'],
-        'seconds': round(time.monotonic() - self.begin), 'seed': self.options.seed, 'reference': self.first,
-        'passed': all(case.passed for case in self.cases),
-        'table': [{'fault': kind, 'moment': moment, 'cases': count, 'passed': passed[kind, moment]}
-                  for (kind, moment), count in counts.items()],
-        'cases': [dataclasses.asdict(case) | {'passed': case.passed} for case in self.cases]}
+      'command': f'python {" ".join(sys.argv)}',
+      'trains': ' '.join(COMMAND),
+      'commit': self.summary['commit'],
+      'date': datetime.date.today().isoformat(),
+      'hardware': f'{os.cpu_count()} CPU cores, {cpu()}',
+      'device': self.summary['device'],
+      'python': platform.python_version(),
+      'versions': self.summary['versions'],
+      'seconds': round(time.monotonic() - self.begin),
+      'seed': self.options.seed,
+      'reference': self.first,
+      'passed': all(case.passed for case in self.cases),
+      'table': [
+        {'fault': kind, 'moment': moment, 'cases': count, 'passed': passed[kind, moment]}
+        for (kind, moment), count in counts.items()
+      ],
+      'cases': [dataclasses.asdict(case) | {'passed': case.passed} for case in self.cases],
+    }
 
 
 def snapshot(workdir):
   """`{what: digest}` of all that a run ends with: arrays of the last checkpoint, metrics, results."""
   items, _, step = checkpoint._read_newest(
-      checkpoint._absolute(workdir / run_files.CHECKPOINTS), None, {'variables': None, 'state': None})
+    checkpoint._absolute(workdir / run_files.CHECKPOINTS), None, {'variables': None, 'state': None}
+  )
   leaves = jax.tree_util.tree_flatten_with_path(items)[0]
   arrays = hashlib.sha256()
   for path, leaf in leaves:
@@ -334,14 +395,19 @@ def snapshot(workdir):
     arrays.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode() + leaf.tobytes())
   rows = [{name: value for name, value in row.items() if name not in TIMES} for row in metric_log.read(workdir)]
   digest = lambda value: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-  return {'last step': step, f'{len(leaves)} arrays': arrays.hexdigest(), f'{len(rows)} rows of metrics': digest(rows),
-          'results': digest(json.loads((workdir / run_files.SUMMARY).read_text())['results'])}
+  return {
+    'last step': step,
+    f'{len(leaves)} arrays': arrays.hexdigest(),
+    f'{len(rows)} rows of metrics': digest(rows),
+    'results': digest(json.loads((workdir / run_files.SUMMARY).read_text())['results']),
+  }
 
 
 def write_images(folder):
   """Writes the images of the streamed recipe: the digits, and a training image that is cut short."""
   from PIL import Image
   from sklearn.datasets import load_digits
+
   digits = load_digits()
   for i, (pixels, label) in enumerate(zip(digits.images, digits.target)):
     path = folder / ('test' if i % 5 == 0 else 'train') / str(label) / f'{i:04}.png'
@@ -365,8 +431,11 @@ def newest(workdir):
 def saving(workdir, since):
   """The names of checkpoints that are being written, and not left there by a process that was killed before."""
   try:
-    return [entry.name for entry in os.scandir(workdir / run_files.CHECKPOINTS)
-            if 'orbax-checkpoint-tmp' in entry.name and entry.stat().st_ctime >= since]
+    return [
+      entry.name
+      for entry in os.scandir(workdir / run_files.CHECKPOINTS)
+      if 'orbax-checkpoint-tmp' in entry.name and entry.stat().st_ctime >= since
+    ]
   except FileNotFoundError:  # the folder, or a save that has just ended
     return []
 
@@ -389,13 +458,14 @@ def damage(folder, kind, rng):
     shutil.rmtree(folder)
     folder.mkdir()
     return 'the whole checkpoint'
-  path = rng.choice(sorted(path for item in folder.iterdir() if item.is_dir() for path in item.rglob('*')
-                           if path.is_file()))
+  path = rng.choice(
+    sorted(path for item in folder.iterdir() if item.is_dir() for path in item.rglob('*') if path.is_file())
+  )
   data = bytearray(path.read_bytes())
   if kind == 'deleted':
     path.unlink()
   elif kind == 'truncated':
-    path.write_bytes(data[:rng.randrange(len(data))])
+    path.write_bytes(data[: rng.randrange(len(data))])
   else:
     for place in rng.sample(range(len(data)), 3):
       data[place] ^= 1 << rng.randrange(8)
@@ -407,8 +477,12 @@ def damage(folder, kind, rng):
 def full_disks(folder):
   """Yields (folder, fill(bytes left, process), free()): a small file system, or the like where none may be mounted."""
   folder.mkdir()
-  mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=32m', 'tmpfs', str(folder)],
-                           capture_output=True, check=False).returncode == 0
+  mounted = (
+    subprocess.run(
+      ['mount', '-t', 'tmpfs', '-o', 'size=32m', 'tmpfs', str(folder)], capture_output=True, check=False
+    ).returncode
+    == 0
+  )
   ballast = folder / 'ballast'
 
   def fill(left, process=0):  # 0 is this process, whose children inherit the limit
@@ -444,12 +518,20 @@ def cpu():
 
 def markdown(report):
   """Returns the report's table."""
-  lines = [f'`{report["command"]}`, commit {report["commit"]}, {report["date"]}, {report["hardware"]}, '
-           f'{", ".join(f"{name} {version}" for name, version in report["versions"].items())}: '
-           f'{"all passed" if report["passed"] else "FAILED"} in {format_duration(report["seconds"])}.', '',
-           '| fault | moment | cases | passed |', '|---|---|---|---|']
-  return '\n'.join(lines + [f'| {row["fault"]} | {row["moment"]} | {row["cases"]} | {row["passed"]} |'
-                            for row in report['table']]) + '\n'
+  lines = [
+    f'`{report["command"]}`, commit {report["commit"]}, {report["date"]}, {report["hardware"]}, '
+    f'{", ".join(f"{name} {version}" for name, version in report["versions"].items())}: '
+    f'{"all passed" if report["passed"] else "FAILED"} in {format_duration(report["seconds"])}.',
+    '',
+    '| fault | moment | cases | passed |',
+    '|---|---|---|---|',
+  ]
+  return (
+    '\n'.join(
+      lines + [f'| {row["fault"]} | {row["moment"]} | {row["cases"]} | {row["passed"]} |' for row in report['table']]
+    )
+    + '\n'
+  )
 
 
 def main():

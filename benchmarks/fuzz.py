@@ -47,10 +47,20 @@ class Worker:
 
   def __init__(self, options, target, first, log):
     self.popen = subprocess.Popen(
-        [sys.executable, __file__, f'--worker={target}:{first}', f'--seed={options.seed}', f'--scale={options.scale}',
-         f'--scratch={options.scratch}'], cwd=ROOT, stdout=subprocess.PIPE, stderr=log,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'TF_CPP_MIN_LOG_LEVEL': '3',
-                          'MPLBACKEND': 'agg'})
+      [
+        sys.executable,
+        __file__,
+        f'--worker={target}:{first}',
+        f'--seed={options.seed}',
+        f'--scale={options.scale}',
+        f'--scratch={options.scratch}',
+      ],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=log,
+      env=os.environ
+      | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'TF_CPP_MIN_LOG_LEVEL': '3', 'MPLBACKEND': 'agg'},
+    )
     self._buffer = b''
 
   def line(self, seconds):
@@ -77,8 +87,11 @@ def run_target(options, target):
         limit = START_SECONDS
         while (message := worker.line(limit)) is not None:
           if 'end' in message:
-            print(f'{target}: {len(results)} cases, {time.monotonic() - begin:.0f} s, '
-                  f'{dict(collections.Counter(result["outcome"] for result in results))}', flush=True)
+            print(
+              f'{target}: {len(results)} cases, {time.monotonic() - begin:.0f} s, '
+              f'{dict(collections.Counter(result["outcome"] for result in results))}',
+              flush=True,
+            )
             return results
           if 'outcome' in message:
             results.append(message)
@@ -108,11 +121,13 @@ def work(options):
   """The worker: runs cases and prints their ends."""
   sys.path.insert(0, str(ROOT / 'benchmarks'))
   import fuzz_targets
+
   out, sys.stdout = sys.stdout, sys.stderr
   say = lambda **message: print(json.dumps(message), file=out, flush=True)
   name, first = options.worker.split(':')
-  target = fuzz_targets.TARGETS[name](options.scratch / 'originals', pathlib.Path(tempfile.mkdtemp(
-      dir=options.scratch)))
+  target = fuzz_targets.TARGETS[name](
+    options.scratch / 'originals', pathlib.Path(tempfile.mkdtemp(dir=options.scratch))
+  )
   for number in range(int(first), number_of_cases(target, options)):
     change = target.change(f'{options.seed}/{name}/{number}')
     say(case=number, change=change)
@@ -128,10 +143,11 @@ def number_of_cases(target, options):
 def run_case(target):
   """Returns {'outcome', 'text', 'seconds'} of the case that is set up."""
   from cmtkd_jax.errors import UserError
+
   before, begin, text = reset_peak(), time.monotonic(), ''
   try:
     answer = target.answer()
-    outcome = ('right' if target.is_right(answer) else 'other valid' if target.explains(answer) else 'other answer')
+    outcome = 'right' if target.is_right(answer) else 'other valid' if target.explains(answer) else 'other answer'
     if outcome == 'other answer':
       text = repr(answer)[:300]
   except UserError as e:
@@ -169,39 +185,60 @@ def report(results, options, seconds):
   import fuzz_targets
 
   from cmtkd_jax.runs import run_files
+
   table = {}
   for name, cases in results.items():
     counts = collections.Counter(case['outcome'] for case in cases)
     refused = [case for case in cases if case['outcome'] == 'refused']
     cls = fuzz_targets.TARGETS[name]
     table[name] = {
-        'mutates': cls.mutates, 'cannot be told': cls.untold, 'cases': len(cases),
-        **{outcome: counts[outcome] for outcome in GOOD + BAD},
-        'slowest, s': max(case.get('seconds', LIMIT_SECONDS) for case in cases),
-        'refusals': [f'{case["change"]}: {case["text"]}'.replace(str(options.scratch), 'SCRATCH')
-                     for case in refused[::max(len(refused) // EXAMPLES, 1)][:EXAMPLES]],
-        'failures': [case for case in cases if case['outcome'] in BAD]}
+      'mutates': cls.mutates,
+      'cannot be told': cls.untold,
+      'cases': len(cases),
+      **{outcome: counts[outcome] for outcome in GOOD + BAD},
+      'slowest, s': max(case.get('seconds', LIMIT_SECONDS) for case in cases),
+      'refusals': [
+        f'{case["change"]}: {case["text"]}'.replace(str(options.scratch), 'SCRATCH')
+        for case in refused[:: max(len(refused) // EXAMPLES, 1)][:EXAMPLES]
+      ],
+      'failures': [case for case in cases if case['outcome'] in BAD],
+    }
   return {
-      'command': f'python {" ".join(sys.argv)}', 'commit': run_files.commit(), 'seed': options.seed,
-      'date': datetime.date.today().isoformat(), 'hardware': f'{os.cpu_count()} CPU cores, {cpu()}',
-      'python': platform.python_version(), 'versions': run_files.versions(), 'seconds': round(seconds),
-      'cases': sum(row['cases'] for row in table.values()),
-      'passed': not any(row[outcome] for row in table.values() for outcome in BAD), 'targets': table}
+    'command': f'python {" ".join(sys.argv)}',
+    'commit': run_files.commit(),
+    'seed': options.seed,
+    'date': datetime.date.today().isoformat(),
+    'hardware': f'{os.cpu_count()} CPU cores, {cpu()}',
+    'python': platform.python_version(),
+    'versions': run_files.versions(),
+    'seconds': round(seconds),
+    'cases': sum(row['cases'] for row in table.values()),
+    'passed': not any(row[outcome] for row in table.values() for outcome in BAD),
+    'targets': table,
+  }
 
 
 def markdown(found):
   """Returns the report's tables."""
   versions = ', '.join(f'{name} {version}' for name, version in found['versions'].items())
-  lines = [f'`{found["command"]}`, commit {found["commit"]}, {found["date"]}, {found["hardware"]}, '
-           f'Python {found["python"]}, {versions}: {found["cases"]} cases in {found["seconds"] // 60} min '
-           f'{found["seconds"] % 60} s, {"none" if found["passed"] else "SOME"} in the last five columns.', '',
-           f'| target | cases | {" | ".join(GOOD + BAD)} |', f'|---|{"---|" * (1 + len(GOOD + BAD))}']
+  lines = [
+    f'`{found["command"]}`, commit {found["commit"]}, {found["date"]}, {found["hardware"]}, '
+    f'Python {found["python"]}, {versions}: {found["cases"]} cases in {found["seconds"] // 60} min '
+    f'{found["seconds"] % 60} s, {"none" if found["passed"] else "SOME"} in the last five columns.',
+    '',
+    f'| target | cases | {" | ".join(GOOD + BAD)} |',
+    f'|---|{"---|" * (1 + len(GOOD + BAD))}',
+  ]
   total = collections.Counter()
   for name, row in found['targets'].items():
     lines.append(f'| {name} | {row["cases"]} | {" | ".join(str(row[outcome]) for outcome in GOOD + BAD)} |')
     total.update({outcome: row[outcome] for outcome in GOOD + BAD})
-  lines += [f'| all | {found["cases"]} | {" | ".join(str(total[outcome]) for outcome in GOOD + BAD)} |', '',
-            '| target | what is mutated | what cannot be told from a valid file |', '|---|---|---|']
+  lines += [
+    f'| all | {found["cases"]} | {" | ".join(str(total[outcome]) for outcome in GOOD + BAD)} |',
+    '',
+    '| target | what is mutated | what cannot be told from a valid file |',
+    '|---|---|---|',
+  ]
   lines += [f'| {name} | {row["mutates"]} | {row["cannot be told"]} |' for name, row in found['targets'].items()]
   return '\n'.join(lines) + '\n'
 
@@ -222,6 +259,7 @@ def main():
     return work(options)
   sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
   import fuzz_targets
+
   begin = time.monotonic()
   with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
     options.scratch = pathlib.Path(scratch)

@@ -29,10 +29,55 @@ from cmtkd_jax.training import loop, restore, teachers
 
 SIZE, CLASSES = 8, ('ant', 'bee', 'cat', 'dog')
 NESTED = 'a list in a list, 100,000 times'  # stands for what `json` cannot write
-WEIRD = (None, True, False, 0, -1, 1, 2, 7, 255, 10**9, 2**31, 2**63, -2**63, 10**400, 0.5, -0.5, 1e-9, 1e308, math.nan,
-         math.inf, -math.inf, '', ' ', 'x', '1', 'nan', '\x00', '\x1b[31mred', 'a\nb', '\ud800', '\u202e', 'é',
-         'x' * 10**5, '../..', '/dev/zero', '__class__', [], {}, [[]], [0], [None], ['x'], [math.nan], {'x': 1},
-         {'': {}}, list(range(1000)), NESTED)
+WEIRD = (
+  None,
+  True,
+  False,
+  0,
+  -1,
+  1,
+  2,
+  7,
+  255,
+  10**9,
+  2**31,
+  2**63,
+  -(2**63),
+  10**400,
+  0.5,
+  -0.5,
+  1e-9,
+  1e308,
+  math.nan,
+  math.inf,
+  -math.inf,
+  '',
+  ' ',
+  'x',
+  '1',
+  'nan',
+  '\x00',
+  '\x1b[31mred',
+  'a\nb',
+  '\ud800',
+  '\u202e',
+  'é',
+  'x' * 10**5,
+  '../..',
+  '/dev/zero',
+  '__class__',
+  [],
+  {},
+  [[]],
+  [0],
+  [None],
+  ['x'],
+  [math.nan],
+  {'x': 1},
+  {'': {}},
+  list(range(1000)),
+  NESTED,
+)
 
 
 # Changes.
@@ -41,34 +86,67 @@ WEIRD = (None, True, False, 0, -1, 1, 2, 7, 255, 10**9, 2**31, 2**63, -2**63, 10
 def change_bytes(data, rng, others=()):
   """Returns (bytes, text): what a bad disk, a torn copy or a wrong file makes of `data`."""
   data, at = bytearray(data), lambda: rng.randrange(max(len(data), 1))
-  kind = rng.choice(('flip', 'flip', 'flip', 'flips', 'set', 'number', 'truncate', 'append', 'delete', 'repeat', 'swap',
-                     'zero', 'other', 'empty'))
+  kind = rng.choice(
+    (
+      'flip',
+      'flip',
+      'flip',
+      'flips',
+      'set',
+      'number',
+      'truncate',
+      'append',
+      'delete',
+      'repeat',
+      'swap',
+      'zero',
+      'other',
+      'empty',
+    )
+  )
   begin, length = at(), rng.choice((1, 2, 4, 16, 64, 512))
   if kind in ('flip', 'flips') and data:
     for place in [begin] if kind == 'flip' else rng.choices(range(len(data)), k=rng.randint(2, 20)):
       data[place] ^= 1 << rng.randrange(8)
   elif kind == 'set':
-    data[begin:begin + 1] = bytes([rng.choice((0, 1, 10, 32, 34, 44, 48, 91, 92, 93, 123, 127, 128, 255))])
+    data[begin : begin + 1] = bytes([rng.choice((0, 1, 10, 32, 34, 44, 48, 91, 92, 93, 123, 127, 128, 255))])
   elif kind == 'number':
     width = rng.choice((1, 2, 4, 8))
-    value = rng.choice((0, 1, 2**(8 * width - 1) - 1, 2**(8 * width - 1), 2**(8 * width) - 1))
-    data[begin:begin + width] = value.to_bytes(width, rng.choice(('little', 'big')))
+    value = rng.choice((0, 1, 2 ** (8 * width - 1) - 1, 2 ** (8 * width - 1), 2 ** (8 * width) - 1))
+    data[begin : begin + width] = value.to_bytes(width, rng.choice(('little', 'big')))
   elif kind == 'truncate':
     del data[begin:]
   elif kind == 'append':
     data += rng.choice((b'\n', b'\x00' * length, rng.randbytes(length), bytes(data[:length])))
   elif kind == 'delete':
-    del data[begin:begin + length]
+    del data[begin : begin + length]
   elif kind == 'repeat':
-    data[begin:begin] = data[begin:begin + length]
+    data[begin:begin] = data[begin : begin + length]
   elif kind == 'swap':
     other = at()
-    data[begin:begin + length], data[other:other + length] = data[other:other + length], data[begin:begin + length]
+    data[begin : begin + length], data[other : other + length] = (
+      data[other : other + length],
+      data[begin : begin + length],
+    )
   elif kind == 'zero':
-    data[begin:begin + length] = bytes(len(data[begin:begin + length]))
+    data[begin : begin + length] = bytes(len(data[begin : begin + length]))
   elif kind == 'other':
-    data = bytearray(rng.choice((b'PK\x05\x06' + bytes(18), b'\x89PNG\r\n\x1a\n', b'{}', b'[]', b'null', b'1',
-                                 b'\xff\xfe', b'<html>', b'\x93NUMPY\x01\x00', *others)))
+    data = bytearray(
+      rng.choice(
+        (
+          b'PK\x05\x06' + bytes(18),
+          b'\x89PNG\r\n\x1a\n',
+          b'{}',
+          b'[]',
+          b'null',
+          b'1',
+          b'\xff\xfe',
+          b'<html>',
+          b'\x93NUMPY\x01\x00',
+          *others,
+        )
+      )
+    )
   else:
     data.clear()
   return bytes(data), f'{kind} at {begin}'
@@ -113,8 +191,9 @@ def change_lines(text, rng):
     return change_bytes(text.encode(), rng)
   if kind == 'line':
     data, what = change_json(lines[i], rng)
-    return b''.join([*(line.encode() for line in lines[:i]), data + b'\n', *(line.encode() for line in lines[i + 1:])]
-                    ), f'line {i + 1}: {what}'
+    return b''.join(
+      [*(line.encode() for line in lines[:i]), data + b'\n', *(line.encode() for line in lines[i + 1 :])]
+    ), f'line {i + 1}: {what}'
   if kind == 'delete':
     del lines[i]
   elif kind == 'repeat':
@@ -134,7 +213,11 @@ def make_config(**changes):
   config.data.name, config.method, config.model.width = f'generated:{SIZE}x{SIZE}x1:4:16', 'single', 2 / 64
   config.batch_size, config.eval_batch_size, config.optimizer.decay_at = 8, 8, ''
   config.duration, config.checkpoint_every, config.eval_every, config.log_every = (
-      '2 steps', '1 steps', '2 steps', '1 steps')
+    '2 steps',
+    '1 steps',
+    '2 steps',
+    '1 steps',
+  )
   config.keep_checkpoints = 2
   config.update_from_flattened_dict(changes)
   return config
@@ -160,8 +243,9 @@ def prepare(folder):
     shutil.copytree(run, folder / 'taught_run')
     teachers.save(folder / 'taught_run', [teachers.Teacher('elsewhere', run_files.read_config(run))])
     exported = export.from_run(run)
-    export.write(exported, folder / 'export', [name for name, found in export.FORMATS.items() if not found.missing()],
-                 images(8))
+    export.write(
+      exported, folder / 'export', [name for name, found in export.FORMATS.items() if not found.missing()], images(8)
+    )
     other = make_config(seed=1)
     loop.train_and_evaluate(other, folder / 'other_run')
     export.write(export.from_run(folder / 'other_run'), folder / 'other', ['packed', 'stablehlo'])
@@ -201,6 +285,7 @@ def write_weights(folder):
   np.savez(folder / 'weights.npz', **arrays)
   with contextlib.suppress(ImportError):
     from safetensors.numpy import save_file
+
     save_file(arrays, folder / 'weights.safetensors')
 
 
@@ -211,14 +296,25 @@ def write_records(folder, file_format):
     import tensorflow_datasets as tfds
   except ImportError:
     return
-  features = tfds.features.FeaturesDict({
+  features = tfds.features.FeaturesDict(
+    {
       'image': tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format='png'),
-      'label': tfds.features.ClassLabel(names=list(CLASSES))})
-  examples = {split: [{'image': image, 'label': i % 4} for i, image in enumerate(images(count, 3))]
-              for split, count in (('train', 12), ('test', 6))}
+      'label': tfds.features.ClassLabel(names=list(CLASSES)),
+    }
+  )
+  examples = {
+    split: [{'image': image, 'label': i % 4} for i, image in enumerate(images(count, 3))]
+    for split, count in (('train', 12), ('test', 6))
+  }
   tfds.dataset_builders.store_as_tfds_dataset(
-      name='blobs', version='1.0.0', features=features, data_dir=folder, file_format=file_format,
-      split_datasets={split: list(enumerate(rows)) for split, rows in examples.items()}, disable_shuffling=True)
+    name='blobs',
+    version='1.0.0',
+    features=features,
+    data_dir=folder,
+    file_format=file_format,
+    split_datasets={split: list(enumerate(rows)) for split, rows in examples.items()},
+    disable_shuffling=True,
+  )
 
 
 # Targets.
@@ -230,6 +326,7 @@ class Target:
   cases: how many changes at scale 1.
   mutates, untold: what is changed, and which of the changed files nobody could tell from a valid one.
   """
+
   cases, mutates, untold = 0, '', 'nothing'
 
   def __init__(self, originals, folder):
@@ -266,6 +363,7 @@ def same(a, b):
 
 class Files(Target):
   """Changes one of the files `pattern` of a copy of `source`."""
+
   source, pattern = '', '*'
 
   def __init__(self, originals, folder):
@@ -306,6 +404,7 @@ class Files(Target):
 
 class ConfigValues(Target):
   """Fields of a configuration, which then trains for two steps."""
+
   cases, mutates = 700, 'one or two fields of a configuration, set to values of any kind; two steps of training'
 
   def __init__(self, originals, folder):
@@ -336,9 +435,24 @@ class ConfigValues(Target):
     if type(old) in (int, float):
       close += [0, 1, 2, 3, 5, -1, 0.1, 1.0, 2.5, 1e-12, 1e6, 10**6, 10**12, 2**31]
     if isinstance(old, str):
-      close += ['1 steps', '0 steps', '2 epochs', '-1 epochs', '0.1 steps', '1e999 epochs', 'nan steps', '1,2',
-                '1 steps, 1 steps', 'a(', '*', 'npy:/dev', 'folder:/dev', 'generated:8x8x1:4:16',
-                'generated:0x8x1:4:16', 'generated:9:9']
+      close += [
+        '1 steps',
+        '0 steps',
+        '2 epochs',
+        '-1 epochs',
+        '0.1 steps',
+        '1e999 epochs',
+        'nan steps',
+        '1,2',
+        '1 steps, 1 steps',
+        'a(',
+        '*',
+        'npy:/dev',
+        'folder:/dev',
+        'generated:8x8x1:4:16',
+        'generated:0x8x1:4:16',
+        'generated:9:9',
+      ]
     if isinstance(old, tuple):
       close += [(1,), (2, 2), ((2, 2),), ((4, 4), (8, 8)), ('x',), (math.nan,), (1e308,), (0.5,) * 3, (-1,), ((4,),)]
     value = rng.choice(close if rng.random() < 0.6 else WEIRD)
@@ -357,25 +471,80 @@ class ConfigValues(Target):
 
 class CommandLine(Target):
   """Arguments of the command; `--mode=bits` builds the networks and ends."""
+
   cases, mutates = 500, 'arguments of the command, with --mode=bits'
 
   def change(self, seed):
     rng = random.Random(seed)
     fields = list(config_lib.flat(make_config()))
-    texts = ('', 'x', '1', '-1', '1e999', 'nan', 'None', 'True', '()', '(1,)', '((4, 4),)', "('a',)", '[', "'", '{}',
-             '\x1b[31m', 'é', '../..', '/dev/zero', '~', 'a' * 3000, '1 steps', 'lsq', 'cmtkd', '(1', '1,2', '0x10',
-             '1_000', '${HOME}', '%s', '{0}', '__import__("os")')
+    texts = (
+      '',
+      'x',
+      '1',
+      '-1',
+      '1e999',
+      'nan',
+      'None',
+      'True',
+      '()',
+      '(1,)',
+      '((4, 4),)',
+      "('a',)",
+      '[',
+      "'",
+      '{}',
+      '\x1b[31m',
+      'é',
+      '../..',
+      '/dev/zero',
+      '~',
+      'a' * 3000,
+      '1 steps',
+      'lsq',
+      'cmtkd',
+      '(1',
+      '1,2',
+      '0x10',
+      '1_000',
+      '${HOME}',
+      '%s',
+      '{0}',
+      '__import__("os")',
+    )
     text = lambda: rng.choice(texts)
 
     def one():
       field = rng.choice((*fields, 'x', 'model.x', 'quantizer', '', '.', 'model.name.x', 'keys', '__class__', 'lr'))
-      return rng.choice((f'--config.{field}={text()}', f'--config.{field}={text()}', f'--config.{field}={text()}',
-                         f'--config.{field}', f'--no{field}', f'--{field}={text()}', f'--workdir={text()}',
-                         f'--step={text()}', f'--images={text()}', f'--format={text()}', f'--mode={text()}', text()))
+      return rng.choice(
+        (
+          f'--config.{field}={text()}',
+          f'--config.{field}={text()}',
+          f'--config.{field}={text()}',
+          f'--config.{field}',
+          f'--no{field}',
+          f'--{field}={text()}',
+          f'--workdir={text()}',
+          f'--step={text()}',
+          f'--images={text()}',
+          f'--format={text()}',
+          f'--mode={text()}',
+          text(),
+        )
+      )
 
     digits = 'configs/digits_resnet8.py'
-    config = rng.choice((*[f'{digits}:smoke'] * 8, f'{digits}:x', f'{digits}:', 'configs', 'README.md', '/dev/null',
-                         'requirements.txt', 'x.py'))
+    config = rng.choice(
+      (
+        *[f'{digits}:smoke'] * 8,
+        f'{digits}:x',
+        f'{digits}:',
+        'configs',
+        'README.md',
+        '/dev/null',
+        'requirements.txt',
+        'x.py',
+      )
+    )
     self.arguments = ['main', f'--config={config}', '--mode=bits', *(one() for _ in range(rng.randint(1, 3)))]
     return ' '.join(self.arguments)[:300]
 
@@ -402,6 +571,7 @@ class CommandLine(Target):
 
 class ConfigFile(Target):
   """The text of a configuration file."""
+
   cases, mutates = 150, 'the text of a configuration file, with --mode=bits'
   untold = 'a file that is still Python and builds a configuration'
 
@@ -426,6 +596,7 @@ class ConfigFile(Target):
 
 class Run(Files):
   """The files of a run, as reports, exports and evaluations read them."""
+
   source, pattern = 'run', '*.json*'
   cases, mutates = 1200, 'config, bits, classes, records, summary and metrics of a run, read for report and evaluation'
   untold = 'JSON of the same form with other values: these files have no digest, so that a user may edit them'
@@ -451,8 +622,13 @@ class Run(Files):
     run_reader.results(run)
     dataset = restore.open_run(self.copied).dataset
     run_files.check_data(self.copied, dataset)
-    return {'config': config_lib.flat(run.config), 'rows': run.rows, 'summary': run.summary,
-            'bits': [row._asdict() for row in run.bits], 'classes': run.classes}
+    return {
+      'config': config_lib.flat(run.config),
+      'rows': run.rows,
+      'summary': run.summary,
+      'bits': [row._asdict() for row in run.bits],
+      'classes': run.classes,
+    }
 
   def explains(self, answer):
     if self.path.name == metric_log.FILE:
@@ -495,6 +671,7 @@ def _agree(flat, tree, prefix=''):
 
 class Report(Run):
   """As `Run`, and the page is written."""
+
   cases, mutates = 150, 'the same files; the whole report is written'
 
   def answer(self):
@@ -508,6 +685,7 @@ class Report(Run):
 
 class Resume(Run):
   """The files of a run and its newest checkpoints; it then goes on."""
+
   cases, mutates = 120, 'the same files and those of both checkpoints; the run then trains one step more'
   untold = 'as for run; what the run trains with is compared with the configuration that it is started with'
 
@@ -547,14 +725,16 @@ def digest(tree):
 
 class Checkpoint(Files):
   """Files of two checkpoints; the answer is the newest that is whole."""
+
   source = f'run/{run_files.CHECKPOINTS}'
   cases, mutates = 700, 'every file of two checkpoints, their digests included'
   untold = 'a checkpoint whose digests were rewritten with it (not tried)'
 
   def __init__(self, originals, folder):
     super().__init__(originals, folder)
-    self.whole = {step: digest(checkpoint.load_variables(self.copied, step)[0])
-                  for step in checkpoint.steps(self.copied)}
+    self.whole = {
+      step: digest(checkpoint.load_variables(self.copied, step)[0]) for step in checkpoint.steps(self.copied)
+    }
 
   def changed(self, path, rng):
     return change_bytes(path.read_bytes(), rng)
@@ -569,6 +749,7 @@ class Checkpoint(Files):
 
 class TeachersFile(Files):
   """`teachers.json` of a run."""
+
   source = 'taught_run'
   cases, mutates, untold = 150, 'teachers.json of a run', 'JSON of the same form with other values'
 
@@ -583,17 +764,21 @@ class TeachersFile(Files):
     return what
 
   def answer(self):
-    return [{'directory': teacher.directory, 'config': config_lib.flat(teacher.config)}
-            for teacher in teachers.open_all(make_config(), self.copied)]
+    return [
+      {'directory': teacher.directory, 'config': config_lib.flat(teacher.config)}
+      for teacher in teachers.open_all(make_config(), self.copied)
+    ]
 
   def explains(self, answer):
     found = self.parsed()
     return len(found) == len(answer) and all(
-        _agree(a['config'], b['config']) and a['directory'] == b['directory'] for a, b in zip(answer, found))
+      _agree(a['config'], b['config']) and a['directory'] == b['directory'] for a, b in zip(answer, found)
+    )
 
 
 class Exports(Files):
   """Exported files next to their manifest."""
+
   source = 'export'
 
   def answer(self):
@@ -632,8 +817,11 @@ class Packed(Exports):
     return f'forged: {what}'
 
   def explains(self, answer):
-    return self.forged and answer['logits'].shape == (5, len(answer['about']['classes'])) and bool(
-        np.isfinite(answer['logits']).all())
+    return (
+      self.forged
+      and answer['logits'].shape == (5, len(answer['about']['classes']))
+      and bool(np.isfinite(answer['logits']).all())
+    )
 
 
 def change_array(array, rng):
@@ -641,8 +829,9 @@ def change_array(array, rng):
   kind = rng.choice(('value', 'value', 'shape', 'dtype', 'longer', 'empty'))
   if kind == 'value' and array.size:
     array = array.copy()
-    array.flat[rng.randrange(array.size)] = rng.choice((0, 1, 255) if array.dtype.kind in 'ui' else (
-        0, -1, 1e-45, 1e38, -1e38, np.nan, np.inf))
+    array.flat[rng.randrange(array.size)] = rng.choice(
+      (0, 1, 255) if array.dtype.kind in 'ui' else (0, -1, 1e-45, 1e38, -1e38, np.nan, np.inf)
+    )
   elif kind == 'shape':
     array = array.reshape(-1) if array.ndim != 1 else array[None]
   elif kind == 'dtype':
@@ -673,6 +862,7 @@ class Onnx(Exports):
     if not self.forged:
       return super().change(seed)
     import onnx
+
     self.reset()
     path = self.copied / self.file
     model = onnx.load(path)
@@ -708,7 +898,8 @@ class Npy(Files):
     arrays = {path.stem: np.load(path) for path in self.copied.glob('*.npy')}
     read = {f'{split}_{kind}': answer[split][kind] for split in ('train', 'test') for kind in ('images', 'labels')}
     return all(np.array_equal(np.reshape(arrays[name], value.shape), value) for name, value in read.items()) and (
-        'class_names' not in arrays or [str(name) for name in arrays['class_names']] == list(answer['classes']))
+      'class_names' not in arrays or [str(name) for name in arrays['class_names']] == list(answer['classes'])
+    )
 
 
 def _records_of(splits):
@@ -724,6 +915,7 @@ def _records_of(splits):
 def predict_pixels(content):
   """The pixels of an image file in memory, as a data set decodes it."""
   from cmtkd_jax.data.transforms import image_file
+
   try:
     return image_file.to_array(content, 3)
   except image_file.Unreadable as e:
@@ -732,6 +924,7 @@ def predict_pixels(content):
 
 class Pictures(Files):
   """Image files that are classified."""
+
   source, pattern = 'pictures', '*'
   cases, mutates = 1000, 'image files of 12 formats and 7 modes, given to predict'
   untold = 'other pixels: most formats have no digest'
@@ -762,6 +955,7 @@ class Pictures(Files):
 
 class Records(Files):
   """Files of tensorflow_datasets."""
+
   untold = 'class names and other JSON of the same form: these files have no digest'
 
   def answer(self):
@@ -785,6 +979,7 @@ class ArrayRecord(Records):
 
 class Weights(Files):
   """State dicts of PyTorch."""
+
   source = 'weights'
   cases, mutates, untold = 300, 'state dicts in .npz and .safetensors', 'other weights: .safetensors has no digest'
 
@@ -807,6 +1002,7 @@ class Weights(Files):
 
   def explains(self, answer):
     from safetensors.numpy import load_file
+
     arrays = load_file(self.path) if self.path.suffix == '.safetensors' else np.load(self.path)
     sums = lambda values: sorted((value.size, float(np.sum(value.astype(np.float64)))) for value in values)
     there = sums(arrays[name] for name in arrays)
@@ -816,19 +1012,21 @@ class Weights(Files):
 
 class Events(Target):
   """Event files of TensorBoard, which a resumed run cuts."""
+
   cases, mutates = 200, 'event files of TensorBoard, cut at a step'
   untold = 'records of the right length: TensorBoard checks the digests that they have'
 
   def change(self, seed):
     rng = random.Random(seed)
     path = self.folder / 'events.out.tfevents.1'
-    record = lambda step: (b'\x0b\0\0\0\0\0\0\0\0\0\0\0' + b'\x09' + bytes(8) + b'\x10' + bytes([step]) + bytes(4))
+    record = lambda step: b'\x0b\0\0\0\0\0\0\0\0\0\0\0' + b'\x09' + bytes(8) + b'\x10' + bytes([step]) + bytes(4)
     data, what = change_bytes(b''.join(map(record, range(10))), rng)
     path.write_bytes(data)
     return what
 
   def answer(self):
     from etils import epath
+
     event_files.drop_after(epath.Path(self.folder), 5)
     return True
 
@@ -837,7 +1035,22 @@ class Events(Target):
 
 
 TARGETS = {
-    'config values': ConfigValues, 'command line': CommandLine, 'config file': ConfigFile, 'run': Run, 'report': Report,
-    'resume': Resume, 'checkpoint': Checkpoint, 'teachers': TeachersFile, 'packed': Packed, 'stablehlo': StableHlo,
-    'onnx': Onnx, 'manifest': Manifest, 'npy': Npy, 'images': Pictures, 'tfrecord': TfRecord,
-    'array_record': ArrayRecord, 'weights': Weights, 'events': Events}
+  'config values': ConfigValues,
+  'command line': CommandLine,
+  'config file': ConfigFile,
+  'run': Run,
+  'report': Report,
+  'resume': Resume,
+  'checkpoint': Checkpoint,
+  'teachers': TeachersFile,
+  'packed': Packed,
+  'stablehlo': StableHlo,
+  'onnx': Onnx,
+  'manifest': Manifest,
+  'npy': Npy,
+  'images': Pictures,
+  'tfrecord': TfRecord,
+  'array_record': ArrayRecord,
+  'weights': Weights,
+  'events': Events,
+}

@@ -49,7 +49,7 @@ def crops(count, size):
   rng, photographs = np.random.default_rng(0), datasets.load_sample_images().images
   corner = lambda image: [rng.integers(side - size + 1) for side in image.shape[:2]]
   chosen = [(image, *corner(image)) for image in (photographs[i % 2] for i in range(count))]
-  return np.stack([image[y:y + size, x:x + size] for image, y, x in chosen])
+  return np.stack([image[y : y + size, x : x + size] for image, y, x in chosen])
 
 
 def network(bits, size, images):
@@ -60,8 +60,9 @@ def network(bits, size, images):
   config.model.name, config.model.stem = 'resnet18', 'imagenet' if size > 64 else 'cifar'
   config.model.width, config.model.bn_momentum = _WIDTH.value, 0.0
   method = build.create_method(config, 1000 if size > 64 else 100)
-  standardized = lambda x: (x.astype(np.float32) / 255 - np.float32(_MEAN)[None, None, None]) / (
-      np.float32(_STD)[None, None, None])
+  standardized = lambda x: (
+    (x.astype(np.float32) / 255 - np.float32(_MEAN)[None, None, None]) / (np.float32(_STD)[None, None, None])
+  )
   variables = jax.jit(lambda x: method.init(jax.random.key(0), standardized(x), train=True))(images)
   collections = [name for name in variables if name != 'params']
   _, state = jax.jit(lambda x: method.apply(variables, standardized(x), train=True, mutable=collections))(images)
@@ -75,16 +76,24 @@ def forms(size, folder):
   images = crops(32, size)
   graph, _ = network(_BITS.value, size, images)
   plain_graph, plain = network(32, size, images)
-  files = export.write(export.from_graph(graph), pathlib.Path(folder) / str(size),
-                       ['stablehlo', 'onnx_qdq', 'onnx_qlinear'], images)
-  files |= {'float': export.write(export.from_graph(plain_graph), pathlib.Path(folder) / f'{size}_float',
-                                  ['onnx_qlinear'])['onnx_qlinear']}
+  files = export.write(
+    export.from_graph(graph), pathlib.Path(folder) / str(size), ['stablehlo', 'onnx_qdq', 'onnx_qlinear'], images
+  )
+  files |= {
+    'float': export.write(export.from_graph(plain_graph), pathlib.Path(folder) / f'{size}_float', ['onnx_qlinear'])[
+      'onnx_qlinear'
+    ]
+  }
   functions = {name: export.open_network(path)[0] for name, path in files.items()}
-  return {'float32, JAX': plain, _REFERENCE: functions['float'],
-          'integer, JAX, int8 sums': interpreter.Network(graph, 'int8'),
-          'integer, JAX, float carriers': interpreter.Network(graph, 'float'),
-          'integer, StableHLO': functions['stablehlo'], 'integer, ONNX QDQ': functions['onnx_qdq'],
-          'integer, ONNX QLinearConv': functions['onnx_qlinear']}
+  return {
+    'float32, JAX': plain,
+    _REFERENCE: functions['float'],
+    'integer, JAX, int8 sums': interpreter.Network(graph, 'int8'),
+    'integer, JAX, float carriers': interpreter.Network(graph, 'float'),
+    'integer, StableHLO': functions['stablehlo'],
+    'integer, ONNX QDQ': functions['onnx_qdq'],
+    'integer, ONNX QLinearConv': functions['onnx_qlinear'],
+  }
 
 
 def measure(functions, images):
@@ -103,11 +112,19 @@ def measure(functions, images):
 
 def machine():
   """What the times were taken with."""
-  cpu = next((line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')),
-             platform.processor())
-  return {'cpu': cpu, 'cpus': os.cpu_count(), 'jax_device': jax.devices()[0].device_kind,
-          'command': ' '.join(['python', *sys.argv]), 'commit': run_files.commit(), 'python': platform.python_version(),
-          'versions': {name: importlib.metadata.version(name) for name in ('jax', 'onnx', 'onnxruntime')}}
+  cpu = next(
+    (line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')),
+    platform.processor(),
+  )
+  return {
+    'cpu': cpu,
+    'cpus': os.cpu_count(),
+    'jax_device': jax.devices()[0].device_kind,
+    'command': ' '.join(['python', *sys.argv]),
+    'commit': run_files.commit(),
+    'python': platform.python_version(),
+    'versions': {name: importlib.metadata.version(name) for name in ('jax', 'onnx', 'onnxruntime')},
+  }
 
 
 def _lines(path):
@@ -117,15 +134,26 @@ def _lines(path):
 def markdown(about, rows):
   """The page of all figures."""
   versions = ', '.join(f'{name} {version}' for name, version in about['versions'].items())
-  page = [f'`{about["command"]}`', '',
-          f'ResNet18 (width {about["width"]:g}), {about["bits"]}-bit weights and activations, random weights; '
-          f'{about["cpu"]}, {about["cpus"]} CPUs, {versions}, commit {about["commit"]}. '
-          f'Best and median of {about["rounds"]} calls, interleaved.']
+  page = [
+    f'`{about["command"]}`',
+    '',
+    f'ResNet18 (width {about["width"]:g}), {about["bits"]}-bit weights and activations, random weights; '
+    f'{about["cpu"]}, {about["cpus"]} CPUs, {versions}, commit {about["commit"]}. '
+    f'Best and median of {about["rounds"]} calls, interleaved.',
+  ]
   for (size, batch), times in rows.items():
-    page += ['', f'**{size}x{size}, batch {batch}**', '',
-             f'| form | best, ms | median, ms | images/s | speed against {_REFERENCE} |', '|---|---|---|---|---|']
-    page += [f'| {name} | {1e3 * row["best"]:.1f} | {1e3 * row["median"]:.1f} | {batch / row["best"]:.0f} | '
-             f'{times[_REFERENCE]["best"] / row["best"]:.2f} |' for name, row in times.items()]
+    page += [
+      '',
+      f'**{size}x{size}, batch {batch}**',
+      '',
+      f'| form | best, ms | median, ms | images/s | speed against {_REFERENCE} |',
+      '|---|---|---|---|---|',
+    ]
+    page += [
+      f'| {name} | {1e3 * row["best"]:.1f} | {1e3 * row["median"]:.1f} | {batch / row["best"]:.0f} | '
+      f'{times[_REFERENCE]["best"] / row["best"]:.2f} |'
+      for name, row in times.items()
+    ]
   return '\n'.join(page) + '\n'
 
 

@@ -70,17 +70,26 @@ def jpegs(source, count):
 def prepare(scratch, splits, count):
   """Writes scratch/FORMAT/photos, unless they are there; returns {format: data_dir}."""
   import tensorflow_datasets as tfds
+
   folders = {name: scratch / f'{name}_{count}' for name in ('array_record', 'tfrecord')}
   if not all((folder / 'photos').exists() for folder in folders.values()):
     made = list(jpegs(splits.train, count))
-    features = tfds.features.FeaturesDict({
+    features = tfds.features.FeaturesDict(
+      {
         'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
-        'label': tfds.features.ClassLabel(names=list(splits.class_names))})
+        'label': tfds.features.ClassLabel(names=list(splits.class_names)),
+      }
+    )
     for file_format, folder in folders.items():
       examples = lambda rows: [(i, {'image': io.BytesIO(one), 'label': label}) for i, (one, label) in rows]
       tfds.dataset_builders.store_as_tfds_dataset(
-          name='photos', version='1.0.0', features=features, data_dir=folder, file_format=file_format,
-          split_datasets={'train': examples(enumerate(made)), 'test': examples(enumerate(made[:100]))})
+        name='photos',
+        version='1.0.0',
+        features=features,
+        data_dir=folder,
+        file_format=file_format,
+        split_datasets={'train': examples(enumerate(made)), 'test': examples(enumerate(made[:100]))},
+      )
   return folders
 
 
@@ -90,9 +99,19 @@ def prepare(scratch, splits, count):
 def ours(data_dir, workers, decoder):
   """Batches of the package's own loader."""
   config = config_lib.default()
-  config.data.update(name='photos', dir=str(data_dir), augment='inception_crop_flip', resize=256, image_size=_SIZE,
-                     mean=(0.5,) * 3, std=(0.25,) * 3, resident='no', num_workers=_CORES.value, workers=workers,
-                     decoder=decoder)
+  config.data.update(
+    name='photos',
+    dir=str(data_dir),
+    augment='inception_crop_flip',
+    resize=256,
+    image_size=_SIZE,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    resident='no',
+    num_workers=_CORES.value,
+    workers=workers,
+    decoder=decoder,
+  )
   train = data.load(config.data, batch_size=_BATCH, eval_batch_size=_BATCH, seed=0, mesh=build.make_mesh()).train
   for batch in train.batches(0):
     yield len(jax.block_until_ready(batch['image']))
@@ -103,11 +122,17 @@ def tf_data(data_dir, antialias):
   import tensorflow as tf
 
   def load(serialized):
-    features = tf.io.parse_single_example(serialized, {
-        'image': tf.io.FixedLenFeature([], tf.string), 'label': tf.io.FixedLenFeature([], tf.int64)})
+    features = tf.io.parse_single_example(
+      serialized, {'image': tf.io.FixedLenFeature([], tf.string), 'label': tf.io.FixedLenFeature([], tf.int64)}
+    )
     begin, size, _ = tf.image.sample_distorted_bounding_box(
-        tf.io.extract_jpeg_shape(features['image']), tf.zeros([1, 0, 4]), area_range=(0.08, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3), max_attempts=10, use_image_if_no_bounding_boxes=True)
+      tf.io.extract_jpeg_shape(features['image']),
+      tf.zeros([1, 0, 4]),
+      area_range=(0.08, 1.0),
+      aspect_ratio_range=(3 / 4, 4 / 3),
+      max_attempts=10,
+      use_image_if_no_bounding_boxes=True,
+    )
     window = tf.stack([begin[0], begin[1], size[0], size[1]])
     image = tf.io.decode_and_crop_jpeg(features['image'], window, channels=3)
     image = tf.image.resize(image, (_SIZE, _SIZE), antialias=antialias)
@@ -148,9 +173,12 @@ def timed(stream):
 def parts(encoded, crops):
   """{part: function of the number of an image}."""
   import tensorflow as tf
+
   decoded = [Image.open(io.BytesIO(one)).copy() for one in encoded]
   windows = np.array(crops, np.int32)
-  cropped = [tf.constant(np.asarray(image)[None, y:y + h, x:x + w]) for image, (y, x, h, w) in zip(decoded, windows)]
+  cropped = [
+    tf.constant(np.asarray(image)[None, y : y + h, x : x + w]) for image, (y, x, h, w) in zip(decoded, windows)
+  ]
 
   def smaller(i):
     image = Image.open(io.BytesIO(encoded[i]))
@@ -158,13 +186,15 @@ def parts(encoded, crops):
     image.load()
 
   return {
-      'decode the whole image (PIL)': lambda i: Image.open(io.BytesIO(encoded[i])).load(),
-      'of which mostly Huffman code: decode at an eighth of the size (PIL)': smaller,
-      'decode the crop only (TensorFlow)': lambda i: tf.io.decode_and_crop_jpeg(
-          encoded[i], windows[i], channels=3, dct_method='INTEGER_ACCURATE'),
-      'resize with antialiasing (PIL)': lambda i: decode_pil._resample(decoded[i], crops[i], _SIZE, 3),
-      'resize without antialiasing (TensorFlow)': lambda i: tf.raw_ops.ResizeBilinear(
-          images=cropped[i], size=[_SIZE, _SIZE], half_pixel_centers=True),
+    'decode the whole image (PIL)': lambda i: Image.open(io.BytesIO(encoded[i])).load(),
+    'of which mostly Huffman code: decode at an eighth of the size (PIL)': smaller,
+    'decode the crop only (TensorFlow)': lambda i: tf.io.decode_and_crop_jpeg(
+      encoded[i], windows[i], channels=3, dct_method='INTEGER_ACCURATE'
+    ),
+    'resize with antialiasing (PIL)': lambda i: decode_pil._resample(decoded[i], crops[i], _SIZE, 3),
+    'resize without antialiasing (TensorFlow)': lambda i: tf.raw_ops.ResizeBilinear(
+      images=cropped[i], size=[_SIZE, _SIZE], half_pixel_centers=True
+    ),
   }
 
 
@@ -172,8 +202,9 @@ def time_parts(encoded):
   """{part: CPU milliseconds an image}, the best of several turns."""
   draws = np.random.default_rng(0).random((len(encoded), crop_boxes.NUM_DRAWS))
   sizes = [Image.open(io.BytesIO(one)).size for one in encoded]
-  crops = [tuple(map(float, crop_boxes.inception_box(np, u, height, width)))
-           for u, (width, height) in zip(draws, sizes)]
+  crops = [
+    tuple(map(float, crop_boxes.inception_box(np, u, height, width))) for u, (width, height) in zip(draws, sizes)
+  ]
   best = {}
   for _, (name, part) in itertools.product(range(_ROUNDS.value), parts(encoded, crops).items()):
     begin = time.process_time()
@@ -186,14 +217,19 @@ def time_parts(encoded):
 def main(argv):
   del argv
   if hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_CORES.value])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _CORES.value])
   splits = sources.npy(_IMAGES.value.removeprefix('npy:'))
   folders = prepare(epath.Path(_SCRATCH.value), splits, _COUNT.value)
-  streams = {f'ours, {file_format}, {workers}, {decoder}': ours(folder, workers, decoder)
-             for decoder in ('tensorflow', 'pil') for file_format, folder in folders.items()
-             for workers in ('threads', 'processes')}
-  streams |= {'tf.data, tfrecord': tf_data(folders['tfrecord'], False),
-              'tf.data, tfrecord, antialias=True': tf_data(folders['tfrecord'], True)}
+  streams = {
+    f'ours, {file_format}, {workers}, {decoder}': ours(folder, workers, decoder)
+    for decoder in ('tensorflow', 'pil')
+    for file_format, folder in folders.items()
+    for workers in ('threads', 'processes')
+  }
+  streams |= {
+    'tf.data, tfrecord': tf_data(folders['tfrecord'], False),
+    'tf.data, tfrecord, antialias=True': tf_data(folders['tfrecord'], True),
+  }
   rounds = {name: [] for name in streams}
   for turn in range(_ROUNDS.value):
     for name, stream in streams.items():
@@ -207,24 +243,42 @@ def main(argv):
   encoded = source.read(np.arange(100))[0]
   best = {name: np.max(figures, axis=0) for name, figures in rounds.items()}
   base = best['tf.data, tfrecord']
-  lines = [f'{_COUNT.value} JPEGs, {np.mean(list(map(len, encoded))) / 1e3:.0f} kB on average; {_CORES.value} cores of '
-           f'{platform.processor() or platform.machine()}; best of {_ROUNDS.value} turns', '',
-           '| pipeline | images/s | images/CPU-s | of tf.data, by CPU |', '|---|---|---|---|']
+  lines = [
+    f'{_COUNT.value} JPEGs, {np.mean(list(map(len, encoded))) / 1e3:.0f} kB on average; {_CORES.value} cores of '
+    f'{platform.processor() or platform.machine()}; best of {_ROUNDS.value} turns',
+    '',
+    '| pipeline | images/s | images/CPU-s | of tf.data, by CPU |',
+    '|---|---|---|---|',
+  ]
   lines += [f'| {name} | {wall:.0f} | {cpu:.0f} | {100 * cpu / base[1]:.0f} % |' for name, (wall, cpu) in best.items()]
   costs = time_parts(encoded)
-  lines += ['', '| part, one thread | CPU ms an image |', '|---|---|',
-            *(f'| {name} | {milliseconds:.2f} |' for name, milliseconds in costs.items())]
+  lines += [
+    '',
+    '| part, one thread | CPU ms an image |',
+    '|---|---|',
+    *(f'| {name} | {milliseconds:.2f} |' for name, milliseconds in costs.items()),
+  ]
   print('\n'.join(lines))
   if _OUT.value:
     out = epath.Path(_OUT.value)
-    out.write_text(json.dumps({
-        'command': ' '.join(['python', *sys.argv]), 'commit': run_files.commit(), 'cores': _CORES.value,
-        'python': platform.python_version(), 'jax': jax.__version__, 'pillow': Image.__version__,
-        'load': os.getloadavg(),
-        'mean_bytes': float(np.mean(list(map(len, encoded)))),
-        'images_per_second': {name: [wall for wall, _ in figures] for name, figures in rounds.items()},
-        'images_per_cpu_second': {name: [cpu for _, cpu in figures] for name, figures in rounds.items()},
-        'milliseconds_of_parts': costs}, indent=2))
+    out.write_text(
+      json.dumps(
+        {
+          'command': ' '.join(['python', *sys.argv]),
+          'commit': run_files.commit(),
+          'cores': _CORES.value,
+          'python': platform.python_version(),
+          'jax': jax.__version__,
+          'pillow': Image.__version__,
+          'load': os.getloadavg(),
+          'mean_bytes': float(np.mean(list(map(len, encoded)))),
+          'images_per_second': {name: [wall for wall, _ in figures] for name, figures in rounds.items()},
+          'images_per_cpu_second': {name: [cpu for _, cpu in figures] for name, figures in rounds.items()},
+          'milliseconds_of_parts': costs,
+        },
+        indent=2,
+      )
+    )
     out.with_suffix('.md').write_text('\n'.join(lines) + '\n')
 
 

@@ -12,15 +12,15 @@ import jax
 # What the compiler keeps of an operation's origin -> the part of the step it belongs to; the first that fits. A fused
 # operation has the origin of its last one, or else of most in it, so neighbors lend each other time.
 PARTS = (
-    ('convolutions and dense layers', r'conv_general_dilated|dot_general|\b(convolution|dot)\b'),
-    ('quantizers of weights', r'weight_quantizer'),
-    ('quantizers of activations', r'activation_quantizer'),
-    ('batch normalization', r'/(norm\d*|shortcut_norm)/'),
-    ('losses', r'\.loss\)'),
-    ('copies', r'^(copy|transpose)\b|transpose_copy'),
-    ('the rest of the networks: fusion, residual sums, ReLU', r'jvp\('),
-    ('augmentation', r'_randint|gather|dynamic_slice|random_bits|threefry|shift_right|pad'),
-    ('optimizer, metrics and what has no name', r''),
+  ('convolutions and dense layers', r'conv_general_dilated|dot_general|\b(convolution|dot)\b'),
+  ('quantizers of weights', r'weight_quantizer'),
+  ('quantizers of activations', r'activation_quantizer'),
+  ('batch normalization', r'/(norm\d*|shortcut_norm)/'),
+  ('losses', r'\.loss\)'),
+  ('copies', r'^(copy|transpose)\b|transpose_copy'),
+  ('the rest of the networks: fusion, residual sums, ReLU', r'jvp\('),
+  ('augmentation', r'_randint|gather|dynamic_slice|random_bits|threefry|shift_right|pad'),
+  ('optimizer, metrics and what has no name', r''),
 )
 
 
@@ -53,7 +53,7 @@ def by_part(run, text):
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       run()
-    file, = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)
+    (file,) = glob.glob(f'{folder}/**/*.trace.json.gz', recursive=True)
     with gzip.open(file) as trace:
       events = json.load(trace)['traceEvents']
   parts, sums = parts_of(text), collections.Counter()
@@ -67,5 +67,10 @@ def by_part(run, text):
 def render(sums):
   """The sums as a Markdown table of shares."""
   total = sum(sums.values())
-  return '\n'.join(['| part | share |', '|---|---|',
-                    *(f'| {part} | {100 * seconds / total:.1f} % |' for part, seconds in sums.items())])
+  return '\n'.join(
+    [
+      '| part | share |',
+      '|---|---|',
+      *(f'| {part} | {100 * seconds / total:.1f} % |' for part, seconds in sums.items()),
+    ]
+  )

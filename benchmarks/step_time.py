@@ -40,11 +40,13 @@ class Timed:
     method = build.create_method(config, dataset.num_classes)
     parts = dict(method=method, optimizer=optimizer.create(config, method, lambda step: 1e-3), augment=dataset.augment)
     self.batch = next(dataset.train.batches(0))
-    self.state = jax.jit(functools.partial(initial_state, {}, **parts, seed=0),
-                         compiler_options=initial_state_options())(self.batch)
+    self.state = jax.jit(
+      functools.partial(initial_state, {}, **parts, seed=0), compiler_options=initial_state_options()
+    )(self.batch)
     begin = time.perf_counter()
-    self.step = jax.jit(functools.partial(train_step, **parts), donate_argnums=0).lower(
-        self.state, self.batch).compile()
+    self.step = (
+      jax.jit(functools.partial(train_step, **parts), donate_argnums=0).lower(self.state, self.batch).compile()
+    )
     self.compile_time, self.times = time.perf_counter() - begin, []
     self.run(2)
     self.times.clear()
@@ -72,14 +74,27 @@ def main(argv):
       one.run(_ROUND)
   median = {name: statistics.median(one.times) for name, one in timed.items()}
   reference = median.get('full_precision', next(iter(median.values())))
-  rows = {name: {'seconds': seconds, 'relative': seconds / reference, 'fastest': min(timed[name].times),
-                 'compile_seconds': timed[name].compile_time} for name, seconds in median.items()}
+  rows = {
+    name: {
+      'seconds': seconds,
+      'relative': seconds / reference,
+      'fastest': min(timed[name].times),
+      'compile_seconds': timed[name].compile_time,
+    }
+    for name, seconds in median.items()
+  }
   for name, row in sorted(rows.items(), key=lambda item: item[1]['seconds']):
     print(f'{name:28}{1e3 * row["seconds"]:10.1f} ms{row["relative"]:8.2f} x')
   if _OUT.value:
-    about = {'command': ' '.join(['python', *sys.argv]), 'commit': run_files.commit(),
-             'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}', 'cpus': os.cpu_count(),
-             'jax': jax.__version__, 'steps': _STEPS.value, 'batch_size': config.batch_size}
+    about = {
+      'command': ' '.join(['python', *sys.argv]),
+      'commit': run_files.commit(),
+      'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+      'cpus': os.cpu_count(),
+      'jax': jax.__version__,
+      'steps': _STEPS.value,
+      'batch_size': config.batch_size,
+    }
     with open(_OUT.value, 'w') as file:
       json.dump(about | {'runs': rows}, file, indent=1)
 

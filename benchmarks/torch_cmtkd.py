@@ -21,17 +21,40 @@ ACTIVATION_STEP = (0.799, 0.538, 0.3217, 0.185, 0.105488, 0.057261, 0.030870, 0.
 LOW_BITS = 2  # weights of so few bits get the smaller weight decay
 # The one form of the method that is written here.
 FIXED = {
-    'method': 'cmtkd', 'model.block_order': 'pre', 'model.bn_groups': 1, 'model.bn_affine': True,
-    'quantizer.name': 'hwgq', 'quantizer.weights': '', 'quantizer.activations': '',
-    'quantizer.hwgq.activation.scheme': 'nearest',
-    'quantizer.hwgq.activation.step': 'published', 'quantizer.hwgq.weight.per_channel': False,
-    'quantizer.hwgq.weight.binary_scale': 'std', 'bits.first_last': 32, 'bits.rules': (), 'bits.shortcut': 'quantized',
-    'cmtkd.taps': (), 'cmtkd.ce_temperature': 1.0, 'cmtkd.feature_loss': 'attention', 'cmtkd.mutual_loss': 'kd',
-    'cmtkd.stop_gradient_target': True, 'cmtkd.stop_gradient_shared': False, 'cmtkd.combined_head': 'shared',
-    'cmtkd.fused': 'quantized', 'cmtkd.student_map': 'quantized', 'cmtkd.requantize': False,
-    'cmtkd.importance_init': (), 'feature_loss.attention.norm': 'mean_square', 'feature_loss.attention.power': 2.0,
-    'feature_loss.attention.adaptor': 'identity', 'feature_loss.attention.tap_factor': 1.0, 'optimizer.nesterov': False,
-    'optimizer.gradient_clip': None, 'accumulate': 1, 'remat': ''}
+  'method': 'cmtkd',
+  'model.block_order': 'pre',
+  'model.bn_groups': 1,
+  'model.bn_affine': True,
+  'quantizer.name': 'hwgq',
+  'quantizer.weights': '',
+  'quantizer.activations': '',
+  'quantizer.hwgq.activation.scheme': 'nearest',
+  'quantizer.hwgq.activation.step': 'published',
+  'quantizer.hwgq.weight.per_channel': False,
+  'quantizer.hwgq.weight.binary_scale': 'std',
+  'bits.first_last': 32,
+  'bits.rules': (),
+  'bits.shortcut': 'quantized',
+  'cmtkd.taps': (),
+  'cmtkd.ce_temperature': 1.0,
+  'cmtkd.feature_loss': 'attention',
+  'cmtkd.mutual_loss': 'kd',
+  'cmtkd.stop_gradient_target': True,
+  'cmtkd.stop_gradient_shared': False,
+  'cmtkd.combined_head': 'shared',
+  'cmtkd.fused': 'quantized',
+  'cmtkd.student_map': 'quantized',
+  'cmtkd.requantize': False,
+  'cmtkd.importance_init': (),
+  'feature_loss.attention.norm': 'mean_square',
+  'feature_loss.attention.power': 2.0,
+  'feature_loss.attention.adaptor': 'identity',
+  'feature_loss.attention.tap_factor': 1.0,
+  'optimizer.nesterov': False,
+  'optimizer.gradient_clip': None,
+  'accumulate': 1,
+  'remat': '',
+}
 
 
 def check(config):
@@ -57,7 +80,7 @@ class HalfWave(torch.autograd.Function):
 
   @staticmethod
   def backward(ctx, g):
-    passes, = ctx.saved_tensors
+    (passes,) = ctx.saved_tensors
     return g * passes, None, None
 
 
@@ -97,7 +120,7 @@ class Conv(nn.Module):
   def forward(self, x):
     w = self.weight
     if self.bits != 32:
-      w = MidRise.apply(w, WEIGHT_STEP[self.bits - 1], 2**(self.bits - 1))
+      w = MidRise.apply(w, WEIGHT_STEP[self.bits - 1], 2 ** (self.bits - 1))
     return F.conv2d(x, w, stride=self.stride, padding=self.padding)
 
 
@@ -105,7 +128,6 @@ class Conv(nn.Module):
 
 
 class Stem(nn.Module):
-
   def __init__(self, features, form, activation_bits):
     super().__init__()
     self.imagenet = form == 'imagenet'
@@ -120,7 +142,6 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-
   def __init__(self, inputs, features, stride, weight_bits, activation_bits):
     super().__init__()
     self.conv1 = Conv(inputs, features, 3, stride, weight_bits)
@@ -143,8 +164,11 @@ class Stage(nn.Module):
     self.blocks = blocks
     for b in range(1, blocks + 1):
       first = b == 1 and not stem
-      setattr(self, f'block{b}', Block(inputs if first else features, features, stride if b == 1 else 1, weight_bits,
-                                       activation_bits))
+      setattr(
+        self,
+        f'block{b}',
+        Block(inputs if first else features, features, stride if b == 1 else 1, weight_bits, activation_bits),
+      )
       setattr(self, f'norm{b}', nn.BatchNorm2d(features))
     self.activation = Activation(activation_bits)
 
@@ -173,15 +197,25 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-
   def __init__(self, model, weight_bits, activation_bits, classes=0):
     super().__init__()
     blocks, widths = BACKBONES[model['name']]
     features = [max(1, round(w * model['width'])) for w in widths]
     for k, count in enumerate(blocks):
-      setattr(self, f'stage{k + 1}', Stage(features[k - 1], features[k], count, 1 if k == 0 else 2, weight_bits,
-                                           activation_bits, model['stem'] if k == 0 else ''))
-    self.taps = tuple(1 + 2 * sum(blocks[:k + 1]) for k in range(len(blocks)))
+      setattr(
+        self,
+        f'stage{k + 1}',
+        Stage(
+          features[k - 1],
+          features[k],
+          count,
+          1 if k == 0 else 2,
+          weight_bits,
+          activation_bits,
+          model['stem'] if k == 0 else '',
+        ),
+      )
+    self.taps = tuple(1 + 2 * sum(blocks[: k + 1]) for k in range(len(blocks)))
     self.features, self.activation = features[-1], Activation(activation_bits)
     if classes:
       self.head = Head(features[-1], classes)
@@ -229,7 +263,8 @@ class CMTKD(nn.Module):
       self.weight_bits[name] = bits
     self.teacher_names = list(self.weight_bits)[1:]
     self.importance = nn.ParameterDict(
-        {f'tap{tap}': nn.Parameter(torch.zeros(len(self.teacher_names))) for tap in self.student.taps})
+      {f'tap{tap}': nn.Parameter(torch.zeros(len(self.teacher_names))) for tap in self.student.taps}
+    )
     self.combined_head = Head(self.student.features, classes)
 
   def forward(self, images, labels):
@@ -245,9 +280,11 @@ class CMTKD(nn.Module):
     z_t, z_s = self.combined_head(mixture), self.student.head(student)
     target = min_logit(z_t, z_s, labels).detach()
     tau = self.settings['temperature']
-    loss = (self.settings['alpha'] * (F.cross_entropy(z_s, labels) + F.cross_entropy(z_t, labels))
-            + self.settings['beta'] * (distillation(target, z_s, tau) + distillation(target, z_t, tau))
-            + self.gamma * feature_loss)
+    loss = (
+      self.settings['alpha'] * (F.cross_entropy(z_s, labels) + F.cross_entropy(z_t, labels))
+      + self.settings['beta'] * (distillation(target, z_s, tau) + distillation(target, z_t, tau))
+      + self.gamma * feature_loss
+    )
     return loss, {'student': z_s, 'combined_teacher': z_t}
 
 
@@ -265,8 +302,9 @@ def min_logit(z_t, z_s, labels):
 
 def distillation(target, z, tau):
   """tau^2 KL of softened predictions, eqs. (8) and (9)."""
-  return tau**2 * F.kl_div(F.log_softmax(z / tau, 1), F.log_softmax(target / tau, 1), reduction='batchmean',
-                           log_target=True)
+  return tau**2 * F.kl_div(
+    F.log_softmax(z / tau, 1), F.log_softmax(target / tau, 1), reduction='batchmean', log_target=True
+  )
 
 
 # The step.
@@ -332,8 +370,10 @@ class Step:
     self.optimizer.zero_grad(set_to_none=True)
     loss, metrics = self.objective(self.images, self.labels)
     loss.backward()
-    norms = {name: nn.utils.get_total_norm([p.grad for p in child.parameters()])
-             for name, child in self.module.named_children()}
+    norms = {
+      name: nn.utils.get_total_norm([p.grad for p in child.parameters()])
+      for name, child in self.module.named_children()
+    }
     self.optimizer.step()
     return loss.detach(), metrics, norms
 

@@ -57,9 +57,9 @@ def small(config):
 
 # Name -> (config, classes, batch size, steps a repeat, whether images are cropped on the device, changes).
 PRESETS = {
-    'cifar100': ('cifar100_resnet18', 100, 256, 20, True, lambda config: None),
-    'imagenet': ('imagenet_resnet18', 1000, 128, 10, False, lambda config: None),
-    'small': ('cifar100_resnet18', 100, 16, 5, True, small),
+  'cifar100': ('cifar100_resnet18', 100, 256, 20, True, lambda config: None),
+  'imagenet': ('imagenet_resnet18', 1000, 128, 10, False, lambda config: None),
+  'small': ('cifar100_resnet18', 100, 16, 5, True, small),
 }
 
 
@@ -85,20 +85,20 @@ def full_precision(config):
 
 # Name -> (what it is, changes to the configuration, the method it makes).
 OURS = {
-    'cmtkd': ('CMT-KD', {}, build.create_method),
-    'plain': ('as many full-precision networks', full_precision, apart),
-    'without_quantizers': ('CMT-KD in full precision', full_precision, build.create_method),
-    'without_attention': ('CMT-KD without attention loss', {'cmtkd.feature_loss': 'none'}, build.create_method),
-    'without_mutual': ('CMT-KD, mutual loss weighed 0', {'cmtkd.beta': 0.0}, build.create_method),
-    'without_augmentation': ('CMT-KD without augmentation', {'data.augment': 'none'}, build.create_method),
-    'without_fusion': ('the quantized networks apart', {}, apart),
+  'cmtkd': ('CMT-KD', {}, build.create_method),
+  'plain': ('as many full-precision networks', full_precision, apart),
+  'without_quantizers': ('CMT-KD in full precision', full_precision, build.create_method),
+  'without_attention': ('CMT-KD without attention loss', {'cmtkd.feature_loss': 'none'}, build.create_method),
+  'without_mutual': ('CMT-KD, mutual loss weighed 0', {'cmtkd.beta': 0.0}, build.create_method),
+  'without_augmentation': ('CMT-KD without augmentation', {'data.augment': 'none'}, build.create_method),
+  'without_fusion': ('the quantized networks apart', {}, apart),
 }
 # Name -> (what it is, module, mode).
 TORCH = {
-    'torch_eager': ('CMT-KD, PyTorch', 'cmtkd', 'eager'),
-    'torch_compile': ('CMT-KD, PyTorch, torch.compile', 'cmtkd', 'default'),
-    'torch_graphs': ("CMT-KD, PyTorch, torch.compile 'reduce-overhead'", 'cmtkd', 'reduce-overhead'),
-    'torch_plain': ('as many full-precision networks, PyTorch, torch.compile', 'plain', 'default'),
+  'torch_eager': ('CMT-KD, PyTorch', 'cmtkd', 'eager'),
+  'torch_compile': ('CMT-KD, PyTorch, torch.compile', 'cmtkd', 'default'),
+  'torch_graphs': ("CMT-KD, PyTorch, torch.compile 'reduce-overhead'", 'cmtkd', 'reduce-overhead'),
+  'torch_plain': ('as many full-precision networks, PyTorch, torch.compile', 'plain', 'default'),
 }
 
 
@@ -113,15 +113,25 @@ class Ours:
       config.update_from_flattened_dict(changes)
     config_lib.check(config)
     data, method = config.data, create(config, classes)
-    augment_fn, _ = augment.build(data.augment, size=data.image_size, resize=data.resize, pad=data.pad,
-                                  mean=tuple(data.mean), std=tuple(data.std), raw=crops, pad_mode=data.pad_mode)
-    parts = dict(method=method, optimizer=optimizer.create(config, method, lambda step: LEARNING_RATE),
-                 augment=augment_fn)
+    augment_fn, _ = augment.build(
+      data.augment,
+      size=data.image_size,
+      resize=data.resize,
+      pad=data.pad,
+      mean=tuple(data.mean),
+      std=tuple(data.std),
+      raw=crops,
+      pad_mode=data.pad_mode,
+    )
+    parts = dict(
+      method=method, optimizer=optimizer.create(config, method, lambda step: LEARNING_RATE), augment=augment_fn
+    )
     self.flops = train_flops(method, batch['image'].shape)
     self.batch = batch
     begin = time.perf_counter()
-    self.state = jax.block_until_ready(jax.jit(functools.partial(initial_state, {}, **parts, seed=0),
-                                               compiler_options=initial_state_options())(batch))
+    self.state = jax.block_until_ready(
+      jax.jit(functools.partial(initial_state, {}, **parts, seed=0), compiler_options=initial_state_options())(batch)
+    )
     self.initial_seconds, begin = time.perf_counter() - begin, time.perf_counter()
     self.step = jax.jit(functools.partial(train_step, **parts), donate_argnums=0).lower(self.state, batch).compile()
     self.compile_seconds = time.perf_counter() - begin
@@ -141,11 +151,20 @@ class Ours:
   def about(self):
     """What was found when it was compiled."""
     memory, cost = self.step.memory_analysis(), self.step.cost_analysis() or {}
-    planned = memory and (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-                          + memory.temp_size_in_bytes)
-    return {'initial_state_seconds': self.initial_seconds, 'compile_seconds': self.compile_seconds,
-            'memory': planned, 'flops': self.flops,
-            'flops_of_the_compiler': cost.get('flops'), 'bytes_of_the_compiler': cost.get('bytes accessed')}
+    planned = memory and (
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+      + memory.temp_size_in_bytes
+    )
+    return {
+      'initial_state_seconds': self.initial_seconds,
+      'compile_seconds': self.compile_seconds,
+      'memory': planned,
+      'flops': self.flops,
+      'flops_of_the_compiler': cost.get('flops'),
+      'bytes_of_the_compiler': cost.get('bytes accessed'),
+    }
 
 
 class Failed(Exception):
@@ -183,6 +202,7 @@ class Torch:
 def torch_process(config, classes, batch):
   """Starts the process that answers for PyTorch; returns (process, connection)."""
   import torch_cmtkd
+
   context = multiprocessing.get_context('spawn')
   ours, theirs = context.Pipe()
   arrays = (np.asarray(batch['image']), np.asarray(batch['label']))
@@ -205,8 +225,10 @@ def roofline(dtype):
   n, batch = (8192, 256) if gpu else (1024, 8)
   ones = lambda *shape: jax.random.normal(jax.random.key(0), shape, dtype)
   convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  cases = {'matmul': (jnp.matmul, ones(n, n), ones(n, n), 2 * n**3),
-           'convolution': (convolve, ones(batch, 16, 16, 256), ones(3, 3, 256, 256), 2 * batch * 16**2 * 9 * 256**2)}
+  cases = {
+    'matmul': (jnp.matmul, ones(n, n), ones(n, n), 2 * n**3),
+    'convolution': (convolve, ones(batch, 16, 16, 256), ones(3, 3, 256, 256), 2 * batch * 16**2 * 9 * 256**2),
+  }
   found = {}
   for name, (function, a, b, flops) in cases.items():
     compiled = jax.jit(function)
@@ -224,27 +246,44 @@ def roofline(dtype):
 
 def environment(options):
   """What the figures hold for."""
-  versions = {'python': platform.python_version(), 'jax': jax.__version__, 'flax': flax.__version__,
-              'optax': optax.__version__}
+  versions = {
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+    'flax': flax.__version__,
+    'optax': optax.__version__,
+  }
   try:
     import torch
+
     versions['torch'] = torch.__version__
   except ImportError:
     pass
-  return {'device': jax.devices()[0].device_kind, 'platform': jax.default_backend(), 'cpus': os.cpu_count(),
-          'versions': versions, 'commit': run_files.commit() or options.commit,
-          'command': ' '.join(['python', *sys.argv]), 'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')}
+  return {
+    'device': jax.devices()[0].device_kind,
+    'platform': jax.default_backend(),
+    'cpus': os.cpu_count(),
+    'versions': versions,
+    'commit': run_files.commit() or options.commit,
+    'command': ' '.join(['python', *sys.argv]),
+    'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
+  }
 
 
 def render(report):
   """The report as Markdown."""
   about, batch = report['about'], report['batch']
   peak = max(report['roofline'].values())
-  lines = [f'**Train step, preset {report["preset"]}, {report["dtype"]}, batch {batch}**, on {about["device"]} '
-           f'({about["cpus"]} CPUs), jax {about["versions"]["jax"]}, torch {about["versions"].get("torch", "-")}, '
-           f'commit {about["commit"] or "?"}', '', f'`{about["command"]}`', '',
-           '| step | ms, median (fastest - slowest repeat) | images/s | time / CMT-KD | of the roofline | memory, MiB '
-           '| compiled in, s |', '|---|---|---|---|---|---|---|']
+  lines = [
+    f'**Train step, preset {report["preset"]}, {report["dtype"]}, batch {batch}**, on {about["device"]} '
+    f'({about["cpus"]} CPUs), jax {about["versions"]["jax"]}, torch {about["versions"].get("torch", "-")}, '
+    f'commit {about["commit"] or "?"}',
+    '',
+    f'`{about["command"]}`',
+    '',
+    '| step | ms, median (fastest - slowest repeat) | images/s | time / CMT-KD | of the roofline | memory, MiB '
+    '| compiled in, s |',
+    '|---|---|---|---|---|---|---|',
+  ]
   reference = report['variants'].get('cmtkd', {}).get('median')
   for row in report['variants'].values():
     if row.get('seconds') and 'not_run' not in row:
@@ -252,17 +291,27 @@ def render(report):
       memory = f'{row["memory"] / 2**20:,.0f}' if row['memory'] else '-'
       ratio = f'{row["median"] / reference:.2f}' if reference else '-'
       share = f'{100 * row["flops"] / row["median"] / peak:.0f} %'
-      lines.append(f'| {row["title"]} | {ms[0]:.1f} ({ms[1]:.1f} - {ms[2]:.1f}) | {batch / row["median"]:,.0f} '
-                   f'| {ratio} | {share} | {memory} | {row["compile_seconds"]:.0f} |')
+      lines.append(
+        f'| {row["title"]} | {ms[0]:.1f} ({ms[1]:.1f} - {ms[2]:.1f}) | {batch / row["median"]:,.0f} '
+        f'| {ratio} | {share} | {memory} | {row["compile_seconds"]:.0f} |'
+      )
     else:
       lines.append(f'| {row["title"]} | not run: {row.get("not_run", "not yet")} | | | | | |')
   measured = ', '.join(f'{name} {value / 1e12:.2f}' for name, value in report['roofline'].items())
-  lines += ['', f'Roofline, TFLOP/s: {measured}. Memory: the compiled plan of a JAX step, the allocator\'s peak of a '
-            'PyTorch step on a GPU.', '']
+  lines += [
+    '',
+    f"Roofline, TFLOP/s: {measured}. Memory: the compiled plan of a JAX step, the allocator's peak of a "
+    'PyTorch step on a GPU.',
+    '',
+  ]
   if 'parts' in report:
-    lines += ['Shares of the time of all operations of CMT-KD, profiled; fused ones count for their convolution, else '
-              'for the last in them:', '',
-              operations.render(report['parts']), '']
+    lines += [
+      'Shares of the time of all operations of CMT-KD, profiled; fused ones count for their convolution, else '
+      'for the last in them:',
+      '',
+      operations.render(report['parts']),
+      '',
+    ]
   return '\n'.join(lines)
 
 
@@ -283,13 +332,22 @@ def measure(options):
   config.dtype, config.batch_size = options.dtype, options.batch or batch_size
   size, channels = config.data.image_size, len(config.data.mean)
   rng = np.random.default_rng(0)
-  batch = {'image': rng.integers(0, 256, (config.batch_size, size, size, channels), np.uint8),
-           'label': rng.integers(0, classes, config.batch_size, np.int32)}
+  batch = {
+    'image': rng.integers(0, 256, (config.batch_size, size, size, channels), np.uint8),
+    'label': rng.integers(0, classes, config.batch_size, np.int32),
+  }
   batch = jax.device_put(batch, jax.devices()[0])
   steps = options.steps or steps
-  report = {'about': environment(options), 'preset': options.preset, 'dtype': options.dtype,
-            'batch': config.batch_size, 'steps': steps, 'repeats': options.repeats,
-            'roofline': roofline(jnp.dtype(options.dtype)), 'variants': {}}
+  report = {
+    'about': environment(options),
+    'preset': options.preset,
+    'dtype': options.dtype,
+    'batch': config.batch_size,
+    'steps': steps,
+    'repeats': options.repeats,
+    'roofline': roofline(jnp.dtype(options.dtype)),
+    'variants': {},
+  }
 
   ready, process, connection = {}, None, None
   for name in options.only:
@@ -341,8 +399,9 @@ def main():
   parser.add_argument('--preset', choices=PRESETS, default='cifar100')
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
   parser.add_argument('--batch', type=int, help="instead of the preset's")
-  parser.add_argument('--only', type=lambda text: text.split(','), default=variants,
-                      help=f'some of {",".join(variants)}')
+  parser.add_argument(
+    '--only', type=lambda text: text.split(','), default=variants, help=f'some of {",".join(variants)}'
+  )
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--steps', type=int, help='of a repeat')
   parser.add_argument('--commit', default='', help='where the checkout has no history')

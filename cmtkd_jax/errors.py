@@ -13,7 +13,7 @@ class UserError(ValueError):
   def __init__(self, line):
     line = printable(line)
     if len(line) > _LONGEST:
-      line = f'{line[:_LONGEST // 2 - 5]} ... {line[-_LONGEST // 2:]}'
+      line = f'{line[: _LONGEST // 2 - 5]} ... {line[-_LONGEST // 2 :]}'
     super().__init__(line)
 
 

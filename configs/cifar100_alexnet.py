@@ -21,8 +21,14 @@ def get_config(argument=''):
   config.duration = '100 epochs'
   config.optimizer.learning_rate, config.optimizer.schedule = 0.01, 'cosine'
   config.eval_every = config.checkpoint_every = '1 epochs'
-  return base.apply_argument(config, argument, fitnet=fitnet, w1a2=w1a2, native=native,
-                             smoke=lambda c: base.smoke(c, 32 if c.model.stem == 'cifar' else 67, classes=100))
+  return base.apply_argument(
+    config,
+    argument,
+    fitnet=fitnet,
+    w1a2=w1a2,
+    native=native,
+    smoke=lambda c: base.smoke(c, 32 if c.model.stem == 'cifar' else 67, classes=100),
+  )
 
 
 def fitnet(config):

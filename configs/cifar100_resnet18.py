@@ -22,8 +22,9 @@ def get_config(argument=''):
   config.optimizer.learning_rate = 0.1
   config.optimizer.schedule, config.optimizer.decay_at = 'step', '50, 100 epochs'
   config.eval_every = config.checkpoint_every = '1 epochs'
-  return base.apply_argument(config, argument, fitnet=fitnet, w1a2=w1a2, upsampled=upsampled,
-                             smoke=lambda c: base.smoke(c, 32, classes=100))
+  return base.apply_argument(
+    config, argument, fitnet=fitnet, w1a2=w1a2, upsampled=upsampled, smoke=lambda c: base.smoke(c, 32, classes=100)
+  )
 
 
 def fitnet(config):

@@ -20,7 +20,8 @@ def get_config(argument=''):
   config.model.init = 'ctkd'
   config.student.weight_bits = config.student.activation_bits = 32
   config.first.expert = dict(
-      method='single', model=dict(name='wrn40_1'), student=dict(weight_bits=32, activation_bits=32))
+    method='single', model=dict(name='wrn40_1'), student=dict(weight_bits=32, activation_bits=32)
+  )
   config.teachers = ('{expert}',)
   config.batch_size, config.eval_batch_size = 128, 1000
   config.duration = '200 epochs'

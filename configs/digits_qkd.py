@@ -13,5 +13,6 @@ def get_config(argument=''):
   config.first.full_precision = dict(method='single', student=dict(weight_bits=32, activation_bits=32))
   config.first.self_studying = dict(qkd=dict(phase='self_studying'), init_from='{full_precision}')
   config.first.co_studying = dict(
-      qkd=dict(phase='co_studying'), init_from='student={self_studying},teacher={full_precision}')
+    qkd=dict(phase='co_studying'), init_from='student={self_studying},teacher={full_precision}'
+  )
   return config

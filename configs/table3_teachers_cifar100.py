@@ -16,8 +16,12 @@ def get_config(argument=''):
   config.table.runs = dict(three=dict(cmtkd=dict(teacher_bits=(4, 6, 8))), two=dict(cmtkd=dict(teacher_bits=(4, 8))))
   three, two = PUBLISHED[network]
   config.table.lines = (
-      ('CMT-KD, teachers of 4, 6, 8 bit', '2/2', 'three', 'student', three),
-      ('CMT-KD, teachers of 4, 8 bit', '2/2', 'two', 'student', two),
+    ('CMT-KD, teachers of 4, 6, 8 bit', '2/2', 'three', 'student', three),
+    ('CMT-KD, teachers of 4, 8 bit', '2/2', 'two', 'student', two),
   )
-  return base.apply_argument(config, argument, alexnet=lambda c: None,
-                             smoke=lambda c: base.smoke(c, 67 if network == 'alexnet' else 32, classes=100))
+  return base.apply_argument(
+    config,
+    argument,
+    alexnet=lambda c: None,
+    smoke=lambda c: base.smoke(c, 67 if network == 'alexnet' else 32, classes=100),
+  )

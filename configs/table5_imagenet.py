@@ -7,46 +7,65 @@ Variants after a colon: alexnet (else ResNet18), smoke; and the runs, e.g. cmtkd
 from cmtkd_jax import config as base
 
 ROWS = (  # title, bits, run, published AlexNet, published ResNet18
-    ('full precision', '32/32', 'full_precision', (61.8, 83.5), (70.3, 89.5)),
-    ('DoReFa-Net', '1/2', 'dorefa_w1a2', (49.8, None), (53.4, None)),
-    ('LQ-Nets', '1/2', 'lq_nets_w1a2', (55.7, 78.8), (62.6, 84.3)),
-    ('HWGQ', '1/2', 'hwgq_w1a2', (52.7, 76.3), (59.6, 82.2)),
-    ('CMT-KD (HWGQ)', '1/2', 'cmtkd_w1a2', (56.2, 79.1), (60.6, 83.5)),
-    ('DoReFa-Net', '2/2', 'dorefa_w2a2', (48.3, 71.6), (57.6, 80.8)),
-    ('QKD', '2/2', 'qkd', (None, None), (67.4, 87.5)),
-    ('PQ+TS+Guided', '2/2', 'guided', (52.5, 77.3), (None, None)),
-    ('LQ-Nets', '2/2', 'lq_nets_w2a2', (57.4, 80.1), (64.9, 85.9)),
-    ('SPEQ', '2/2', 'speq', (59.3, None), (67.4, None)),
-    ('HWGQ', '2/2', 'hwgq_w2a2', (58.6, 80.9), (65.1, 86.2)),
-    ('CMT-KD (HWGQ)', '2/2', 'cmtkd_w2a2', (59.2, 81.3), (65.6, 86.5)),
-    ('LSQ with distillation', '2/2', 'kd_lsq', (None, None), (67.9, 88.1)),
-    ('LSQ', '2/2', 'lsq', (None, None), (66.7, 87.1)),
-    ('CMT-KD (LSQ)', '2/2', 'cmtkd_lsq', (59.3, 81.5), (67.8, 87.8)),
+  ('full precision', '32/32', 'full_precision', (61.8, 83.5), (70.3, 89.5)),
+  ('DoReFa-Net', '1/2', 'dorefa_w1a2', (49.8, None), (53.4, None)),
+  ('LQ-Nets', '1/2', 'lq_nets_w1a2', (55.7, 78.8), (62.6, 84.3)),
+  ('HWGQ', '1/2', 'hwgq_w1a2', (52.7, 76.3), (59.6, 82.2)),
+  ('CMT-KD (HWGQ)', '1/2', 'cmtkd_w1a2', (56.2, 79.1), (60.6, 83.5)),
+  ('DoReFa-Net', '2/2', 'dorefa_w2a2', (48.3, 71.6), (57.6, 80.8)),
+  ('QKD', '2/2', 'qkd', (None, None), (67.4, 87.5)),
+  ('PQ+TS+Guided', '2/2', 'guided', (52.5, 77.3), (None, None)),
+  ('LQ-Nets', '2/2', 'lq_nets_w2a2', (57.4, 80.1), (64.9, 85.9)),
+  ('SPEQ', '2/2', 'speq', (59.3, None), (67.4, None)),
+  ('HWGQ', '2/2', 'hwgq_w2a2', (58.6, 80.9), (65.1, 86.2)),
+  ('CMT-KD (HWGQ)', '2/2', 'cmtkd_w2a2', (59.2, 81.3), (65.6, 86.5)),
+  ('LSQ with distillation', '2/2', 'kd_lsq', (None, None), (67.9, 88.1)),
+  ('LSQ', '2/2', 'lsq', (None, None), (66.7, 87.1)),
+  ('CMT-KD (LSQ)', '2/2', 'cmtkd_lsq', (59.3, 81.5), (67.8, 87.8)),
 )
 
 
 def get_config(argument=''):
   network = 'alexnet' if 'alexnet' in argument.split(',') else 'resnet18'
   config = base.load_config(__file__, f'imagenet_{network}')
-  chain = lambda name: {key: value for key, value in base.load_config(__file__, f'digits_{name}').to_dict().items()
-                        if key in ('method', 'first', 'init_from', name)}
-  single = lambda weights, name: dict(method='single', student=dict(weight_bits=weights, activation_bits=2),
-                                      quantizer=dict(name=name))
-  lsq = dict(quantizer=dict(name='lsq'), init_from='{full_precision}',  # from full precision, at a lower rate
-             optimizer=dict(learning_rate=0.01, schedule='cosine', decay_at=''))
+  chain = lambda name: {
+    key: value
+    for key, value in base.load_config(__file__, f'digits_{name}').to_dict().items()
+    if key in ('method', 'first', 'init_from', name)
+  }
+  single = lambda weights, name: dict(
+    method='single', student=dict(weight_bits=weights, activation_bits=2), quantizer=dict(name=name)
+  )
+  lsq = dict(
+    quantizer=dict(name='lsq'),
+    init_from='{full_precision}',  # from full precision, at a lower rate
+    optimizer=dict(learning_rate=0.01, schedule='cosine', decay_at=''),
+  )
   # The authors ran LSQ by hustzxd/LSQuantization, which counts the whole batch in the step's gradient scale. The row of
   # LSQ with distillation is from LSQ's own paper, which counts the features of one example.
   authors_lsq = dict(lsq, quantizer=dict(name='lsq', lsq=dict(activation=dict(count='batch'))))
   config.table.title = f'Table 5: {network}, ImageNet'
   config.table.runs = dict(
-      full_precision=dict(method='single', student=dict(weight_bits=32, activation_bits=32)),
-      dorefa_w1a2=single(1, 'dorefa'), lq_nets_w1a2=single(1, 'lq_nets'), hwgq_w1a2=single(1, 'hwgq'),
-      cmtkd_w1a2=dict(student=dict(weight_bits=1), cmtkd=dict(teacher_bits=(2, 4, 8))),
-      dorefa_w2a2=single(2, 'dorefa'), qkd=chain('qkd'), guided=dict(chain('guided'), quantizer=dict(name='dorefa')),
-      lq_nets_w2a2=single(2, 'lq_nets'), speq=dict(method='speq'), hwgq_w2a2=single(2, 'hwgq'), cmtkd_w2a2=dict(),
-      kd_lsq=dict(lsq, method='kd', kd=dict(temperature=1.0), teachers=('{full_precision}',)),
-      lsq=dict(authors_lsq, method='single'), cmtkd_lsq=authors_lsq)
-  config.table.lines = tuple((title, widths, run, 'student', alexnet if network == 'alexnet' else resnet18)
-                             for title, widths, run, alexnet, resnet18 in ROWS)
-  return base.apply_argument(config, argument, alexnet=lambda c: None,
-                             smoke=lambda c: base.smoke(c, 67 if network == 'alexnet' else 32))
+    full_precision=dict(method='single', student=dict(weight_bits=32, activation_bits=32)),
+    dorefa_w1a2=single(1, 'dorefa'),
+    lq_nets_w1a2=single(1, 'lq_nets'),
+    hwgq_w1a2=single(1, 'hwgq'),
+    cmtkd_w1a2=dict(student=dict(weight_bits=1), cmtkd=dict(teacher_bits=(2, 4, 8))),
+    dorefa_w2a2=single(2, 'dorefa'),
+    qkd=chain('qkd'),
+    guided=dict(chain('guided'), quantizer=dict(name='dorefa')),
+    lq_nets_w2a2=single(2, 'lq_nets'),
+    speq=dict(method='speq'),
+    hwgq_w2a2=single(2, 'hwgq'),
+    cmtkd_w2a2=dict(),
+    kd_lsq=dict(lsq, method='kd', kd=dict(temperature=1.0), teachers=('{full_precision}',)),
+    lsq=dict(authors_lsq, method='single'),
+    cmtkd_lsq=authors_lsq,
+  )
+  config.table.lines = tuple(
+    (title, widths, run, 'student', alexnet if network == 'alexnet' else resnet18)
+    for title, widths, run, alexnet, resnet18 in ROWS
+  )
+  return base.apply_argument(
+    config, argument, alexnet=lambda c: None, smoke=lambda c: base.smoke(c, 67 if network == 'alexnet' else 32)
+  )

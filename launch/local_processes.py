@@ -40,10 +40,18 @@ def start(arguments, processes, devices=0, gpus=False, module='cmtkd_jax.main', 
     if gpus:
       own['CUDA_VISIBLE_DEVICES'] = str(k)
     output = tempfile.TemporaryFile('w+') if k else None
-    command = [sys.executable, '-m', module, *arguments, f'--coordinator={address}', f'--processes={processes}',
-               f'--process={k}']
-    started.append((subprocess.Popen(command, cwd=ROOT, env=own, stdout=output,
-                                     stderr=subprocess.STDOUT if k else None), output))
+    command = [
+      sys.executable,
+      '-m',
+      module,
+      *arguments,
+      f'--coordinator={address}',
+      f'--processes={processes}',
+      f'--process={k}',
+    ]
+    started.append(
+      (subprocess.Popen(command, cwd=ROOT, env=own, stdout=output, stderr=subprocess.STDOUT if k else None), output)
+    )
   return started
 
 
@@ -80,8 +88,12 @@ def _wait(started):
       output = started[failed][1]
       if output is not None:
         output.seek(0)
-        print(f'process {failed} ended with status {statuses[failed]}:', *output.readlines()[-10:], sep='\n  ',
-              file=sys.stderr)
+        print(
+          f'process {failed} ended with status {statuses[failed]}:',
+          *output.readlines()[-10:],
+          sep='\n  ',
+          file=sys.stderr,
+        )
       return statuses[failed]
     if all(status == 0 for status in statuses):
       return 0

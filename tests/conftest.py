@@ -17,6 +17,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 def silencers():
   """As the command has them; here, since pytest installs a hook of its own before."""
   from cmtkd_jax.runtime import silencers
+
   silencers.install()
 
 
@@ -38,8 +39,10 @@ def quick_compile():
 @pytest.fixture
 def in_time():
   """Fails what takes 20 seconds, such as opening a pipe."""
+
   def give_up(*unused):
     raise AssertionError('it waits')
+
   before = signal.signal(signal.SIGALRM, give_up)
   signal.alarm(20)
   yield

@@ -22,8 +22,9 @@ from cmtkd_jax.training.step import initial_state, train_step
 
 def own_rows(array):
   """What this process's devices hold of a batch: [[first row, values], ...]."""
-  return sorted([shard.index[0].start or 0, np.asarray(shard.data).ravel().tolist()]
-                for shard in array.addressable_shards)
+  return sorted(
+    [shard.index[0].start or 0, np.asarray(shard.data).ravel().tolist()] for shard in array.addressable_shards
+  )
 
 
 def main():
@@ -57,9 +58,17 @@ def main():
   if me == 0:
     arrays = traverse_util.flatten_dict(jax.device_get(state.to_tree()['variables']), sep='/')
     np.savez(directory / 'state.npz', **arrays)
-  (directory / f'process{me}.json').write_text(json.dumps(
-      {'labels': labels, 'metrics': {k: float(v) for k, v in metrics.items()}, 'results': results,
-       'processes': jax.process_count(), 'devices': jax.device_count()}))
+  (directory / f'process{me}.json').write_text(
+    json.dumps(
+      {
+        'labels': labels,
+        'metrics': {k: float(v) for k, v in metrics.items()},
+        'results': results,
+        'processes': jax.process_count(),
+        'devices': jax.device_count(),
+      }
+    )
+  )
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from cmtkd_jax.models import bit_policy, layers
 
 class Pruned(nn.Module):
   """Convolutions, one of them in a residual branch, and two dense layers, under a bit policy."""
+
   policy: bit_policy.BitPolicy
 
   @nn.compact

@@ -48,6 +48,7 @@ def run(*arguments):
 @pytest.fixture
 def refused(capsys):
   """Asserts that a command is refused as it should be; `after` may be lines before the error."""
+
   def check(arguments, words, alone=True):
     capsys.readouterr()
     assert run(*arguments) == 2
@@ -57,6 +58,7 @@ def refused(capsys):
     assert not alone or len(lines) == 1
     for word in words:
       assert word in lines[-1]
+
   return check
 
 
@@ -73,7 +75,9 @@ def finished(tmp_path_factory):
 # --- Flags.
 
 
-@pytest.mark.parametrize('arguments, words', [
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
     ([], ['--config and --workdir are missing', 'give a config file']),
     (['--mode=nope', SMOKE], ['--mode=nope', 'should be one of', 'train|evaluate']),
     ([SMOKE, 'stray'], ["'stray' is no flag", '--workdir']),
@@ -94,7 +98,8 @@ def finished(tmp_path_factory):
     ([SMOKE, '--coordinator=nonsense', '--processes=2', '--process=0'], ["'nonsense' is not HOST:PORT"]),
     ([SMOKE, '--processes=abc'], ['--processes=abc', 'give a whole number']),
     ([SMOKE, '--join_seconds=-1'], ['--join_seconds=-1', 'positive integer']),
-])
+  ],
+)
 def test_flags(refused, arguments, words):
   refused(arguments, words)
 
@@ -108,7 +113,9 @@ def test_environment_of_processes(refused, monkeypatch):
 # --- Fields.
 
 
-@pytest.mark.parametrize('field, words', [
+@pytest.mark.parametrize(
+  'field, words',
+  [
     ('nope.x=1', ['config.nope.x', 'no such field', 'optimizer']),
     ('cmtkd.gama=1', ['config.cmtkd.gama', 'alpha, beta']),
     ('data=3', ['config.data', 'no such field']),
@@ -184,21 +191,27 @@ def test_environment_of_processes(refused, monkeypatch):
     ('init_from_allow=(', ["config.init_from_allow='('", 'mend or empty it']),
     ('init_from={nope}', ['config.init_from', "no run 'nope'"]),
     ('teachers=(3,)', ['config.teachers=(3,)', "'runs/teacher'"]),
-])
+  ],
+)
 def test_fields(refused, tmp_path, field, words):
   refused([SMOKE, f'--workdir={tmp_path}/run', f'--config.{field}'], words)
   assert not (tmp_path / 'run' / run_files.CHECKPOINTS).exists()
 
 
-@pytest.mark.parametrize('decay_at, words', [
+@pytest.mark.parametrize(
+  'decay_at, words',
+  [
     ('1, 1 steps', ['must ascend', 'list each step once']),
     ('2, 1 steps', ['must ascend', 'list each step once']),
     ('1, 3 steps', ['must lie within the training of 3 steps', 'scale it with the duration']),
     ('0, 1 steps', ['must lie within', 'scale it with the duration']),
-])
+  ],
+)
 def test_steps_of_the_learning_rate(refused, tmp_path, decay_at, words):
-  refused([SMOKE, f'--workdir={tmp_path}/run', '--config.optimizer.schedule=step',
-           f'--config.optimizer.decay_at={decay_at}'], [f"config.optimizer.decay_at='{decay_at}'", *words])
+  refused(
+    [SMOKE, f'--workdir={tmp_path}/run', '--config.optimizer.schedule=step', f'--config.optimizer.decay_at={decay_at}'],
+    [f"config.optimizer.decay_at='{decay_at}'", *words],
+  )
 
 
 # --- Config files.
@@ -206,7 +219,9 @@ def test_steps_of_the_learning_rate(refused, tmp_path, decay_at, words):
 BASE = 'from cmtkd_jax import config as base\ndef get_config(argument=""):\n  config = base.default()\n'
 
 
-@pytest.mark.parametrize('text, words', [
+@pytest.mark.parametrize(
+  'text, words',
+  [
     ('def get_config(:\n', ['--config', 'file.py, line 1', 'mend the config file']),
     ('x = 1\n', ['--config', 'get_config', 'mend the config file']),
     (BASE + '  config.data = None\n  return config\n', ['config.data']),
@@ -219,31 +234,41 @@ BASE = 'from cmtkd_jax import config as base\ndef get_config(argument=""):\n  co
     (BASE + '  del config.seed\n  return config\n', ['config.seed is missing', 'cmtkd_jax.config.default()']),
     (BASE + '  config.first.a = 3\n  return config\n', ['a=3', "dict(method='single')"]),
     (BASE + '  config.first.a = dict(nope=3)\n  return config\n', ['config.nope', 'no such field']),
-    (BASE + '  config.first = dict(a=dict(init_from="{b}"), b=dict(init_from="{a}"))\n  return config\n',
-     ['config.first: a -> b -> a', 'circle']),
-])
+    (
+      BASE + '  config.first = dict(a=dict(init_from="{b}"), b=dict(init_from="{a}"))\n  return config\n',
+      ['config.first: a -> b -> a', 'circle'],
+    ),
+  ],
+)
 def test_config_files(refused, tmp_path, text, words):
   (tmp_path / 'file.py').write_text(text)
   refused([f'--config={tmp_path}/file.py', f'--workdir={tmp_path}/run'], words)
 
 
-@pytest.mark.parametrize('name, words', [
+@pytest.mark.parametrize(
+  'name, words',
+  [
     ('configs/nope.py', ['there is no file configs/nope.py', 'e.g. --config=configs/digits_resnet8.py']),
     ('configs', ['configs is a folder, not a file', 'e.g. --config=configs/digits_resnet8.py']),
     ('configs/digits_resnet8.py:nope', ["'nope' is not one of smoke"]),
     ('configs/table2_resnet18_cifar100.py:nope', ["'nope' is not one of smoke, average_teacher"]),
-])
+  ],
+)
 def test_config_names(refused, tmp_path, name, words):
   refused([f'--config={name}', f'--workdir={tmp_path}/run'], words)
 
 
-@pytest.mark.parametrize('line, words', [
+@pytest.mark.parametrize(
+  'line, words',
+  [
     ('("title", "2/2")', ["('title', '2/2') must be (title, bits, run"]),
     ('("title", "2/2", "b", "student", (None, None))', ["there is no run 'b'; runs are a"]),
-])
+  ],
+)
 def test_lines_of_a_table(refused, tmp_path, line, words):
-  (tmp_path / 'file.py').write_text(f'{BASE}  config.table.runs = dict(a=dict())\n  config.table.lines = ({line},)\n'
-                                    '  return config\n')
+  (tmp_path / 'file.py').write_text(
+    f'{BASE}  config.table.runs = dict(a=dict())\n  config.table.lines = ({line},)\n  return config\n'
+  )
   refused(['--mode=table', f'--config={tmp_path}/file.py', f'--workdir={tmp_path}'], words)
 
 
@@ -283,19 +308,24 @@ def emptied(path):
 
 
 FOLDERS = {
-    'no folder': (lambda root: shutil.rmtree(root), ['there is no folder', 'put the images under']),
-    'no test images': (lambda root: without(root / 'test'), ['neither', 'one must hold the images to test on']),
-    'class without test images': (lambda root: without(root / 'test' / 'ant'), ["'ant'", 'same classes']),
-    'class without training images': (lambda root: images(root, ['test'], ['cat']), ["'cat'", 'same classes']),
-    'empty class': (lambda root: emptied(root / 'train' / 'ant'), ['train/ant holds no', 'fill or remove it']),
-    'no image': (lambda root: (root / 'train' / 'ant' / '3.png').write_text('hello'),
-                 ['ant/3.png', 'cannot be decoded', 'repair']),
-    'cut image': (lambda root: cut_jpeg(root / 'train' / 'ant' / '3.jpg'),
-                  ['ant/3.jpg', 'cannot be decoded', 'repair']),
-    'decompression bomb': (lambda root: claim(root / 'train' / 'ant' / '3.png', 10**5, 10**5),
-                           ['ant/3.png', 'cannot be decoded', 'repair']),
-    'bomb first': (lambda root: claim(root / 'train' / 'ant' / '0.png', 10**5, 10**5),
-                   ['ant/0.png', 'cannot be decoded', 'repair']),
+  'no folder': (lambda root: shutil.rmtree(root), ['there is no folder', 'put the images under']),
+  'no test images': (lambda root: without(root / 'test'), ['neither', 'one must hold the images to test on']),
+  'class without test images': (lambda root: without(root / 'test' / 'ant'), ["'ant'", 'same classes']),
+  'class without training images': (lambda root: images(root, ['test'], ['cat']), ["'cat'", 'same classes']),
+  'empty class': (lambda root: emptied(root / 'train' / 'ant'), ['train/ant holds no', 'fill or remove it']),
+  'no image': (
+    lambda root: (root / 'train' / 'ant' / '3.png').write_text('hello'),
+    ['ant/3.png', 'cannot be decoded', 'repair'],
+  ),
+  'cut image': (lambda root: cut_jpeg(root / 'train' / 'ant' / '3.jpg'), ['ant/3.jpg', 'cannot be decoded', 'repair']),
+  'decompression bomb': (
+    lambda root: claim(root / 'train' / 'ant' / '3.png', 10**5, 10**5),
+    ['ant/3.png', 'cannot be decoded', 'repair'],
+  ),
+  'bomb first': (
+    lambda root: claim(root / 'train' / 'ant' / '0.png', 10**5, 10**5),
+    ['ant/0.png', 'cannot be decoded', 'repair'],
+  ),
 }
 
 
@@ -304,8 +334,17 @@ FOLDERS = {
 def test_folders_of_images(refused, tmp_path, damage, words, resident):
   images(tmp_path / 'data')
   damage(tmp_path / 'data')
-  refused([*SINGLE, f'--workdir={tmp_path}/run', f'--config.data.name=folder:{tmp_path}/data',
-           '--config.batch_size=8', f'--config.data.resident={resident}'], words, alone=False)
+  refused(
+    [
+      *SINGLE,
+      f'--workdir={tmp_path}/run',
+      f'--config.data.name=folder:{tmp_path}/data',
+      '--config.batch_size=8',
+      f'--config.data.resident={resident}',
+    ],
+    words,
+    alone=False,
+  )
 
 
 def npy_header(shape, dtype):
@@ -325,31 +364,43 @@ class Harmful:
 
 
 ARRAYS = {
-    'no images': ({'train_images': None}, ['train_images.npy does not exist', 'the folder must hold']),
-    'floats': ({'train_images': np.zeros((16, 8, 8, 1), np.float32)}, ['float32[16, 8, 8, 1]', 'save uint8']),
-    'three axes': ({'train_images': np.zeros((16, 8, 8), np.uint8)}, ['uint8[16, 8, 8]', 'save uint8[N, H, W, C]']),
-    'other number': ({'train_labels': np.arange(5)}, ['int64[5]', 'one for each image']),
-    'negative': ({'train_labels': np.arange(16) - 3}, ['labels -3..12', 'must lie in']),
-    'far apart': ({'train_labels': np.arange(16) * 10**15}, ['label 15000000000000000', 'number the classes from 0']),
-    'unknown class': ({'test_labels': np.full(4, 7)}, ['labels 7..7', 'must lie in 0..1']),
-    'objects': ({'train_labels': np.array([{}] * 16, object)},
-                ['train_labels.npy holds Python objects', "save labels.astype('int32')"]),
-    'no array': ({'train_images': b'hello'}, ['train_images.npy is not a .npy file', 'numpy.save']),
-    'empty file': ({'train_images': b''}, ['train_images.npy is not a .npy file', 'numpy.save']),
-    'huge images': ({'train_images': npy_header((10**6, 10**3, 10**3, 3), '|u1')},
-                    ['train_images.npy is cut short', 'takes 3000000000000 bytes, and it has 0']),
-    'huge labels': ({'train_labels': npy_header((10**12,), '<i8')},
-                    ['train_labels.npy is cut short: int64[1000000000000]']),
-    'huge names': ({'class_names': npy_header((10**12,), '<U9')},
-                   ['class_names.npy is cut short', 'copy or write it again']),
-    'numbers for names': ({'class_names': np.arange(2)}, ['class_names.npy is int64[2]', 'a vector of strings']),
+  'no images': ({'train_images': None}, ['train_images.npy does not exist', 'the folder must hold']),
+  'floats': ({'train_images': np.zeros((16, 8, 8, 1), np.float32)}, ['float32[16, 8, 8, 1]', 'save uint8']),
+  'three axes': ({'train_images': np.zeros((16, 8, 8), np.uint8)}, ['uint8[16, 8, 8]', 'save uint8[N, H, W, C]']),
+  'other number': ({'train_labels': np.arange(5)}, ['int64[5]', 'one for each image']),
+  'negative': ({'train_labels': np.arange(16) - 3}, ['labels -3..12', 'must lie in']),
+  'far apart': ({'train_labels': np.arange(16) * 10**15}, ['label 15000000000000000', 'number the classes from 0']),
+  'unknown class': ({'test_labels': np.full(4, 7)}, ['labels 7..7', 'must lie in 0..1']),
+  'objects': (
+    {'train_labels': np.array([{}] * 16, object)},
+    ['train_labels.npy holds Python objects', "save labels.astype('int32')"],
+  ),
+  'no array': ({'train_images': b'hello'}, ['train_images.npy is not a .npy file', 'numpy.save']),
+  'empty file': ({'train_images': b''}, ['train_images.npy is not a .npy file', 'numpy.save']),
+  'huge images': (
+    {'train_images': npy_header((10**6, 10**3, 10**3, 3), '|u1')},
+    ['train_images.npy is cut short', 'takes 3000000000000 bytes, and it has 0'],
+  ),
+  'huge labels': (
+    {'train_labels': npy_header((10**12,), '<i8')},
+    ['train_labels.npy is cut short: int64[1000000000000]'],
+  ),
+  'huge names': (
+    {'class_names': npy_header((10**12,), '<U9')},
+    ['class_names.npy is cut short', 'copy or write it again'],
+  ),
+  'numbers for names': ({'class_names': np.arange(2)}, ['class_names.npy is int64[2]', 'a vector of strings']),
 }
 
 
 def npy(folder, **changes):
   folder.mkdir()
-  arrays = {'train_images': np.zeros((16, 8, 8, 1), np.uint8), 'train_labels': np.arange(16) % 2,
-            'test_images': np.zeros((4, 8, 8, 1), np.uint8), 'test_labels': np.arange(4) % 2} | changes
+  arrays = {
+    'train_images': np.zeros((16, 8, 8, 1), np.uint8),
+    'train_labels': np.arange(16) % 2,
+    'test_images': np.zeros((4, 8, 8, 1), np.uint8),
+    'test_labels': np.arange(4) % 2,
+  } | changes
   for name, array in arrays.items():
     if isinstance(array, bytes):
       (folder / f'{name}.npy').write_bytes(array)
@@ -360,24 +411,32 @@ def npy(folder, **changes):
 
 @pytest.mark.parametrize('arrays, words', ARRAYS.values(), ids=ARRAYS)
 def test_arrays(refused, tmp_path, arrays, words):
-  refused([*SINGLE, f'--workdir={tmp_path}/run', npy(tmp_path / 'data', **arrays), '--config.batch_size=8'],
-          ['config.data.name', *words])
+  refused(
+    [*SINGLE, f'--workdir={tmp_path}/run', npy(tmp_path / 'data', **arrays), '--config.batch_size=8'],
+    ['config.data.name', *words],
+  )
 
 
 def test_pickles_are_not_loaded(refused, tmp_path):
   """Neither of data nor of weights."""
   harmful = np.array([Harmful(tmp_path / 'harm')], object)
-  refused([*SINGLE, f'--workdir={tmp_path}/run', npy(tmp_path / 'data', train_labels=harmful)],
-          ['train_labels.npy holds Python objects'])
+  refused(
+    [*SINGLE, f'--workdir={tmp_path}/run', npy(tmp_path / 'data', train_labels=harmful)],
+    ['train_labels.npy holds Python objects'],
+  )
   np.savez(tmp_path / 'weights.npz', **{'conv1.weight': harmful})
-  refused([*RESNET18, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/weights.npz'],
-          ['weights.npz cannot be read', 'save the state_dict again'])
+  refused(
+    [*RESNET18, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/weights.npz'],
+    ['weights.npz cannot be read', 'save the state_dict again'],
+  )
   assert not (tmp_path / 'harm').exists()
   np.load(tmp_path / 'weights.npz', allow_pickle=True)['conv1.weight']
   assert (tmp_path / 'harm').exists()  # it would have been
 
 
-@pytest.mark.parametrize('name, words', [
+@pytest.mark.parametrize(
+  'name, words',
+  [
     ('', ["config.data.name=''", "such as 'digits'"]),
     ('generated:8x8:10:100', ['does not parse', "'generated:HxWxC:CLASSES:N'"]),
     ('generated:0x8x1:10:100', ['does not parse', 'positive whole numbers']),
@@ -387,7 +446,8 @@ def test_pickles_are_not_loaded(refused, tmp_path):
     ('cifar100', ['not prepared in /nonexistent', 'download_and_prepare']),
     ('imagenet2012', ['not prepared in /nonexistent', 'downloads/manual', 'download_and_prepare']),
     ('cifar100:9.9.9', ["config.data.name='cifar100:9.9.9'", 'download_and_prepare']),
-])
+  ],
+)
 def test_names_of_data(refused, tmp_path, name, words):
   refused([*SINGLE, f'--workdir={tmp_path}/run', f'--config.data.name={name}', '--config.data.dir=/nonexistent'], words)
 
@@ -407,6 +467,7 @@ def into_directory(name):
   def damage(run):
     (run / name).unlink()
     (run / name).mkdir()
+
   return damage
 
 
@@ -435,55 +496,87 @@ def wider(run):
 
 
 DAMAGED_RUNS = {
-    'config.json, cut': ('evaluate', text('config.json', '{"seed":'), ['config.json is damaged', 'restore it']),
-    'config.json, a list': ('train', text('config.json', '[]'), ['config.json is damaged', 'restore it']),
-    'config.json, no text': ('train', lambda run: (run / 'config.json').write_bytes(b'\xff\xfe\0'),
-                             ['config.json is damaged', 'restore it']),
-    'config.json, other types': ('train', changed('config.json', seed='x'), ['configuration is damaged', 'restore it']),
-    'config.json, fields where there is a value': (
-        'report', changed('config.json', seed={}), ['configuration is damaged', 'seed is a dict', 'restore it']),
-    'config.json, 10 to the power of 400': (
-        'report', changed('config.json', optimizer={'momentum': 10**400}),
-        ['configuration is damaged', 'too large']),
-    'config.json, a control character': (
-        'report', changed('config.json', seed='\x1b[2J'), ['configuration is damaged', r"\x1b[2J"]),
-    'config.json, no fields': ('report', changed('config.json', data=3), ['configuration is damaged', 'restore it']),
-    'config.json, unknown field': ('evaluate', changed('config.json', a=3), ['config.a', 'no such field']),
-    'config.json, nested': ('evaluate', text('config.json', '[' * 10**5), ['config.json is damaged', 'restore it']),
-    'config.json, a huge number': ('evaluate', text('config.json', '{"seed": ' + '9' * 5000 + '}'),
-                                   ['config.json is damaged', 'restore it']),
-    'config.json, a directory': ('evaluate', into_directory('config.json'), ['config.json is damaged']),
-    'config.json, another model': ('evaluate', wider, ['does not fit', 'here; ', 'use the configuration']),
-    'summary.json, cut': ('train', text('summary.json', '{'), ['summary.json is damaged', 'delete it']),
-    'summary.json, a list': ('train', text('summary.json', '[]'), ['summary.json is damaged', 'delete it']),
-    'summary.json, no results': ('report', text('summary.json', '{"config": {}}'), ['summary.json is damaged']),
-    'summary.json, nested': ('report', text('summary.json', '{"results": ' * 10**5), ['summary.json is damaged']),
-    'summary.json, other results': ('report', changed('summary.json', results={'test/student': {'last': {}}}),
-                                    ['summary.json is damaged', 'it is not what was written']),
-    'summary.json, other importance': ('report', changed('summary.json', importance=[1]), ['summary.json is damaged']),
-    'summary.json, 10 to the power of 400': ('report', changed('summary.json', steps=10**400),
-                                             ['summary.json is damaged', 'it is not what was written']),
-    'summary.json, a directory': ('train', into_directory('summary.json'), ['summary.json is damaged', 'delete it']),
-    'metrics.jsonl, garbage': ('report', text('metrics.jsonl', 'x\n{"step": 1}\n'),
-                               ['line 1 of', 'metrics.jsonl', 'delete that line']),
-    'metrics.jsonl, no numbers': ('report', text('metrics.jsonl', '{"step": 1, "x": [2]}\n{"step": 2}\n'),
-                                  ['line 1 of', 'metrics.jsonl', 'delete that line']),
-    'metrics.jsonl, nested': ('report', text('metrics.jsonl', '[' * 10**5 + '\n{"step": 2}\n'),
-                              ['line 1 of', 'metrics.jsonl', 'delete that line']),
-    'metrics.jsonl, a renamed metric': ('report', renamed_metric, ["has no 'test/student/top5'", 'restore the file']),
-    'metrics.jsonl, a directory': ('report', into_directory('metrics.jsonl'), ['metrics.jsonl cannot be read']),
-    'bits.json, cut': ('report', text('bits.json', '['), ['bits.json is damaged', 'delete it']),
-    'bits.json, other types': ('report', text('bits.json', '[{"layer": 1, "weight_bits": "2", "activation_bits": 2, '
-                                              '"parameters": 3, "macs": 4}]'), ['bits.json is damaged']),
-    'bits.json, other fields': ('report', text('bits.json', '[{"a": 1}]'), ['bits.json is damaged', 'delete it']),
-    'classes.json, a number': ('report', text('classes.json', '3'), ['classes.json is damaged', 'restore it']),
-    'classes.json, numbers': ('report', text('classes.json', '[1, 2]'), ['classes.json is damaged', 'restore it']),
-    'teachers.json, cut': ('evaluate', text('teachers.json', '['), ['teachers.json is damaged', 'restore it']),
-    'teachers.json, other fields': ('evaluate', text('teachers.json', '[{}]'), ['teachers.json is damaged']),
-    'no checkpoints': ('evaluate', lambda run: shutil.rmtree(run / 'checkpoints'), ['no checkpoint in', 'train first']),
-    'empty checkpoints': ('evaluate', emptied_checkpoints, ['no readable checkpoint', 'use another one']),
-    'a file for checkpoints': ('train', file_for_checkpoints, ['checkpoints is no directory', 'remove it']),
-    'a directory for the lock': ('train', into_directory('lock'), ['cannot be written (Is a directory)']),
+  'config.json, cut': ('evaluate', text('config.json', '{"seed":'), ['config.json is damaged', 'restore it']),
+  'config.json, a list': ('train', text('config.json', '[]'), ['config.json is damaged', 'restore it']),
+  'config.json, no text': (
+    'train',
+    lambda run: (run / 'config.json').write_bytes(b'\xff\xfe\0'),
+    ['config.json is damaged', 'restore it'],
+  ),
+  'config.json, other types': ('train', changed('config.json', seed='x'), ['configuration is damaged', 'restore it']),
+  'config.json, fields where there is a value': (
+    'report',
+    changed('config.json', seed={}),
+    ['configuration is damaged', 'seed is a dict', 'restore it'],
+  ),
+  'config.json, 10 to the power of 400': (
+    'report',
+    changed('config.json', optimizer={'momentum': 10**400}),
+    ['configuration is damaged', 'too large'],
+  ),
+  'config.json, a control character': (
+    'report',
+    changed('config.json', seed='\x1b[2J'),
+    ['configuration is damaged', r'\x1b[2J'],
+  ),
+  'config.json, no fields': ('report', changed('config.json', data=3), ['configuration is damaged', 'restore it']),
+  'config.json, unknown field': ('evaluate', changed('config.json', a=3), ['config.a', 'no such field']),
+  'config.json, nested': ('evaluate', text('config.json', '[' * 10**5), ['config.json is damaged', 'restore it']),
+  'config.json, a huge number': (
+    'evaluate',
+    text('config.json', '{"seed": ' + '9' * 5000 + '}'),
+    ['config.json is damaged', 'restore it'],
+  ),
+  'config.json, a directory': ('evaluate', into_directory('config.json'), ['config.json is damaged']),
+  'config.json, another model': ('evaluate', wider, ['does not fit', 'here; ', 'use the configuration']),
+  'summary.json, cut': ('train', text('summary.json', '{'), ['summary.json is damaged', 'delete it']),
+  'summary.json, a list': ('train', text('summary.json', '[]'), ['summary.json is damaged', 'delete it']),
+  'summary.json, no results': ('report', text('summary.json', '{"config": {}}'), ['summary.json is damaged']),
+  'summary.json, nested': ('report', text('summary.json', '{"results": ' * 10**5), ['summary.json is damaged']),
+  'summary.json, other results': (
+    'report',
+    changed('summary.json', results={'test/student': {'last': {}}}),
+    ['summary.json is damaged', 'it is not what was written'],
+  ),
+  'summary.json, other importance': ('report', changed('summary.json', importance=[1]), ['summary.json is damaged']),
+  'summary.json, 10 to the power of 400': (
+    'report',
+    changed('summary.json', steps=10**400),
+    ['summary.json is damaged', 'it is not what was written'],
+  ),
+  'summary.json, a directory': ('train', into_directory('summary.json'), ['summary.json is damaged', 'delete it']),
+  'metrics.jsonl, garbage': (
+    'report',
+    text('metrics.jsonl', 'x\n{"step": 1}\n'),
+    ['line 1 of', 'metrics.jsonl', 'delete that line'],
+  ),
+  'metrics.jsonl, no numbers': (
+    'report',
+    text('metrics.jsonl', '{"step": 1, "x": [2]}\n{"step": 2}\n'),
+    ['line 1 of', 'metrics.jsonl', 'delete that line'],
+  ),
+  'metrics.jsonl, nested': (
+    'report',
+    text('metrics.jsonl', '[' * 10**5 + '\n{"step": 2}\n'),
+    ['line 1 of', 'metrics.jsonl', 'delete that line'],
+  ),
+  'metrics.jsonl, a renamed metric': ('report', renamed_metric, ["has no 'test/student/top5'", 'restore the file']),
+  'metrics.jsonl, a directory': ('report', into_directory('metrics.jsonl'), ['metrics.jsonl cannot be read']),
+  'bits.json, cut': ('report', text('bits.json', '['), ['bits.json is damaged', 'delete it']),
+  'bits.json, other types': (
+    'report',
+    text('bits.json', '[{"layer": 1, "weight_bits": "2", "activation_bits": 2, "parameters": 3, "macs": 4}]'),
+    ['bits.json is damaged'],
+  ),
+  'bits.json, other fields': ('report', text('bits.json', '[{"a": 1}]'), ['bits.json is damaged', 'delete it']),
+  'classes.json, a number': ('report', text('classes.json', '3'), ['classes.json is damaged', 'restore it']),
+  'classes.json, numbers': ('report', text('classes.json', '[1, 2]'), ['classes.json is damaged', 'restore it']),
+  'teachers.json, cut': ('evaluate', text('teachers.json', '['), ['teachers.json is damaged', 'restore it']),
+  'teachers.json, other fields': ('evaluate', text('teachers.json', '[{}]'), ['teachers.json is damaged']),
+  'no checkpoints': ('evaluate', lambda run: shutil.rmtree(run / 'checkpoints'), ['no checkpoint in', 'train first']),
+  'empty checkpoints': ('evaluate', emptied_checkpoints, ['no readable checkpoint', 'use another one']),
+  'a file for checkpoints': ('train', file_for_checkpoints, ['checkpoints is no directory', 'remove it']),
+  'a directory for the lock': ('train', into_directory('lock'), ['cannot be written (Is a directory)']),
 }
 
 
@@ -501,24 +594,35 @@ def test_runs_with_class_names_from_macos_resume(tmp_path):
   assert run_files.read_classes(tmp_path) == ['\xe9', 'b']
 
 
-@pytest.mark.parametrize('arguments, words', [
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
     (['--mode=evaluate', '--workdir=/nonexistent'], ['no config.json in /nonexistent', 'name the directory of a run']),
     (['--mode=evaluate', '--workdir={run}', '--step=99'], ['no checkpoint of step 99', 'it has [3, 2]']),
     (['--mode=evaluate', '--workdir={run}', '--step=-1'], ['no checkpoint of step -1', 'it has [3, 2]']),
-    (['--mode=evaluate', '--workdir={run}', SMOKE, '--config.data.name=generated:8x8x1:7:48'],
-     ['the classes are not those of the run', "'5', ... 7 in all] now", '... 10 in all] in its classes.json']),
-    *[([f'--mode={mode}', '--workdir={run}', SMOKE, '--config.data.std=["a"]'], ["config.data.std=('a',)", 'like 0.5'])
-      for mode in ('train', 'evaluate', 'bits', 'export')],
+    (
+      ['--mode=evaluate', '--workdir={run}', SMOKE, '--config.data.name=generated:8x8x1:7:48'],
+      ['the classes are not those of the run', "'5', ... 7 in all] now", '... 10 in all] in its classes.json'],
+    ),
+    *[
+      ([f'--mode={mode}', '--workdir={run}', SMOKE, '--config.data.std=["a"]'], ["config.data.std=('a',)", 'like 0.5'])
+      for mode in ('train', 'evaluate', 'bits', 'export')
+    ],
     (['--mode=report', '--workdir={run},/nonexistent'], ['no config.json in /nonexistent', 'name the directory']),
-    ([*SINGLE, '--workdir={run}', '--config.seed=5'], ['holds a run of another configuration (seed: 0 -> 5)',
-                                                       'config.allow_changes=True']),
+    (
+      [*SINGLE, '--workdir={run}', '--config.seed=5'],
+      ['holds a run of another configuration (seed: 0 -> 5)', 'config.allow_changes=True'],
+    ),
     (['--mode=evaluate', '--workdir=~/no such run'], [f'no config.json in {pathlib.Path.home()}/no such run']),
     ([*SINGLE, '--workdir={run}/config.json'], ['config.json cannot be written', 'choose another one']),
     ([*SINGLE, '--workdir={run}/config.json/deeper'], ['cannot be written (Not a directory)', 'choose another one']),
     ([*SINGLE, '--workdir=/proc/nope'], ['/proc/nope cannot be written', 'choose another one']),
-    (['--mode=collect', '--config=configs/table2_resnet18_cifar100.py', '--workdir={run}/config.json'],
-     ['there is no directory', 'train the table first']),
-])
+    (
+      ['--mode=collect', '--config=configs/table2_resnet18_cifar100.py', '--workdir={run}/config.json'],
+      ['there is no directory', 'train the table first'],
+    ),
+  ],
+)
 def test_work_directories(refused, finished, arguments, words):
   refused([argument.replace('{run}', str(finished)) for argument in arguments], words)
 
@@ -526,29 +630,37 @@ def test_work_directories(refused, finished, arguments, words):
 # --- Networks to start or to learn from.
 
 
-@pytest.mark.parametrize('start, words', [
+@pytest.mark.parametrize(
+  'start, words',
+  [
     ('/nonexistent', ['config.init_from', 'no checkpoint in /nonexistent', 'name another directory']),
     ('student=', ["config.init_from: 'student='", "'network=DIR,network=DIR'"]),
     ('nope={run}', ["no network 'nope'", 'there are student']),
     ('{run} --config.model.width=0.25', ['config.init_from', 'of another shape', 'config.init_from_allow']),
     ('/nonexistent.npz', ['there is no file /nonexistent.npz']),
     ('/x/resnet18.pth', ["config.init_from='/x/resnet18.pth' is a pickle of PyTorch", 'convert it: python -c']),
-])
+  ],
+)
 def test_networks_to_start_from(refused, finished, tmp_path, start, words):
-  refused([*SINGLE, f'--workdir={tmp_path}/run',
-           *f'--config.init_from={start.replace("{run}", str(finished))}'.split(), *(RESNET18[2:] * ('npz' in start))],
-          words)
+  refused(
+    [
+      *SINGLE,
+      f'--workdir={tmp_path}/run',
+      *f'--config.init_from={start.replace("{run}", str(finished))}'.split(),
+      *(RESNET18[2:] * ('npz' in start)),
+    ],
+    words,
+  )
 
 
 TEACHERS = {
-    'none': (lambda run: shutil.rmtree(run), [], ['config.teachers: there is no config.json', 'train one first']),
-    'damaged': (text('config.json', '{'), [], ['config.teachers', 'config.json is damaged', 'restore it']),
-    'unfinished': (lambda run: shutil.rmtree(run / 'checkpoints'), [],
-                   ['config.teachers: no checkpoint', 'train first']),
-    'other classes': (text('classes.json', '["a"]'), [], ['config.teachers', 'other classes', 'the same data']),
-    'other images': (lambda run: None, ['--config.data.mean=(0.1,)'], ['config.data.mean=(0.305,)', 'make them equal']),
-    'misfit': (wider, [], ['config.teachers', 'does not fit', 'use the configuration']),
-    'damaged summary': (text('summary.json', '{'), [], ['summary.json is damaged', 'delete it']),
+  'none': (lambda run: shutil.rmtree(run), [], ['config.teachers: there is no config.json', 'train one first']),
+  'damaged': (text('config.json', '{'), [], ['config.teachers', 'config.json is damaged', 'restore it']),
+  'unfinished': (lambda run: shutil.rmtree(run / 'checkpoints'), [], ['config.teachers: no checkpoint', 'train first']),
+  'other classes': (text('classes.json', '["a"]'), [], ['config.teachers', 'other classes', 'the same data']),
+  'other images': (lambda run: None, ['--config.data.mean=(0.1,)'], ['config.data.mean=(0.305,)', 'make them equal']),
+  'misfit': (wider, [], ['config.teachers', 'does not fit', 'use the configuration']),
+  'damaged summary': (text('summary.json', '{'), [], ['summary.json is damaged', 'delete it']),
 }
 
 
@@ -570,17 +682,17 @@ def npz(path, content, name='conv1.weight.npy'):
 
 
 WEIGHTS = {
-    'no archive.npz': b'hello',
-    'huge.npz': lambda path: npz(path, npy_header((10**12,), '<f4')),
-    'cut.npz': lambda path: npz(path, npy_header((64, 3, 7, 7), '<f4') + bytes(100)),
-    'text.npz': lambda path: np.savez(path, **{'conv1.weight': np.array(['a'])}),
-    'unknown.npz': lambda path: np.savez(path, nope=np.zeros(3)),
-    'no header.safetensors': b'hello',
-    'huge header.safetensors': struct.pack('<Q', 2**60) + b'{}',
-    'huge.safetensors': safetensors({'conv1.weight': {'dtype': 'F32', 'shape': [10**6, 10**6],
-                                                      'data_offsets': [0, 4 * 10**12]}}),
-    'misfit.safetensors': safetensors({'conv1.weight': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 4]}},
-                                      b'1234'),
+  'no archive.npz': b'hello',
+  'huge.npz': lambda path: npz(path, npy_header((10**12,), '<f4')),
+  'cut.npz': lambda path: npz(path, npy_header((64, 3, 7, 7), '<f4') + bytes(100)),
+  'text.npz': lambda path: np.savez(path, **{'conv1.weight': np.array(['a'])}),
+  'unknown.npz': lambda path: np.savez(path, nope=np.zeros(3)),
+  'no header.safetensors': b'hello',
+  'huge header.safetensors': struct.pack('<Q', 2**60) + b'{}',
+  'huge.safetensors': safetensors(
+    {'conv1.weight': {'dtype': 'F32', 'shape': [10**6, 10**6], 'data_offsets': [0, 4 * 10**12]}}
+  ),
+  'misfit.safetensors': safetensors({'conv1.weight': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 4]}}, b'1234'),
 }
 
 
@@ -595,8 +707,10 @@ def test_archive_that_unpacks_to_too_much(refused, tmp_path, monkeypatch):
   monkeypatch.setattr('cmtkd_jax.models.pytorch_weights._LIMIT', 10**6)
   npz(tmp_path / 'bomb.npz', npy_header((10**6,), '<f4') + bytes(4 * 10**6))
   assert (tmp_path / 'bomb.npz').stat().st_size < 10**4
-  refused([*RESNET18, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/bomb.npz'],
-          ['of arrays', 'save the state_dict again'])
+  refused(
+    [*RESNET18, f'--workdir={tmp_path}/run', f'--config.init_from={tmp_path}/bomb.npz'],
+    ['of arrays', 'save the state_dict again'],
+  )
 
 
 # --- Pipes in place of files: whatever opens one waits for ever.
@@ -617,10 +731,16 @@ def test_pipes_in_place_of_what_is_written(tmp_path, in_time):
 
 
 # Every file of a run but its checkpoints, and the modes that read it.
-READ_BY = {'config.json': ('train', 'evaluate', 'report', 'predict'), 'bits.json': ('report',),
-           'classes.json': ('train', 'evaluate', 'predict'), 'records.json': ('train',),
-           'metrics.jsonl': ('train', 'report'), 'summary.json': ('train', 'report'), 'lock': ('train',),
-           'teachers.json': ('train', 'evaluate')}
+READ_BY = {
+  'config.json': ('train', 'evaluate', 'report', 'predict'),
+  'bits.json': ('report',),
+  'classes.json': ('train', 'evaluate', 'predict'),
+  'records.json': ('train',),
+  'metrics.jsonl': ('train', 'report'),
+  'summary.json': ('train', 'report'),
+  'lock': ('train',),
+  'teachers.json': ('train', 'evaluate'),
+}
 
 
 def test_every_file_of_a_run_has_its_place_in_these_tests(finished):
@@ -635,8 +755,16 @@ def test_pipes_in_runs(refused, finished, tmp_path, in_time, name, mode):
   if mode == 'train' and name == 'metrics.jsonl':
     shutil.rmtree(copy / 'checkpoints' / '3')  # or there would be nothing to log
   into_pipe(copy / name)
-  refused([*(SINGLE if mode == 'train' else ()), f'--mode={mode}', f'--workdir={copy}',
-           *(['--images=a.png'] * (mode == 'predict'))], [f'{copy / name}'], alone=mode != 'train')
+  refused(
+    [
+      *(SINGLE if mode == 'train' else ()),
+      f'--mode={mode}',
+      f'--workdir={copy}',
+      *(['--images=a.png'] * (mode == 'predict')),
+    ],
+    [f'{copy / name}'],
+    alone=mode != 'train',
+  )
 
 
 def test_pipes_in_checkpoints(finished, tmp_path, in_time):
@@ -684,6 +812,7 @@ def pipe_of_array(name):
     option = npy(folder / 'data')
     into_pipe(folder / 'data' / f'{name}.npy')
     return option, f'{name}.npy'
+
   return arguments
 
 
@@ -691,6 +820,7 @@ def pipe_of_start(name):
   def arguments(folder):
     into_pipe(folder / name)
     return f'--config.init_from={folder / name}', name
+
   return arguments
 
 
@@ -699,6 +829,7 @@ def pipe_of_teacher(name):
     (folder / 'teacher').mkdir()
     into_pipe(folder / 'teacher' / name)
     return f'--config.teachers=("{folder / "teacher"}",)', name
+
   return arguments
 
 
@@ -722,40 +853,72 @@ def pipe_of_config(folder):
 
 def pipe_of_another_config(folder):
   into_pipe(folder / 'other.py')
-  (folder / 'my_config.py').write_text('from cmtkd_jax import config\n\n\ndef get_config():\n'
-                                       "  return config.load_config(__file__, 'other')\n")
+  (folder / 'my_config.py').write_text(
+    "from cmtkd_jax import config\n\n\ndef get_config():\n  return config.load_config(__file__, 'other')\n"
+  )
   return f'--config={folder}/my_config.py', 'other.py is a pipe'
 
 
-GIVEN = {**{f'{name}.npy': pipe_of_array(name) for name in ('train_images', 'train_labels', 'test_images',
-                                                            'test_labels', 'class_names')},
-         'weights.npz': pipe_of_start('weights.npz'), 'weights.safetensors': pipe_of_start('weights.safetensors'),
-         'weights.pth': pipe_of_start('weights.pth'), 'a run to start from': pipe_of_start('run'),
-         'config.json of a teacher': pipe_of_teacher('config.json'), 'image': pipe_of_image,
-         'val_annotations.txt': pipe_of_annotations, 'config file': pipe_of_config,
-         'load_config of a config file': pipe_of_another_config}
+GIVEN = {
+  **{
+    f'{name}.npy': pipe_of_array(name)
+    for name in ('train_images', 'train_labels', 'test_images', 'test_labels', 'class_names')
+  },
+  'weights.npz': pipe_of_start('weights.npz'),
+  'weights.safetensors': pipe_of_start('weights.safetensors'),
+  'weights.pth': pipe_of_start('weights.pth'),
+  'a run to start from': pipe_of_start('run'),
+  'config.json of a teacher': pipe_of_teacher('config.json'),
+  'image': pipe_of_image,
+  'val_annotations.txt': pipe_of_annotations,
+  'config file': pipe_of_config,
+  'load_config of a config file': pipe_of_another_config,
+}
 
 
 @pytest.mark.parametrize('name', GIVEN)
 def test_pipes_that_users_give(refused, tmp_path, in_time, name):
   option, word = GIVEN[name](tmp_path)
-  refused([*(RESNET18 if name.startswith('weights') else [SMOKE] if 'teacher' in name else SINGLE),
-           *(['--config.method=kd'] * ('teacher' in name)), f'--workdir={tmp_path}/new', option], [word])
+  refused(
+    [
+      *(RESNET18 if name.startswith('weights') else [SMOKE] if 'teacher' in name else SINGLE),
+      *(['--config.method=kd'] * ('teacher' in name)),
+      f'--workdir={tmp_path}/new',
+      option,
+    ],
+    [word],
+  )
 
 
 def test_files_are_opened_only_after_a_look_at_what_they_are():
   """By functions of `local_file`; the exceptions check by themselves, or open what this process has made."""
-  allowed = {'local_file.py': 1, 'tensorflow_host.py': 1, 'distributed.py': 1,  # the null device
-             'run_files.py': 1,  # the lock, without waiting
-             'metric_log.py': 1, 'checksums.py': 2, 'pytorch_weights.py': 3, 'packed.py': 1, 'manifest.py': 1,
-             'tfrecord.py': 3, 'image_file.py': 1, 'base.py': 1, 'npy.py': 4, 'folder.py': 1, 'variants.py': 1}
+  allowed = {
+    'local_file.py': 1,
+    'tensorflow_host.py': 1,
+    'distributed.py': 1,  # the null device
+    'run_files.py': 1,  # the lock, without waiting
+    'metric_log.py': 1,
+    'checksums.py': 2,
+    'pytorch_weights.py': 3,
+    'packed.py': 1,
+    'manifest.py': 1,
+    'tfrecord.py': 3,
+    'image_file.py': 1,
+    'base.py': 1,
+    'npy.py': 4,
+    'folder.py': 1,
+    'variants.py': 1,
+  }
   found = collections.Counter()
   for path in (ROOT / 'cmtkd_jax').rglob('*.py'):
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Call):
         called = ast.unparse(node.func)
-        if called.split('.')[-1] in ('open', 'read_text', 'load_file', 'run_path') or called == 'np.load' or (
-            called.endswith('.read_bytes') and not called.startswith('local_file.')):
+        if (
+          called.split('.')[-1] in ('open', 'read_text', 'load_file', 'run_path')
+          or called == 'np.load'
+          or (called.endswith('.read_bytes') and not called.startswith('local_file.'))
+        ):
           found[path.name] += 1
   assert found == allowed
 
@@ -763,25 +926,37 @@ def test_files_are_opened_only_after_a_look_at_what_they_are():
 # --- The command itself, and its code.
 
 
-@pytest.mark.parametrize('arguments, words', [
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
     (['--config=configs/nope.py'], ['there is no file configs/nope.py']),
     ([SMOKE, '--config.cmtkd.gama=1'], ['config.cmtkd.gama', 'alpha, beta']),
     ([SMOKE, '--config.duration=5 weeks'], ['config.duration', 'epochs']),
     ([SMOKE, '--config.data.name=folder:/nonexistent'], ['/nonexistent/train', 'put the images under']),
     (['--mode=evaluate', '--workdir=/nonexistent'], ['/nonexistent', 'name the directory of a run']),
-])
+  ],
+)
 def test_the_command(arguments, words, tmp_path):
-  result = subprocess.run([sys.executable, '-m', 'cmtkd_jax.main', f'--workdir={tmp_path}/run', *arguments], cwd=ROOT,
-                          capture_output=True, text=True, check=False)
+  result = subprocess.run(
+    [sys.executable, '-m', 'cmtkd_jax.main', f'--workdir={tmp_path}/run', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert result.returncode == 2 and not result.stdout
   assert result.stderr.startswith('error: ') and result.stderr.count('\n') == 1
   for word in words:
     assert word in result.stderr
 
 
-@pytest.mark.parametrize('error, words', [
+@pytest.mark.parametrize(
+  'error, words',
+  [
     (ImportError('Please install gcsfs to access Google Storage'), ['Please install gcsfs', 'local path']),
-    (OSError('403: no access\nto bkt'), ['cannot be reached (OSError: 403: no access to bkt)', 'credentials'])])
+    (OSError('403: no access\nto bkt'), ['cannot be reached (OSError: 403: no access to bkt)', 'credentials']),
+  ],
+)
 def test_object_storage_that_cannot_be_reached(refused, tmp_path, monkeypatch, error, words):
   def unreachable(path):
     raise error
@@ -794,14 +969,16 @@ def test_object_storage_that_cannot_be_reached(refused, tmp_path, monkeypatch, e
 def test_names_of_users_cannot_rewrite_a_terminal_or_a_table():
   assert text_table.printable('a\x1b[2Jb\nc\u202ed é') == 'a\\x1b[2Jb\\nc\\u202ed é'
   assert text_table.lines(['x'], [['\x07y']]) == ['x', '\\x07y']
-  line = table.markdown('a|b', [{'title': '<b>x</b>|*y*\n', 'bits': '2/2', 'published': (), 'last': None, 'best': None,
-                                 'seeds': [], 'note': ''}]).splitlines()
+  line = table.markdown(
+    'a|b',
+    [{'title': '<b>x</b>|*y*\n', 'bits': '2/2', 'published': (), 'last': None, 'best': None, 'seeds': [], 'note': ''}],
+  ).splitlines()
   assert line[0] == r'**a\|b**' and line[4].startswith(r'| \<b\>x\</b\>\|\*y\*\\n | 2/2 |')
 
 
 def test_an_error_is_one_short_line_whatever_it_quotes():
   assert str(UserError('a\x1b[2J\nb \ud800')) == r'a\x1b[2J\nb \ud800'
-  line = str(UserError(f"config.seed={'x' * 10**5!r} is not a number; give one"))
+  line = str(UserError(f'config.seed={"x" * 10**5!r} is not a number; give one'))
   assert len(line) <= 1000 and line.startswith("config.seed='x") and line.endswith('is not a number; give one')
 
 
@@ -822,7 +999,15 @@ def test_no_code_runs_data():
         names = {alias.name.split('.')[0] for alias in node.names} | {str(getattr(node, 'module', '')).split('.')[0]}
         allowed = {'variants.py': {'runpy'}, 'worker_pool.py': {'pickle'}}.get(path.name, ())  # its own
         assert not names - set(allowed) & {
-            'pickle', 'marshal', 'shelve', 'dill', 'cloudpickle', 'joblib', 'yaml', 'runpy'}
+          'pickle',
+          'marshal',
+          'shelve',
+          'dill',
+          'cloudpickle',
+          'joblib',
+          'yaml',
+          'runpy',
+        }
       if isinstance(node, ast.Call):
         called = ast.unparse(node.func)
         assert called not in ('eval', 'exec', 'compile', '__import__', 'torch.load'), (path, node.lineno)

@@ -55,8 +55,10 @@ def test_gradients_are_the_slopes_of_finite_differences(shape, mean):
 def test_value_and_gradient_by_hand():
   """x = 1, 3: mean 2, variance 1, so y = -5 + 7, 5 + 7. One of two rows: nothing of its gradient is left."""
   x, scale, bias = jnp.float32([[1], [3]]), jnp.float32([5]), jnp.float32([7])
-  (y, mean, var), gradient = normalize(x, scale, bias, 0.0), jax.grad(
-      lambda *a: normalize(*a, 0.0)[0][1, 0], (0, 1, 2))(x, scale, bias)
+  (y, mean, var), gradient = (
+    normalize(x, scale, bias, 0.0),
+    jax.grad(lambda *a: normalize(*a, 0.0)[0][1, 0], (0, 1, 2))(x, scale, bias),
+  )
   np.testing.assert_allclose(y, [[2], [12]])
   assert (mean[0], var[0]) == (2, 1)
   # g = 0, 1; mean(g) = 1/2; n = -1, 1; mean(g n) = 1/2: 5 (g - 1/2 - n/2) = 0, 0.
@@ -104,5 +106,6 @@ def test_groups_of_rows(shape):
   np.testing.assert_allclose(running['mean'], 0.25 * mean.mean(0), rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(running['var'], 0.75 + 0.25 * var.mean(0), rtol=1e-5)
   again = norm.apply({**variables, **state}, x, False)
-  np.testing.assert_allclose(again, (x - running['mean']) / np.sqrt(running['var'] + 1e-5) * scale + bias,
-                             rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    again, (x - running['mean']) / np.sqrt(running['var'] + 1e-5) * scale + bias, rtol=1e-4, atol=1e-5
+  )

@@ -87,14 +87,18 @@ def test_a_run_of_a_chain_has_its_changes_and_no_plans():
     config_lib.derive(config, {'student': {'weigth_bits': 4}})
 
 
-@pytest.mark.parametrize('field, value, words', [
+@pytest.mark.parametrize(
+  'field, value, words',
+  [
     ('data.mean', (0.1,), r'config.data.mean=\(0.305,\)'),
     ('data.name', 'generated:8x8x1:7:48', 'other classes'),
-])
+  ],
+)
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path, quick_compile, field, value, words):
   config = smoke_config()
-  config.update_from_flattened_dict({'method': 'single', 'duration': '1 steps', 'eval_every': '1 steps',
-                                     'optimizer.decay_at': ''})
+  config.update_from_flattened_dict(
+    {'method': 'single', 'duration': '1 steps', 'eval_every': '1 steps', 'optimizer.decay_at': ''}
+  )
   chain.train_chain(config, tmp_path / 'teacher')
   config.update_from_flattened_dict({'method': 'kd', 'teachers': (str(tmp_path / 'teacher'),), field: value})
   with pytest.raises(UserError, match=words):
@@ -108,12 +112,19 @@ def table_config(only=()):
   config = smoke_config()
   config.table.title, config.table.seeds, config.table.only = 'A table', (0, 1), only
   config.table.runs = dict(
-      full=FULL, apot=dict(method='single', quantizer=dict(name='apot_of_tomorrow')),
-      kd=dict(method='kd', teachers=('{full}',)), lost=dict(method='single', data=dict(name='npy:/nowhere')))
+    full=FULL,
+    apot=dict(method='single', quantizer=dict(name='apot_of_tomorrow')),
+    kd=dict(method='kd', teachers=('{full}',)),
+    lost=dict(method='single', data=dict(name='npy:/nowhere')),
+  )
   config.table.lines = (
-      ('full precision', '32/32', 'full', 'student', (75.3, 93.1)), ('not yet', '2/2', 'apot', 'student', (70.0, None)),
-      ('KD', '2/2', 'kd', 'student', (75.1, 92.8)), ('its teacher', '32/32', 'kd', 'teacher', (None, None)),
-      ('lost', '2/2', 'lost', 'student', (1.0, 2.0)), ('cited', '2/2', '', 'student', (72.1, 91.6)))
+    ('full precision', '32/32', 'full', 'student', (75.3, 93.1)),
+    ('not yet', '2/2', 'apot', 'student', (70.0, None)),
+    ('KD', '2/2', 'kd', 'student', (75.1, 92.8)),
+    ('its teacher', '32/32', 'kd', 'teacher', (None, None)),
+    ('lost', '2/2', 'lost', 'student', (1.0, 2.0)),
+    ('cited', '2/2', '', 'student', (72.1, 91.6)),
+  )
   return config
 
 
@@ -155,8 +166,13 @@ def test_rows_as_arguments_and_unknown_ones():
 
 
 def test_every_table_of_the_paper_is_there_and_its_runs_are_configurations():
-  for name, lines in (('table1_alexnet_cifar100', 11), ('table2_resnet18_cifar100', 11),
-                      ('table3_teachers_cifar100', 2), ('table4_cifar100', 12), ('table5_imagenet', 15)):
+  for name, lines in (
+    ('table1_alexnet_cifar100', 11),
+    ('table2_resnet18_cifar100', 11),
+    ('table3_teachers_cifar100', 2),
+    ('table4_cifar100', 12),
+    ('table5_imagenet', 15),
+  ):
     config = load(name)
     assert len(config.table.lines) == lines
     for line in map(table.Line._make, config.table.lines):

@@ -25,12 +25,13 @@ def sharding(devices, *axes):
 def make_state(devices=8, offset=0):
   """Every kind of leaf that training has; the kernel is cut over the devices, the rest is on all."""
   variables = {
-      'params': {'conv': {'kernel': np.random.default_rng(offset).normal(size=(16, 4)).astype(np.float32)}},
-      'batch_stats': {'mean': np.array([0.1, -0.0, np.inf, np.nan], jnp.bfloat16)},
-      'quantizer': {},
+    'params': {'conv': {'kernel': np.random.default_rng(offset).normal(size=(16, 4)).astype(np.float32)}},
+    'batch_stats': {'mean': np.array([0.1, -0.0, np.inf, np.nan], jnp.bfloat16)},
+    'quantizer': {},
   }
-  transform = optax.partition({'a': optax.chain(optax.clip(1.0), optax.adam(1e-3)), 'b': optax.set_to_zero()},
-                              {'conv': 'a', 'rest': 'b'})
+  transform = optax.partition(
+    {'a': optax.chain(optax.clip(1.0), optax.adam(1e-3)), 'b': optax.set_to_zero()}, {'conv': 'a', 'rest': 'b'}
+  )
   optimizer = transform.init({'conv': jnp.full((3,), 0.5 + offset), 'rest': jnp.ones(())})
   optimizer = jax.tree.map(lambda leaf: np.asarray(leaf) + offset, optimizer)
   state = {'variables': freeze(variables), 'optimizer': optimizer, 'step': np.int32(7 + offset)}
@@ -43,8 +44,11 @@ def make_state(devices=8, offset=0):
 
 def abstract(state):
   return jax.tree.map(
-      lambda leaf: leaf if isinstance(leaf, int) else
-      jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+    lambda leaf: (
+      leaf if isinstance(leaf, int) else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    ),
+    state,
+  )
 
 
 def assert_same(got, wanted, shardings=True):
@@ -170,7 +174,7 @@ def test_saved_on_eight_devices_and_read_where_there_is_one(tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
     array = jax.device_put(wanted, sharding(8, 'batch'))
     checkpoints.save(1, {'variables': {'w': array}, 'step': jax.device_put(np.int32(4), sharding(8))}, {})
-  code = f'''
+  code = f"""
 import jax, numpy as np
 from cmtkd_jax.runs import checksums
 from cmtkd_jax.runs.checkpoint import Checkpoints, load_variables
@@ -183,9 +187,15 @@ with Checkpoints({str(tmp_path)!r}) as checkpoints:
 variables, _, step = load_variables({str(tmp_path)!r})
 assert variables['w'].tobytes() == np.asarray(state['variables']['w']).tobytes()
 print(variables['w'].tobytes().hex(), int(state['step']), step)
-'''
-  run = subprocess.run([sys.executable, '-W', 'error', '-c', code], env=dict(os.environ, XLA_FLAGS=''),
-                       text=True, capture_output=True, timeout=60, check=False)
+"""
+  run = subprocess.run(
+    [sys.executable, '-W', 'error', '-c', code],
+    env=dict(os.environ, XLA_FLAGS=''),
+    text=True,
+    capture_output=True,
+    timeout=60,
+    check=False,
+  )
   assert run.stdout.split() == [wanted.tobytes().hex(), '4', '1'], run.stderr
   assert run.stderr == ''
 
@@ -196,9 +206,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     checkpoints.save(6, state, {})
     other = dict(abstract(state), epochs=jax.ShapeDtypeStruct((), jnp.int32))
     other['variables'] = {
-        'params': {'conv': {'kernel': jax.ShapeDtypeStruct((16, 8), jnp.float32)}},
-        'batch_stats': {'mean': jax.ShapeDtypeStruct((4,), jnp.float32)},
-        'head': {name: jax.ShapeDtypeStruct((2,), jnp.float32) for name in 'abc'}}
+      'params': {'conv': {'kernel': jax.ShapeDtypeStruct((16, 8), jnp.float32)}},
+      'batch_stats': {'mean': jax.ShapeDtypeStruct((4,), jnp.float32)},
+      'head': {name: jax.ShapeDtypeStruct((2,), jnp.float32) for name in 'abc'},
+    }
     with pytest.raises(UserError) as error:
       checkpoints.restore(other)
     with pytest.raises(UserError, match=r'fit: state/epochs is a number there, int32\[\] here; use'):
@@ -269,8 +280,12 @@ def test_every_flipped_bit_is_damage(tmp_path, caplog):
   with Checkpoints(tmp_path) as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, make_state(1, offset=step), {'step': step})
-  files = [path for item in ('variables', 'state', 'meta') for path in (tmp_path / '2' / item).rglob('*')
-           if path.is_file() and path.stat().st_size]
+  files = [
+    path
+    for item in ('variables', 'state', 'meta')
+    for path in (tmp_path / '2' / item).rglob('*')
+    if path.is_file() and path.stat().st_size
+  ]
   assert len(files) > 10
   for path in files:
     data = path.read_bytes()

@@ -26,10 +26,11 @@ LABELS = np.array([0, 3, 1, 4, 2, 2, 0, 1], np.int32)
 
 def tiny(num_classes, layers, **unused):
   """Three convolutions, a stage each: what a method does with a network does not depend on its depth."""
-  stages = tuple(functools.partial(alexnet.Stage, ((features, 3, stride, None, role),), (1, 1), layers)
-                 for features, stride, role in ((4, 1, 'first'), (6, 2, 'body'), (8, 2, 'body')))
-  return models.Network((1, 2, 3), stages, layers.activation,
-                        functools.partial(resnet.PooledHead, num_classes, layers))
+  stages = tuple(
+    functools.partial(alexnet.Stage, ((features, 3, stride, None, role),), (1, 1), layers)
+    for features, stride, role in ((4, 1, 'first'), (6, 2, 'body'), (8, 2, 'body'))
+  )
+  return models.Network((1, 2, 3), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers))
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -116,19 +117,23 @@ def reference_loss(z_t, z_s, labels, pairs, settings, gamma, power):
   kl = lambda z: tau**2 * np.mean(np.sum(np.exp(log_p) * (log_p - log_softmax(z / tau)), -1))
 
   def attention(x):
-    q = np.sum(np.abs(f64(x))**power, -1).reshape(len(x), -1)
+    q = np.sum(np.abs(f64(x)) ** power, -1).reshape(len(x), -1)
     return q / np.sqrt(np.sum(q**2, -1, keepdims=True))
 
-  distance = {'attention': lambda t, s: np.mean((attention(t) - attention(s))**2),
-              'fitnet': lambda t, s: np.mean((f64(t) - f64(s))**2)}
-  terms = {'cross_entropy/student': ce(z_s), 'cross_entropy/combined_teacher': ce(z_t),
-           'mutual/student': kl(z_s), 'mutual/combined_teacher': kl(z_t)}
+  distance = {
+    'attention': lambda t, s: np.mean((attention(t) - attention(s)) ** 2),
+    'fitnet': lambda t, s: np.mean((f64(t) - f64(s)) ** 2),
+  }
+  terms = {
+    'cross_entropy/student': ce(z_s),
+    'cross_entropy/combined_teacher': ce(z_t),
+    'mutual/student': kl(z_s),
+    'mutual/combined_teacher': kl(z_t),
+  }
   feature = {}
   if settings.feature_loss != 'none':
-    feature = {f'{settings.feature_loss}/{tap}': distance[settings.feature_loss](*pair)
-               for tap, pair in pairs.items()}
-  total = (settings.alpha * (ce(z_s) + ce(z_t)) + settings.beta * (kl(z_s) + kl(z_t))
-           + gamma * sum(feature.values()))
+    feature = {f'{settings.feature_loss}/{tap}': distance[settings.feature_loss](*pair) for tap, pair in pairs.items()}
+  total = settings.alpha * (ce(z_s) + ce(z_t)) + settings.beta * (kl(z_s) + kl(z_t)) + gamma * sum(feature.values())
   return total, terms | feature
 
 
@@ -139,16 +144,22 @@ def loss_inputs():
   return 3 * normal(8, CLASSES), 3 * normal(8, CLASSES), LABELS, pairs
 
 
-@pytest.mark.parametrize('settings, options, gamma', [
+@pytest.mark.parametrize(
+  'settings, options, gamma',
+  [
     (cmtkd.Settings(), {}, 100),
     (cmtkd.Settings(feature_loss='fitnet'), {}, 1),
     (cmtkd.Settings(feature_loss='none'), {}, 0),
     (cmtkd.Settings(alpha=0.7, beta=1.3, temperature=3.0, ce_temperature=1.7), dict(weight=11.0, power=3.0), 11),
-    (cmtkd.Settings(alpha=1.9, beta=0.2, temperature=5.0, ce_temperature=0.6, feature_loss='fitnet'),
-     dict(weight=0.4), 0.4),
+    (
+      cmtkd.Settings(alpha=1.9, beta=0.2, temperature=5.0, ce_temperature=0.6, feature_loss='fitnet'),
+      dict(weight=0.4),
+      0.4,
+    ),
     (cmtkd.Settings(alpha=0.3, beta=2.0, temperature=0.5, ce_temperature=2.5, feature_loss='none'), {}, 0),
     (cmtkd.Settings(), dict(weight=0.0), 0),
-])
+  ],
+)
 def test_loss_and_terms(settings, options, gamma):
   *logits, labels, pairs = loss_inputs()
   pairs = {} if settings.feature_loss == 'none' else pairs
@@ -168,8 +179,10 @@ def test_any_logit_loss_is_the_mutual_loss(name):
   settings = cmtkd.Settings(alpha=0.0, beta=0.5, feature_loss='none', mutual_loss=name, temperature=3.0)
   total, terms = cmtkd.cmtkd_loss(z_t, z_s, labels, {}, settings, *loss_of(settings))
   own_s, own_t = (f64(z) - f64(z)[np.arange(len(labels)), labels][:, None] for z in (z_s, z_t))
-  expected = [losses.LOGIT_LOSSES[name]()(np.float32(np.minimum(own_t, own_s)), np.float32(own), labels, 3.0)
-              for own in (own_s, own_t)]
+  expected = [
+    losses.LOGIT_LOSSES[name]()(np.float32(np.minimum(own_t, own_s)), np.float32(own), labels, 3.0)
+    for own in (own_s, own_t)
+  ]
   assert_close([terms['mutual/student'], terms['mutual/combined_teacher']], expected)
   assert_close(total, 0.5 * float(sum(expected)))
 
@@ -217,7 +230,9 @@ def dense(x, parameters):
   return f64(x) @ f64(parameters['kernel']) + f64(parameters['bias'])
 
 
-@pytest.mark.parametrize('options', [
+@pytest.mark.parametrize(
+  'options',
+  [
     dict(),
     dict(combined_head='mean', taps=(1, 2)),
     dict(taps=(3, 1)),
@@ -232,7 +247,9 @@ def dense(x, parameters):
     dict(feature_loss='ofd'),
     dict(feature_loss='ab', adaptor='identity', fused='pre_quantizer'),
     dict(feature_loss='similarity'),
-], ids=lambda options: ','.join(f'{k}={v}' for k, v in options.items()) or 'default')
+  ],
+  ids=lambda options: ','.join(f'{k}={v}' for k, v in options.items()) or 'default',
+)
 def test_forward(options):
   config = make_config(**options)
   settings = config_lib.settings(config, 'cmtkd')
@@ -275,8 +292,9 @@ def test_forward(options):
         expected = f64(expected) @ kernel[0, 0]
         if feature_loss.adaptor == 'conv_norm':
           norm, stats = (tree[f'adaptor_tap{tap}']['norm'] for tree in (params, variables['batch_stats']))
-          expected = ((expected - f64(stats['mean'])) / np.sqrt(f64(stats['var']) + 1e-5) * f64(norm['scale'])
-                      + f64(norm['bias']))
+          expected = (expected - f64(stats['mean'])) / np.sqrt(f64(stats['var']) + 1e-5) * f64(norm['scale']) + f64(
+            norm['bias']
+          )
       assert_close(own_student, f64(expected), rtol=1e-4, atol=1e-5)
     if k < 2:
       for name, expected in zip(TEACHERS, next_inputs):
@@ -289,12 +307,14 @@ def test_forward(options):
     combined = dense(pooled(last), params['combined_head']['classifier'])
     assert not any('head' in params[name] for name in TEACHERS)
   else:
-    combined = np.mean([dense(pooled(x), params[name]['head']['classifier'])
-                        for name, x in zip(TEACHERS, next_inputs)], axis=0)
+    combined = np.mean(
+      [dense(pooled(x), params[name]['head']['classifier']) for name, x in zip(TEACHERS, next_inputs)], axis=0
+    )
     assert 'combined_head' not in params
   assert_close(outputs.logits['combined_teacher'], combined, rtol=1e-4, atol=1e-5)
-  assert_close(outputs.logits['student'], dense(pooled(student_in), params['student']['head']['classifier']),
-               rtol=1e-4, atol=1e-5)
+  assert_close(
+    outputs.logits['student'], dense(pooled(student_in), params['student']['head']['classifier']), rtol=1e-4, atol=1e-5
+  )
   assert outputs.logits.keys() == {'student', 'combined_teacher'}
 
 
@@ -311,12 +331,17 @@ def test_importance_starts_where_it_should_and_is_summarized():
       assert_close([summary[f'importance/{tap}/{name}'] for name in TEACHERS], expected)
 
 
-@pytest.mark.parametrize('options, field', [
-    (dict(bits=()), 'teacher_bits'), (dict(bits=(4, 9)), 'teacher_bits'),
-    (dict(bits=((4, 4, 4),)), 'teacher_bits'), (dict(taps=(4,)), 'taps'),
+@pytest.mark.parametrize(
+  'options, field',
+  [
+    (dict(bits=()), 'teacher_bits'),
+    (dict(bits=(4, 9)), 'teacher_bits'),
+    (dict(bits=((4, 4, 4),)), 'teacher_bits'),
+    (dict(taps=(4,)), 'taps'),
     (dict(taps=(1, 2)), 'combined_head'),
     (dict(importance_init=(0.0,)), 'importance_init'),
-])
+  ],
+)
 def test_refused(options, field):
   with pytest.raises(UserError, match=f'config.cmtkd.{field}'):
     make_method(make_config(**options))
@@ -336,17 +361,25 @@ def linearized():
   method, images = make_method(make_config()), make_images()
   variables = make_variables(method)
   outputs, pull_back = jax.vjp(
-      lambda params: method.apply({**variables, 'params': params}, images, train=False), variables['params'])
+    lambda params: method.apply({**variables, 'params': params}, images, train=False), variables['params']
+  )
 
   def gradients(settings, term='total', **options):
     def loss(outputs):
       pairs = {} if settings.feature_loss == 'none' else outputs.extras
-      total, terms = cmtkd.cmtkd_loss(outputs.logits['combined_teacher'], outputs.logits['student'], LABELS, pairs,
-                                      settings, *loss_of(settings, **options))
+      total, terms = cmtkd.cmtkd_loss(
+        outputs.logits['combined_teacher'],
+        outputs.logits['student'],
+        LABELS,
+        pairs,
+        settings,
+        *loss_of(settings, **options),
+      )
       terms['total'] = total
       terms['features'] = sum(value for name, value in terms.items() if name.startswith('attention/'))
       return terms[term]
-    params, = pull_back(jax.grad(loss)(outputs))
+
+    (params,) = pull_back(jax.grad(loss)(outputs))
     return {name: max(np.max(np.abs(x)) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
 
   return gradients
@@ -358,7 +391,9 @@ ALL = TEACHER_SIDE | {'student'}
 OPEN_TARGET = dict(stop_gradient_target=False)
 
 
-@pytest.mark.parametrize('options, term, reached', [
+@pytest.mark.parametrize(
+  'options, term, reached',
+  [
     (dict(), 'cross_entropy/student', {'student'}),
     (dict(), 'cross_entropy/combined_teacher', TEACHER_SIDE),
     (dict(), 'mutual/student', {'student'}),
@@ -371,7 +406,8 @@ OPEN_TARGET = dict(stop_gradient_target=False)
     (dict(alpha=0.0, beta=0.0, feature_loss='none'), 'total', set()),
     (dict(beta=0.0, feature_loss='none'), 'total', ALL),
     (dict(feature_loss='none', **OPEN_TARGET), 'total', ALL),
-])
+  ],
+)
 def test_which_parameters_a_term_reaches(linearized, options, term, reached):
   largest = linearized(cmtkd.Settings(**options), term)
   assert largest.keys() == ALL
@@ -394,8 +430,10 @@ def test_without_mutual_and_feature_loss_the_two_sides_are_apart(linearized):
 
 def test_gradient_of_importance_by_finite_differences():
   # Without quantizers and with nothing held constant, the loss is smooth almost everywhere.
-  method, images = make_method(make_config(bits=(32, 32), student=32, weight=20.0,
-                                           stop_gradient_target=False)), make_images()
+  method, images = (
+    make_method(make_config(bits=(32, 32), student=32, weight=20.0, stop_gradient_target=False)),
+    make_images(),
+  )
   variables = make_variables(method)
 
   @jax.jit
@@ -432,15 +470,15 @@ def resnet8_config():
 def test_bit_table_by_hand():
   rows = table(resnet8_config())
   costs = {  # layer: (parameters, MACs), counted by hand
-      'stage1/stem/conv': (9 * 16, 9 * 16 * 64),
-      'stage1/block1/conv1': (9 * 16 * 16, 9 * 16 * 16 * 64),
-      'stage1/block1/conv2': (9 * 16 * 16, 9 * 16 * 16 * 64),
-      'stage2/block1/conv1': (9 * 16 * 32, 9 * 16 * 32 * 16),
-      'stage2/block1/conv2': (9 * 32 * 32, 9 * 32 * 32 * 16),
-      'stage2/block1/shortcut': (16 * 32, 16 * 32 * 16),
-      'stage3/block1/conv1': (9 * 32 * 64, 9 * 32 * 64 * 4),
-      'stage3/block1/conv2': (9 * 64 * 64, 9 * 64 * 64 * 4),
-      'stage3/block1/shortcut': (32 * 64, 32 * 64 * 4),
+    'stage1/stem/conv': (9 * 16, 9 * 16 * 64),
+    'stage1/block1/conv1': (9 * 16 * 16, 9 * 16 * 16 * 64),
+    'stage1/block1/conv2': (9 * 16 * 16, 9 * 16 * 16 * 64),
+    'stage2/block1/conv1': (9 * 16 * 32, 9 * 16 * 32 * 16),
+    'stage2/block1/conv2': (9 * 32 * 32, 9 * 32 * 32 * 16),
+    'stage2/block1/shortcut': (16 * 32, 16 * 32 * 16),
+    'stage3/block1/conv1': (9 * 32 * 64, 9 * 32 * 64 * 4),
+    'stage3/block1/conv2': (9 * 64 * 64, 9 * 64 * 64 * 4),
+    'stage3/block1/shortcut': (32 * 64, 32 * 64 * 4),
   }
   expected = {'combined_head/classifier': (32, 32, 650, 640), 'student/head/classifier': (32, 32, 650, 640)}
   for network, bits in (('student', 2), *zip(TEACHERS, (4, 8))):
@@ -448,7 +486,11 @@ def test_bit_table_by_hand():
       first = layer == 'stage1/stem/conv'
       # Teachers read the mixture after a tap, which is on no grid.
       mixed = network != 'student' and layer in (
-          'stage2/block1/conv1', 'stage2/block1/shortcut', 'stage3/block1/conv1', 'stage3/block1/shortcut')
+        'stage2/block1/conv1',
+        'stage2/block1/shortcut',
+        'stage3/block1/conv1',
+        'stage3/block1/shortcut',
+      )
       expected[f'{network}/{layer}'] = (32 if first else bits, 32 if first or mixed else bits, *cost)
   assert rows == expected
   text = bit_table.render([bit_table.Row(layer, *row) for layer, row in rows.items()])
@@ -459,8 +501,11 @@ def test_bit_table_by_hand():
 def test_bit_table_follows_options_and_rules():
   config = resnet8_config()
   config.bits.first_last, config.bits.shortcut, config.cmtkd.requantize = 8, 'full_precision', True
-  config.bits.rules = (('student/stage2/block1/conv2', 3, 5), ('student/stage2/.*', 6, 7),
-                       (r'teacher2_8bit/stage1_activation', 1, 5))
+  config.bits.rules = (
+    ('student/stage2/block1/conv2', 3, 5),
+    ('student/stage2/.*', 6, 7),
+    (r'teacher2_8bit/stage1_activation', 1, 5),
+  )
   bits = {layer: row[:2] for layer, row in table(config).items()}
   assert bits['student/stage1/stem/conv'] == (8, 32) and bits['student/head/classifier'] == (8, 32)
   assert bits['student/stage2/block1/conv1'] == (6, 2)
@@ -488,7 +533,8 @@ def test_policies_are_compared_before_training(capsys):
   """Two rule sets as runs of a table: stage 3 at 4 bits costs its 57,344 weights and their products 2 bits more."""
   config = resnet8_config()
   config.table.runs = dict(
-      uniform={}, deep=dict(bits=dict(rules=(('student/stage3/.*', 4, 4), ('student/stage2_activation', 4, 4)))))
+    uniform={}, deep=dict(bits=dict(rules=(('student/stage3/.*', 4, 4), ('student/stage2_activation', 4, 4))))
+  )
   totals = bit_report.compare(config)
   assert totals['deep'].size - totals['uniform'].size == 2 * (18432 + 36864 + 2048)
   stage3 = 18432 * 4 + 36864 * 4 + 2048 * 4  # MACs at 2x2

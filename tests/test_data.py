@@ -25,16 +25,33 @@ def make_mesh(devices=8):
 
 
 def make_config(**fields):
-  config = ConfigDict(dict(
-      name='digits', dir='', minival=0.0, augment='none', pad=2, pad_mode='zeros', image_size=8, resize=0, mean=(0.3,),
-      std=(0.35,), resident='auto', num_workers=2, workers='threads', decoder='pil', max_corrupt=0.01))
+  config = ConfigDict(
+    dict(
+      name='digits',
+      dir='',
+      minival=0.0,
+      augment='none',
+      pad=2,
+      pad_mode='zeros',
+      image_size=8,
+      resize=0,
+      mean=(0.3,),
+      std=(0.35,),
+      resident='auto',
+      num_workers=2,
+      workers='threads',
+      decoder='pil',
+      max_corrupt=0.01,
+    )
+  )
   config.update(fields)
   return config
 
 
 def load(batch_size=64, eval_batch_size=100, seed=0, devices=8, **fields):
-  return data.load(make_config(**fields), batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed,
-                   mesh=make_mesh(devices))
+  return data.load(
+    make_config(**fields), batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed, mesh=make_mesh(devices)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -113,8 +130,14 @@ def test_resuming_is_the_tail_of_an_undisturbed_run(npy_dir, resident):
   assert_equal(take(loader, 0, 10)[7:], take(loader, 7, 3))
 
 
-@pytest.mark.parametrize('fields', [{'augment': 'resize_crop_flip', 'resize': 8},
-                                    {'augment': 'inception_crop_flip', 'resize': 8}, {'augment': 'pad_crop'}])
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'augment': 'resize_crop_flip', 'resize': 8},
+    {'augment': 'inception_crop_flip', 'resize': 8},
+    {'augment': 'pad_crop'},
+  ],
+)
 def test_resuming_and_threads_do_not_change_host_crops(npy_dir, fields):
   fields = npy_fields(npy_dir, resident='no', **fields)
   whole = take(load(batch_size=48, num_workers=0, **fields).train, 0, 6)
@@ -180,12 +203,19 @@ def test_resident_gather_moves_nothing_between_devices(npy_dir):
   batch = next(loader.batches(0))
   text = reader._gather.lower(*reader._arrays, batch['label']).compile().as_text()
   assert 'gather' in text and not any(
-      f'{op}(' in text for op in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'))
+    f'{op}(' in text for op in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute')
+  )
 
 
-@pytest.mark.parametrize('fields', [dict(resident='yes'), dict(resident='no'),
-                                    dict(resident='yes', augment='resize_crop_flip', resize=5, image_size=4),
-                                    dict(resident='no', augment='resize_crop_flip', resize=5, image_size=4)])
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(resident='yes'),
+    dict(resident='no'),
+    dict(resident='yes', augment='resize_crop_flip', resize=5, image_size=4),
+    dict(resident='no', augment='resize_crop_flip', resize=5, image_size=4),
+  ],
+)
 def test_the_specification_of_a_batch_is_that_of_a_batch_and_reads_none(npy_dir, fields, monkeypatch):
   loader = load(batch_size=40, devices=4, **npy_fields(npy_dir, **fields)).train
   batch = take_one(loader)
@@ -253,7 +283,7 @@ def numpy_crops(image, pad, flip):
   h, w, _ = image.shape
   padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
   for top, left in itertools.product(range(2 * pad + 1), repeat=2):
-    crop = padded[top:top + h, left:left + w]
+    crop = padded[top : top + h, left : left + w]
     yield crop
     if flip:
       yield crop[:, ::-1]
@@ -274,8 +304,9 @@ def test_pad_crop_gives_each_allowed_crop_and_no_other(name):
   image = np.random.default_rng(0).integers(1, 256, (1, 5, 4, 3), dtype=np.uint8)
   allowed = {c.tobytes() for c in numpy_crops(image[0], pad, flip)}
   assert len(allowed) == (18 if flip else 9)
-  out = np.asarray(jax.jit(augment.pad_crop, static_argnums=(2, 3))(
-      jax.random.key(0), image.repeat(2000, 0), pad, flip))
+  out = np.asarray(
+    jax.jit(augment.pad_crop, static_argnums=(2, 3))(jax.random.key(0), image.repeat(2000, 0), pad, flip)
+  )
   assert out.dtype == np.uint8
   counts = {}
   for row in out:
@@ -285,19 +316,22 @@ def test_pad_crop_gives_each_allowed_crop_and_no_other(name):
   assert all(0.5 * expected < n < 1.6 * expected for n in counts.values())
 
 
-@pytest.mark.parametrize('mode, padded', [
+@pytest.mark.parametrize(
+  'mode, padded',
+  [
     # rows 2 1 2 3 2 from 1 2 3, above them the second row
     ('reflect', [[5, 4, 5, 6, 5], [2, 1, 2, 3, 2], [5, 4, 5, 6, 5], [8, 7, 8, 9, 8], [5, 4, 5, 6, 5]]),
     # rows 1 1 2 3 3, above them the first row, as cv2.BORDER_REFLECT has it
     ('symmetric', [[1, 1, 2, 3, 3], [1, 1, 2, 3, 3], [4, 4, 5, 6, 6], [7, 7, 8, 9, 9], [7, 7, 8, 9, 9]]),
-])
+  ],
+)
 def test_mirrored_padding_by_hand(mode, padded):
   config = config_lib.default()
   config.data.pad_mode = mode
   config_lib.check(config)
   image, padded = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3, 1).repeat(200, 0), np.array(padded, np.uint8)
   crops = {np.asarray(row)[..., 0].tobytes() for row in augment.pad_crop(jax.random.key(0), image, 1, False, mode)}
-  assert crops == {padded[y:y + 3, x:x + 3].tobytes() for y in range(3) for x in range(3)}
+  assert crops == {padded[y : y + 3, x : x + 3].tobytes() for y in range(3) for x in range(3)}
 
 
 def test_augment_pads_before_standardizing():
@@ -307,9 +341,14 @@ def test_augment_pads_before_standardizing():
   assert (np.abs(out[..., None] - levels).min(-1) < 1e-5).all() and out.min() < 0 < out.max()
 
 
-@pytest.mark.parametrize('fields', [
-    {'augment': 'pad_crop_flip'}, {'augment': 'resize_crop_flip', 'resize': 7, 'image_size': 5},
-    {'augment': 'inception_crop_flip', 'resize': 7, 'image_size': 5}])
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'augment': 'pad_crop_flip'},
+    {'augment': 'resize_crop_flip', 'resize': 7, 'image_size': 5},
+    {'augment': 'inception_crop_flip', 'resize': 7, 'image_size': 5},
+  ],
+)
 def test_augment_does_not_depend_on_sharding(npy_dir, fields):
   outs = []
   for devices in (1, 8):
@@ -362,8 +401,9 @@ def test_resize_crop_boxes_reach_every_offset():
   assert set(h) == set(w) == {16.0}
 
 
-@pytest.mark.parametrize('box_of', [crop_boxes.inception_box,
-                                    functools.partial(crop_boxes.resize_crop_box, resize=20, size=12)])
+@pytest.mark.parametrize(
+  'box_of', [crop_boxes.inception_box, functools.partial(crop_boxes.resize_crop_box, resize=20, size=12)]
+)
 def test_device_resampling_agrees_with_the_host(box_of):
   rng = np.random.default_rng(3)
   coarse = rng.integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)

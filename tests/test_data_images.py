@@ -29,13 +29,24 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import tensorflow_host
 from tests.batches import assert_equal, take
 
-IMAGENET = dict(augment='inception_crop_flip', resize=64, image_size=56, mean=(0.5,) * 3, std=(0.25,) * 3,
-                resident='no', dir='', minival=0.0, pad=0, pad_mode='zeros')
+IMAGENET = dict(
+  augment='inception_crop_flip',
+  resize=64,
+  image_size=56,
+  mean=(0.5,) * 3,
+  std=(0.25,) * 3,
+  resident='no',
+  dir='',
+  minival=0.0,
+  pad=0,
+  pad_mode='zeros',
+)
 
 
 def load(name, batch_size=8, devices=2, num_workers=2, workers='threads', max_corrupt=0.01, decoder='pil', **fields):
-  config = ConfigDict(IMAGENET | dict(name=name, num_workers=num_workers, workers=workers, max_corrupt=max_corrupt,
-                                      decoder=decoder))
+  config = ConfigDict(
+    IMAGENET | dict(name=name, num_workers=num_workers, workers=workers, max_corrupt=max_corrupt, decoder=decoder)
+  )
   config.update(fields)
   mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
   return data.load(config, batch_size=batch_size, eval_batch_size=8, seed=0, mesh=mesh)
@@ -66,18 +77,31 @@ def prepared(tmp_path_factory):
   """{format: folder} of one set of 44 + 10 JPEGs of many sizes, in the format that tfds gives ImageNet."""
   pytest.importorskip('tensorflow')
   tfds = pytest.importorskip('tensorflow_datasets')
-  features = tfds.features.FeaturesDict({
+  features = tfds.features.FeaturesDict(
+    {
       'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
-      'label': tfds.features.ClassLabel(names=['ant', 'bee', 'cat']), 'file_name': tfds.features.Text()})
+      'label': tfds.features.ClassLabel(names=['ant', 'bee', 'cat']),
+      'file_name': tfds.features.Text(),
+    }
+  )
   made = {split: pictures(n, seed) for seed, (split, n) in enumerate((('train', 44), ('validation', 10)))}
   folders = {}
   for file_format in ('array_record', 'tfrecord'):
     folders[file_format] = tmp_path_factory.mktemp(file_format)
     tfds.dataset_builders.store_as_tfds_dataset(
-        name='photos', version='1.0.0', features=features, data_dir=folders[file_format], file_format=file_format,
-        split_datasets={split: [(i, {'image': io.BytesIO(one), 'label': i % 3, 'file_name': f'{i}.JPEG'})
-                                for i, one in enumerate(images)] for split, images in made.items()},
-        disable_shuffling=True)
+      name='photos',
+      version='1.0.0',
+      features=features,
+      data_dir=folders[file_format],
+      file_format=file_format,
+      split_datasets={
+        split: [
+          (i, {'image': io.BytesIO(one), 'label': i % 3, 'file_name': f'{i}.JPEG'}) for i, one in enumerate(images)
+        ]
+        for split, images in made.items()
+      },
+      disable_shuffling=True,
+    )
   return folders, made
 
 
@@ -103,13 +127,13 @@ def test_both_formats_give_the_same_batches_and_resume_exactly(prepared):
 
 @pytest.mark.filterwarnings('ignore')
 def test_tfrecords_need_no_tensorflow(prepared):
-  code = f'''
+  code = f"""
 import sys
 from cmtkd_jax.data.sources import tfds_source
 source = tfds_source.read('photos', {str(prepared[0]['tfrecord'])!r}).train
 images, labels = source.read(__import__('numpy').array([43, 5]))
 print(len(source), source.first_shape, labels.tolist(), images[0][:2].hex(), 'tensorflow' in sys.modules)
-'''
+"""
   run = subprocess.run([sys.executable, '-B', '-c', code], capture_output=True, text=True, check=True)
   first = Image.open(io.BytesIO(prepared[1]['train'][0]))
   assert run.stdout == f'44 {(first.height, first.width, 3)} [1, 2] ffd8 False\n'
@@ -118,6 +142,7 @@ print(len(source), source.first_shape, labels.tolist(), images[0][:2].hex(), 'te
 @pytest.mark.filterwarnings('ignore')
 def test_a_shard_with_other_records_is_refused(prepared, tmp_path):
   import shutil
+
   shutil.copytree(prepared[0]['tfrecord'], tmp_path, dirs_exist_ok=True)
   path = tmp_path / 'photos' / '1.0.0' / 'dataset_info.json'
   info = json.loads(path.read_text())
@@ -221,7 +246,7 @@ def test_the_tensorflow_decoder_streams_resumes_and_counts_broken_images(photos)
   pytest.importorskip('tensorflow')
   path = photos / 'train' / 'ant' / '07.jpg'
   encoded = path.read_bytes()
-  path.write_bytes(encoded[:encoded.index(b'\xff\xda') + 40])  # the header and a little more
+  path.write_bytes(encoded[: encoded.index(b'\xff\xda') + 40])  # the header and a little more
   load_with = functools.partial(load, f'folder:{photos}', decoder='tensorflow', max_corrupt=0.1)
   dataset = load_with()
   whole = take(dataset.train, 0, 6)
@@ -298,6 +323,7 @@ def ends(pids):
 
 class Misbehaving:
   """Stands for a `HostReader`, in a worker."""
+
   shape = (1, 1, 1)
 
   def read(self, records, position):
@@ -309,6 +335,7 @@ class Misbehaving:
     if position == 3:
       os._exit(7)
     import jax._src.xla_bridge as bridge
+
     return np.full((len(records), 1, 1, 1), os.getpid() % 251, np.uint8), (os.getpid(), bool(bridge._backends)), {}
 
 
@@ -335,7 +362,7 @@ def test_workers_errors_and_end(monkeypatch):
 
 @pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='looks into /proc')
 def test_workers_die_with_a_killed_parent(photos):
-  code = f'''
+  code = f"""
 import sys
 import numpy as np
 from cmtkd_jax.data.loading import host_reader, worker_pool
@@ -347,7 +374,7 @@ pool = worker_pool.Workers(1)
 assert pool.read(reader, np.arange(4), 0)[0].std() > 0
 print(*[p.pid for p in pool._processes], flush=True)
 sys.stdin.read()
-'''
+"""
   pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
   with subprocess.Popen([sys.executable, '-c', code], **pipes) as parent:
     pids = list(map(int, parent.stdout.readline().split()))
@@ -362,7 +389,7 @@ sys.stdin.read()
 def test_broken_training_images_are_replaced_by_the_next(photos):
   name, whole = f'folder:{photos}', (photos / 'train' / 'ant' / '04.jpg').read_bytes()
   clean = take(load(name).train, 0, 10)
-  (photos / 'train' / 'ant' / '03.jpg').write_bytes(whole[:len(whole) // 2])
+  (photos / 'train' / 'ant' / '03.jpg').write_bytes(whole[: len(whole) // 2])
   (photos / 'train' / 'bee' / '19.jpg').write_bytes(b'')
   dataset = load(name, max_corrupt=0.1)
   (photos / 'train' / 'bee' / '18.jpg').unlink()  # Record 38, after the folder was read.

@@ -29,15 +29,29 @@ def chunk(kind, data):
 def png(width, depth, color, row, key=None):
   """A PNG of one row, by its specification; color 0 is gray, 2 RGB, 4 gray and alpha, 6 RGBA; `key` is tRNS."""
   header = struct.pack('>IIBBBBB', width, 1, depth, color, 0, 0, 0)
-  parts = [chunk(b'IHDR', header), *([chunk(b'tRNS', key)] if key else []),
-           chunk(b'IDAT', zlib.compress(b'\0' + row)), chunk(b'IEND', b'')]
+  parts = [
+    chunk(b'IHDR', header),
+    *([chunk(b'tRNS', key)] if key else []),
+    chunk(b'IDAT', zlib.compress(b'\0' + row)),
+    chunk(b'IEND', b''),
+  ]
   return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
 
 
 def tiff(bits, photometric, sample_format, data, order='<', width=2):
   """An uncompressed TIFF of one gray row, by its specification; sample formats are 1 unsigned, 2 signed, 3 float."""
-  tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 142), (277, 1), (278, 1),
-          (279, len(data)), (339, sample_format)]
+  tags = [
+    (256, width),
+    (257, 1),
+    (258, bits),
+    (259, 1),
+    (262, photometric),
+    (273, 142),
+    (277, 1),
+    (278, 1),
+    (279, len(data)),
+    (339, sample_format),
+  ]
   directory = b''.join(struct.pack(f'{order}HHI', tag, 4, 1) + struct.pack(f'{order}I', value) for tag, value in tags)
   head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}IH', 8, len(tags))
   file = head + directory + bytes(4)
@@ -53,21 +67,21 @@ def pixels(content, channels=3):
 
 PALETTE = bytes([0, 0, 0, 10, 20, 30])
 MODES = {  # mode: (one pixel, its RGB, its gray)
-    '1': (b'\x80', (255, 255, 255), 255),
-    'L': (b'\x64', (100, 100, 100), 100),
-    'LA': (bytes([100, 51]), (224, 224, 224), 224),
-    'La': (bytes([20, 51]), (224, 224, 224), 224),  # 20 is 100 times 1/5
-    'RGB': (bytes([10, 20, 30]), (10, 20, 30), 18),
-    'RGBX': (bytes([10, 20, 30, 7]), (10, 20, 30), 18),
-    'RGBA': (bytes([10, 20, 30, 51]), (206, 208, 210), 208),
-    'RGBa': (bytes([2, 4, 6, 51]), (206, 208, 210), 208),
-    'CMYK': (bytes([255, 0, 51, 55]), (0, 200, 160), 136),  # 255 - 55 = 200, less 0, 200 or 40 of it
-    'YCbCr': (bytes([100, 128, 178]), (170, 64, 100), 100),  # R = 100 + 1.402 * 50, G = 100 - 0.714 * 50
-    'HSV': (bytes([0, 255, 200]), (200, 0, 0), 60),
-    'I;16': (struct.pack('<H', 1000), (4, 4, 4), 4),  # 1000 / 257 = 3.9
-    'I;16L': (struct.pack('<H', 1000), (4, 4, 4), 4),
-    'I;16B': (struct.pack('>H', 1000), (4, 4, 4), 4),
-    'I;16N': (np.uint16(1000).tobytes(), (4, 4, 4), 4),
+  '1': (b'\x80', (255, 255, 255), 255),
+  'L': (b'\x64', (100, 100, 100), 100),
+  'LA': (bytes([100, 51]), (224, 224, 224), 224),
+  'La': (bytes([20, 51]), (224, 224, 224), 224),  # 20 is 100 times 1/5
+  'RGB': (bytes([10, 20, 30]), (10, 20, 30), 18),
+  'RGBX': (bytes([10, 20, 30, 7]), (10, 20, 30), 18),
+  'RGBA': (bytes([10, 20, 30, 51]), (206, 208, 210), 208),
+  'RGBa': (bytes([2, 4, 6, 51]), (206, 208, 210), 208),
+  'CMYK': (bytes([255, 0, 51, 55]), (0, 200, 160), 136),  # 255 - 55 = 200, less 0, 200 or 40 of it
+  'YCbCr': (bytes([100, 128, 178]), (170, 64, 100), 100),  # R = 100 + 1.402 * 50, G = 100 - 0.714 * 50
+  'HSV': (bytes([0, 255, 200]), (200, 0, 0), 60),
+  'I;16': (struct.pack('<H', 1000), (4, 4, 4), 4),  # 1000 / 257 = 3.9
+  'I;16L': (struct.pack('<H', 1000), (4, 4, 4), 4),
+  'I;16B': (struct.pack('>H', 1000), (4, 4, 4), 4),
+  'I;16N': (np.uint16(1000).tobytes(), (4, 4, 4), 4),
 }
 
 
@@ -99,7 +113,9 @@ def test_palettes():
   assert with_alpha.mode == 'PA' and pixels(with_alpha) == [[204] * 3, [206, 208, 210]]
 
 
-@pytest.mark.parametrize('content, expected', [
+@pytest.mark.parametrize(
+  'content, expected',
+  [
     (png(4, 16, 0, struct.pack('>4H', 0, 32767, 32768, 65535)), [0, 127, 128, 255]),  # 127.498 and 127.502
     (png(2, 16, 0, struct.pack('>2H', 128, 129)), [0, 1]),  # 0.498 and 0.502
     (png(2, 16, 0, struct.pack('>2H', 1000, 2000), key=struct.pack('>H', 1000)), [255, 8]),
@@ -119,31 +135,44 @@ def test_palettes():
     (tiff(16, 1, 1, struct.pack('>2H', 1000, 65535), '>'), [4, 255]),
     (tiff(16, 0, 1, struct.pack('<2H', 0, 64535)), [255, 4]),  # white is zero
     (tiff(8, 0, 1, b'\0\xc8'), [255, 55]),
-    (tiff(12, 1, 1, bytes([0x80, 0x0f, 0xff])), [128, 255]),  # 0x800 of 0xfff: 127.53
-], ids=itertools.count())
+    (tiff(12, 1, 1, bytes([0x80, 0x0F, 0xFF])), [128, 255]),  # 0x800 of 0xfff: 127.53
+  ],
+  ids=itertools.count(),
+)
 def test_gray_files(content, expected):
   assert pixels(content, 1) == [[value] for value in expected]
   assert pixels(content, 3) == [[value] * 3 for value in expected]
 
 
-@pytest.mark.parametrize('content, expected', [
+@pytest.mark.parametrize(
+  'content, expected',
+  [
     (png(2, 16, 2, struct.pack('>6H', 1000, 0, 65535, 255, 256, 511)), [[3, 0, 255], [0, 1, 1]]),  # the high byte
-    (png(2, 16, 2, struct.pack('>6H', 1000, 0, 65535, 0, 0, 0), key=struct.pack('>3H', 1000, 0, 65535)),
-     [[255, 255, 255], [0, 0, 0]]),
+    (
+      png(2, 16, 2, struct.pack('>6H', 1000, 0, 65535, 0, 0, 0), key=struct.pack('>3H', 1000, 0, 65535)),
+      [[255, 255, 255], [0, 0, 0]],
+    ),
     (png(2, 8, 2, bytes([1, 2, 3, 4, 5, 6]), key=struct.pack('>3H', 4, 5, 6)), [[1, 2, 3], [255, 255, 255]]),
-    (png(1, 16, 6, struct.pack('>4H', 0x0a00, 0x1400, 0x1e00, 0x3300)), [[206, 208, 210]]),
+    (png(1, 16, 6, struct.pack('>4H', 0x0A00, 0x1400, 0x1E00, 0x3300)), [[206, 208, 210]]),
     (b'P6 1 1 65535\n' + struct.pack('>3H', 1000, 0, 65535), [[4, 0, 255]]),
-], ids=itertools.count())
+  ],
+  ids=itertools.count(),
+)
 def test_color_files(content, expected):
   assert pixels(content) == expected
 
 
-@pytest.mark.parametrize('content, kind', [
+@pytest.mark.parametrize(
+  'content, kind',
+  [
     (tiff(32, 1, 1, struct.pack('<2I', 5, 2**32 - 1)), 'integers'),
     (tiff(16, 1, 2, struct.pack('<2h', -5, 5)), 'integers'),
-    (tiff(32, 1, 3, struct.pack('<2f', 0, 1)), 'floats'), (b'Pf\n2 1\n-1\n' + struct.pack('<2f', 0, 1), 'floats'),
-    (encode(Image.new('LAB', (1, 1)), 'TIFF'), 'CIELAB')],
-                         ids=itertools.count())
+    (tiff(32, 1, 3, struct.pack('<2f', 0, 1)), 'floats'),
+    (b'Pf\n2 1\n-1\n' + struct.pack('<2f', 0, 1), 'floats'),
+    (encode(Image.new('LAB', (1, 1)), 'TIFF'), 'CIELAB'),
+  ],
+  ids=itertools.count(),
+)
 def test_pixels_without_a_known_range_are_refused(content, kind, tmp_path):
   with pytest.raises(image_file.Unreadable, match=f'{kind}.*save it with 8 or 16 bits'):
     pixels(content)
@@ -176,8 +205,16 @@ def test_a_transparent_picture_is_blended_before_it_is_resized():
 # --- Orientation.
 
 # EXIF 2.3, tag 274: which side of the picture the first stored row and the first stored column are.
-SIDES = {1: ('top', 'left'), 2: ('top', 'right'), 3: ('bottom', 'right'), 4: ('bottom', 'left'), 5: ('left', 'top'),
-         6: ('right', 'top'), 7: ('right', 'bottom'), 8: ('left', 'bottom')}
+SIDES = {
+  1: ('top', 'left'),
+  2: ('top', 'right'),
+  3: ('bottom', 'right'),
+  4: ('bottom', 'left'),
+  5: ('left', 'top'),
+  6: ('right', 'top'),
+  7: ('right', 'bottom'),
+  8: ('left', 'bottom'),
+}
 
 
 def stored(picture, value):
@@ -189,7 +226,11 @@ def stored(picture, value):
     at = {}
     for side, index in zip(SIDES[value], (row, column)):
       at['y' if side in ('top', 'bottom') else 'x'] = {
-          'top': index, 'left': index, 'bottom': height - 1 - index, 'right': width - 1 - index}[side]
+        'top': index,
+        'left': index,
+        'bottom': height - 1 - index,
+        'right': width - 1 - index,
+      }[side]
     out[row, column] = picture[at['y'], at['x']]
   return out
 
@@ -205,8 +246,10 @@ def smooth(height, width):
   return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-@pytest.mark.parametrize('kind, options, atol', [('PNG', {}, 0), ('TIFF', {}, 0), ('WEBP', {'lossless': True}, 0),
-                                                 ('JPEG', {'quality': 98, 'subsampling': 0}, 6)])
+@pytest.mark.parametrize(
+  'kind, options, atol',
+  [('PNG', {}, 0), ('TIFF', {}, 0), ('WEBP', {'lossless': True}, 0), ('JPEG', {'quality': 98, 'subsampling': 0}, 6)],
+)
 @pytest.mark.parametrize('value', SIDES)
 def test_orientation(kind, options, atol, value):
   picture = smooth(12, 20)
@@ -240,8 +283,10 @@ def test_turned_jpegs_are_decoded_small(monkeypatch):
   decoded, resize = [], Image.Image.resize
   monkeypatch.setattr(Image.Image, 'resize', lambda self, *a, **k: decoded.append(self.size) or resize(self, *a, **k))
   transform = decode_pil.Transform('none', size=56, resize=64, channels=3, seed=None)
-  out, expected = (transform(content, 0, 0).astype(int) for content in (
-      tagged(turned, 6, 'JPEG', quality=95), encode(Image.fromarray(picture), 'PNG')))
+  out, expected = (
+    transform(content, 0, 0).astype(int)
+    for content in (tagged(turned, 6, 'JPEG', quality=95), encode(Image.fromarray(picture), 'PNG'))
+  )
   assert decoded == [(600 // 8, -(-900 // 8)), (900, 600)] and np.abs(out - expected).mean() < 2
 
 
@@ -304,14 +349,15 @@ def test_no_program_is_started_for_a_file(tmp_path, monkeypatch):
     image_file.to_array(content, 3)
 
 
-@pytest.mark.parametrize('kind', ['PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'PPM', 'TGA', 'PCX', 'JPEG', 'JPEG2000', 'SGI',
-                                  'ICO'])
+@pytest.mark.parametrize(
+  'kind', ['PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'PPM', 'TGA', 'PCX', 'JPEG', 'JPEG2000', 'SGI', 'ICO']
+)
 def test_damaged_files_raise_nothing_else(kind):
   rng = np.random.default_rng(0)
   content = encode(Image.fromarray(smooth(16, 16)), kind)
   refused = 0
   for _ in range(60):
-    damaged = bytearray(content[:rng.integers(len(content) // 2, len(content) + 1)])
+    damaged = bytearray(content[: rng.integers(len(content) // 2, len(content) + 1)])
     for at in rng.integers(0, min(len(damaged), 200), 4):
       damaged[at] = rng.integers(256)
     try:
@@ -328,8 +374,13 @@ def test_prediction_refuses_what_is_not_an_image(tmp_path):
   (tmp_path / 'text.png').write_text('hello')
   (tmp_path / 'wrong.png').write_bytes(encode(Image.new('RGB', (8, 9)), 'PNG'))
   os.mkfifo(tmp_path / 'pipe.png')
-  for file, words in (('text.png', 'cannot be read (it is not an image)'), ('none.png', 'there is no such file'),
-                      ('wrong.png', 'is 9x8, not 8x8'), ('pipe.png', 'a pipe, socket or device'), ('', 'a folder')):
+  for file, words in (
+    ('text.png', 'cannot be read (it is not an image)'),
+    ('none.png', 'there is no such file'),
+    ('wrong.png', 'is 9x8, not 8x8'),
+    ('pipe.png', 'a pipe, socket or device'),
+    ('', 'a folder'),
+  ):
     with pytest.raises(UserError) as e:
       read(tmp_path / file)
     assert str(e.value).startswith(f'--images: {tmp_path / file} ') and words in str(e.value)

@@ -20,9 +20,25 @@ from tests.batches import take
 
 
 def load(batch_size=4, eval_batch_size=4, devices=2, **fields):
-  config = ConfigDict(dict(
-      name='digits', dir='', minival=0.0, augment='none', pad=2, pad_mode='zeros', image_size=8, resize=0, mean=(0.3,),
-      std=(0.35,), resident='auto', num_workers=2, workers='threads', decoder='pil', max_corrupt=0.01))
+  config = ConfigDict(
+    dict(
+      name='digits',
+      dir='',
+      minival=0.0,
+      augment='none',
+      pad=2,
+      pad_mode='zeros',
+      image_size=8,
+      resize=0,
+      mean=(0.3,),
+      std=(0.35,),
+      resident='auto',
+      num_workers=2,
+      workers='threads',
+      decoder='pil',
+      max_corrupt=0.01,
+    )
+  )
   config.update(fields)
   mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
   return data.load(config, batch_size=batch_size, eval_batch_size=eval_batch_size, seed=0, mesh=mesh)
@@ -46,6 +62,7 @@ test_set.__test__ = False
 
 def test_digits():
   from sklearn.datasets import load_digits
+
   raw = load_digits()
   dataset = load(batch_size=2, eval_batch_size=500)
   assert dataset.class_names == tuple('0123456789') and dataset.num_classes == 10 and dataset.resident
@@ -95,10 +112,15 @@ RGB = FULL.repeat(3, 3)
 LABELS = np.arange(12) % 3
 
 
-@pytest.mark.parametrize('arrays, words, mended', [
+@pytest.mark.parametrize(
+  'arrays, words, mended',
+  [
     ({'test_labels': None}, ['test_labels.npy does not exist'], None),
-    ({'train_images': (FULL / 255).astype(np.float32)},
-     ['train_images.npy is float32[12, 8, 8, 1]: floats from 0 to 1;', 'save uint8[N, H, W, C]'], FULL),
+    (
+      {'train_images': (FULL / 255).astype(np.float32)},
+      ['train_images.npy is float32[12, 8, 8, 1]: floats from 0 to 1;', 'save uint8[N, H, W, C]'],
+      FULL,
+    ),
     ({'train_images': FULL.astype(np.float64)}, ['float64[12, 8, 8, 1]: floats from 0 to 255;'], FULL),
     ({'train_images': FULL / 128 - 1.0}, ['floats from -1 to 0.99', 'not from 0 to 255; save uint8[N, H, W, C]'], None),
     ({'train_images': FULL * np.nan}, ['floats from nan to nan, not from 0 to 255'], None),
@@ -108,8 +130,14 @@ LABELS = np.arange(12) % 3
     ({'train_images': FULL.astype('U3')}, ['<U3[12, 8, 8, 1]: not numbers'], None),
     ({'train_images': FULL[..., 0]}, ['train_images.npy is uint8[12, 8, 8]: it has no axis of channels'], FULL),
     ({'train_images': FULL.reshape(12, 64)}, ['uint8[12, 64]: it looks like flattened images'], FULL),
-    ({'train_images': RGB.reshape(12, 192)}, ['uint8[12, 192]: it looks like flattened images',
-                                              'or .reshape(-1, 3, 8, 8).transpose(0, 2, 3, 1) if each color'], RGB),
+    (
+      {'train_images': RGB.reshape(12, 192)},
+      [
+        'uint8[12, 192]: it looks like flattened images',
+        'or .reshape(-1, 3, 8, 8).transpose(0, 2, 3, 1) if each color',
+      ],
+      RGB,
+    ),
     ({'train_images': RGB.transpose(0, 3, 1, 2)}, ['uint8[12, 3, 8, 8]: it looks like channels first'], RGB),
     ({'train_images': FULL.transpose(0, 3, 1, 2)}, ['uint8[12, 1, 8, 8]: it looks like channels first'], FULL),
     ({'train_images': RGB.transpose(1, 2, 3, 0)}, ['uint8[8, 8, 3, 12]: the last axis counts the images'], RGB),
@@ -128,8 +156,11 @@ LABELS = np.arange(12) % 3
     ({'train_labels': np.array(['cat', 'dog', 'eel'])[LABELS]}, ['<U3[12]: names', 'class_names.npy'], LABELS),
     ({'train_labels': np.zeros((12, 2, 2), int)}, ['int64[12, 2, 2]: it has 3 axes'], None),
     ({'train_labels': np.int64(3)}, ['int64[]: it has 0 axes'], None),
-    ({'train_labels': np.zeros(11, int)}, ['train_labels.npy is int64[11]', '11 labels, not 12', 'save integers [12]'],
-     None),
+    (
+      {'train_labels': np.zeros(11, int)},
+      ['train_labels.npy is int64[11]', '11 labels, not 12', 'save integers [12]'],
+      None,
+    ),
     ({'train_labels': np.arange(12) - 1}, ['labels -1..10'], None),
     ({'test_labels': np.full(5, 3)}, ['test_labels.npy has labels 3..3', '0..2'], None),
     ({'class_names': np.array(['a', 'b'])}, ['labels 0..2', '2 classes'], None),
@@ -139,16 +170,18 @@ LABELS = np.arange(12) % 3
     ({'class_names': np.array(['a', 'b\nc', 'c'])}, ["the class name 'b\\nc' has the character '\\n'"], None),
     ({'class_names': np.array(['a', 'b\u202ec', 'c'])}, ["'b\\u202ec' has the character '\\u202e'"], None),
     ({'class_names': np.array(['a', 'b' * 1001, 'c'])}, ['the name of class 1 has 1001 characters', 'shorten'], None),
-    ({'train_labels': np.array([{}] * 12, object)}, ["Python objects", "; save labels.astype('int32')"], None),
+    ({'train_labels': np.array([{}] * 12, object)}, ['Python objects', "; save labels.astype('int32')"], None),
     ({'train_images': np.array([0, None])}, ['Python objects', '; save numpy.stack(images), after resizing'], None),
-], ids=itertools.count())
+  ],
+  ids=itertools.count(),
+)
 def test_npy_mistakes(tmp_path, arrays, words, mended):
   """Where the line tells how to mend the array, doing so gives the right one."""
   name, channels = save_npy(tmp_path, **arrays), 3 if mended is RGB else 1
   line = expect([*words, f'config.data.name={name!r}'], name=name, mean=(0.5,) * channels, std=(1.0,) * channels)
   assert (mended is not None) == (', here ' in line)
   if mended is not None:
-    (given, array), = arrays.items()
+    ((given, array),) = arrays.items()
     code = line.partition(', here ')[2].partition(' or ')[0].partition(', and ')[0]
     out = eval(code, {'numpy': np, given.partition('_')[2]: array})  # noqa: S307
     np.testing.assert_array_equal(out, mended)
@@ -161,12 +194,16 @@ def test_npy_files_that_are_something_else(tmp_path):
   whole = path.read_bytes()
   with open(path, 'wb') as file:
     np.savez(file, images=FULL)
-  line = expect([f'{path} is an .npz archive',
-                 "numpy.save('train_images.npy', numpy.load(ARCHIVE)['images'])"], name=name)
+  line = expect(
+    [f'{path} is an .npz archive', "numpy.save('train_images.npy', numpy.load(ARCHIVE)['images'])"], name=name
+  )
   assert 'pickle' not in line
-  for content, words in ((b'\x80\x04N.', 'is not a .npy file'), (b'', 'is not a .npy file'),
-                         (b'PK\3\4', 'is not a .npy file'),
-                         (whole[:-5], 'is cut short: uint8[12, 8, 8, 1] takes 768 bytes, and it has 763')):
+  for content, words in (
+    (b'\x80\x04N.', 'is not a .npy file'),
+    (b'', 'is not a .npy file'),
+    (b'PK\3\4', 'is not a .npy file'),
+    (whole[:-5], 'is cut short: uint8[12, 8, 8, 1] takes 768 bytes, and it has 763'),
+  ):
     path.write_bytes(content)
     expect([f'{path} {words}'], name=name)
   expect([f'{path}/train_images.npy does not exist; the folder must hold'], name=f'npy:{path}')
@@ -193,11 +230,12 @@ def test_classes_without_images_are_in_the_summary(tmp_path):
   name = save_npy(tmp_path, train_labels=labels[np.arange(12) % 4], test_labels=np.array([3, 3, 17, 4, 5]))
   dataset = load(name=name)
   assert dataset.num_classes == 901 and dataset.summary == (
-      f'{name}: train 12 images, test 5, 901 classes; 897 of the 901 classes have no training images (labels in use: '
-      '3, 17, 255, 900); 2 of the 901 classes have training images, but no test images; 2 test images belong to '
-      'classes without training images')
+    f'{name}: train 12 images, test 5, 901 classes; 897 of the 901 classes have no training images (labels in use: '
+    '3, 17, 255, 900); 2 of the 901 classes have training images, but no test images; 2 test images belong to '
+    'classes without training images'
+  )
   save_npy(tmp_path, train_labels=np.arange(12) % 6 + 1, class_names=np.array([*'abcdefgh']))
-  assert ('2 of the 8 classes have no training images (labels in use: 1, 2, 3, 4, 5, ...)' in load(name=name).summary)
+  assert '2 of the 8 classes have no training images (labels in use: 1, 2, 3, 4, 5, ...)' in load(name=name).summary
   save_npy(tmp_path)
   (tmp_path / 'class_names.npy').unlink()
   assert load(name=name).summary == f'{name}: train 12 images, test 5, 3 classes'
@@ -239,7 +277,8 @@ def test_tiny_imagenet_layout(tmp_path):
   name = save_folder(tmp_path, inner='images')
   save_images(tmp_path / 'val' / 'images', [(8, 8)] * 3, mode='L', level=7)
   (tmp_path / 'val' / 'val_annotations.txt').write_text(
-      '2.png\tant\t0\t0\t1\t1\n1.png\tbee\t0\t0\t1\t1\n0.png\tant\t0\t0\t1\t1\n')
+    '2.png\tant\t0\t0\t1\t1\n1.png\tbee\t0\t0\t1\t1\n0.png\tant\t0\t0\t1\t1\n'
+  )
   images, labels = test_set(load(**rgb(name=name)))
   np.testing.assert_array_equal(labels, [0, 0, 1])
   np.testing.assert_array_equal(images[:, 3, 3], np.array([[9], [7], [8]]).repeat(3, 1))
@@ -251,10 +290,12 @@ def test_tiny_imagenet_annotations_that_do_not_fit(tmp_path, in_time, resident):
   save_images(tmp_path / 'val' / 'images', [(8, 8)] * 2)
   os.mkfifo(tmp_path / 'pipe')
   whole = '0.png\tant\t0\n1.png\tbee\t0\n'
-  for text, words in ((f'{whole}{tmp_path}/pipe\tant\n', 'pipe cannot be decoded (it is a pipe, socket or device'),
-                      (f'{whole}gone.png\tant\n', 'images/gone.png cannot be decoded'),
-                      (f'{whole}0.png cow\t0\n', f"class '0' of {path} has no images in {tmp_path}/train"),
-                      ('0.png\tant\t0\n', f"class 'bee' of {tmp_path}/train has no images in {path}")):
+  for text, words in (
+    (f'{whole}{tmp_path}/pipe\tant\n', 'pipe cannot be decoded (it is a pipe, socket or device'),
+    (f'{whole}gone.png\tant\n', 'images/gone.png cannot be decoded'),
+    (f'{whole}0.png cow\t0\n', f"class '0' of {path} has no images in {tmp_path}/train"),
+    ('0.png\tant\t0\n', f"class 'bee' of {tmp_path}/train has no images in {path}"),
+  ):
     path.write_text(text)
     with pytest.raises(UserError) as e:
       test_set(load(**rgb(name=name, resident=resident)))
@@ -317,8 +358,9 @@ def test_every_kind_of_image_file_is_found_and_the_rest_is_told(tmp_path):
   (tmp_path / 'val').mkdir()
   dataset = load(**rgb(name=name))
   assert dataset.class_names == ('ant', 'bee') and dataset.summary == (
-      f'{name}: train 23 images, test 8, 2 classes; left out 4 files not read as images (.heic, no suffix, .db), '
-      '4 hidden names, 1 folder inside class folders, 1 image outside class folders; val/ is not used')
+    f'{name}: train 23 images, test 8, 2 classes; left out 4 files not read as images (.heic, no suffix, .db), '
+    '4 hidden names, 1 folder inside class folders, 1 image outside class folders; val/ is not used'
+  )
 
 
 def test_folders_from_macos_are_the_same_set_on_linux(tmp_path):
@@ -355,7 +397,8 @@ def test_images_next_to_a_folder_of_images_are_told(tmp_path):
   Image.new('RGB', (8, 8)).save(tmp_path / 'train' / 'ant' / 'a.png')
   (tmp_path / 'train' / 'ant' / 'ant_boxes.txt').write_bytes(b'')
   assert load(**rgb(name=name)).summary.endswith(
-      '; left out 1 file not read as images (.txt), 1 image next to a folder images/')
+    '; left out 1 file not read as images (.txt), 1 image next to a folder images/'
+  )
 
 
 def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
@@ -395,9 +438,14 @@ def test_a_link_to_nothing_is_a_broken_image(tmp_path):
   assert list(dataset.train.broken) == [4] and dataset.num_examples['train'] == 9
 
 
-@pytest.mark.parametrize('folder, words', [
-    (b'b\nee', [r"the class name 'b\nee' has the character '\n'"]), (b'\xff', [r"the class name '\udcff' has"]),
-    (b' ', ["class 0 has the name ' ', which is empty"])])
+@pytest.mark.parametrize(
+  'folder, words',
+  [
+    (b'b\nee', [r"the class name 'b\nee' has the character '\n'"]),
+    (b'\xff', [r"the class name '\udcff' has"]),
+    (b' ', ["class 0 has the name ' ', which is empty"]),
+  ],
+)
 def test_names_of_class_folders(tmp_path, folder, words):
   name = save_folder(tmp_path)
   os.rename(os.fsencode(tmp_path / 'train' / 'bee'), os.path.join(os.fsencode(tmp_path / 'train'), folder))
@@ -430,22 +478,34 @@ def save_tfds(root, file_format, name='blobs', varied=False, unlabeled=0):
   tfds = pytest.importorskip('tensorflow_datasets')
   rng = np.random.default_rng(0)
   size = None if varied else 8
-  features = tfds.features.FeaturesDict({
+  features = tfds.features.FeaturesDict(
+    {
       'image': tfds.features.Image(shape=(size, size, 3), encoding_format='png'),
-      'label': tfds.features.ClassLabel(names=['ant', 'bee'])})
-  examples = {s: [{'image': rng.integers(0, 256, (8 + i * varied, 8, 3), dtype=np.uint8), 'label': i % 2}
-                  for i in range(n)] for s, n in (('train', 12), ('validation', 7))}
+      'label': tfds.features.ClassLabel(names=['ant', 'bee']),
+    }
+  )
+  examples = {
+    s: [{'image': rng.integers(0, 256, (8 + i * varied, 8, 3), dtype=np.uint8), 'label': i % 2} for i in range(n)]
+    for s, n in (('train', 12), ('validation', 7))
+  }
   if unlabeled:
     examples['test'] = [{'image': np.zeros((8, 8, 3), np.uint8), 'label': -1}] * unlabeled
   tfds.dataset_builders.store_as_tfds_dataset(
-      name=name, version='1.0.0', features=features, data_dir=root, file_format=file_format,
-      split_datasets={s: list(enumerate(e)) for s, e in examples.items()}, disable_shuffling=True)
+    name=name,
+    version='1.0.0',
+    features=features,
+    data_dir=root,
+    file_format=file_format,
+    split_datasets={s: list(enumerate(e)) for s, e in examples.items()},
+    disable_shuffling=True,
+  )
   return examples
 
 
 @pytest.mark.filterwarnings('ignore')  # What tensorflow_datasets warns of while it writes is not ours.
-@pytest.mark.parametrize('file_format, resident', [
-    ('array_record', 'auto'), ('array_record', 'no'), ('tfrecord', 'auto'), ('tfrecord', 'no')])
+@pytest.mark.parametrize(
+  'file_format, resident', [('array_record', 'auto'), ('array_record', 'no'), ('tfrecord', 'auto'), ('tfrecord', 'no')]
+)
 def test_tfds(tmp_path, file_format, resident):
   examples = save_tfds(tmp_path, file_format)
   dataset = load(**rgb(name='blobs', dir=str(tmp_path), resident=resident))
@@ -460,9 +520,17 @@ def test_tfds(tmp_path, file_format, resident):
 
 
 @pytest.mark.filterwarnings('ignore')  # What tensorflow_datasets warns of while it writes is not ours.
-@pytest.mark.parametrize('file, content', [
-    ('dataset_info.json', ''), ('dataset_info.json', '{"name": 2}'), ('dataset_info.json', None),
-    ('features.json', '{"featuresDict": 1}'), ('features.json', '[]'), ('features.json', '[' * 10**5)])
+@pytest.mark.parametrize(
+  'file, content',
+  [
+    ('dataset_info.json', ''),
+    ('dataset_info.json', '{"name": 2}'),
+    ('dataset_info.json', None),
+    ('features.json', '{"featuresDict": 1}'),
+    ('features.json', '[]'),
+    ('features.json', '[' * 10**5),
+  ],
+)
 def test_tfds_damaged_metadata(tmp_path, file, content):
   save_tfds(tmp_path, 'tfrecord')
   path = tmp_path / 'blobs' / '1.0.0' / file
@@ -489,8 +557,7 @@ def test_tfds_pipes_in_place_of_files(tmp_path, in_time, file_format):
   for path in paths:
     kept = path.rename(tmp_path / 'kept')
     os.mkfifo(path)
-    expect([f'{path} is a pipe, socket or device, not a file', 'prepare'], name='blobs',
-           dir=str(tmp_path))
+    expect([f'{path} is a pipe, socket or device, not a file', 'prepare'], name='blobs', dir=str(tmp_path))
     path.unlink()
     kept.rename(path)
 
@@ -517,8 +584,7 @@ def test_tfds_of_mixed_sizes(tmp_path):
 
 def test_tfds_not_prepared(tmp_path):
   pytest.importorskip('tensorflow_datasets')
-  command = (f"tfds.builder('cifar100', data_dir='{tmp_path}', file_format='array_record')"
-             '.download_and_prepare()')
+  command = f"tfds.builder('cifar100', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()"
   expect([f"'cifar100' is not prepared in {tmp_path}", command], **rgb(name='cifar100', dir=str(tmp_path)))
   expect([f'{tmp_path}/downloads/manual'], **rgb(name='tfds:imagenet2012', dir=str(tmp_path)))
   for unknown in ('cifar1000', 'dig its', 'tfds:', 'abcdefgh'):
@@ -531,19 +597,29 @@ def test_a_name_that_is_nearly_right(tmp_path, monkeypatch):
   (tmp_path / 'arrays').mkdir()
   save_npy(tmp_path / 'arrays')
   for name, words in {
-      './photos': 'is a folder; write folder:./photos',
-      str(tmp_path / 'photos'): f'is a folder; write folder:{tmp_path}/photos',
-      './arrays': 'is a folder; write npy:./arrays', './nothing': 'does not exist; write folder:PATH or npy:PATH',
-      './arrays/test_labels.npy': 'is a file; write folder:PATH or npy:PATH', '/': 'is a folder; write folder:/',
-      'gs://bucket/set': 'is a path; write folder:PATH or npy:PATH'}.items():
+    './photos': 'is a folder; write folder:./photos',
+    str(tmp_path / 'photos'): f'is a folder; write folder:{tmp_path}/photos',
+    './arrays': 'is a folder; write npy:./arrays',
+    './nothing': 'does not exist; write folder:PATH or npy:PATH',
+    './arrays/test_labels.npy': 'is a file; write folder:PATH or npy:PATH',
+    '/': 'is a folder; write folder:/',
+    'gs://bucket/set': 'is a path; write folder:PATH or npy:PATH',
+  }.items():
     expect([f'config.data.name={name!r} {words}'], name=name)
   pytest.importorskip('tensorflow_datasets')
   for name, meant in {
-      'photos': 'write folder:photos', 'arrays': 'write npy:arrays', 'foldr:photos': "did you mean 'folder:photos'?",
-      'NPY:arrays': "did you mean 'npy:arrays'?", 'generate:8x8x1:2:9': "did you mean 'generated:8x8x1:2:9'?",
-      'digit': "did you mean 'digits'?", 'Digits': "did you mean 'digits'?", 'CIFAR100': "did you mean 'cifar100'?",
-      'cifar-100': "did you mean 'cifar100'?", 'imagenet_2012': "did you mean 'imagenet2012'?",
-      'digits:8': "did you mean 'digits'?"}.items():
+    'photos': 'write folder:photos',
+    'arrays': 'write npy:arrays',
+    'foldr:photos': "did you mean 'folder:photos'?",
+    'NPY:arrays': "did you mean 'npy:arrays'?",
+    'generate:8x8x1:2:9': "did you mean 'generated:8x8x1:2:9'?",
+    'digit': "did you mean 'digits'?",
+    'Digits': "did you mean 'digits'?",
+    'CIFAR100': "did you mean 'cifar100'?",
+    'cifar-100': "did you mean 'cifar100'?",
+    'imagenet_2012': "did you mean 'imagenet2012'?",
+    'digits:8': "did you mean 'digits'?",
+  }.items():
     expect([f'config.data.name={name!r} is ', meant], name=name, dir=str(tmp_path))
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
   expect(["did you mean 'digits'?"], name='digit')
@@ -551,7 +627,7 @@ def test_a_name_that_is_nearly_right(tmp_path, monkeypatch):
 
 
 def test_imports_neither_tensorflow_nor_grain_unless_needed():
-  code = '''
+  code = """
 import sys, types, jax
 from cmtkd_jax import data
 config = types.SimpleNamespace(
@@ -560,7 +636,7 @@ config = types.SimpleNamespace(
 mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
 data.load(config, batch_size=4, eval_batch_size=4, seed=0, mesh=mesh)
 print([m for m in ('tensorflow', 'tensorflow_datasets', 'grain') if m in sys.modules])
-'''
+"""
   run = subprocess.run([sys.executable, '-B', '-c', code], capture_output=True, text=True, check=True)
   assert run.stdout == '[]\n'
 
@@ -579,7 +655,9 @@ def expect(words, **fields):
   return line
 
 
-@pytest.mark.parametrize('fields, words', [
+@pytest.mark.parametrize(
+  'fields, words',
+  [
     ({'minival': 0.5}, ['config.data.minival=0.5', '0 <= minival < 0.5']),
     ({'minival': -0.1}, ['config.data.minival=-0.1']),
     ({'minival': 0.0001}, ['config.data.minival=0.0001 of', 'raise it']),
@@ -604,27 +682,41 @@ def expect(words, **fields):
     ({'mean': (125.3,)}, ['config.data.mean=', 'between 0 and 1']),
     ({'name': 'generated:8x8:10:100'}, ["config.data.name='generated:8x8:10:100'", 'HxWxC:CLASSES:N']),
     ({'name': 'generated:8x8x1:0:100'}, ['positive whole numbers']),
-    ({'name': 'generated:8x8x2:2:9', 'mean': (0.5,) * 2, 'std': (0.5,) * 2, 'resident': 'no', 'resize': 9},
-     ["config.data.resident='no'", '1 or 3 channels']),
+    (
+      {'name': 'generated:8x8x2:2:9', 'mean': (0.5,) * 2, 'std': (0.5,) * 2, 'resident': 'no', 'resize': 9},
+      ["config.data.resident='no'", '1 or 3 channels'],
+    ),
     ({'batch_size': 2000}, ['config.batch_size=2000', '1442 training examples']),
     ({'batch_size': 13, 'devices': 8}, ['config.batch_size=13', '8 devices', 'use 8 or 16']),
     ({'batch_size': 3, 'devices': 8}, ['config.batch_size=3', 'use 8']),
     ({'eval_batch_size': 0}, ['config.eval_batch_size=0']),
     ({'eval_batch_size': 10**12}, ['config.eval_batch_size=1000000000000 is more than 1048576', 'lower it']),
-])
+  ],
+)
 def test_bad_fields(fields, words):
   expect(words, **fields)
 
 
-@pytest.mark.parametrize('sizes, image_size, words, unwanted', [
+@pytest.mark.parametrize(
+  'sizes, image_size, words, unwanted',
+  [
     (((24, 36),) * 4, 8, ['are 24x36;', 'set config.data.resize=8 or more'], 'image_size=24'),
     (((90, 90),) * 4, 32, ['are 90x90;', 'set config.data.resize=32 or more'], 'image_size=90'),
-    (((12, 12),) * 4, 8,
-     ['are 12x12;', 'set image_size=12 (takes them as they are) or config.data.resize=8'], 'other sizes'),
+    (
+      ((12, 12),) * 4,
+      8,
+      ['are 12x12;', 'set image_size=12 (takes them as they are) or config.data.resize=8'],
+      'other sizes',
+    ),
     (((12, 12), (12, 13)) * 2, 8, ['are 12x12 and of other sizes;', 'set config.data.resize=8'], 'image_size=12'),
-    (((8, 8),) * 4, 32,
-     ['are 8x8;', 'set image_size=8 (takes them as they are) or config.data.resize=32'], 'other sizes'),
-])
+    (
+      ((8, 8),) * 4,
+      32,
+      ['are 8x8;', 'set image_size=8 (takes them as they are) or config.data.resize=32'],
+      'other sizes',
+    ),
+  ],
+)
 def test_images_of_another_size_than_the_network(tmp_path, sizes, image_size, words, unwanted):
   """Photos are to be resized; only small squares may be taken as they are. What is advised works."""
   fields = rgb(name=save_folder(tmp_path, sizes=sizes), image_size=image_size)

@@ -45,9 +45,9 @@ def ab(t, s, margin=1.0):
   total = 0.0
   for a, b in zip(t.ravel(), s.ravel(), strict=True):
     if a <= 0 and b > -margin:
-      total += (b + margin)**2
+      total += (b + margin) ** 2
     elif a > 0 and b <= margin:
-      total += (b - margin)**2
+      total += (b - margin) ** 2
   return total / len(t)
 
 
@@ -56,12 +56,12 @@ def ofd(t, s):
   for c in range(t.shape[-1]):
     mean, std = t[..., c].mean(), t[..., c].std()
     mass = 0.5 * math.erfc(mean / std / math.sqrt(2))
-    density = math.exp(-0.5 * (mean / std)**2) / math.sqrt(2 * math.pi)
+    density = math.exp(-0.5 * (mean / std) ** 2) / math.sqrt(2 * math.pi)
     margin = mean - std * density / mass
     for a, b in zip(t[..., c].ravel(), s[..., c].ravel(), strict=True):
       target = max(a, margin)
       if b > target or target > 0:
-        total += (b - target)**2
+        total += (b - target) ** 2
   return total / len(t)
 
 
@@ -69,7 +69,8 @@ def similarity(t, s):
   def matrix(x):
     rows = x.reshape(len(x), -1) @ x.reshape(len(x), -1).T
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-  return np.sum((matrix(t) - matrix(s))**2) / len(t)**2
+
+  return np.sum((matrix(t) - matrix(s)) ** 2) / len(t) ** 2
 
 
 def dkd(t, s, tau, alpha=1.0, beta=8.0):
@@ -86,6 +87,7 @@ def dist(t, s, tau, beta=1.0, gamma=1.0, epsilon=1e-8):
   def rho(a, b):
     a, b = a - a.mean(), b - b.mean()
     return np.dot(a, b) / (math.sqrt(np.dot(a, a)) * math.sqrt(np.dot(b, b)) + epsilon)
+
   p, q = softmax(t / tau), softmax(s / tau)
   rows = np.mean([rho(a, b) for a, b in zip(p, q, strict=True)])
   columns = np.mean([rho(a, b) for a, b in zip(p.T, q.T, strict=True)])
@@ -98,19 +100,25 @@ def standardized(t, s, tau):
 
 
 def fitnet(t, s):
-  return np.mean((t - s)**2)
+  return np.mean((t - s) ** 2)
 
 
 def attention(t, s):
   def maps(x):
     q = (x**2).sum(-1).reshape(len(x), -1)
     return q / np.linalg.norm(q, axis=1, keepdims=True)
-  return np.mean((maps(t) - maps(s))**2)
+
+  return np.mean((maps(t) - maps(s)) ** 2)
 
 
 FEATURE = {'ab': ab, 'attention': attention, 'fitnet': fitnet, 'ofd': ofd, 'similarity': similarity}
-LOGIT = {'dist': dist, 'dkd': dkd, 'kd': lambda t, s, tau: tau**2 * np.mean(kl(softmax(t / tau), softmax(s / tau))),
-         'logits_regression': lambda t, s, tau: np.mean((t - s)**2), 'standardized_kd': standardized}
+LOGIT = {
+  'dist': dist,
+  'dkd': dkd,
+  'kd': lambda t, s, tau: tau**2 * np.mean(kl(softmax(t / tau), softmax(s / tau))),
+  'logits_regression': lambda t, s, tau: np.mean((t - s) ** 2),
+  'standardized_kd': standardized,
+}
 
 
 def test_every_loss_has_a_reference():
@@ -124,8 +132,9 @@ def check_gradient(loss, *arguments, step=1e-2, tolerance=2e-2):
   for i, gradient in enumerate(gradients):
     for _ in range(3):
       d = rng.normal(size=arguments[i].shape).astype(np.float32)
-      moved = lambda sign, i=i, d=d: float(loss(*(f32(a + sign * step * d) if j == i else f32(a)
-                                                  for j, a in enumerate(arguments))))
+      moved = lambda sign, i=i, d=d: float(
+        loss(*(f32(a + sign * step * d) if j == i else f32(a) for j, a in enumerate(arguments)))
+      )
       measured = (moved(1) - moved(-1)) / (2 * step)
       found = float(jnp.sum(gradient * d))
       assert abs(found - measured) < tolerance * (abs(measured) + np.linalg.norm(gradient)), (i, found, measured)
@@ -201,8 +210,9 @@ def test_similarity_does_not_see_orthogonal_maps_or_scale():
   assert losses.similarity_loss(f32(t), f32(s)) > 1e-3
   np.testing.assert_array_equal(losses.similarity_matrix(f32(np.zeros((2, 1, 1, 3)))), 0)
   wider = np.concatenate([s, s], -1)  # channels may differ
-  np.testing.assert_allclose(losses.similarity_loss(f32(t), f32(wider)), losses.similarity_loss(f32(t), f32(s)),
-                             rtol=1e-4)
+  np.testing.assert_allclose(
+    losses.similarity_loss(f32(t), f32(wider)), losses.similarity_loss(f32(t), f32(s)), rtol=1e-4
+  )
 
 
 def test_dkd_is_kd_where_its_weights_say_so():
@@ -211,8 +221,12 @@ def test_dkd_is_kd_where_its_weights_say_so():
   for z_t, z_s, y in zip(t, s, LABELS, strict=True):
     beta = float(1 - softmax(z_t / 2)[y])
     pair = f32(z_t[None]), f32(z_s[None])
-    np.testing.assert_allclose(losses.decoupled_loss(*pair, jnp.asarray([y]), 2.0, 1.0, beta),
-                               losses.kl_divergence(*pair, 2.0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+      losses.decoupled_loss(*pair, jnp.asarray([y]), 2.0, 1.0, beta),
+      losses.kl_divergence(*pair, 2.0),
+      rtol=1e-4,
+      atol=1e-6,
+    )
 
 
 def test_dkd_with_a_certain_teacher_is_finite():
@@ -267,8 +281,9 @@ def test_dist_of_confident_predictions(epsilon, value):
 def test_standardization_sees_neither_shift_nor_scale(change):
   t, s = logit_pair()
   np.testing.assert_allclose(losses.standardize(f32(change(s))), losses.standardize(f32(s)), rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(losses.standardized_kl(f32(change(t)), f32(s), 2.0),
-                             losses.standardized_kl(f32(t), f32(s), 2.0), rtol=1e-4)
+  np.testing.assert_allclose(
+    losses.standardized_kl(f32(change(t)), f32(s), 2.0), losses.standardized_kl(f32(t), f32(s), 2.0), rtol=1e-4
+  )
 
 
 def test_standardization_by_hand():
@@ -292,13 +307,16 @@ def test_shapes_are_checked_of_logits(name):
     losses.LOGIT_LOSSES[name]()(f32(t), f32(s[:, :4]), jnp.asarray(LABELS), 2.0)
 
 
-@pytest.mark.parametrize('make, words', [
+@pytest.mark.parametrize(
+  'make, words',
+  [
     (lambda: losses.FEATURE_LOSSES['ab'](margin=0.0), 'margin=0.0 must be positive'),
     (lambda: losses.FEATURE_LOSSES['ofd'](weight=-1.0), 'weight=-1.0 must not be negative'),
     (lambda: losses.FEATURE_LOSSES['fitnet'](adaptor='linear'), "adaptor='linear' is not one of 'identity', 'conv'"),
     (lambda: losses.LOGIT_LOSSES['logits_regression'](reduction='max'), "reduction='max' is not one of 'mean', 'sum'"),
     (lambda: losses.LOGIT_LOSSES['dkd'](beta=-8.0), 'beta=-8.0 must not be negative'),
-])
+  ],
+)
 def test_options_are_checked(make, words):
   with pytest.raises(ValueError, match=words):
     make()

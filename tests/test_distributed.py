@@ -25,15 +25,18 @@ _spec.loader.exec_module(local_processes)
 def environment(tmp_path_factory):
   """Compiled programs are kept, so that a process that starts again does not compile again."""
   return {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'} | {
-      'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache')),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache')),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+  }
 
 
 def probe(directory, processes, devices, environment):
   directory.mkdir()
-  started = local_processes.start([str(directory)], processes, devices, module='tests.distributed_probe',
-                                  environment=environment)
+  started = local_processes.start(
+    [str(directory)], processes, devices, module='tests.distributed_probe', environment=environment
+  )
   assert local_processes.wait(started) == 0
   return [json.loads((directory / f'process{k}.json').read_text()) for k in range(processes)]
 
@@ -86,9 +89,18 @@ def test_one_host_restores_every_array_bit_for_bit(probes, name):
 
 def train(workdir, environment):
   return local_processes.start(
-      ['--config=configs/digits_resnet8.py:smoke', f'--workdir={workdir}', '--config.cmtkd.teacher_bits=(4,)',
-       '--config.duration=12 steps', '--config.eval_every=100 steps', '--config.checkpoint_every=3 steps'],
-      2, 1, environment=environment)
+    [
+      '--config=configs/digits_resnet8.py:smoke',
+      f'--workdir={workdir}',
+      '--config.cmtkd.teacher_bits=(4,)',
+      '--config.duration=12 steps',
+      '--config.eval_every=100 steps',
+      '--config.checkpoint_every=3 steps',
+    ],
+    2,
+    1,
+    environment=environment,
+  )
 
 
 def test_a_process_that_is_killed_ends_the_run_and_both_resume(tmp_path, environment):
@@ -111,14 +123,19 @@ def test_a_process_that_is_killed_ends_the_run_and_both_resume(tmp_path, environ
   assert steps == list(range(1, 13))
 
 
-@pytest.mark.parametrize('environment, several', [
+@pytest.mark.parametrize(
+  'environment, several',
+  [
     ({}, False),
     ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, False),  # an allocation, outside of srun
-    ({'SLURM_STEP_NUM_TASKS': '4'}, True), ({'SLURM_STEP_NUM_TASKS': '1'}, False),
+    ({'SLURM_STEP_NUM_TASKS': '4'}, True),
+    ({'SLURM_STEP_NUM_TASKS': '1'}, False),
     ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
-    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False), ({'TPU_WORKER_HOSTNAMES': 't0,t1'}, True),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+    ({'TPU_WORKER_HOSTNAMES': 't0,t1'}, True),
     ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, False),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, True),
-])
+  ],
+)
 def test_clusters_are_told_from_single_processes(environment, several):
   assert distributed.in_cluster(environment) == several

@@ -23,13 +23,20 @@ SINGLE = ('--config=configs/digits_resnet8.py:smoke', '--config.method=single')
 
 def start(arguments, **more):
   environment = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-  return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE, text=True, **more)
+  return subprocess.Popen(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    **more,
+  )
 
 
 # --- Ctrl-C.
 
-LONG = '''
+LONG = """
 import signal, sys, jax
 from cmtkd_jax.cli import interrupts
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
@@ -37,7 +44,7 @@ interrupts.watch()
 long = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda i, x: x * 1.0000001, x)).lower(1.0).compile()
 print('computing', file=sys.stderr, flush=True)
 long(1.0).block_until_ready()
-'''
+"""
 
 
 def test_ctrl_c_answers_during_a_computation_and_the_second_leaves_at_once():
@@ -102,8 +109,21 @@ def test_threads_leave_signals_alone():
 def start_processes(tmp_path, per_process, count=2):
   """Starts processes of one run, each with arguments of its own."""
   port = local_processes.free_port()
-  return [start(['-m', 'cmtkd_jax.main', *SINGLE, f'--workdir={tmp_path}/run', f'--coordinator=127.0.0.1:{port}',
-                 f'--processes={count}', f'--process={k}', *arguments]) for k, arguments in enumerate(per_process)]
+  return [
+    start(
+      [
+        '-m',
+        'cmtkd_jax.main',
+        *SINGLE,
+        f'--workdir={tmp_path}/run',
+        f'--coordinator=127.0.0.1:{port}',
+        f'--processes={count}',
+        f'--process={k}',
+        *arguments,
+      ]
+    )
+    for k, arguments in enumerate(per_process)
+  ]
 
 
 def ended(process):
@@ -130,8 +150,18 @@ def test_processes_that_never_join_are_reported_in_one_line(tmp_path):
 @pytest.mark.parametrize('killed', [0, 1])
 def test_a_process_that_loses_another_says_so_in_one_line(tmp_path, killed):
   """Whether a collective fails in Python, or the coordination service aborts the process."""
-  started = start_processes(tmp_path, 2 * [['--config.duration=100000 steps', '--config.optimizer.decay_at=',
-                                            '--config.eval_every=', '--config.checkpoint_every=']])
+  started = start_processes(
+    tmp_path,
+    2
+    * [
+      [
+        '--config.duration=100000 steps',
+        '--config.optimizer.decay_at=',
+        '--config.eval_every=',
+        '--config.checkpoint_every=',
+      ]
+    ],
+  )
   while 'compiled' not in started[0].stderr.readline():
     assert started[0].poll() is None
   started[killed].kill()

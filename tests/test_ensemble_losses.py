@@ -58,8 +58,11 @@ def test_soft_cross_entropy():
   half, quarter = np.zeros((1, 2), np.float32), np.log(np.array([[1, 3]], np.float32))
   np.testing.assert_allclose(losses.soft_cross_entropy(half, quarter), 0.836988, atol=1e-6)
   # With a constant target it differs from the KL divergence by a constant.
-  np.testing.assert_allclose(jax.grad(lambda z: losses.soft_cross_entropy(t, z))(z),
-                             jax.grad(lambda z: losses.kl_divergence(t, z, 1.0))(z), atol=1e-7)
+  np.testing.assert_allclose(
+    jax.grad(lambda z: losses.soft_cross_entropy(t, z))(z),
+    jax.grad(lambda z: losses.kl_divergence(t, z, 1.0))(z),
+    atol=1e-7,
+  )
   check_gradient(lambda t: losses.soft_cross_entropy(t, z), t)
   with pytest.raises(ValueError, match=r'\[B, C\]'):
     losses.soft_cross_entropy(t, z[:, :2])
@@ -86,8 +89,11 @@ def test_mean_softmax(temperature):
   p = np.mean([np.exp(log_softmax(x / temperature)) for x in z], 0)
   target = losses.mean_softmax(z, temperature)
   np.testing.assert_allclose(np.exp(log_softmax(target / np.float32(temperature))), p, rtol=2e-5)
-  np.testing.assert_allclose(log_softmax(losses.mean_softmax(z[:1], temperature) / np.float32(temperature)),
-                             log_softmax(z[0] / temperature), atol=1e-5)
+  np.testing.assert_allclose(
+    log_softmax(losses.mean_softmax(z[:1], temperature) / np.float32(temperature)),
+    log_softmax(z[0] / temperature),
+    atol=1e-5,
+  )
   assert np.all(np.isfinite(losses.mean_softmax([1e4 * x for x in z], temperature)))
   with pytest.raises(ValueError, match='n >= 1'):
     losses.mean_softmax([], temperature)

@@ -31,25 +31,40 @@ pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarni
 
 MOST = 8  # runs for all combinations of a method's choices
 BASE = {
-    'data.name': 'generated:8x8x1:4:16', 'batch_size': 8, 'eval_batch_size': 8, 'duration': '1 epochs',
-    'log_every': '1 steps', 'eval_every': '', 'checkpoint_every': '', 'data.augment': 'none',
-    'ctkd.teacher_model': 'resnet8', 'ctkd.shared_stem': False}
+  'data.name': 'generated:8x8x1:4:16',
+  'batch_size': 8,
+  'eval_batch_size': 8,
+  'duration': '1 epochs',
+  'log_every': '1 steps',
+  'eval_every': '',
+  'checkpoint_every': '',
+  'data.augment': 'none',
+  'ctkd.teacher_model': 'resnet8',
+  'ctkd.shared_stem': False,
+}
 # What a choice needs next to it; {run} is a finished run, {teachers} one that also has a network 'teacher'.
 NEEDS = {
-    ('method', 'kd'): {'teachers': ('{run}',)},
-    ('method', 'average_teacher'): {'teachers': ('{run}', '{run}')},
-    ('method', 'ctkd'): {'teachers': ('{run}',)},
-    ('method', 'guided'): {'init_from': '{run}'},
-    ('kdcl.ensemble', 'general'): {'data.minival': 0.4},
-    ('apprentice.scheme', 'B'): {'teachers': ('{run}',)},
-    ('apprentice.scheme', 'C'): {'teachers': ('{run}',), 'init_from': '{run}'},
-    ('qkd.phase', 'tutoring'): {'init_from': '{teachers}'},
-    ('data.augment', 'resize_crop_flip'): {'data.resize': 8},
-    ('optimizer.schedule', 'cosine'): {'optimizer.decay_at': ''},
+  ('method', 'kd'): {'teachers': ('{run}',)},
+  ('method', 'average_teacher'): {'teachers': ('{run}', '{run}')},
+  ('method', 'ctkd'): {'teachers': ('{run}',)},
+  ('method', 'guided'): {'init_from': '{run}'},
+  ('kdcl.ensemble', 'general'): {'data.minival': 0.4},
+  ('apprentice.scheme', 'B'): {'teachers': ('{run}',)},
+  ('apprentice.scheme', 'C'): {'teachers': ('{run}',), 'init_from': '{run}'},
+  ('qkd.phase', 'tutoring'): {'init_from': '{teachers}'},
+  ('data.augment', 'resize_crop_flip'): {'data.resize': 8},
+  ('optimizer.schedule', 'cosine'): {'optimizer.decay_at': ''},
 }
 # Fields whose choices other tests run with real files or larger networks.
-ELSEWHERE = ('method', 'model.name', 'data.workers', 'data.decoder', 'quantizer.name', 'quantizer.weights',
-             'quantizer.activations')
+ELSEWHERE = (
+  'method',
+  'model.name',
+  'data.workers',
+  'data.decoder',
+  'quantizer.name',
+  'quantizer.weights',
+  'quantizer.activations',
+)
 
 
 def products(choices):
@@ -57,8 +72,11 @@ def products(choices):
   combinations = [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
   if len(combinations) <= MOST:
     return combinations
-  pairs_of = lambda row: {(a, b) for a, b in itertools.combinations(sorted(row.items(), key=str), 2)
-                          if not a[0].endswith('_loss') or not b[0].endswith('_loss')}
+  pairs_of = lambda row: {
+    (a, b)
+    for a, b in itertools.combinations(sorted(row.items(), key=str), 2)
+    if not a[0].endswith('_loss') or not b[0].endswith('_loss')
+  }
   missing, chosen = set().union(*map(pairs_of, combinations)), []
   while missing:
     best = max(combinations, key=lambda row: len(pairs_of(row) & missing))
@@ -87,8 +105,12 @@ def widths(changes):
   w, a = (cls.widths for cls in _classes(changes))
   pair = (2 if 2 in w else w[0], 2 if 2 in a else a[0])
   higher = (4, 4) if 4 in w and 4 in a else pair
-  found = {'student.weight_bits': pair[0], 'student.activation_bits': pair[1], 'cmtkd.teacher_bits': (higher,),
-           'speq.high_bits': a[-1]}
+  found = {
+    'student.weight_bits': pair[0],
+    'student.activation_bits': pair[1],
+    'cmtkd.teacher_bits': (higher,),
+    'speq.high_bits': a[-1],
+  }
   peers = next((bits for bits in (4, *range(1, 9)) if bits in w and bits in a), 2)
   return found | {'dml.peer_bits': (peers,), 'kdcl.peer_bits': (peers,)} | ({} if 8 in w else {'bits.first_last': 32})
 
@@ -135,8 +157,12 @@ def all_runs():
   for method, module in methods.METHODS.items():
     combinations = products(choices_of(module.Settings, method))
     starts = [combination | least_used(loss_changes(method, combination)) for combination in combinations]
-    starts += [combination | changes for combination in combinations for changes in loss_changes(method, combination)
-               if not used[str(changes)] and least_used([changes])]
+    starts += [
+      combination | changes
+      for combination in combinations
+      for changes in loss_changes(method, combination)
+      if not used[str(changes)] and least_used([changes])
+    ]
     for start in starts:
       run = {'method': method, **start} | least_used(by_role['weight'])
       run |= least_used([changes for changes in by_role['activation'] if fits(run | changes)])
@@ -153,8 +179,10 @@ RUNS = all_runs()
 
 def command(workdir, changes):
   """What the command returns."""
-  arguments = [f'--config.{field}={value!r}' if isinstance(value, tuple) else f'--config.{field}={value}'
-               for field, value in {**BASE, **changes}.items()]
+  arguments = [
+    f'--config.{field}={value!r}' if isinstance(value, tuple) else f'--config.{field}={value}'
+    for field, value in {**BASE, **changes}.items()
+  ]
   with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
     patch.setattr(sys, 'argv', ['main', '--config=configs/digits_resnet8.py:smoke', f'--workdir={workdir}', *arguments])
     return main.main(sys.argv)
@@ -162,6 +190,7 @@ def command(workdir, changes):
 
 class Stage(nn.Module):
   """Two convolutions, the least in which a quantizer of weights and one of activations have their place."""
+
   layers: LayerFactory
 
   @nn.compact
@@ -174,8 +203,12 @@ class Stage(nn.Module):
 
 def tiny(num_classes, layers, width, stem, block_order):
   """A network of one stage."""
-  return Network((2,), (functools.partial(Stage, layers),), layers.activation,
-                 functools.partial(resnet.PooledHead, num_classes, layers))
+  return Network(
+    (2,),
+    (functools.partial(Stage, layers),),
+    layers.activation,
+    functools.partial(resnet.PooledHead, num_classes, layers),
+  )
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -228,8 +261,9 @@ def test_every_choice_is_run(capsys):
         wanted.add((f'quantizer.{role}s', name))
   for section, cls in sections.items():
     wanted |= {(field, value) for field, values in choices_of(cls, section).items() for value in values}
-  wanted |= {(field, value) for field, values in config_lib.CHOICES.items() if field not in ELSEWHERE
-             for value in values}
+  wanted |= {
+    (field, value) for field, values in config_lib.CHOICES.items() if field not in ELSEWHERE for value in values
+  }
   wanted |= {('data.augment', value) for value in AUGMENTS}
   seen = {pair for run in RUNS for pair in run.items()}
   assert sorted(wanted - seen, key=str) == []

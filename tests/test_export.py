@@ -41,9 +41,9 @@ def quick_compile_throughout():
 
 def test_packing_by_hand():
   # codes 1, 2, 3, 2 of 2 bits: 01, 10, 11, 10 -> byte 10 11 10 01 = 0xb9; code 1 alone: 0x01
-  np.testing.assert_array_equal(bitpacking.pack(np.uint8([[1, 2, 3, 2, 1]]), 2), np.uint8([0xb9, 0x01]))
+  np.testing.assert_array_equal(bitpacking.pack(np.uint8([[1, 2, 3, 2, 1]]), 2), np.uint8([0xB9, 0x01]))
   # codes 5, 3, 6 of 3 bits: 101, 011, 110 -> ..0 | 1 10 011 101: first byte 10 011 101 = 0x9d, then 1
-  np.testing.assert_array_equal(bitpacking.pack(np.uint8([5, 3, 6]), 3), np.uint8([0x9d, 0x01]))
+  np.testing.assert_array_equal(bitpacking.pack(np.uint8([5, 3, 6]), 3), np.uint8([0x9D, 0x01]))
 
 
 @pytest.mark.parametrize('bits', range(1, 9))
@@ -72,7 +72,7 @@ def reference_convolution(x, kernel, stride, padding):
   out = np.zeros((len(x), rows, columns, kernel.shape[-1]), np.int64)
   for i in range(rows):
     for j in range(columns):
-      patch = x[:, i * stride:i * stride + kh, j * stride:j * stride + kw]
+      patch = x[:, i * stride : i * stride + kh, j * stride : j * stride + kw]
       out[:, i, j] = np.tensordot(patch, kernel.astype(np.int64), 3)
   return out
 
@@ -121,12 +121,18 @@ def make_network(**changes):
   images = rng.integers(0, 256, (8, *shape), dtype=np.uint8)
   real = standardized(images)
   variables = jax.jit(functools.partial(method.init, train=True), compiler_options=initial_state_options())(
-      {'params': jax.random.key(0)}, real)
+    {'params': jax.random.key(0)}, real
+  )
   mutable = [name for name in variables if name != 'params']
   _, changed = jax.jit(lambda x: method.apply(variables, x, train=True, mutable=mutable))(real)
   # Normalizations that do something, in both directions.
-  scale = lambda path, x: x * rng.choice([-1.0, 0.5, 2.0], x.shape).astype(np.float32) if (
-      'norm' in str(path) and 'scale' in str(path)) else x + 0.1 if 'bias' in str(path) else x
+  scale = lambda path, x: (
+    x * rng.choice([-1.0, 0.5, 2.0], x.shape).astype(np.float32)
+    if ('norm' in str(path) and 'scale' in str(path))
+    else x + 0.1
+    if 'bias' in str(path)
+    else x
+  )
   variables = jax.tree_util.tree_map_with_path(scale, {**variables, **changed})
   return config, method, variables, images
 
@@ -141,19 +147,19 @@ def make_graph(config, method, variables):
 
 
 NETWORKS = {  # a network for each thing that folding treats apart
-    '2/2': {},
-    '1/5': {'student.weight_bits': 1, 'student.activation_bits': 5},
-    '8/8': {'student.weight_bits': 8, 'student.activation_bits': 8, 'bits.first_last': 8},
-    '4/32': {'student.weight_bits': 4, 'student.activation_bits': 32},
-    'post, imagenet stem': {'model.block_order': 'post', 'model.stem': 'imagenet', 'data.image_size': 16},
-    'edmips': {'model.block_order': 'edmips', 'model.name': 'resnet20', 'student.activation_bits': 4},
-    'edmips, imagenet stem': {'model.block_order': 'edmips', 'model.stem': 'imagenet', 'data.image_size': 16},
-    'alexnet': {'model.name': 'alexnet', 'model.stem': 'cifar', 'data.image_size': 32, 'model.width': 0.02},
-    'wide, groups': {'model.name': 'wrn16_1', 'model.bn_groups': 2, 'quantizer.name': 'pact'},
-    'offset': {'quantizer.name': 'lsq_plus'},
-    'thresholds': {'quantizer.name': 'n2uq'},
-    'levels': {'quantizer.name': 'lq_nets'},
-    'signs': {'quantizer.name': 'xnor', 'student.weight_bits': 1, 'student.activation_bits': 1},
+  '2/2': {},
+  '1/5': {'student.weight_bits': 1, 'student.activation_bits': 5},
+  '8/8': {'student.weight_bits': 8, 'student.activation_bits': 8, 'bits.first_last': 8},
+  '4/32': {'student.weight_bits': 4, 'student.activation_bits': 32},
+  'post, imagenet stem': {'model.block_order': 'post', 'model.stem': 'imagenet', 'data.image_size': 16},
+  'edmips': {'model.block_order': 'edmips', 'model.name': 'resnet20', 'student.activation_bits': 4},
+  'edmips, imagenet stem': {'model.block_order': 'edmips', 'model.stem': 'imagenet', 'data.image_size': 16},
+  'alexnet': {'model.name': 'alexnet', 'model.stem': 'cifar', 'data.image_size': 32, 'model.width': 0.02},
+  'wide, groups': {'model.name': 'wrn16_1', 'model.bn_groups': 2, 'quantizer.name': 'pact'},
+  'offset': {'quantizer.name': 'lsq_plus'},
+  'thresholds': {'quantizer.name': 'n2uq'},
+  'levels': {'quantizer.name': 'lq_nets'},
+  'signs': {'quantizer.name': 'xnor', 'student.weight_bits': 1, 'student.activation_bits': 1},
 }
 
 
@@ -188,15 +194,18 @@ def test_quantized_layers_are_summed_in_integers():
 
 def test_bytes_by_hand():
   # 70000 = 112 + 256 * 17 + 65536 * 1; 200 = -56 + 256 * 1; -32769 = -1 + 256 * -128
-  kernel = np.float32([70000, 200, -32769, -2**22, 2**22]).reshape(1, 1, 1, -1)
+  kernel = np.float32([70000, 200, -32769, -(2**22), 2**22]).reshape(1, 1, 1, -1)
   node = Node('convolution', ('pixels',), 'out', {'stride': 1, 'padding': 0, 'bits': 32}, {'kernel': kernel})
-  np.testing.assert_array_equal(np.concatenate(node.kernel_bytes(), 2)[0, 0], [
-      [112, -56, -1, 0, 0], [17, 1, -128, 0, 0], [1, 0, 0, -64, 64]])
+  np.testing.assert_array_equal(
+    np.concatenate(node.kernel_bytes(), 2)[0, 0], [[112, -56, -1, 0, 0], [17, 1, -128, 0, 0], [1, 0, 0, -64, 64]]
+  )
   # The only channel is that of 255s, and the last sum of all is rounded: 255 * 70000 = 17850000 lies above 2^24.
   graph = Graph((Node('pixels', ('images',), 'pixels'), node), (1, 1, 0)).by_bytes()
   for sums in interpreter.SUMS:
-    np.testing.assert_array_equal(interpreter.run(graph, np.zeros((1, 1, 1, 0), np.uint8), sums)['out'][0, 0, 0],
-                                  np.float32([17850000, 51000, -8356095, -255 * 2**22, 255 * 2**22]))
+    np.testing.assert_array_equal(
+      interpreter.run(graph, np.zeros((1, 1, 1, 0), np.uint8), sums)['out'][0, 0, 0],
+      np.float32([17850000, 51000, -8356095, -255 * 2**22, 255 * 2**22]),
+    )
 
 
 @pytest.mark.parametrize('changes', [{}, {'bits.shortcut': 'full_precision'}])
@@ -230,11 +239,18 @@ def test_pixels_carry_mean_and_std():
   mean, std, rng = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), np.random.default_rng(0)
   kernel, images = rng.normal(size=(3, 3, 3, 4)), rng.integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
   _, by_pixel = fold._Folder(mean, std, True)._pixels(kernel)
-  convolved = lambda x, kernel: np.einsum('bhwcij,ijco->bhwo', np.lib.stride_tricks.sliding_window_view(
-      np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2)), kernel)
+  convolved = lambda x, kernel: np.einsum(
+    'bhwcij,ijco->bhwo',
+    np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2)),
+    kernel,
+  )
   ones = np.full((2, 5, 5, 1), 255)
-  np.testing.assert_allclose(convolved(np.concatenate([images, ones], 3), by_pixel),
-                             convolved((images / 255 - mean) / std, kernel), rtol=1e-10, atol=1e-10)
+  np.testing.assert_allclose(
+    convolved(np.concatenate([images, ones], 3), by_pixel),
+    convolved((images / 255 - mean) / std, kernel),
+    rtol=1e-10,
+    atol=1e-10,
+  )
 
 
 def step(op, module=None, variables=None, source='input', output='out', shape=(2, 2, 1)):
@@ -243,8 +259,10 @@ def step(op, module=None, variables=None, source='input', output='out', shape=(2
 
 def test_normalization_by_hand():
   # (x - 1) / sqrt(3.99999 + 1e-5) * 6 + 5 = (x - 1) * 3 + 5 = (x + 2/3) * 3; a scale of 0 leaves its bias of 7.
-  variables = {'batch_stats': {'mean': np.float32([1, 1]), 'var': np.float32([3.99999, 1])},
-               'params': {'scale': np.float32([6, 0]), 'bias': np.float32([5, 7])}}
+  variables = {
+    'batch_stats': {'mean': np.float32([1, 1]), 'var': np.float32([3.99999, 1])},
+    'params': {'scale': np.float32([6, 0]), 'bias': np.float32([5, 7])},
+  }
   graph = fold.fold([step('norm', BatchNorm(), variables)], (2, 2, 2), (0, 0), (1 / 255, 1 / 255))
   node = graph.nodes[-1]
   np.testing.assert_allclose(node.arrays['bias'][0], 2 / 3, rtol=1e-6)
@@ -253,8 +271,9 @@ def test_normalization_by_hand():
   np.testing.assert_allclose(interpreter.run(graph, x, 'float')['out'][0, 0, 0], [32, 7], rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', [name for name, module in quantizers.QUANTIZERS.items()
-                                  if hasattr(module, 'Activation')])
+@pytest.mark.parametrize(
+  'name', [name for name, module in quantizers.QUANTIZERS.items() if hasattr(module, 'Activation')]
+)
 def test_thresholds_are_those_of_the_quantizer(name):
   """Just below a threshold the code is one less."""
   for bits in {1, 2, 3, 8}.intersection(quantizers.QUANTIZERS[name].Activation.widths):
@@ -288,8 +307,13 @@ def test_thresholds_on_sums_give_the_codes(thresholds):
   bias, scale = rng.normal(size=6).astype(np.float32) * 20, rng.normal(size=6).astype(np.float32) * 0.1
   arrays = {} if thresholds is None else {'thresholds': np.float32(thresholds)}
   sums = np.arange(-300, 300)
-  graph = Graph((Node('affine', ('images',), 'a', {}, {'bias': bias, 'scale': scale}),
-                 Node('quantize', ('a',), 'q', {'levels': 4}, arrays)), (1, 1, 6))
+  graph = Graph(
+    (
+      Node('affine', ('images',), 'a', {}, {'bias': bias, 'scale': scale}),
+      Node('quantize', ('a',), 'q', {'levels': 4}, arrays),
+    ),
+    (1, 1, 6),
+  )
   x = jnp.asarray(np.broadcast_to(sums[:, None, None, None], (600, 1, 1, 6)), jnp.int32)
   codes = np.asarray(interpreter.run(graph, x, 'float')['q'])[:, 0, 0]
   found, rising = fold.integer_thresholds(bias, scale, 4, thresholds)
@@ -304,7 +328,8 @@ def test_pruned_networks_answer_as_in_training(name, tmp_path):
   method, variables, images = make_pruned(name)
   graph = fold.fold(trace.trace(method, variables, (4, 4, 1), 'student'), (4, 4, 1), (0.5,), (0.5,))
   logits, codes = jax.jit(functools.partial(compare._forward_with_codes, method, mean=(0.5,), std=(0.5,)))(
-      variables, images)
+    variables, images
+  )
   assert np.std(logits, 0).max() > 0.01  # the images get through
   for node in graph.nodes:
     assert all(np.isfinite(array).all() for array in node.arrays.values()), node.output
@@ -312,8 +337,15 @@ def test_pruned_networks_answer_as_in_training(name, tmp_path):
   for layer in our_codes:
     np.testing.assert_array_equal(our_codes[layer], codes[layer], err_msg=layer)
   np.testing.assert_allclose(ours, logits, rtol=1e-5, atol=1e-5)
-  formats = ['packed', 'stablehlo', *(['onnx_qdq'] if not export.FORMATS['onnx_qdq'].missing() and not any(
-      'values' in node.arrays for node in graph.nodes) else [])]
+  formats = [
+    'packed',
+    'stablehlo',
+    *(
+      ['onnx_qdq']
+      if not export.FORMATS['onnx_qdq'].missing() and not any('values' in node.arrays for node in graph.nodes)
+      else []
+    ),
+  ]
   for path in export.write(export.from_graph(graph), tmp_path, formats).values():
     np.testing.assert_allclose(export.open_network(path)[0](images), ours, rtol=1e-5, atol=1e-5, err_msg=str(path))
 
@@ -321,28 +353,34 @@ def test_pruned_networks_answer_as_in_training(name, tmp_path):
 def test_scales_of_0_by_hand():
   # y = slope x + shift. 0 x + 3: 3 / 2^60 after a bias of 2^60. 0 x + 0: bias and scale are 0. 2 x + 3: (x + 1.5) 2.
   # 1e-30 x + 3: of x nothing is left. 1e-45 x + 0: smaller than any float32 that devices count with.
-  node = Node('affine', ('sums',), 'out', arrays={'slope': np.float64([0, 0, 2, 1e-30, 1e-45]),
-                                                  'shift': np.float64([3, 0, 3, 3, 0])})
+  node = Node(
+    'affine',
+    ('sums',),
+    'out',
+    arrays={'slope': np.float64([0, 0, 2, 1e-30, 1e-45]), 'shift': np.float64([3, 0, 3, 3, 0])},
+  )
   found = fold._rounded(node).arrays
   np.testing.assert_array_equal(found['bias'], np.float32([2**60, 0, 1.5, 2**60, 0]))
   np.testing.assert_array_equal(found['scale'], np.float32([3 / 2**60, 0, 2, 3 / 2**60, 0]))
   assert found['bias'].dtype == found['scale'].dtype == np.float32
   # A shift for each of two positions, of one channel without a slope: its largest decides.
-  found = fold._rounded(Node('affine', ('sums',), 'out', arrays={
-      'slope': np.float64(0), 'shift': np.float64([[[4.]], [[-1.]]])})).arrays
-  np.testing.assert_array_equal(np.squeeze(found['bias']), [2**60, -2**58])
+  found = fold._rounded(
+    Node('affine', ('sums',), 'out', arrays={'slope': np.float64(0), 'shift': np.float64([[[4.0]], [[-1.0]]])})
+  ).arrays
+  np.testing.assert_array_equal(np.squeeze(found['bias']), [2**60, -(2**58)])
   np.testing.assert_array_equal(found['scale'], [4 / 2**60])
 
 
 def test_products_of_scales_beyond_float32():
   """Scales whose product float32 does not hold count as 0, or end the export with one line."""
-  affine = lambda name, slope, shift, output: Node('affine', (name,), output, arrays={
-      'slope': np.float64(slope), 'shift': np.float64(shift)})
-  merged, = fold._merged([affine('sums', 1e-30, 1, 'a'), affine('a', 1e-30, 2, 'b')])
+  affine = lambda name, slope, shift, output: Node(
+    'affine', (name,), output, arrays={'slope': np.float64(slope), 'shift': np.float64(shift)}
+  )
+  (merged,) = fold._merged([affine('sums', 1e-30, 1, 'a'), affine('a', 1e-30, 2, 'b')])
   found = fold._rounded(merged).arrays
   assert np.float32(7 + found['bias']) * found['scale'] == 2
   for slope, shift in ((1e30, 0), (1, np.nan), (1, np.inf), (np.nan, 1)):
-    merged, = fold._merged([affine('sums', slope, 0, 'a'), affine('a', 1e30, shift, 'layer/out')])
+    (merged,) = fold._merged([affine('sums', slope, 0, 'a'), affine('a', 1e30, shift, 'layer/out')])
     with pytest.raises(UserError, match='^layer/out: .*not a finite float32 number; .*--step'):
       fold._rounded(merged)
 
@@ -350,7 +388,8 @@ def test_products_of_scales_beyond_float32():
 def test_networks_that_have_diverged_are_refused():
   config, method, variables, _ = make_network()
   broken = jax.tree_util.tree_map_with_path(
-      lambda path, x: x * np.nan if 'conv1' in str(path) and 'kernel' in str(path) else x, variables)
+    lambda path, x: x * np.nan if 'conv1' in str(path) and 'kernel' in str(path) else x, variables
+  )
   with pytest.raises(UserError, match='conv1: its weights are not finite; .*--step'):
     make_graph(config, method, broken)
 
@@ -358,11 +397,11 @@ def test_networks_that_have_diverged_are_refused():
 def test_what_cannot_be_exported_is_named():
   class Folded(base.Quantizer):
     encode = lambda self, x, parameters=None: base.Coded(
-        jnp.round(jnp.clip(jnp.abs(x), 0, 3)).astype(jnp.int32), jnp.float32(1))
+      jnp.round(jnp.clip(jnp.abs(x), 0, 3)).astype(jnp.int32), jnp.float32(1)
+    )
 
   class Channels(base.Quantizer):
-    encode = lambda self, x, parameters=None: base.Coded(
-        jnp.round(jnp.clip(x, 0, 3)).astype(jnp.int32), jnp.ones(4))
+    encode = lambda self, x, parameters=None: base.Coded(jnp.round(jnp.clip(x, 0, 3)).astype(jnp.int32), jnp.ones(4))
 
   with pytest.raises(UserError, match='here.*scale a channel'):
     fold.activation_grid(Channels(2), {}, 'here')
@@ -372,6 +411,7 @@ def test_what_cannot_be_exported_is_named():
   class Odd(nn.Module):
     def __call__(self, images, train):
       return type('Outputs', (), {'logits': {'student': jnp.sin(images)}})
+
   with pytest.raises(UserError, match="operation 'sin'"):
     trace.trace(Odd(), {}, (2, 2, 1), 'student')
 
@@ -424,8 +464,8 @@ def test_archive_is_read_by_numpy_alone(archive):
       continue
     data, bits, shape = file[f'{entry["output"]}/codes'], entry['attributes']['bits'], entry['attributes']['shape']
     assert data.nbytes == -(-np.prod(shape) * bits // 8)
-    every_bit = np.unpackbits(data, bitorder='little')[:np.prod(shape) * bits].reshape(-1, bits)
-    np.testing.assert_array_equal((every_bit @ 2**np.arange(bits)).reshape(shape), node.arrays['codes'])
+    every_bit = np.unpackbits(data, bitorder='little')[: np.prod(shape) * bits].reshape(-1, bits)
+    np.testing.assert_array_equal((every_bit @ 2 ** np.arange(bits)).reshape(shape), node.arrays['codes'])
     quantized += 1
   assert quantized >= 7
 
@@ -480,10 +520,10 @@ def test_damaged_archives_are_refused(archive, tmp_path):
 
   at = data.index(np.load(path)[first].tobytes())
   files = {
-      'truncated': data[:len(data) // 2],
-      'empty': b'',
-      'foreign': b'\x89PNG' + data[4:],
-      'one byte changed': data[:at] + bytes([data[at] ^ 1]) + data[at + 1:],
+    'truncated': data[: len(data) // 2],
+    'empty': b'',
+    'foreign': b'\x89PNG' + data[4:],
+    'one byte changed': data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
   }
   for name, content in files.items():
     (tmp_path / name).write_bytes(content)
@@ -497,9 +537,16 @@ def test_damaged_archives_are_refused(archive, tmp_path):
   rewrite(path, target('unknown operation'), manifest=broken([manifest['nodes'][0] | {'op': 'system'}]))
   rewrite(path, target('unknown input'), manifest=broken([manifest['nodes'][0] | {'inputs': ['elsewhere']}]))
   rewrite(path, target('no operations'), manifest=broken([]))
-  rewrite(path, target('huge shape'), manifest=broken(
-      [node | {'attributes': node['attributes'] | {'shape': [10**6, 10**6]}} if 'shape' in node['attributes'] else node
-       for node in manifest['nodes']]))
+  rewrite(
+    path,
+    target('huge shape'),
+    manifest=broken(
+      [
+        node | {'attributes': node['attributes'] | {'shape': [10**6, 10**6]}} if 'shape' in node['attributes'] else node
+        for node in manifest['nodes']
+      ]
+    ),
+  )
   with open(target('compressed'), 'wb') as file:
     np.savez_compressed(file, **np.load(path))
   with zipfile.ZipFile(tmp_path / 'pickle', 'w') as file:
@@ -522,7 +569,7 @@ def test_damaged_archives_are_refused(archive, tmp_path):
 def test_damaged_stablehlo_is_refused(archive, tmp_path):
   path = export.write(archive[0], tmp_path, ['stablehlo'])['stablehlo']
   data = path.read_bytes()
-  for content in (b'', b'\0' * 100, data[:len(data) // 2]):
+  for content in (b'', b'\0' * 100, data[: len(data) // 2]):
     path.write_bytes(content)
     with pytest.raises(UserError, match='student.stablehlo is damaged.*export it again'):
       stablehlo.read(path)
@@ -534,8 +581,9 @@ def test_files_are_evaluated_beside_training(run):
   assert len([row for row in rows if row.rstrip().endswith('0 of 355')]) == 4
   assert 'of 2 bits take' in rows[-1]
   results = compare.integer_against_training(run)
-  assert results['codes'] == 355 * sum(size * size * width for size, width in ((8, 4), (8, 4), (8, 4), (4, 8), (4, 8),
-                                                                               (2, 16), (2, 16)))
+  assert results['codes'] == 355 * sum(
+    size * size * width for size, width in ((8, 4), (8, 4), (8, 4), (4, 8), (4, 8), (2, 16), (2, 16))
+  )
   assert results['predictions_that_differ'] == 0 and results['codes_that_differ'] <= 1e-4 * results['codes']
 
 
@@ -564,9 +612,12 @@ def test_images_are_classified_alike_by_every_file(run, tmp_path):
 def test_bad_input_of_export_and_predict(run, tmp_path):
   Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / 'large.png')
   (tmp_path / 'text.png').write_text('no image')
-  for images, words in ((None, '--images is missing'), (['/absent.png'], '--images: /absent.png.*no such file'),
-                        ([str(tmp_path / 'text.png')], '--images: .*text.png cannot be read'),
-                        ([str(tmp_path / 'large.png')], '9x9, not 8x8')):
+  for images, words in (
+    (None, '--images is missing'),
+    (['/absent.png'], '--images: /absent.png.*no such file'),
+    ([str(tmp_path / 'text.png')], '--images: .*text.png cannot be read'),
+    ([str(tmp_path / 'large.png')], '9x9, not 8x8'),
+  ):
     with pytest.raises(UserError, match=words):
       predict.predict(run, images)
   with pytest.raises(UserError, match="no format 'tflite'; there are packed"):

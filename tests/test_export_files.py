@@ -22,18 +22,33 @@ def graph():
   """A convolution in full precision, one of 2 bits, and a dense layer of 4 bits."""
   rng = np.random.default_rng(0)
   codes = lambda bits, *shape: rng.integers(0, 2**bits, shape).astype(np.uint8)
-  affine = lambda name, output, scale, out: Node('affine', (name,), output, arrays={
-      'bias': np.float32(rng.uniform(-1, 1, out)), 'scale': np.float32(scale * rng.uniform(0.5, 1, out))})
-  grid = lambda bits: {'bits': bits, 'factor': 1, 'shift': 2**(bits - 1)}
-  return Graph((
+  affine = lambda name, output, scale, out: Node(
+    'affine',
+    (name,),
+    output,
+    arrays={'bias': np.float32(rng.uniform(-1, 1, out)), 'scale': np.float32(scale * rng.uniform(0.5, 1, out))},
+  )
+  grid = lambda bits: {'bits': bits, 'factor': 1, 'shift': 2 ** (bits - 1)}
+  return Graph(
+    (
       Node('image', ('images',), 'input', arrays={'mean': np.float32([0.5] * 3), 'std': np.float32([0.25] * 3)}),
-      Node('convolution', ('input',), 's0', {'stride': 2, 'padding': 1, 'bits': 32},
-           {'kernel': np.float32(rng.integers(-8, 9, (3, 3, CHANNELS, 4)) / 8)}),
-      affine('s0', 'a0', 1, 4), Node('quantize', ('a0',), 'q0', {'levels': 4}),
+      Node(
+        'convolution',
+        ('input',),
+        's0',
+        {'stride': 2, 'padding': 1, 'bits': 32},
+        {'kernel': np.float32(rng.integers(-8, 9, (3, 3, CHANNELS, 4)) / 8)},
+      ),
+      affine('s0', 'a0', 1, 4),
+      Node('quantize', ('a0',), 'q0', {'levels': 4}),
       Node('convolution', ('q0',), 's1', {'stride': 1, 'padding': 1, **grid(2)}, {'codes': codes(2, 3, 3, 4, 4)}),
-      affine('s1', 'a1', 0.5, 4), Node('quantize', ('a1',), 'q1', {'levels': 4}),
+      affine('s1', 'a1', 0.5, 4),
+      Node('quantize', ('a1',), 'q1', {'levels': 4}),
       Node('dense', ('q1',), 's2', grid(4), {'codes': codes(4, 4 * 4 * 4, CLASSES)}),
-      affine('s2', 'logits', 0.1, CLASSES)), (SIZE, SIZE, CHANNELS))
+      affine('s2', 'logits', 0.1, CLASSES),
+    ),
+    (SIZE, SIZE, CHANNELS),
+  )
 
 
 def images(count=3):
@@ -75,9 +90,11 @@ def digest_again(path):
 # --- Images.
 
 
-@pytest.mark.parametrize('make, hint', [
+@pytest.mark.parametrize(
+  'make, hint',
+  [
     (lambda x: (x / 255).astype(np.float32), 'float32 [3, 8, 8, 3]; pass the raw uint8 pixels 0..255'),
-    (lambda x: x.astype(np.int64), "int64 [3, 8, 8, 3]; if they are pixels 0..255, convert them with images.astype("),
+    (lambda x: x.astype(np.int64), 'int64 [3, 8, 8, 3]; if they are pixels 0..255, convert them with images.astype('),
     (lambda x: x[0], 'uint8 [8, 8, 3]; this is a single image: add a batch axis with images[None]'),
     (lambda x: x.transpose(0, 3, 1, 2), 'uint8 [3, 3, 8, 8]; the channels come last: images.transpose(0, 2, 3, 1)'),
     (lambda x: x[0].transpose(2, 0, 1), 'uint8 [3, 8, 8]; this is a single image with the channels first'),
@@ -85,8 +102,11 @@ def digest_again(path):
     (lambda x: x.repeat(2, 1).repeat(2, 2), 'uint8 [3, 16, 16, 3]; resize or crop them to 8x8'),
     (lambda x: x[..., :1], 'uint8 [3, 8, 8, 1]; repeat the gray channel with images.repeat(3, axis=-1)'),
     (lambda x: np.concatenate([x, x[..., :1]], -1), 'leave out the alpha channel with images[..., :3]'),
-    (lambda x: x.reshape(3, -1), 'uint8 [3, 192]'), (lambda x: x[:0], 'uint8 [0, 8, 8, 3]; there is no image in them'),
-    (lambda x: [[1], [2, 3]], 'not a list that NumPy makes no array of')])
+    (lambda x: x.reshape(3, -1), 'uint8 [3, 192]'),
+    (lambda x: x[:0], 'uint8 [0, 8, 8, 3]; there is no image in them'),
+    (lambda x: [[1], [2, 3]], 'not a list that NumPy makes no array of'),
+  ],
+)
 @pytest.mark.parametrize('name', READ)
 def test_images_that_the_network_does_not_take(folder, name, make, hint):
   network, _ = export.open_network(folder / export.FORMATS[name].file)
@@ -94,8 +114,10 @@ def test_images_that_the_network_does_not_take(folder, name, make, hint):
   assert text.startswith('images: the network takes uint8 [batch, 8, 8, 3], not ') and hint in text
 
 
-@pytest.mark.parametrize('make, hint', [
-    (lambda x: x / 255, 'pass the raw uint8 pixels'), (lambda x: x[0], 'images[None]'), (lambda x: x[:0], 'no image')])
+@pytest.mark.parametrize(
+  'make, hint',
+  [(lambda x: x / 255, 'pass the raw uint8 pixels'), (lambda x: x[0], 'images[None]'), (lambda x: x[:0], 'no image')],
+)
 def test_calibration_images_that_the_network_does_not_take(tmp_path, make, hint):
   text = line(export.write, export.from_graph(graph()), tmp_path / 'new', INSTALLED, make(images()))
   assert text.startswith('calibration: the network takes uint8 [batch, 8, 8, 3], not ') and hint in text
@@ -117,6 +139,7 @@ def test_the_hint_repairs_the_images(folder):
 @pytest.mark.parametrize('name', READ)
 def test_a_flipped_bit_is_found_before_the_file_is_parsed(copy, name, monkeypatch):
   """A parser of StableHLO or ONNX may crash on it, or read another network."""
+
   def parsed(*unused):
     raise AssertionError('a damaged file is parsed')
 
@@ -126,7 +149,7 @@ def test_a_flipped_bit_is_found_before_the_file_is_parsed(copy, name, monkeypatc
   path = copy(name)
   data = path.read_bytes()
   for place in (0, len(data) // 3, len(data) // 2, len(data) - 1):
-    path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1:])
+    path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
     assert f'{path} is damaged: it is not the file that {path.parent}/manifest.json' in line(export.open_network, path)
 
 
@@ -142,11 +165,20 @@ def test_stablehlo_needs_its_manifest_and_a_packed_archive_does_not(copy):
   assert about['classes'] == list('01234')
 
 
-@pytest.mark.parametrize('content, words', [
-    ('', 'its JSON cannot be read'), ('[' * 10**5, 'nested too deeply'), ('[]', 'is [], not an object'),
-    ('{"format": "x"}', 'has no field version'), ('{"a": 1, "a": 2}', "has the name 'a' twice"),
-    ('{"a": NaN}', 'not finite'), ('{"a": 1e999}', 'not finite'),
-    ('{"a": %s}' % ('9' * 5000), 'its JSON cannot be read'), (b'\xff\xfe', 'its JSON cannot be read')])
+@pytest.mark.parametrize(
+  'content, words',
+  [
+    ('', 'its JSON cannot be read'),
+    ('[' * 10**5, 'nested too deeply'),
+    ('[]', 'is [], not an object'),
+    ('{"format": "x"}', 'has no field version'),
+    ('{"a": 1, "a": 2}', "has the name 'a' twice"),
+    ('{"a": NaN}', 'not finite'),
+    ('{"a": 1e999}', 'not finite'),
+    ('{"a": %s}' % ('9' * 5000), 'its JSON cannot be read'),
+    (b'\xff\xfe', 'its JSON cannot be read'),
+  ],
+)
 def test_damaged_manifests(copy, content, words):
   path = copy('stablehlo')
   beside = path.parent / manifest.FILE
@@ -161,19 +193,22 @@ def test_manifest_of_an_earlier_version(copy):
   beside = path.parent / manifest.FILE
   beside.write_text(json.dumps(json.loads(beside.read_text())['about']))
   assert line(export.open_network, path) == (
-      f'{beside} was written by an earlier version of cmtkd_jax and has no digests; export the network again')
+    f'{beside} was written by an earlier version of cmtkd_jax and has no digests; export the network again'
+  )
 
 
 ABOUT = [  # (changes, words) of `about`
-    ({'classes': ['a'] * 4}, 'about.classes has 4 names, but the network returns 5 logits'),
-    ({'classes': [*'abcd', 'e\x1b[2J']}, 'which has the control character'),
-    ({'classes': [*'abcd', 3]}, 'about.classes[4] is 3, not a text'),
-    ({'classes': 'abcde'}, "about.classes is 'abcde', not a list"),
-    ({'image_shape': [8, 8, 10**30]}, 'about.image_shape[2] is 1000'),
-    ({'image_shape': [8, 8]}, 'about.image_shape is [8, 8], not a list of 3..3 values'),
-    ({'resize': -1}, 'about.resize is -1, not an integer'),
-    ({'resize': 10**9}, 'about.resize is 1000000000, not an integer'),
-    ({'resize': True}, 'about.resize is True, not an integer'), ({'more': 1}, "about has the unknown field 'more'")]
+  ({'classes': ['a'] * 4}, 'about.classes has 4 names, but the network returns 5 logits'),
+  ({'classes': [*'abcd', 'e\x1b[2J']}, 'which has the control character'),
+  ({'classes': [*'abcd', 3]}, 'about.classes[4] is 3, not a text'),
+  ({'classes': 'abcde'}, "about.classes is 'abcde', not a list"),
+  ({'image_shape': [8, 8, 10**30]}, 'about.image_shape[2] is 1000'),
+  ({'image_shape': [8, 8]}, 'about.image_shape is [8, 8], not a list of 3..3 values'),
+  ({'resize': -1}, 'about.resize is -1, not an integer'),
+  ({'resize': 10**9}, 'about.resize is 1000000000, not an integer'),
+  ({'resize': True}, 'about.resize is True, not an integer'),
+  ({'more': 1}, "about has the unknown field 'more'"),
+]
 
 
 @pytest.mark.parametrize('changes, words', ABOUT)
@@ -209,41 +244,44 @@ def node_change(output, **attributes):
   def change(head, members):
     node = next(node for node in head['nodes'] if node['output'] == output)
     node['attributes'] |= attributes
+
   return change
 
 
 def entry_change(name, **entries):
   def change(head, members):
     next(node for node in head['nodes'] if node['output'] == name).update(entries)
+
   return change
 
 
 def array_change(name, make):
   def change(head, members):
     members[name] = make(members[name])
+
   return change
 
 
 GRAPHS = {
-    'stride 0': (node_change('s0', stride=0), 's0.stride is 0'),
-    'a stride that is no integer': (node_change('s0', stride=1.5), 's0.stride is 1.5'),
-    'padding as large as the window': (node_change('s0', padding=3), 'with padding 3 does not fit'),
-    'a huge padding': (node_change('s0', padding=10**9), 's0.padding is 1000000000'),
-    '9 bits': (node_change('s1', bits=9), 's1.bits is 9'),
-    'an attribute that nobody knows': (node_change('s1', x=1), "unknown field 'x'"),
-    'a huge shape': (node_change('s1', shape=[10**9] * 4), 's1.shape[0] is 1000000000'),
-    'levels without end': (node_change('q0', levels=10**9), 'q0.levels is 1000000000'),
-    'an operation that nobody knows': (entry_change('a0', op='system'), "is 'system', not one of"),
-    'an input that does not exist yet': (entry_change('a0', inputs=['a1']), 'a0 has the inputs'),
-    'itself as input': (entry_change('a0', inputs=['a0']), 'a0 has the inputs'),
-    'codes of codes': (entry_change('q1', inputs=['q0']), 'q1: quantize does not take codes'),
-    'a name that stands twice': (entry_change('a1', output='a0'), 'a0'),
-    'infinite scale': (array_change('a1/scale', lambda x: x * np.float32(np.inf)), 'a1/scale'),
-    'a bias that is NaN': (array_change('a1/bias', lambda x: x * np.float32(np.nan)), 'a1/bias'),
-    'a scale too short': (array_change('a1/scale', lambda x: x[:3]), 'a1/scale has the shape [3]'),
-    'a scale of doubles': (array_change('a1/scale', lambda x: x.astype(np.float64)), 'float64'),
-    'a standard deviation of 0': (array_change('input/std', lambda x: x * 0), 'input/std'),
-    'codes too short': (array_change('s1/codes', lambda x: x[:-1]), 's1/codes'),
+  'stride 0': (node_change('s0', stride=0), 's0.stride is 0'),
+  'a stride that is no integer': (node_change('s0', stride=1.5), 's0.stride is 1.5'),
+  'padding as large as the window': (node_change('s0', padding=3), 'with padding 3 does not fit'),
+  'a huge padding': (node_change('s0', padding=10**9), 's0.padding is 1000000000'),
+  '9 bits': (node_change('s1', bits=9), 's1.bits is 9'),
+  'an attribute that nobody knows': (node_change('s1', x=1), "unknown field 'x'"),
+  'a huge shape': (node_change('s1', shape=[10**9] * 4), 's1.shape[0] is 1000000000'),
+  'levels without end': (node_change('q0', levels=10**9), 'q0.levels is 1000000000'),
+  'an operation that nobody knows': (entry_change('a0', op='system'), "is 'system', not one of"),
+  'an input that does not exist yet': (entry_change('a0', inputs=['a1']), 'a0 has the inputs'),
+  'itself as input': (entry_change('a0', inputs=['a0']), 'a0 has the inputs'),
+  'codes of codes': (entry_change('q1', inputs=['q0']), 'q1: quantize does not take codes'),
+  'a name that stands twice': (entry_change('a1', output='a0'), 'a0'),
+  'infinite scale': (array_change('a1/scale', lambda x: x * np.float32(np.inf)), 'a1/scale'),
+  'a bias that is NaN': (array_change('a1/bias', lambda x: x * np.float32(np.nan)), 'a1/bias'),
+  'a scale too short': (array_change('a1/scale', lambda x: x[:3]), 'a1/scale has the shape [3]'),
+  'a scale of doubles': (array_change('a1/scale', lambda x: x.astype(np.float64)), 'float64'),
+  'a standard deviation of 0': (array_change('input/std', lambda x: x * 0), 'input/std'),
+  'codes too short': (array_change('s1/codes', lambda x: x[:-1]), 's1/codes'),
 }
 
 
@@ -265,7 +303,8 @@ def test_what_does_not_fit_the_schema_is_not_written(tmp_path):
   exported = export.from_graph(graph())
   exported.about['classes'] = ['a'] * 4
   assert 'student.npz is not written: about.classes has 4 names' in line(
-      packed.write, tmp_path / 'student.npz', *exported)
+    packed.write, tmp_path / 'student.npz', *exported
+  )
   assert not (tmp_path / 'student.npz').exists()
 
 
@@ -282,7 +321,8 @@ def test_a_session_that_fails_is_one_line(folder, monkeypatch):
 
   monkeypatch.setattr(runtime.InferenceSession, 'run', fails)
   assert 'student.onnx cannot be run by ONNX Runtime (RuntimeError: [ONNXRuntimeError] : 2 : NOT_IMPLEMENTED)' in line(
-      network, images())
+    network, images()
+  )
 
 
 @pytest.mark.filterwarnings('ignore')  # of the package
@@ -293,6 +333,7 @@ def test_qonnx_runs_the_circuit_form(folder):
   from qonnx.core.modelwrapper import ModelWrapper
   from qonnx.core.onnx_exec import execute_onnx
   from qonnx.transformation.infer_shapes import InferShapes
+
   model = ModelWrapper(str(folder / 'student.qonnx.onnx')).transform(InferShapes())
   assert model.get_tensor_shape('images') == [1, SIZE, SIZE, CHANNELS]
   found = np.concatenate([execute_onnx(model, {'images': image[None]})['logits'] for image in images()])
@@ -301,5 +342,6 @@ def test_qonnx_runs_the_circuit_form(folder):
 
 def test_an_image_that_is_not_of_the_networks_size(folder, tmp_path):
   from PIL import Image
+
   Image.fromarray(images()[0].repeat(2, 0).repeat(2, 1)).save(tmp_path / 'large.png')
   assert 'large.png' in line(predict.predict, folder / 'student.npz', [str(tmp_path / 'large.png')])

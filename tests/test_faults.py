@@ -100,13 +100,16 @@ def test_changed_configuration_is_refused_unless_told_otherwise(tmp_path, quick_
   assert json.loads((tmp_path / 'config.json').read_text())['optimizer']['learning_rate'] == 0.005
 
 
-@pytest.mark.parametrize('changes, words', [
+@pytest.mark.parametrize(
+  'changes, words',
+  [
     ({'accumulate': 3}, 'config.accumulate=3 does not divide config.batch_size=16'),
     ({'accumulate': 0}, 'config.accumulate=0 must be positive'),
     ({'model.bn_groups': 5}, 'config.model.bn_groups=5 does not divide the 16 images'),
     ({'model.bn_groups': 16, 'accumulate': 2}, 'config.model.bn_groups=16 does not divide the 8 images'),
     ({'remat': '('}, r"config.remat='\(' is no regular expression"),
-])
+  ],
+)
 def test_memory_fields_are_checked(changes, words):
   with pytest.raises(UserError, match=words):
     config_lib.check(make_config(**changes))

@@ -27,10 +27,11 @@ NETWORKS = {'student': 2, **TEACHERS}
 def tiny(num_classes, layers, width, **unused):
   """Two convolutions, a stage each."""
   conv = lambda features, stride, role: (round(features * width), 3, stride, None, role)
-  stages = tuple(functools.partial(alexnet.Stage, (conv(features, stride, role),), (1, 1), layers)
-                 for features, stride, role in ((4, 1, 'first'), (8, 2, 'body')))
-  return models.Network((1, 2), stages, layers.activation,
-                        functools.partial(resnet.PooledHead, num_classes, layers))
+  stages = tuple(
+    functools.partial(alexnet.Stage, (conv(features, stride, role),), (1, 1), layers)
+    for features, stride, role in ((4, 1, 'first'), (8, 2, 'body'))
+  )
+  return models.Network((1, 2), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers))
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -87,10 +88,15 @@ def test_every_network_starts_from_the_trained_one(source, quantizer):
   abstract = abstract_variables(make_config(**{'quantizer.name': quantizer}))
   loaded, report = initialize.load(directory, '', abstract, cmtkd())
   loaded = traverse_util.flatten_dict(loaded)
-  expected = {(collection, network, *rest): array for (collection, _, *rest), array in trained.items()
-              for network in NETWORKS if network == 'student' or rest[0] != 'head'}
-  expected |= {('params', 'combined_head', *rest[1:]): array for (_, _, *rest), array in trained.items()
-               if rest[0] == 'head'}
+  expected = {
+    (collection, network, *rest): array
+    for (collection, _, *rest), array in trained.items()
+    for network in NETWORKS
+    if network == 'student' or rest[0] != 'head'
+  }
+  expected |= {
+    ('params', 'combined_head', *rest[1:]): array for (_, _, *rest), array in trained.items() if rest[0] == 'head'
+  }
   assert loaded.keys() == expected.keys()
   for path, array in expected.items():
     np.testing.assert_array_equal(loaded[path], array, err_msg=str(path))
@@ -105,7 +111,7 @@ def test_every_network_starts_from_the_trained_one(source, quantizer):
   assert report[0] == f'init_from {directory} (step 5): {len(trained)} of {len(trained)} arrays used'
   assert {rest for word, rest in lines if word == 'created'} == created
   assert [word for word, _ in lines if word in ('unused', 'mismatched')] == []
-  loaded_line, = (rest for word, rest in lines if word == 'loaded')
+  (loaded_line,) = (rest for word, rest in lines if word == 'loaded')
   assert loaded_line.split()[0] == str(len(expected)) and all(name in loaded_line for name in NETWORKS)
 
 
@@ -115,8 +121,9 @@ def test_missing_values_are_created_from_data_and_the_loaded_weights(source):
   loaded, _ = initialize.load(source[0], '', abstract_variables(config), cmtkd())
   images = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8, 8, 1)), jnp.float32)
   transform = optimizer.create(config, method, lambda step: 0.1)
-  state = initial_state(loaded, {'image': images}, method=method, optimizer=transform,
-                        augment=lambda key, images: images, seed=3)
+  state = initial_state(
+    loaded, {'image': images}, method=method, optimizer=transform, augment=lambda key, images: images, seed=3
+  )
   assert state.step == 0
   assert jax.tree.structure(state.opt_state) == jax.tree.structure(transform.init(state.params))
   merged = state.to_tree()['variables']
@@ -130,7 +137,7 @@ def test_missing_values_are_created_from_data_and_the_loaded_weights(source):
   for name, bits in NETWORKS.items():
     kernel = source[1]['params', 'student', 'stage2', 'conv1', 'kernel']
     step = params[name]['stage2']['conv1']['weight_quantizer']['step']
-    np.testing.assert_allclose(step, 2 * np.mean(np.abs(kernel)) / np.sqrt(2**(bits - 1) - 1), rtol=1e-5)
+    np.testing.assert_allclose(step, 2 * np.mean(np.abs(kernel)) / np.sqrt(2 ** (bits - 1) - 1), rtol=1e-5)
     np.testing.assert_allclose(step, lsq.init_step(jnp.asarray(kernel), bits, signed=True), rtol=1e-6)
     # The first closing quantizer sees the batch through the loaded convolution, normalized by the batch.
     if normalized is None:
@@ -139,16 +146,22 @@ def test_missing_values_are_created_from_data_and_the_loaded_weights(source):
       windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
       y = np.einsum('bhwij,ijc->bhwc', windows, kernel)
       norm = params['student']['stage1']['norm1']
-      normalized = ((y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5) * np.asarray(norm['scale'])
-                    + np.asarray(norm['bias']))
+      normalized = (y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5) * np.asarray(norm['scale']) + np.asarray(
+        norm['bias']
+      )
     step = params[name]['stage1_activation']['activation_quantizer']['step']
-    np.testing.assert_allclose(
-        step, 2 * np.mean(np.maximum(normalized, 0)) / np.sqrt(2**bits - 1), rtol=1e-4)
+    np.testing.assert_allclose(step, 2 * np.mean(np.maximum(normalized, 0)) / np.sqrt(2**bits - 1), rtol=1e-4)
 
 
-@pytest.mark.parametrize('changes, kept', [
-    ({}, True), ({'student.weight_bits': 3}, False), ({'bits.first_last': 8}, False),
-    ({'quantizer.lsq.activation.count': 'batch'}, False)])
+@pytest.mark.parametrize(
+  'changes, kept',
+  [
+    ({}, True),
+    ({'student.weight_bits': 3}, False),
+    ({'bits.first_last': 8}, False),
+    ({'quantizer.lsq.activation.count': 'batch'}, False),
+  ],
+)
 def test_quantizers_are_kept_where_nothing_about_them_changed(tmp_path, changes, kept):
   config = make_config('single', **{'quantizer.name': 'lsq'})
   variables = fill(abstract_variables(config))
@@ -174,8 +187,10 @@ def test_one_named_network(source):
   assert not any(line.split()[0] == 'created' for line in report)
 
   both, _ = initialize.load(f'student={directory}, combined_head={directory}', '', abstract, cmtkd())
-  np.testing.assert_array_equal(both['params']['combined_head']['classifier']['kernel'],
-                                trained['params', 'student', 'head', 'classifier', 'kernel'])
+  np.testing.assert_array_equal(
+    both['params']['combined_head']['classifier']['kernel'],
+    trained['params', 'student', 'head', 'classifier', 'kernel'],
+  )
   assert both['params'].keys() == {'student', 'combined_head'}
 
 
@@ -190,8 +205,10 @@ def test_a_network_prefers_its_namesake(tmp_path):
   # A single network takes the student of them all.
   single = abstract_variables(make_config('single'))
   loaded, _ = initialize.load(directory, '', single, cmtkd())
-  np.testing.assert_array_equal(loaded['params']['student']['head']['classifier']['bias'],
-                                variables['params']['student']['head']['classifier']['bias'])
+  np.testing.assert_array_equal(
+    loaded['params']['student']['head']['classifier']['bias'],
+    variables['params']['student']['head']['classifier']['bias'],
+  )
 
 
 def test_other_width_is_refused(source):
@@ -213,7 +230,7 @@ def test_other_classes_are_refused_unless_allowed(source):
   assert 'kernel' in loaded['params']['student']['stage2']['conv1']
   mismatched = [line for line in report if line.split()[0] == 'mismatched']
   assert len(mismatched) == 4
-  line, = (line for line in mismatched if 'combined_head/classifier/bias' in line)
+  (line,) = (line for line in mismatched if 'combined_head/classifier/bias' in line)
   assert '[5]' in line and '[7]' in line
 
 

@@ -22,9 +22,9 @@ def test_pods_of_the_job_set_find_each_other():
   """The number of pods is the same wherever it stands, and the coordinator is the first of them."""
   job_set = yaml.safe_load((LAUNCH / 'k8s_jobset.yaml').read_text())
   assert (job_set['apiVersion'], job_set['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
-  job, = job_set['spec']['replicatedJobs']
+  (job,) = job_set['spec']['replicatedJobs']
   spec = job['template']['spec']
-  container, = spec['template']['spec']['containers']
+  (container,) = spec['template']['spec']['containers']
   variables = {entry['name']: entry.get('value') for entry in container['env']}
   assert spec['completionMode'] == 'Indexed' and job['replicas'] == 1
   assert spec['parallelism'] == spec['completions'] == int(variables['JAX_NUM_PROCESSES'])
@@ -37,8 +37,17 @@ def test_pods_of_the_job_set_find_each_other():
 
 # Fields of a JobSet down to the Job in it: jobset.x-k8s.io_jobsets.yaml of kubernetes-sigs/jobset, v1alpha2.
 JOB_SET = {'apiVersion', 'kind', 'metadata', 'spec'}
-SPEC = {'coordinator', 'failurePolicy', 'managedBy', 'network', 'replicatedJobs', 'startupPolicy', 'successPolicy',
-        'suspend', 'ttlSecondsAfterFinished'}
+SPEC = {
+  'coordinator',
+  'failurePolicy',
+  'managedBy',
+  'network',
+  'replicatedJobs',
+  'startupPolicy',
+  'successPolicy',
+  'suspend',
+  'ttlSecondsAfterFinished',
+}
 REPLICATED_JOB = {'dependsOn', 'groupName', 'name', 'replicas', 'template'}
 FAILURE_POLICY = {'maxRestarts', 'restartStrategy', 'rules'}
 

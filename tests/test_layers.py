@@ -21,8 +21,9 @@ WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056
 KEY = jax.random.key(0)
 
 # Compiled without the optimizations that take long: these programs run once.
-jit = functools.partial(jax.jit, compiler_options={
-    'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True})
+jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+)
 
 
 def normal(seed, *shape):
@@ -37,7 +38,7 @@ def naive_convolution(x, kernel, stride, pad):
   y = np.zeros((x.shape[0], height, width, kernel.shape[3]))
   for i in range(height):
     for j in range(width):
-      patch = x[:, i * stride:i * stride + k, j * stride:j * stride + k]
+      patch = x[:, i * stride : i * stride + k, j * stride : j * stride + k]
       y[:, i, j] = np.einsum('bhwc,hwcf->bf', patch, kernel)
   return y
 
@@ -49,9 +50,17 @@ def nearest_mid_rise(w, bits):
   return levels[np.abs(w[..., None] - levels).argmin(-1)]
 
 
-@pytest.mark.parametrize('kernel, stride, padding, size', [
-    (3, 1, None, 5), (3, 2, None, 6), (1, 2, None, 5), (5, 2, 2, 7), (2, 1, 0, 4), (3, 2, 0, 8),
-])
+@pytest.mark.parametrize(
+  'kernel, stride, padding, size',
+  [
+    (3, 1, None, 5),
+    (3, 2, None, 6),
+    (1, 2, None, 5),
+    (5, 2, 2, 7),
+    (2, 1, 0, 4),
+    (3, 2, 0, 8),
+  ],
+)
 def test_convolution_by_naive_numpy(kernel, stride, padding, size):
   for policy in (FULL, BitPolicy(2, 2)):
     conv = Conv(4, kernel, policy, stride, padding)
@@ -74,7 +83,8 @@ def pull_back(function, *arguments):
 def composed_gradient(x, quantized_kernel, stride, pad, g):
   """Gradients (x, kernel) of a plain convolution at a kernel that is already quantized."""
   convolve = lambda x, k: jax.lax.conv_general_dilated(
-      x, k, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    x, k, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
   return pull_back(convolve, x, np.asarray(quantized_kernel, np.float32), g)
 
 
@@ -100,7 +110,7 @@ def test_convolution_gradient_with_learned_step(bits):
     level = np.where(w >= 0, 1, -1)
     inside, zone, top = True, level, 1
   else:
-    low, top = -2**(bits - 1), 2**(bits - 1) - 1
+    low, top = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     grid = np.arange(low, top + 1)
     level = grid[np.abs(w[..., None] / step - grid).argmin(-1)]
     inside = (w / step > low) & (w / step < top)
@@ -140,6 +150,7 @@ def test_activation():
 
 # Which layer gets which bits.
 
+
 def test_bits_by_role():
   roles = ('body', 'first', 'last', 'shortcut')
   bits = lambda policy: [policy.resolve_weight_bits('net/x', role) for role in roles]
@@ -156,9 +167,15 @@ def test_bits_by_role():
 
 
 def test_rules_match_whole_paths_and_the_first_wins():
-  policy = BitPolicy(2, 2, first_last_bits=8, quantize_shortcuts=False, rules=parse_rules([
-      ('student/stage1/block1/conv1', 5, 6), ('student/stage1/.*', 3, 4), ('stage2', 7, 7),
-      ('.*/stage3/.*', 32, 32)]))
+  policy = BitPolicy(
+    2,
+    2,
+    first_last_bits=8,
+    quantize_shortcuts=False,
+    rules=parse_rules(
+      [('student/stage1/block1/conv1', 5, 6), ('student/stage1/.*', 3, 4), ('stage2', 7, 7), ('.*/stage3/.*', 32, 32)]
+    ),
+  )
   weight, activation = policy.resolve_weight_bits, policy.resolve_activation_bits
   assert weight('student/stage1/block1/conv1', 'body') == 5  # not the wider rule after it
   assert weight('student/stage1/block1/conv10', 'body') == 3
@@ -172,8 +189,7 @@ def test_rules_match_whole_paths_and_the_first_wins():
   assert policy.weight_quantizer('student/stage1/block1/conv1', 'body').bits == 5
 
 
-@pytest.mark.parametrize('rule', [
-    ('(', 2, 2), ('a', 2), ('a', 9, 2), ('a', 2, 0), ('a', True, 2), 5, (3, 2, 2)])
+@pytest.mark.parametrize('rule', [('(', 2, 2), ('a', 2), ('a', 9, 2), ('a', 2, 0), ('a', True, 2), 5, (3, 2, 2)])
 def test_bad_rules_are_refused(rule):
   with pytest.raises(UserError, match='config.bits.rules'):
     parse_rules([rule])
@@ -189,6 +205,7 @@ def test_bits_that_do_not_exist_are_refused():
 
 class TwoStages(nn.Module):
   """Layers under the paths stage1/conv1, stage1/activation1, ..: as a backbone nests them."""
+
   layers: LayerFactory
 
   @nn.compact
@@ -227,6 +244,7 @@ def test_rules_see_the_modules_path():
 
 # Learned and fitted values.
 
+
 def test_lsq_steps_start_from_the_first_data():
   conv, x = Conv(4, 3, BitPolicy(3, 2, quantizer='lsq')), normal(0, 2, 5, 5, 3)
   params = conv.init(KEY, x, False)['params']
@@ -237,8 +255,9 @@ def test_lsq_steps_start_from_the_first_data():
 
   per_channel = BitPolicy(3, 2, quantizer='lsq', weight_options=(('per_channel', True),))
   params = Conv(4, 3, per_channel).init(KEY, x, False)['params']
-  np.testing.assert_allclose(params['weight_quantizer']['step'],
-                             2 * np.abs(params['kernel']).mean((0, 1, 2)) / np.sqrt(3), rtol=1e-5)
+  np.testing.assert_allclose(
+    params['weight_quantizer']['step'], 2 * np.abs(params['kernel']).mean((0, 1, 2)) / np.sqrt(3), rtol=1e-5
+  )
 
   activation = Activation(BitPolicy(3, 2, quantizer='lsq'))
   variables = activation.init(KEY, x, False)
@@ -252,22 +271,27 @@ def test_lsq_steps_start_from_the_first_data():
   assert changed['params']['activation_quantizer']['step'] == step
 
 
-@pytest.mark.parametrize('name, kernel, classifier, scale', [
-    ('he_fan_out', 'normal, fan-out', 'uniform, fan-in', None), ('ctkd', 'normal, fan-in', 'normal, fan-in', (0, 1))])
+@pytest.mark.parametrize(
+  'name, kernel, classifier, scale',
+  [('he_fan_out', 'normal, fan-out', 'uniform, fan-in', None), ('ctkd', 'normal, fan-in', 'normal, fan-in', (0, 1))],
+)
 @pytest.mark.parametrize('groups', [1, 2])
 def test_initializers(name, kernel, classifier, scale, groups):
   """Moments of what each layer starts from: He's deviation is sqrt(2 / fan), the uniform one's sqrt(1 / 3 / fan)."""
   layers = LayerFactory(FULL, bn_groups=groups, initializers=INITIALIZERS[name])
   x = normal(0, 2, 4, 4, 16)
-  for layer, shape, kind in ((layers.conv(64, 3), (3, 3, 16, 64), kernel), (layers.dense(64), (256, 64), kernel),
-                             (layers.dense(10, role='last'), (256, 10), classifier)):
+  for layer, shape, kind in (
+    (layers.conv(64, 3), (3, 3, 16, 64), kernel),
+    (layers.dense(64), (256, 64), kernel),
+    (layers.dense(10, role='last'), (256, 10), classifier),
+  ):
     found = np.asarray(layer.init(KEY, x, True)['params']['kernel'])
     assert found.shape == shape
     fan = np.prod(shape[:-1]) if kind.endswith('fan-in') else np.prod(shape[:-2]) * shape[-1]
     deviation = np.sqrt(2 / fan) if kind.startswith('normal') else np.sqrt(1 / fan / 3)
     np.testing.assert_allclose(found.std(), deviation, rtol=0.05)
     fourth = 3 if kind.startswith('normal') else 9 / 5
-    np.testing.assert_allclose((found**4).mean() / found.var()**2, fourth, rtol=0.1)
+    np.testing.assert_allclose((found**4).mean() / found.var() ** 2, fourth, rtol=0.1)
 
   class Norm(nn.Module):
     @nn.compact
@@ -288,6 +312,7 @@ def test_initializers(name, kernel, classifier, scale, groups):
 @dataclasses.dataclass(frozen=True)
 class Toy(quantizers.Quantizer):
   """Scales to the running maximum, learns a gain, and notes the type of all it is given."""
+
   learned = ('gain',)
   fitted = ('top',)
 
@@ -318,8 +343,10 @@ def test_fitted_values_follow_training_only(toy):
   del toy
   activation, x = Activation(BitPolicy(2, 2, quantizer='toy')), np.float32([[1, -4, 2]])
   variables = activation.init(KEY, x, True)
-  assert variables == {'params': {'activation_quantizer': {'gain': 1}},
-                       QUANTIZER_STATE: {'activation_quantizer': {'top': 4}}}  # not yet updated
+  assert variables == {
+    'params': {'activation_quantizer': {'gain': 1}},
+    QUANTIZER_STATE: {'activation_quantizer': {'top': 4}},
+  }  # not yet updated
   assert QUANTIZER_STATE == 'quantizer_state'
 
   y, changed = activation.apply(variables, 2 * x, True, mutable=[QUANTIZER_STATE])
@@ -404,7 +431,7 @@ def test_max_pool_by_hand():
 @pytest.mark.parametrize('window, stride, padding', POOLS)
 def test_max_pool_has_no_scatter(window, stride, padding):
   def programs(pool):
-    gradient = jax.jit(jax.grad(lambda x: (pool(x, window, stride, padding)**2).sum()))
+    gradient = jax.jit(jax.grad(lambda x: (pool(x, window, stride, padding) ** 2).sum()))
     lowered = gradient.lower(jnp.zeros((1, 8, 8, 2)))
     # An operation's call, not the name of this test among the source locations.
     return re.findall(r'[\w.-]*scatter"?\(', lowered.as_text() + lowered.compile().as_text())

@@ -327,9 +327,7 @@ def test_attention_map_worked_by_hand():
   assert_close(attention_map(features, p=2), [[5 / math.sqrt(281), 16 / math.sqrt(281)]])
 
 
-@pytest.mark.parametrize(
-  'norm, expected', [('mean_square', 0.4), ('sum_square', 0.8), ('l2', 0.894427), ('l1', 1.2)]
-)
+@pytest.mark.parametrize('norm, expected', [('mean_square', 0.4), ('sum_square', 0.8), ('l2', 0.894427), ('l1', 1.2)])
 def test_attention_loss_worked_by_hand(norm, expected):
   # Maps (0.6, 0.8) and (1, 0) differ by (-0.4, 0.8): squares 0.16 + 0.64.
   teacher = f32([math.sqrt(3), 2]).reshape(1, 1, 2, 1)

@@ -40,8 +40,12 @@ def test_smoke_trains_and_evaluates(name, tmp_path, quick_compile):
   assert set(summary['results']) == {'test/student', 'test/combined_teacher'}
   rows = metric_log.read(tmp_path)
   assert [row['step'] for row in rows if 'train/loss' in row] == [1, 2, 3]
-  assert {'train/cross_entropy/student', 'train/mutual/combined_teacher', 'train/learning_rate',
-          'train/images_per_second'} <= rows[0].keys()
+  assert {
+    'train/cross_entropy/student',
+    'train/mutual/combined_teacher',
+    'train/learning_rate',
+    'train/images_per_second',
+  } <= rows[0].keys()
   importance = {name: value for name, value in rows[-2].items() if name.startswith('importance/')}
   taps = {name.split('/')[1] for name in importance}
   assert sum(importance.values()) == pytest.approx(len(taps), abs=1e-5)

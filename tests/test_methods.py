@@ -27,10 +27,17 @@ LABELS = np.array([0, 3, 1, 4], np.int32)
 
 def tiny(num_classes, layers, **unused):
   """Two convolutions, a stage each, and a stem that stands apart."""
-  stages = tuple(functools.partial(alexnet.Stage, ((features, 3, stride, None, 'body'),), (1, 1), layers)
-                 for features, stride in ((4, 1), (6, 2)))
-  return models.Network((2, 3), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers),
-                        functools.partial(resnet.Stem, 3, 'cifar', 'pre', layers))
+  stages = tuple(
+    functools.partial(alexnet.Stage, ((features, 3, stride, None, 'body'),), (1, 1), layers)
+    for features, stride in ((4, 1), (6, 2))
+  )
+  return models.Network(
+    (2, 3),
+    stages,
+    layers.activation,
+    functools.partial(resnet.PooledHead, num_classes, layers),
+    functools.partial(resnet.Stem, 3, 'cifar', 'pre', layers),
+  )
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -105,8 +112,11 @@ def test_distillation_from_one_and_from_the_average_of_several(teachers):
   p = np.mean([softmax(z[name] / 3.0) for name in names], 0)
   expected = 9 * np.mean(np.sum(p * (np.log(p) - log_softmax(z['student'] / 3.0)), -1))
   hard = ce(z['student'])
-  check_terms(method.loss(outputs, LABELS), {'cross_entropy/student': hard, 'distillation/student': expected},
-              0.7 * hard + 1.3 * expected)
+  check_terms(
+    method.loss(outputs, LABELS),
+    {'cross_entropy/student': hard, 'distillation/student': expected},
+    0.7 * hard + 1.3 * expected,
+  )
 
 
 def test_dml_is_the_mean_over_the_peers_and_takes_them_as_constants():
@@ -168,8 +178,15 @@ def test_apprentice(detached):
   settings = apprentice.Settings(stop_gradient_target=detached)
   loss = lambda z: apprentice.apprentice_loss(z['teacher'], z['student'], LABELS, settings)
   soft = -np.mean(np.sum(softmax(z['teacher']) * log_softmax(z['student']), -1))
-  check_terms(loss(z), {'cross_entropy/teacher': ce(z['teacher']), 'cross_entropy/student': ce(z['student']),
-                        'distillation/student': soft}, ce(z['teacher']) + 0.5 * ce(z['student']) + 0.5 * soft)
+  check_terms(
+    loss(z),
+    {
+      'cross_entropy/teacher': ce(z['teacher']),
+      'cross_entropy/student': ce(z['student']),
+      'distillation/student': soft,
+    },
+    ce(z['teacher']) + 0.5 * ce(z['student']) + 0.5 * soft,
+  )
   assert learners(loss, z, 'distillation/student') == ({'student'} if detached else {'student', 'teacher'})
 
 
@@ -198,8 +215,11 @@ def test_speq(compared):
   loss = lambda z: speq.speq_loss(z['teacher'], z['student'], LABELS, settings)
   t, s = (softmax(z[n]) if compared == 'probabilities' else z[n].astype(np.float64) for n in ('teacher', 'student'))
   cosine = np.mean(1 - np.sum(t * s, -1) / np.linalg.norm(t, axis=-1) / np.linalg.norm(s, axis=-1))
-  check_terms(loss(z), {'cross_entropy/student': ce(z['student']), 'distillation/student': cosine},
-              ce(z['student']) + 0.4 * cosine)
+  check_terms(
+    loss(z),
+    {'cross_entropy/student': ce(z['student']), 'distillation/student': cosine},
+    ce(z['student']) + 0.4 * cosine,
+  )
   assert learners(loss, z, 'distillation/student') == {'student'}
 
 
@@ -209,17 +229,26 @@ def test_guided(hint):
   maps = {name: [rng.normal(size=(4, 3, 3, 2)).astype(np.float32) for _ in range(2)] for name in ('teacher', 'student')}
   inputs = {name: {'z': z, 'maps': maps[name]} for name, z in logits('teacher', 'student').items()}
   settings = guided.Settings(hint=hint, teacher_weight=0.9, student_weight=0.2, temperature=2.0)
+
   def loss(inputs):
     pairs = {str(k): pair for k, pair in enumerate(zip(inputs['teacher']['maps'], inputs['student']['maps']))}
     return guided.guided_loss({name: x['z'] for name, x in inputs.items()}, LABELS, pairs, settings)
+
   z_t, z_s = inputs['teacher']['z'], inputs['student']['z']
   if hint == 'features':
-    to_student = to_teacher = sum(np.mean((t.astype(np.float64) - s)**2) for t, s in zip(*maps.values()))
+    to_student = to_teacher = sum(np.mean((t.astype(np.float64) - s) ** 2) for t, s in zip(*maps.values()))
   else:
     to_student, to_teacher = kl(z_t, z_s, 2.0), kl(z_s, z_t, 2.0)
-  check_terms(loss(inputs), {'cross_entropy/student': ce(z_s), 'cross_entropy/teacher': ce(z_t),
-                             'guidance/student': to_student, 'guidance/teacher': to_teacher},
-              ce(z_s) + ce(z_t) + 0.9 * to_teacher + 0.2 * to_student)
+  check_terms(
+    loss(inputs),
+    {
+      'cross_entropy/student': ce(z_s),
+      'cross_entropy/teacher': ce(z_t),
+      'guidance/student': to_student,
+      'guidance/teacher': to_teacher,
+    },
+    ce(z_s) + ce(z_t) + 0.9 * to_teacher + 0.2 * to_student,
+  )
   for name in inputs:
     assert learners(loss, inputs, f'guidance/{name}') == {name}
 
@@ -230,24 +259,33 @@ def test_ctkd_of_the_paper_and_of_the_published_code(receiver, alpha):
   rng = np.random.default_rng(4)
   names = ('student', 'scratch_teacher', 'expert')
   z = logits(*names)
-  maps = {name: [rng.normal(size=(4, size, size, 2 + i)).astype(np.float32) for size in (4, 2)]
-          for i, name in enumerate(names)}
+  maps = {
+    name: [rng.normal(size=(4, size, size, 2 + i)).astype(np.float32) for size in (4, 2)]
+    for i, name in enumerate(names)
+  }
   settings = ctkd.Settings(attention_to=receiver, alpha=alpha)
   inputs = {name: {'z': z[name], 'maps': maps[name]} for name in names}
   loss = lambda x: ctkd.ctkd_loss({n: x[n]['z'] for n in x}, LABELS, {n: x[n]['maps'] for n in x}, settings)
 
   def a(f):
-    q = np.mean(f.astype(np.float64)**2, -1).reshape(4, -1)
+    q = np.mean(f.astype(np.float64) ** 2, -1).reshape(4, -1)
     return q / np.linalg.norm(q, axis=-1, keepdims=True)
 
-  attention = [np.mean((a(f) - a(e))**2) for f, e in zip(maps[receiver], maps['expert'])]
-  imitation = np.mean(np.sum((z['scratch_teacher'].astype(np.float64) - z['student'])**2, -1))
+  attention = [np.mean((a(f) - a(e)) ** 2) for f, e in zip(maps[receiver], maps['expert'])]
+  imitation = np.mean(np.sum((z['scratch_teacher'].astype(np.float64) - z['student']) ** 2, -1))
   expert = kl(z['expert'], z['student'], 4.0)
-  terms = {'cross_entropy/student': ce(z['student']), 'cross_entropy/scratch_teacher': ce(z['scratch_teacher']),
-           'imitation/student': imitation, 'expert_distillation/student': expert}
+  terms = {
+    'cross_entropy/student': ce(z['student']),
+    'cross_entropy/scratch_teacher': ce(z['scratch_teacher']),
+    'imitation/student': imitation,
+    'expert_distillation/student': expert,
+  }
   terms |= {f'attention/{receiver}/group{j}': value for j, value in enumerate(attention, 1)}
-  check_terms(loss(inputs), terms, ce(z['student']) + ce(z['scratch_teacher']) + 0.03 * imitation
-              + 1000 * sum(attention) + alpha * expert)
+  check_terms(
+    loss(inputs),
+    terms,
+    ce(z['student']) + ce(z['scratch_teacher']) + 0.03 * imitation + 1000 * sum(attention) + alpha * expert,
+  )
   assert learners(loss, inputs, 'imitation/student') == {'student'}
   assert learners(loss, inputs, 'expert_distillation/student') == {'student'}
   assert learners(loss, inputs, f'attention/{receiver}/group1') == {receiver}
@@ -255,8 +293,12 @@ def test_ctkd_of_the_paper_and_of_the_published_code(receiver, alpha):
 
 # Logit losses under the methods that take one.
 
-USERS = [(name, field) for name, module in METHODS.items() for field, allowed in
-         getattr(module.Settings, 'choices', {}).items() if set(losses.LOGIT_LOSSES) <= set(allowed)]
+USERS = [
+  (name, field)
+  for name, module in METHODS.items()
+  for field, allowed in getattr(module.Settings, 'choices', {}).items()
+  if set(losses.LOGIT_LOSSES) <= set(allowed)
+]
 
 
 def users_method(name, field, loss, teachers):
@@ -298,10 +340,14 @@ def test_logit_loss_has_its_minimum_where_the_networks_are_equal(name, field, lo
   assert tried
   for teachers, method in tried.items():
     outputs = outputs_of_equal_networks(name, field, teachers)
-    compared = lambda outputs, method=method: {term: value for term, value in method.loss(outputs, LABELS)[1].items()
-                                               if term.startswith(('distillation/', 'mutual/'))}
-    value_and_slope = jax.jit(jax.value_and_grad(
-        lambda outputs, of=compared: (sum((terms := of(outputs)).values()), terms), has_aux=True))
+    compared = lambda outputs, method=method: {
+      term: value
+      for term, value in method.loss(outputs, LABELS)[1].items()
+      if term.startswith(('distillation/', 'mutual/'))
+    }
+    value_and_slope = jax.jit(
+      jax.value_and_grad(lambda outputs, of=compared: (sum((terms := of(outputs)).values()), terms), has_aux=True)
+    )
     steepest = lambda gradient: max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
     moved = jax.tree.map(lambda z: z, outputs)
     moved.logits['student'] += np.random.default_rng(1).normal(size=(4, CLASSES)).astype(np.float32)
@@ -313,10 +359,14 @@ def test_logit_loss_has_its_minimum_where_the_networks_are_equal(name, field, lo
 
 def test_regression_on_the_mean_of_the_teachers_logits():
   z = logits('student', 'a', 'b', 'c')
-  method = kd.Distillation((), average_teacher.Settings(alpha=0.0, logit_loss='logits_regression'), 'combined',
-                           losses.LOGIT_LOSSES['logits_regression']())
+  method = kd.Distillation(
+    (),
+    average_teacher.Settings(alpha=0.0, logit_loss='logits_regression'),
+    'combined',
+    losses.LOGIT_LOSSES['logits_regression'](),
+  )
   _, terms = method.loss(kd.Outputs({'student': z['student']}, [z[name] for name in 'abc']), LABELS)
-  expected = np.mean((np.mean([z[name].astype(np.float64) for name in 'abc'], 0) - z['student'])**2)
+  expected = np.mean((np.mean([z[name].astype(np.float64) for name in 'abc'], 0) - z['student']) ** 2)
   np.testing.assert_allclose(terms['distillation/student'], expected, rtol=1e-5)
 
 
@@ -324,17 +374,17 @@ def test_regression_on_the_mean_of_the_teachers_logits():
 
 TEACHERS = {'kd': (32,), 'average_teacher': (4, 8), 'ctkd': (32,)}
 NETWORKS = {  # trained, frozen
-    'single': ({'student'}, set()),
-    'kd': ({'student'}, {'teacher1'}),
-    'average_teacher': ({'student'}, {'teacher1', 'teacher2'}),
-    'dml': ({'student', 'peer1_4bit'}, set()),
-    'kdcl': ({'student', 'peer1_4bit'}, set()),
-    'apprentice': ({'student', 'teacher'}, set()),
-    'qkd': ({'student', 'teacher'}, set()),
-    'speq': ({'student'}, set()),
-    'guided': ({'student', 'teacher'}, set()),
-    'ctkd': ({'student', 'scratch_teacher'}, {'expert'}),
-    'cmtkd': ({'student', 'teacher1_4bit', 'teacher2_8bit', 'importance', 'combined_head'}, set()),
+  'single': ({'student'}, set()),
+  'kd': ({'student'}, {'teacher1'}),
+  'average_teacher': ({'student'}, {'teacher1', 'teacher2'}),
+  'dml': ({'student', 'peer1_4bit'}, set()),
+  'kdcl': ({'student', 'peer1_4bit'}, set()),
+  'apprentice': ({'student', 'teacher'}, set()),
+  'qkd': ({'student', 'teacher'}, set()),
+  'speq': ({'student'}, set()),
+  'guided': ({'student', 'teacher'}, set()),
+  'ctkd': ({'student', 'scratch_teacher'}, {'expert'}),
+  'cmtkd': ({'student', 'teacher1_4bit', 'teacher2_8bit', 'importance', 'combined_head'}, set()),
 }
 
 
@@ -342,11 +392,13 @@ def test_every_method_is_tried():
   assert NETWORKS.keys() == METHODS.keys()
 
 
-@pytest.mark.parametrize('name, quantizer', [
-    *((name, 'hwgq') for name in NETWORKS), ('kd', 'lsq'), ('ctkd', 'lsq'), ('cmtkd', 'lsq')])
+@pytest.mark.parametrize(
+  'name, quantizer', [*((name, 'hwgq') for name in NETWORKS), ('kd', 'lsq'), ('ctkd', 'lsq'), ('cmtkd', 'lsq')]
+)
 def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer, quick_compile):
-  config = make_config(name, **{'dml.peer_bits': (4,), 'kdcl.peer_bits': (4,), 'cmtkd.teacher_bits': (4, 8),
-                                'quantizer.name': quantizer})
+  config = make_config(
+    name, **{'dml.peer_bits': (4,), 'kdcl.peer_bits': (4,), 'cmtkd.teacher_bits': (4, 8), 'quantizer.name': quantizer}
+  )
   method = build.create_method(config, CLASSES, trained(*TEACHERS.get(name, ())))
   transform = optimizer.create(config, method, lambda step: 0.1)
   augment = lambda key, images: images / 255 + 0.01 * jax.random.normal(key, images.shape)
@@ -358,8 +410,12 @@ def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer,
   def run(batch):
     before = initial_state({}, batch, **parts, seed=0)
     after, metrics = train_step(before, batch, **parts)
-    sums = eval_step({'params': after.params, **after.model_state}, batch | {'mask': np.ones(4, bool)}, method=method,
-                     normalize=lambda images: images / 255)
+    sums = eval_step(
+      {'params': after.params, **after.model_state},
+      batch | {'mask': np.ones(4, bool)},
+      method=method,
+      normalize=lambda images: images / 255,
+    )
     return before, after, metrics, sums
 
   before, after, metrics, sums = run(batch)
@@ -415,8 +471,9 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
     config.speq.high_probability = probability
     method = build.create_method(config, CLASSES)
     variables = method.init({'params': jax.random.key(0), 'sampling': jax.random.key(0)}, images, train=True)
-    outputs, state = method.apply(variables, images, train=True, mutable=['batch_stats'],
-                                  rngs={'sampling': jax.random.key(seed)})
+    outputs, state = method.apply(
+      variables, images, train=True, mutable=['batch_stats'], rngs={'sampling': jax.random.key(seed)}
+    )
     return outputs.logits, state
 
   never, state = run(0.0, 0)
@@ -432,7 +489,9 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
 # What is refused.
 
 
-@pytest.mark.parametrize('name, settings, widths, words', [
+@pytest.mark.parametrize(
+  'name, settings, widths, words',
+  [
     ('kd', {}, (), r"config.teachers=\(\); config.method='kd' takes 1"),
     ('average_teacher', {}, (4,), "config.method='average_teacher' takes at least 2"),
     ('single', {}, (4,), "config.teachers=.'runs/4',.; config.method='single' takes no trained"),
@@ -446,7 +505,8 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
     ('speq', {'speq.high_probability': 1.5}, (), 'config.speq.high_probability=1.5'),
     ('ctkd', {'ctkd.teacher_model': 'vgg'}, (32,), "config.ctkd.teacher_model='vgg'"),
     ('ctkd', {'ctkd.teacher_model': 'resnet8', 'model.name': 'resnet8'}, (32,), 'different numbers of stages'),
-])
+  ],
+)
 def test_what_cannot_be_honored_is_named(name, settings, widths, words):
   with pytest.raises(UserError, match=words):
     build.create_method(make_config(name, **settings), CLASSES, trained(*widths))

@@ -121,7 +121,7 @@ def test_tensorboard_gets_the_rows_in_silence(tmp_path):
   pytest.importorskip('clu')
   pytest.importorskip('tensorboard')
   # Another interpreter: TensorFlow writes to file descriptor 2, and must not be loaded into the other tests.
-  run = run_python(f'''
+  run = run_python(f"""
 import logging, sys
 import absl.logging
 absl.logging.set_verbosity(absl.logging.INFO)
@@ -142,7 +142,7 @@ for path in tf.io.gfile.glob({str(tmp_path)!r} + '/events*'):
 assert found['train/loss'] == (3, 0.25), found
 assert found['bits'][1].reshape(-1)[0] == b'a table'
 print(log.tensorboard)
-''')
+""")
   assert (run.stdout, run.stderr) == ('True\n', '')
   assert steps_of(tmp_path) == [3]
 
@@ -157,22 +157,33 @@ def test_the_log_works_without_tensorflow_or_clu(tmp_path, monkeypatch, missing)
   assert steps_of(tmp_path) == [1]
 
 
-@pytest.mark.parametrize('seconds, text', [
-    (0, '0.0 s'), (12.34, '12.3 s'), (59.96, '1 min 0 s'), (80, '1 min 20 s'), (119.6, '2 min 0 s'),
-    (3599.7, '1 h 0 min'), (3 * 3600 + 5 * 60 + 29, '3 h 5 min'), (86399, '1 d 0 h'), (52 * 3600, '2 d 4 h'),
-    (math.nan, '?'), (math.inf, '?'), (-1, '?')])
+@pytest.mark.parametrize(
+  'seconds, text',
+  [
+    (0, '0.0 s'),
+    (12.34, '12.3 s'),
+    (59.96, '1 min 0 s'),
+    (80, '1 min 20 s'),
+    (119.6, '2 min 0 s'),
+    (3599.7, '1 h 0 min'),
+    (3 * 3600 + 5 * 60 + 29, '3 h 5 min'),
+    (86399, '1 d 0 h'),
+    (52 * 3600, '2 d 4 h'),
+    (math.nan, '?'),
+    (math.inf, '?'),
+    (-1, '?'),
+  ],
+)
 def test_durations(seconds, text):
   assert format_duration(seconds) == text
 
 
 class Terminal(io.StringIO):
-
   def isatty(self):
     return True
 
 
 class Clock:
-
   def __init__(self):
     self.now = 1000.0
 
@@ -194,8 +205,9 @@ def test_the_line_and_its_eta(clock):
   progress.update(1200, 1234.4, loss=1.23449, student='97.2 %')
   assert progress.eta() == pytest.approx(120)  # 200 steps took 20 s; 1200 are left.
   assert stream.getvalue() == (
-      'compiled the train step in 12.3 s\n'
-      'step 1200/2400  50 %  epoch 3.2/6.4  1234 img/s  loss 1.234  student 97.2 %  ETA 2 min 0 s\n')
+    'compiled the train step in 12.3 s\n'
+    'step 1200/2400  50 %  epoch 3.2/6.4  1234 img/s  loss 1.234  student 97.2 %  ETA 2 min 0 s\n'
+  )
 
 
 def test_without_compiled_the_clock_starts_at_the_first_update(clock):
@@ -207,8 +219,7 @@ def test_without_compiled_the_clock_starts_at_the_first_update(clock):
   clock.now += 20
   progress.update(3, 5.0)
   assert progress.eta() == pytest.approx(70)
-  assert stream.getvalue().splitlines() == [
-      'step 1/10  10 %  5 img/s', 'step 3/10  30 %  5 img/s  ETA 1 min 10 s']
+  assert stream.getvalue().splitlines() == ['step 1/10  10 %  5 img/s', 'step 3/10  30 %  5 img/s  ETA 1 min 10 s']
 
 
 def test_a_log_gets_a_line_at_most_every_ten_seconds_and_the_last(clock):
@@ -243,13 +254,22 @@ def test_a_terminal_has_one_line_and_notes_above_it(clock, monkeypatch):
   progress.update(3, 5.0)
   progress.note('saved step 3')
   progress.close()
-  assert stream.getvalue() == ('\r\x1b[Kstep 1/100  1 %\r\x1b[Kstep 3/100  ETA 9.7 s'
-                               '\r\x1b[Ksaved step 3\nstep 3/100  ETA 9.7 s\n')
+  assert stream.getvalue() == (
+    '\r\x1b[Kstep 1/100  1 %\r\x1b[Kstep 3/100  ETA 9.7 s\r\x1b[Ksaved step 3\nstep 3/100  ETA 9.7 s\n'
+  )
 
 
-@pytest.mark.parametrize('columns, text', [
-    (27, 'step 1/100  1 %  ETA 9.7 s'), (26, 'step 1/100  ETA 9.7 s'), (22, 'step 1/100  ETA 9.7 s'),
-    (21, '  ETA 9.7 s'), (6, '  ETA'), (60, 'step 1/100  1 %  5 img/s  ETA 9.7 s')])
+@pytest.mark.parametrize(
+  'columns, text',
+  [
+    (27, 'step 1/100  1 %  ETA 9.7 s'),
+    (26, 'step 1/100  ETA 9.7 s'),
+    (22, 'step 1/100  ETA 9.7 s'),
+    (21, '  ETA 9.7 s'),
+    (6, '  ETA'),
+    (60, 'step 1/100  1 %  5 img/s  ETA 9.7 s'),
+  ],
+)
 def test_a_narrow_terminal_shows_whole_parts(monkeypatch, columns, text):
   monkeypatch.setenv('COLUMNS', str(columns))
   assert progress_line._cut('step 1/100  1 %  5 img/s  ETA 9.7 s') == text
@@ -302,6 +322,11 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
       for step in range((start or 0) + 1, 7):
         log.write(step, {'train/loss': step})
   from tensorboard.backend.event_processing import event_file_loader
-  steps = [found.step for path in sorted(tmp_path.glob('events*')) for found in
-           event_file_loader.EventFileLoader(str(path)).Load() if found.summary.value]
+
+  steps = [
+    found.step
+    for path in sorted(tmp_path.glob('events*'))
+    for found in event_file_loader.EventFileLoader(str(path)).Load()
+    if found.summary.value
+  ]
   assert steps == [1, 2, 3, 4, 5, 6]

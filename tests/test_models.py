@@ -20,8 +20,9 @@ WEIGHT_STEP = {1: 1.595769, 2: 0.995687, 4: 0.335201}
 ACTIVATION_STEP = {1: 0.799, 2: 0.538, 4: 0.185}
 
 # Compiled without the optimizations that take long: these programs run once.
-jit = functools.partial(jax.jit, compiler_options={
-    'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True})
+jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+)
 
 
 def build(name, policy=FULL, num_classes=100, dtype=jnp.float32, **settings):
@@ -89,17 +90,26 @@ def test_learned_steps_are_extra_parameters():
   assert count(quantized) == count(plain) + 16 + 3 + 17
 
 
-@pytest.mark.parametrize('name, stem, taps', [
-    ('resnet8', 'cifar', (3, 5, 7)), ('resnet20', 'cifar', (7, 13, 19)), ('resnet32', 'cifar', (11, 21, 31)),
-    ('resnet18', 'cifar', (5, 9, 13, 17)), ('resnet18', 'imagenet', (5, 9, 13, 17)),
-    ('alexnet', 'cifar', (1, 2, 5)), ('alexnet', 'imagenet', (1, 2, 5)),
-])
+@pytest.mark.parametrize(
+  'name, stem, taps',
+  [
+    ('resnet8', 'cifar', (3, 5, 7)),
+    ('resnet20', 'cifar', (7, 13, 19)),
+    ('resnet32', 'cifar', (11, 21, 31)),
+    ('resnet18', 'cifar', (5, 9, 13, 17)),
+    ('resnet18', 'imagenet', (5, 9, 13, 17)),
+    ('alexnet', 'cifar', (1, 2, 5)),
+    ('alexnet', 'imagenet', (1, 2, 5)),
+  ],
+)
 def test_taps(name, stem, taps):
   net = build(name, stem=stem)
   assert net.taps == taps and len(net.make_stages) == len(taps)
 
 
-@pytest.mark.parametrize('name, stem, size, maps', [
+@pytest.mark.parametrize(
+  'name, stem, size, maps',
+  [
     ('resnet18', 'cifar', 32, [(32, 64), (16, 128), (8, 256), (4, 512)]),
     ('resnet18', 'imagenet', 224, [(56, 64), (28, 128), (14, 256), (7, 512)]),
     ('resnet8', 'cifar', 32, [(32, 16), (16, 32), (8, 64)]),
@@ -108,7 +118,8 @@ def test_taps(name, stem, taps):
     # 227: conv 11/4 to 55, pools 3/2 to 27, 13, 6. 32: pools 2/2 to 16, 8, 4.
     ('alexnet', 'imagenet', 227, [(27, 96), (13, 256), (6, 256)]),
     ('alexnet', 'cifar', 32, [(16, 96), (8, 256), (4, 256)]),
-])
+  ],
+)
 def test_map_shapes(name, stem, size, maps):
   """At every stage, before and after the closing quantizer; then the logits."""
   for order in ORDERS if name in ('resnet8', 'resnet18') else ('pre',):
@@ -176,9 +187,11 @@ def test_resnet18_roles(order):
   assert asked['shortcut'] == [f'stage{k}/block1/shortcut' for k in (2, 3, 4)]
   assert asked['body'] == [f'stage{k}/block{b}/conv{c}' for k, b in blocks for c in (1, 2)]
   assert sorted(asked['activation']) == sorted(
-      ['stage1/activation0' if order == 'edmips' else 'stage1/stem/activation']
-      + [f'stage{k}/block{b}/activation1' for k, b in blocks]
-      + [f'stage{k}/activation1' for k in (1, 2, 3, 4)] + [f'stage{k}_activation' for k in (1, 2, 3, 4)])
+    ['stage1/activation0' if order == 'edmips' else 'stage1/stem/activation']
+    + [f'stage{k}/block{b}/activation1' for k, b in blocks]
+    + [f'stage{k}/activation1' for k in (1, 2, 3, 4)]
+    + [f'stage{k}_activation' for k in (1, 2, 3, 4)]
+  )
 
 
 def test_alexnet_roles():
@@ -186,15 +199,20 @@ def test_alexnet_roles():
   shapes_of(build('alexnet', Spy(2, 2)), images(32))
   asked = {role: [p for p, r in ASKED if r == role] for _, role in ASKED}
   assert asked['first'] == ['stage1/conv1'] and asked['last'] == ['head/fc8'] and 'shortcut' not in asked
-  assert asked['body'] == [
-      'stage2/conv1', 'stage3/conv1', 'stage3/conv2', 'stage3/conv3', 'head/fc6', 'head/fc7']
+  assert asked['body'] == ['stage2/conv1', 'stage3/conv1', 'stage3/conv2', 'stage3/conv3', 'head/fc6', 'head/fc7']
   # Before the last layer stands a plain ReLU, so that seven layers quantize six times.
   assert asked['activation'] == [
-      'stage1_activation', 'stage2_activation', 'stage3/activation1', 'stage3/activation2',
-      'stage3_activation', 'head/activation6']
+    'stage1_activation',
+    'stage2_activation',
+    'stage3/activation1',
+    'stage3/activation2',
+    'stage3_activation',
+    'head/activation6',
+  ]
 
 
 # The data flow, recomputed in float64 NumPy from the parameters.
+
 
 class Reference:
   """The pieces of a network with HWGQ at `bits`, or without quantizers at 32."""
@@ -214,8 +232,11 @@ class Reference:
     k, pad = w.shape[0], (w.shape[0] - 1) // 2
     height, width = ((n + 2 * pad - k) // stride + 1 for n in x.shape[1:3])
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    return sum(x[:, i:i + stride * height:stride, j:j + stride * width:stride][:, :height, :width] @ w[i, j]
-               for i in range(k) for j in range(k))
+    return sum(
+      x[:, i : i + stride * height : stride, j : j + stride * width : stride][:, :height, :width] @ w[i, j]
+      for i in range(k)
+      for j in range(k)
+    )
 
   def norm(self, x, layer):
     axes = tuple(range(x.ndim - 1))
@@ -430,10 +451,11 @@ def test_diverged_network_shows_it(small):
 def test_running_statistics_move_in_training_only(small):
   net, variables, x = small
   for train in (True, False):
-    _, changed = jit(
-        lambda v, x, train=train: net.apply(v, x, train, mutable=['batch_stats']))(variables, x)
-    moved = [bool((a != b).any()) for a, b in zip(
-        jax.tree.leaves(changed['batch_stats']), jax.tree.leaves(variables['batch_stats']), strict=True)]
+    _, changed = jit(lambda v, x, train=train: net.apply(v, x, train, mutable=['batch_stats']))(variables, x)
+    moved = [
+      bool((a != b).any())
+      for a, b in zip(jax.tree.leaves(changed['batch_stats']), jax.tree.leaves(variables['batch_stats']), strict=True)
+    ]
     assert all(moved) if train else not any(moved)
 
 
@@ -450,6 +472,7 @@ def test_gradients_reach_every_parameter(quantizer, order):
     def loss(params):
       logits, _ = net.apply(variables | {'params': params}, x, True, mutable=['batch_stats'])
       return jnp.sum(g * jax.nn.log_softmax(logits))
+
     return jax.grad(loss)(variables['params'])
 
   leaves = jax.tree_util.tree_leaves_with_path(gradients(x))
@@ -481,7 +504,6 @@ def test_a_networks_name_is_part_of_its_rules():
   """A network inside another module is addressed by its full path, from which its rules start."""
 
   class Pair(nn.Module):
-
     def setup(self):
       rules = (Rule('teacher/stage3/.*', 8, 8),)
       self.student = build('resnet8', Spy(2, 2, rules=rules))

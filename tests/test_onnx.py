@@ -36,7 +36,7 @@ def images_of(shape, count=8):
 def small_graph(bits, factor, levels=16, channels=6, thresholds=None):
   """Convolutions, a pool and a dense layer on codes; all sums exact. The grid is factor * code - shift."""
   rng = np.random.default_rng(bits)
-  shift = 2**bits - 1 if factor == 2 else 2**(bits - 1)
+  shift = 2**bits - 1 if factor == 2 else 2 ** (bits - 1)
 
   def weights(*shape):
     codes = rng.integers(0, 2**bits, shape).astype(np.uint8)
@@ -44,8 +44,12 @@ def small_graph(bits, factor, levels=16, channels=6, thresholds=None):
     return {'bits': bits, 'factor': factor, 'shift': shift}, {'codes': codes}
 
   def affine(name, output, scale, bias=0.0, out=channels):
-    return Node('affine', (name,), output, arrays={
-        'bias': np.float32(bias + rng.uniform(-1, 1, out)), 'scale': np.float32(scale * rng.uniform(-1, 1, out))})
+    return Node(
+      'affine',
+      (name,),
+      output,
+      arrays={'bias': np.float32(bias + rng.uniform(-1, 1, out)), 'scale': np.float32(scale * rng.uniform(-1, 1, out))},
+    )
 
   def quantize(name, output):
     arrays = {} if thresholds is None else {'thresholds': np.float32(thresholds)}
@@ -53,18 +57,39 @@ def small_graph(bits, factor, levels=16, channels=6, thresholds=None):
 
   (conv, conv_codes), (dense, dense_codes) = weights(3, 3, channels, channels), weights(2 * 2 * channels, 5)
   size, top = 2.0**bits, levels - 1
-  return Graph((
+  return Graph(
+    (
       Node('image', ('images',), 'input', arrays={'mean': np.float32([0.5]), 'std': np.float32([0.5])}),
-      Node('convolution', ('input',), 's0', {'stride': 1, 'padding': 1, 'bits': 32},
-           {'kernel': np.float32(rng.integers(-8, 9, (3, 3, 1, channels)) / 8)}),
-      affine('s0', 'a0', top), quantize('a0', 'q0'),
+      Node(
+        'convolution',
+        ('input',),
+        's0',
+        {'stride': 1, 'padding': 1, 'bits': 32},
+        {'kernel': np.float32(rng.integers(-8, 9, (3, 3, 1, channels)) / 8)},
+      ),
+      affine('s0', 'a0', top),
+      quantize('a0', 'q0'),
       Node('convolution', ('q0',), 's1', {'stride': 1, 'padding': 1} | conv, conv_codes),
       # A bias that depends on the position, as padding worth no code needs.
-      Node('affine', ('s1',), 'a1', arrays={'bias': np.float32(rng.uniform(-9, 9, (4, 4, channels))),
-                                            'scale': np.float32(rng.uniform(-1, 1, channels) / size)}),
-      Node('relu', ('a1',), 'r1'), affine('q0', 'i0', 1), Node('add', ('r1', 'i0'), 't1'), quantize('t1', 'q1'),
+      Node(
+        'affine',
+        ('s1',),
+        'a1',
+        arrays={
+          'bias': np.float32(rng.uniform(-9, 9, (4, 4, channels))),
+          'scale': np.float32(rng.uniform(-1, 1, channels) / size),
+        },
+      ),
+      Node('relu', ('a1',), 'r1'),
+      affine('q0', 'i0', 1),
+      Node('add', ('r1', 'i0'), 't1'),
+      quantize('t1', 'q1'),
       Node('max_pool', ('q1',), 'p1', {'window': 2, 'stride': 2, 'padding': 0}),
-      Node('dense', ('p1',), 's2', dense, dense_codes), affine('s2', 'logits of it', 1 / size, out=5)), (4, 4, 1))
+      Node('dense', ('p1',), 's2', dense, dense_codes),
+      affine('s2', 'logits of it', 1 / size, out=5),
+    ),
+    (4, 4, 1),
+  )
 
 
 def sessions(path, outputs):
@@ -144,14 +169,20 @@ def make_graph(move_offsets=0.0, **changes):
   collections = [name for name in variables if name != 'params']
   _, state = jax.jit(lambda x: method.apply(variables, x, train=True, mutable=collections))(x)
   variables = jax.tree_util.tree_map_with_path(
-      lambda path, x: x - move_offsets if 'offset' in str(path) else x, {**variables, **state})
+    lambda path, x: x - move_offsets if 'offset' in str(path) else x, {**variables, **state}
+  )
   return fold.fold(trace.trace(method, variables, shape, 'student'), shape, config.data.mean, config.data.std)
 
 
-@pytest.mark.parametrize('changes', [
+@pytest.mark.parametrize(
+  'changes',
+  [
     {'model.block_order': 'pre'},
     {'model.block_order': 'post', 'quantizer.name': 'lsq_plus'},
-    {'model.name': 'alexnet', 'data.image_size': 32, 'model.width': 0.05}], ids=['pre', 'post', 'alexnet'])
+    {'model.name': 'alexnet', 'data.image_size': 32, 'model.width': 0.05},
+  ],
+  ids=['pre', 'post', 'alexnet'],
+)
 def test_networks(changes, tmp_path):
   graph, path = make_graph(**changes), tmp_path / 'student.onnx'
   check_exact(path, graph, 1e-5)  # the last layer is one of float32
@@ -181,7 +212,7 @@ def check_circuit_form(path, graph, images, expected):
       assert rounding_mode == 'ROUND'
       if signed and bit_width == 1:  # bipolar, as the package's executor reads it
         return (np.float32(np.where(x / scale >= 0, 1, -1) * scale),)
-      half = 2.0**(bit_width - 1)
+      half = 2.0 ** (bit_width - 1)
       low, high = (-half + narrow, half - 1) if signed else (0, 2.0**bit_width - 1 - narrow)
       return (np.float32((np.round(np.clip(x / scale + zero_point, low, high)) - zero_point) * scale),)
 
@@ -199,8 +230,9 @@ def check_circuit_form(path, graph, images, expected):
   np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
 
 
-@pytest.mark.parametrize('bits, factor, widths', [
-    (1, 2, set()), (1, 1, {2}), (2, 1, {2, 4}), (2, 2, {3, 4}), (4, 2, {5, 4})])
+@pytest.mark.parametrize(
+  'bits, factor, widths', [(1, 2, set()), (1, 1, {2}), (2, 1, {2, 4}), (2, 2, {3, 4}), (4, 2, {5, 4})]
+)
 def test_bits_in_the_circuit_form(bits, factor, widths, tmp_path):
   graph, path = small_graph(bits, factor), tmp_path / 'student.onnx'
   images = images_of(graph.image_shape)
@@ -230,8 +262,7 @@ def test_fast_form_of_a_trained_network_predicts_the_same(tmp_path):
   loop.train_and_evaluate(config, tmp_path / 'run')
   method, data = build.create_method(config, 10), build.load_data(config, build.make_mesh())
   variables = checkpoint.load_variables(tmp_path / 'run' / 'checkpoints')[0]
-  graph = fold.fold(trace.trace(method, variables, (8, 8, 1), 'student'), (8, 8, 1), config.data.mean,
-                       config.data.std)
+  graph = fold.fold(trace.trace(method, variables, (8, 8, 1), 'student'), (8, 8, 1), config.data.mean, config.data.std)
   seen = [jax.device_get(batch) for batch in itertools.islice(data.train.batches(0), data.train.steps_per_epoch)]
   onnx_qlinear.write(tmp_path / 'fast.onnx', graph, about_of(graph), seen[0]['image'])
   batches = [jax.device_get(batch) for batch in data.evals['test'].batches()]
@@ -239,7 +270,7 @@ def test_fast_form_of_a_trained_network_predicts_the_same(tmp_path):
   images = np.concatenate([test, *(batch['image'] for batch in seen)])  # all 1,700: one of 355 says little
   expected = np.asarray(interpreter.Network(graph)(images)).argmax(1)
   found = onnx_common.read(tmp_path / 'fast.onnx')[0](images).argmax(1)
-  assert (expected[:len(labels)] == labels).mean() > 0.9  # it has learned something
+  assert (expected[: len(labels)] == labels).mean() > 0.9  # it has learned something
   assert (found == expected).mean() >= 0.985
 
 
@@ -295,8 +326,19 @@ def test_what_cannot_be_held_is_refused(tmp_path):
   graph = small_graph(2, 1, 4)
   table = Graph((*graph.nodes[:4], Node('lookup', ('q0',), 'q0/real', arrays={'values': values})), (4, 4, 1))
   own = graph.nodes[4]
-  weights = Graph((*graph.nodes[:4], Node(own.op, own.inputs, own.output, {'stride': 1, 'padding': 1, 'bits': 2},
-                                          {'codes': own.arrays['codes'], 'values': values})), (4, 4, 1))
+  weights = Graph(
+    (
+      *graph.nodes[:4],
+      Node(
+        own.op,
+        own.inputs,
+        own.output,
+        {'stride': 1, 'padding': 1, 'bits': 2},
+        {'codes': own.arrays['codes'], 'values': values},
+      ),
+    ),
+    (4, 4, 1),
+  )
   images = images_of((4, 4, 1))
   for write in (onnx_qdq.write, onnx_qonnx.write, lambda *a: onnx_qlinear.write(*a, images)):
     for bad, layer in ((table, 'q0'), (weights, 'logits|s1')):
@@ -322,7 +364,7 @@ def test_files_that_cannot_be_read(tmp_path):
   del model.metadata_props[:]
   onnx.save(model, foreign)
   onnx_qonnx.write(path, graph, about_of(graph))  # has operations that ONNX Runtime has not
-  for content in (data[:len(data) // 2], b'', b'no model', foreign.read_bytes(), path.read_bytes()):
+  for content in (data[: len(data) // 2], b'', b'no model', foreign.read_bytes(), path.read_bytes()):
     path.write_bytes(content)
     with pytest.raises(UserError, match='export it again') as e:
       onnx_common.read(path)

@@ -24,24 +24,23 @@ class FakeMethod:
     self.weight_bits = weight_bits
 
 
-METHOD = FakeMethod(student=2, binary_teacher=1, teacher1_2bit=2, teacher2_3bit=3, teacher3_8bit=8,
-                    teacher4=32)
+METHOD = FakeMethod(student=2, binary_teacher=1, teacher1_2bit=2, teacher2_3bit=3, teacher3_8bit=8, teacher4=32)
 # Parameter path: (learning rate relative to the network's, weight decay).
 GROUPS = {
-    ('student', 'stage1', 'conv', 'kernel'): (1, 25e-6),
-    ('student', 'stage1', 'norm', 'scale'): (1, 25e-6),
-    ('student', 'head', 'classifier', 'bias'): (1, 25e-6),
-    ('student', 'stage1', 'conv', 'weight_quantizer', 'step'): (1, 0),
-    ('binary_teacher', 'stage1', 'conv', 'kernel'): (1, 25e-6),
-    ('teacher1_2bit', 'stage1', 'conv', 'kernel'): (1, 25e-6),
-    ('teacher2_3bit', 'stage1', 'conv', 'kernel'): (1, 1e-4),
-    ('teacher3_8bit', 'stage1', 'norm', 'bias'): (1, 1e-4),
-    ('teacher3_8bit', 'stage1_activation', 'activation_quantizer', 'step'): (1, 0),
-    ('teacher4', 'stage1', 'conv', 'kernel'): (1, 1e-4),
-    ('combined_head', 'classifier', 'kernel'): (1, 1e-4),
-    ('combined_head', 'fc6', 'weight_quantizer', 'step'): (1, 0),
-    ('adaptor_tap3', 'conv', 'kernel'): (1, 1e-4),
-    ('importance', 'tap3'): (0.1, 0),
+  ('student', 'stage1', 'conv', 'kernel'): (1, 25e-6),
+  ('student', 'stage1', 'norm', 'scale'): (1, 25e-6),
+  ('student', 'head', 'classifier', 'bias'): (1, 25e-6),
+  ('student', 'stage1', 'conv', 'weight_quantizer', 'step'): (1, 0),
+  ('binary_teacher', 'stage1', 'conv', 'kernel'): (1, 25e-6),
+  ('teacher1_2bit', 'stage1', 'conv', 'kernel'): (1, 25e-6),
+  ('teacher2_3bit', 'stage1', 'conv', 'kernel'): (1, 1e-4),
+  ('teacher3_8bit', 'stage1', 'norm', 'bias'): (1, 1e-4),
+  ('teacher3_8bit', 'stage1_activation', 'activation_quantizer', 'step'): (1, 0),
+  ('teacher4', 'stage1', 'conv', 'kernel'): (1, 1e-4),
+  ('combined_head', 'classifier', 'kernel'): (1, 1e-4),
+  ('combined_head', 'fc6', 'weight_quantizer', 'step'): (1, 0),
+  ('adaptor_tap3', 'conv', 'kernel'): (1, 1e-4),
+  ('importance', 'tap3'): (0.1, 0),
 }
 
 
@@ -70,8 +69,9 @@ def draw(seed, scale=1.0):
   return (np.random.default_rng(seed).normal(size=(len(GROUPS), 3)) * scale).astype(np.float32)
 
 
-@pytest.mark.parametrize('options', [dict(), dict(nesterov=True, momentum=0.5), dict(gradient_clip=0.02)],
-                         ids=['default', 'nesterov', 'clip'])
+@pytest.mark.parametrize(
+  'options', [dict(), dict(nesterov=True, momentum=0.5), dict(gradient_clip=0.02)], ids=['default', 'nesterov', 'clip']
+)
 def test_updates_of_every_group(options):
   config = config_lib.default()
   config.optimizer.update(options)
@@ -126,11 +126,11 @@ def test_groups_of_a_real_method():
     seen.setdefault((names[0], last), set()).add((group.learning_rate_factor, group.weight_decay))
   networks = {'student': 25e-6, 'teacher1_2bit': 25e-6, 'teacher2_4bit': 1e-4}
   assert seen == {
-      **{(name, 'weights'): {(1.0, decay)} for name, decay in networks.items()},
-      **{(name, 'step'): {(1.0, 0.0)} for name in networks},
-      **{(f'adaptor_tap{tap}', 'weights'): {(1.0, 1e-4)} for tap in (3, 5, 7)},
-      ('combined_head', 'weights'): {(1.0, 1e-4)},
-      ('importance', 'weights'): {(0.1, 0.0)},
+    **{(name, 'weights'): {(1.0, decay)} for name, decay in networks.items()},
+    **{(name, 'step'): {(1.0, 0.0)} for name in networks},
+    **{(f'adaptor_tap{tap}', 'weights'): {(1.0, 1e-4)} for tap in (3, 5, 7)},
+    ('combined_head', 'weights'): {(1.0, 1e-4)},
+    ('importance', 'weights'): {(0.1, 0.0)},
   }
 
 
@@ -172,11 +172,13 @@ def test_cosine():
 def test_warmup_goes_before_either_schedule():
   steps = (0, 5, 9, 10, 29, 30, 99)
   warmup = [0.0, 0.2, 0.36]
-  np.testing.assert_allclose(rates(100, steps, warmup='10 steps', decay_at='30 steps'),
-                             [*warmup, 0.4, 0.4, 0.04, 0.04], rtol=1e-6)
+  np.testing.assert_allclose(
+    rates(100, steps, warmup='10 steps', decay_at='30 steps'), [*warmup, 0.4, 0.4, 0.04, 0.04], rtol=1e-6
+  )
   cosine = [0.2 * (1 + np.cos(np.pi * (step - 10) / 90)) for step in steps[3:]]
-  np.testing.assert_allclose(rates(100, steps, warmup='10 steps', schedule='cosine'), [*warmup, *cosine],
-                             rtol=1e-4, atol=1e-8)
+  np.testing.assert_allclose(
+    rates(100, steps, warmup='10 steps', schedule='cosine'), [*warmup, *cosine], rtol=1e-4, atol=1e-8
+  )
 
 
 def test_schedule_counts_the_optimizers_own_steps():
@@ -187,29 +189,55 @@ def test_schedule_counts_the_optimizers_own_steps():
   state, gradients = transform.init(params), jax.tree.map(jnp.ones_like, params)
   for expected in (0.1, 0.01):
     updates, state = transform.update(gradients, state, params)
-    np.testing.assert_allclose([float(updates['student']), float(updates['importance'])],
-                               [-expected, -0.1 * expected], rtol=1e-6)
+    np.testing.assert_allclose(
+      [float(updates['student']), float(updates['importance'])], [-expected, -0.1 * expected], rtol=1e-6
+    )
   assert jax.tree.leaves(optax.apply_updates(params, updates))[0].dtype == jnp.float32
 
 
 # Durations.
 
 
-@pytest.mark.parametrize('text, steps', [
-    ('', ()), ('  ', ()), ('3000 steps', (3000,)), ('1 step', (1,)), ('120 epochs', (2400,)),
+@pytest.mark.parametrize(
+  'text, steps',
+  [
+    ('', ()),
+    ('  ', ()),
+    ('3000 steps', (3000,)),
+    ('1 step', (1,)),
+    ('120 epochs', (2400,)),
     ('1 epoch', (20,)),
-    ('0.5 epochs', (10,)), ('6400 examples', (100,)), ('64 example', (1,)), ('100 examples', (2,)),
-    ('50, 100 epochs', (1000, 2000)), (' 30 ,60,  90 steps ', (30, 60, 90)), ('0 steps', (0,)),
-])
+    ('0.5 epochs', (10,)),
+    ('6400 examples', (100,)),
+    ('64 example', (1,)),
+    ('100 examples', (2,)),
+    ('50, 100 epochs', (1000, 2000)),
+    (' 30 ,60,  90 steps ', (30, 60, 90)),
+    ('0 steps', (0,)),
+  ],
+)
 def test_durations(text, steps):
   parsed = durations.parse(text, 'config.duration', **SIZES)
   assert parsed == steps and all(isinstance(step, int) for step in parsed)
 
 
-@pytest.mark.parametrize('text', [
-    '100', 'epochs', '10 hours', '-3 steps', '10 epochs 3 steps', '10 steps, 3 epochs', '1e3 steps',
+@pytest.mark.parametrize(
+  'text',
+  [
+    '100',
+    'epochs',
+    '10 hours',
+    '-3 steps',
+    '10 epochs 3 steps',
+    '10 steps, 3 epochs',
+    '1e3 steps',
     '3,, 4 steps',
-    '3 4 steps', ', 3 steps', 'steps 3', 'nan steps'])
+    '3 4 steps',
+    ', 3 steps',
+    'steps 3',
+    'nan steps',
+  ],
+)
 def test_bad_durations_are_refused(text):
   with pytest.raises(UserError, match='config.log_every'):
     durations.parse(text, 'config.log_every', **SIZES)
@@ -237,26 +265,57 @@ def set_field(config, field, value):
     config[name] = value
 
 
-@pytest.mark.parametrize('field, value', [
-    ('no_such_field', 1), ('optimizer.lr', 0.1), ('cmtkd.tau', 2.0),  # unknown
-    ('seed', 'zero'), ('seed', 0.5), ('seed', None), ('batch_size', None), ('batch_size', True),
+@pytest.mark.parametrize(
+  'field, value',
+  [
+    ('no_such_field', 1),
+    ('optimizer.lr', 0.1),
+    ('cmtkd.tau', 2.0),  # unknown
+    ('seed', 'zero'),
+    ('seed', 0.5),
+    ('seed', None),
+    ('batch_size', None),
+    ('batch_size', True),
     ('model.name', 8),
-    ('optimizer.nesterov', 1), ('optimizer.learning_rate', '0.1'), ('cmtkd.taps', 3),  # wrong type
-    ('method', 'kdd'), ('dtype', 'float16'), ('model.name', 'vgg'), ('model.stem', 'x'),
+    ('optimizer.nesterov', 1),
+    ('optimizer.learning_rate', '0.1'),
+    ('cmtkd.taps', 3),  # wrong type
+    ('method', 'kdd'),
+    ('dtype', 'float16'),
+    ('model.name', 'vgg'),
+    ('model.stem', 'x'),
     ('model.block_order', 'x'),
-    ('bits.first_last', 4), ('bits.shortcut', 'x'), ('quantizer.name', 'lqw'),
+    ('bits.first_last', 4),
+    ('bits.shortcut', 'x'),
+    ('quantizer.name', 'lqw'),
     ('quantizer.weights', 'lqw'),
     ('optimizer.schedule', 'linear'),
-    ('quantizer.hwgq.activation.scheme', 'x'), ('cmtkd.feature_loss', 'x'), ('cmtkd.mutual_loss', 'x'),
-    ('feature_loss.attention.norm', 'x'), ('feature_loss.fitnet.adaptor', 'x'),
-    ('cmtkd.combined_head', 'x'), ('cmtkd.fused', 'x'),  # wrong choice
-    ('seed', -1), ('batch_size', 0), ('model.width', 0.0), ('optimizer.learning_rate', 0.0),
-    ('optimizer.gradient_clip', -1.0), ('optimizer.momentum', -0.1), ('optimizer.weight_decay', -1e-4),
-    ('optimizer.learning_rate', float('nan')), ('student.weight_bits', 9), ('student.activation_bits', 0),
-    ('cmtkd.alpha', -1.0), ('cmtkd.temperature', 0.0), ('feature_loss.attention.power', 0.0),
-    ('feature_loss.fitnet.weight', -1.0), ('logit_loss.dkd.beta', -1.0),
-    ('bits.rules', (('student/(', 2, 2),)), ('bits.rules', (('student/.*', 2),)),  # out of range
-])
+    ('quantizer.hwgq.activation.scheme', 'x'),
+    ('cmtkd.feature_loss', 'x'),
+    ('cmtkd.mutual_loss', 'x'),
+    ('feature_loss.attention.norm', 'x'),
+    ('feature_loss.fitnet.adaptor', 'x'),
+    ('cmtkd.combined_head', 'x'),
+    ('cmtkd.fused', 'x'),  # wrong choice
+    ('seed', -1),
+    ('batch_size', 0),
+    ('model.width', 0.0),
+    ('optimizer.learning_rate', 0.0),
+    ('optimizer.gradient_clip', -1.0),
+    ('optimizer.momentum', -0.1),
+    ('optimizer.weight_decay', -1e-4),
+    ('optimizer.learning_rate', float('nan')),
+    ('student.weight_bits', 9),
+    ('student.activation_bits', 0),
+    ('cmtkd.alpha', -1.0),
+    ('cmtkd.temperature', 0.0),
+    ('feature_loss.attention.power', 0.0),
+    ('feature_loss.fitnet.weight', -1.0),
+    ('logit_loss.dkd.beta', -1.0),
+    ('bits.rules', (('student/(', 2, 2),)),
+    ('bits.rules', (('student/.*', 2),)),  # out of range
+  ],
+)
 def test_config_check_refuses(field, value):
   config = config_lib.default()
   set_field(config, field, value)
@@ -289,4 +348,9 @@ def test_json_round_trip(method):
   assert again.to_dict() == config.to_dict()
   assert again.cmtkd.teacher_bits == ((2, 4), 8) and again.bits.rules[0] == ('student/stage1/.*', 3, 4)
   assert {line.split(':')[0] for line in config_lib.difference(config_lib.default(), again)} >= {
-      'bits.rules', 'cmtkd.teacher_bits', 'feature_loss.attention.weight', 'cmtkd.taps', 'optimizer.gradient_clip'}
+    'bits.rules',
+    'cmtkd.teacher_bits',
+    'feature_loss.attention.weight',
+    'cmtkd.taps',
+    'optimizer.gradient_clip',
+  }

@@ -23,7 +23,7 @@ def make_config(profiled, steps):
 
 def traced_steps(workdir):
   """Numbers of the steps in the trace, and the names of everything that ran on a thread of XLA."""
-  path, = (workdir / profiler.FOLDER).rglob('*.trace.json.gz')
+  (path,) = (workdir / profiler.FOLDER).rglob('*.trace.json.gz')
   assert len(list(path.parent.glob('*.xplane.pb'))) == 1
   events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
   steps = [int(e['args']['step_num']) for e in events if e.get('name') == 'train' and 'step_num' in e.get('args', {})]
@@ -62,7 +62,7 @@ def test_what_is_no_duration(tmp_path):
 
 def test_operations_are_told_by_where_they_come_from():
   parts_of = runpy.run_path(str(CONFIG.parents[1] / 'benchmarks' / 'operations.py'))['parts_of']
-  text = '''HloModule jit_train_step
+  text = """HloModule jit_train_step
 %rewritten (a: f32[2]) -> f32[2] {
   %transpose.1 = f32[2] transpose(%a), metadata={op_name="jit(train_step)/transpose(jvp(M))/norm1/mul"}
   ROOT %convolution.1 = f32[2] convolution(%transpose.1, %a), window={size=3x3}
@@ -73,8 +73,12 @@ ENTRY %main (p: f32[2]) -> f32[2] {
   %fusion.3 = f32[2] fusion(%p), calls=%other, metadata={op_name="jit(train_step)/transpose(jvp(M.loss))/mul"}
   %transpose_copy_fusion.4 = f32[2] fusion(%p), calls=%other
   ROOT %add.5 = f32[2] add(%p, %p)
-}'''
+}"""
   found = parts_of(text)
   assert [found[name] for name in ('fusion.1', 'fusion.2', 'fusion.3', 'transpose_copy_fusion.4', 'add.5')] == [
-      'convolutions and dense layers', 'quantizers of weights', 'losses', 'copies',
-      'optimizer, metrics and what has no name']
+    'convolutions and dense layers',
+    'quantizers of weights',
+    'losses',
+    'copies',
+    'optimizer, metrics and what has no name',
+  ]

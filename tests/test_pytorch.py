@@ -23,7 +23,6 @@ from cmtkd_jax.training import build, initialize
 
 
 class BasicBlock(nn.Module):
-
   def __init__(self, inputs, features, stride):
     super().__init__()
     self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
@@ -40,7 +39,6 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-
   def __init__(self, width, classes):
     super().__init__()
     self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
@@ -61,16 +59,33 @@ class ResNet18(nn.Module):
 
 
 class AlexNet(nn.Module):
-
   def __init__(self, widths, hidden, classes):
     super().__init__()
     a, b, c, d, e = widths
     self.features = nn.Sequential(
-        nn.Conv2d(3, a, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(a, b, 5, padding=2), nn.ReLU(),
-        nn.MaxPool2d(3, 2), nn.Conv2d(b, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, d, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(d, e, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2))
-    self.classifier = nn.Sequential(nn.Dropout(), nn.Linear(36 * e, hidden), nn.ReLU(), nn.Dropout(),
-                                    nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+      nn.Conv2d(3, a, 11, 4, 2),
+      nn.ReLU(),
+      nn.MaxPool2d(3, 2),
+      nn.Conv2d(a, b, 5, padding=2),
+      nn.ReLU(),
+      nn.MaxPool2d(3, 2),
+      nn.Conv2d(b, c, 3, padding=1),
+      nn.ReLU(),
+      nn.Conv2d(c, d, 3, padding=1),
+      nn.ReLU(),
+      nn.Conv2d(d, e, 3, padding=1),
+      nn.ReLU(),
+      nn.MaxPool2d(3, 2),
+    )
+    self.classifier = nn.Sequential(
+      nn.Dropout(),
+      nn.Linear(36 * e, hidden),
+      nn.ReLU(),
+      nn.Dropout(),
+      nn.Linear(hidden, hidden),
+      nn.ReLU(),
+      nn.Linear(hidden, classes),
+    )
 
   def forward(self, x):
     return self.classifier(torch.flatten(self.features(x), 1))
@@ -86,7 +101,7 @@ def randomize(network):
       if tensor.ndim == 1:
         tensor.uniform_(0.5, 1.5, generator=generator)
       else:
-        tensor.normal_(0, (2 / tensor[0].numel())**0.5, generator=generator)
+        tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
   return network.eval()
 
 
@@ -96,6 +111,7 @@ def save(network, path):
     np.savez(path, **arrays)
   else:
     from safetensors.numpy import save_file
+
     save_file(arrays, path)
   return str(path)
 
@@ -118,13 +134,14 @@ def load(config, size, classes=7):
 
 
 NETWORKS = {
-    'resnet18': (lambda: ResNet18(8, 7), 64),
-    'alexnet_torchvision': (lambda: AlexNet((8, 24, 48, 32, 32), 512, 7), 224),
+  'resnet18': (lambda: ResNet18(8, 7), 64),
+  'alexnet_torchvision': (lambda: AlexNet((8, 24, 48, 32, 32), 512, 7), 224),
 }
 
 
-@pytest.mark.parametrize('name, suffix', [('resnet18', '.safetensors'), ('resnet18', '.npz'),
-                                          ('alexnet_torchvision', '.safetensors')])
+@pytest.mark.parametrize(
+  'name, suffix', [('resnet18', '.safetensors'), ('resnet18', '.npz'), ('alexnet_torchvision', '.safetensors')]
+)
 def test_logits_of_imported_weights(tmp_path, name, suffix, quick_compile):
   make, size = NETWORKS[name]
   network = randomize(make())
@@ -262,17 +279,23 @@ def torch_dorefa(w, n):
 @pytest.mark.parametrize('name', ['lsq-weight', 'lsq-activation', 'pact', 'dorefa-weight', 'dorefa-activation'])
 def test_quantizers(name, bits):
   rng = np.random.default_rng(bits)
-  n, top = 2**bits - 1, 2**(bits - 1) - 1
+  n, top = 2**bits - 1, 2 ** (bits - 1) - 1
   x = rng.normal(size=(6, 5, 5, 4)).astype(np.float32)
   features = 5 * 5 * 4
   ours, theirs, start = {
-      'lsq-weight': (lsq.Weight(bits), lambda v, s: torch_lsq(v, s, -top - 1, top, (x.size * top)**-0.5),
-                     {'step': 1.7 / 2**bits}),
-      'lsq-activation': (lsq.Activation(bits), lambda v, s: torch_lsq(v, s, 0, n, (features * n)**-0.5),
-                         {'step': 1.3 / 2**bits}),
-      'pact': (pact.Activation(bits), lambda v, a: torch_pact(v, a, n), {'clip': 1.1}),
-      'dorefa-weight': (dorefa.Weight(bits), lambda w: torch_dorefa(w, n), {}),
-      'dorefa-activation': (dorefa.Activation(bits), lambda v: torch_round(torch.clamp(v, 0, 1) * n) / n, {}),
+    'lsq-weight': (
+      lsq.Weight(bits),
+      lambda v, s: torch_lsq(v, s, -top - 1, top, (x.size * top) ** -0.5),
+      {'step': 1.7 / 2**bits},
+    ),
+    'lsq-activation': (
+      lsq.Activation(bits),
+      lambda v, s: torch_lsq(v, s, 0, n, (features * n) ** -0.5),
+      {'step': 1.3 / 2**bits},
+    ),
+    'pact': (pact.Activation(bits), lambda v, a: torch_pact(v, a, n), {'clip': 1.1}),
+    'dorefa-weight': (dorefa.Weight(bits), lambda w: torch_dorefa(w, n), {}),
+    'dorefa-activation': (dorefa.Activation(bits), lambda v: torch_round(torch.clamp(v, 0, 1) * n) / n, {}),
   }[name]
   g = rng.normal(size=x.shape).astype(np.float32)
   parameters = {k: jnp.float32(v) for k, v in start.items()}

@@ -19,8 +19,12 @@ from cmtkd_jax.quantizers import apot, dequantize, ewgs, lq_nets, lsq_plus, n2uq
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
-CLASSES = {f'{name}-{role}': getattr(module, role) for name, module in quantizers.QUANTIZERS.items()
-           for role in ('Weight', 'Activation') if hasattr(module, role)}
+CLASSES = {
+  f'{name}-{role}': getattr(module, role)
+  for name, module in quantizers.QUANTIZERS.items()
+  for role in ('Weight', 'Activation')
+  if hasattr(module, role)
+}
 EVERY = [(name, bits) for name, cls in CLASSES.items() for bits in cls.widths]
 
 
@@ -62,7 +66,7 @@ def test_codes_stand_for_the_values(name, bits):
   for coded, value in (both(x, parameters), jax.jit(both)(x, parameters)):
     assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
     assert same_bits(dequantize(coded), value)
-    low = -2**(bits - 1) if name in SIGNED and bits > 1 else 0
+    low = -(2 ** (bits - 1)) if name in SIGNED and bits > 1 else 0
     assert low <= coded.codes.min() and coded.codes.max() < low + 2**bits
 
 
@@ -86,14 +90,14 @@ def test_all_levels_are_reached(name, bits):
 
 
 DEGENERATE = {
-    'zero': np.zeros((4, 3, 3, 5)),
-    'constant': np.full((4, 3, 3, 5), 0.7),
-    'negative constant': np.full((4, 3, 3, 5), -0.7),
-    'skewed': np.exp(3 * sample('a-Activation')),
-    'skewed down': -np.exp(3 * sample('a-Activation')),
-    'tiny': 1e-20 * sample('a-Activation'),
-    'one channel zero': sample('a-Activation') * np.array([1, 0, 1, 1, 1]),
-    'one weight a channel': sample('a-Activation')[:1, :1, :1],
+  'zero': np.zeros((4, 3, 3, 5)),
+  'constant': np.full((4, 3, 3, 5), 0.7),
+  'negative constant': np.full((4, 3, 3, 5), -0.7),
+  'skewed': np.exp(3 * sample('a-Activation')),
+  'skewed down': -np.exp(3 * sample('a-Activation')),
+  'tiny': 1e-20 * sample('a-Activation'),
+  'one channel zero': sample('a-Activation') * np.array([1, 0, 1, 1, 1]),
+  'one weight a channel': sample('a-Activation')[:1, :1, :1],
 }
 
 
@@ -142,7 +146,9 @@ def test_policy_refuses_what_a_quantizer_does_not_have():
   assert isinstance(policy.weight_quantizer('student/a', 'body'), twn.Weight)
 
 
-@pytest.mark.parametrize('make, words', [
+@pytest.mark.parametrize(
+  'make, words',
+  [
     (lambda: pact.Activation(2, init_clip=0.0), ('pact.activation: init_clip=0.0', 'positive')),
     (lambda: apot.Weight(2, init_clip=-1.0), ('apot.weight: init_clip=-1.0', 'positive')),
     (lambda: twn.Weight(2, threshold=0.0), ('twn.weight: threshold=0.0', 'positive')),
@@ -152,7 +158,8 @@ def test_policy_refuses_what_a_quantizer_does_not_have():
     (lambda: n2uq.Weight(2, gradient='ste'), ("gradient='ste'", "'identity', 'published'")),
     (lambda: lsq_plus.Activation(2, function='gelu'), ("function='gelu'", "'relu', 'swish', 'identity'")),
     (lambda: qil.Weight(3, learn_gamma=1.5), ('learn_gamma=1.5', 'False, True')),
-])
+  ],
+)
 def test_refusals_name_what_is_allowed(make, words):
   with pytest.raises(ValueError) as refusal:
     make()
@@ -203,8 +210,14 @@ def pact_activation(v, p, bits, g):
 
 
 def sawb_weight(v, p, bits, g):
-  c1, c2 = {2: (3.12, 2.064), 3: (7.509, 6.892), 4: (12.68, 12.80), 5: (17.74, 18.64), 7: (28.24, 30.81),
-            8: (31.76, 35.04)}[bits]
+  c1, c2 = {
+    2: (3.12, 2.064),
+    3: (7.509, 6.892),
+    4: (12.68, 12.80),
+    5: (17.74, 18.64),
+    7: (28.24, 30.81),
+    8: (31.76, 35.04),
+  }[bits]
   a = c1 * np.sqrt((v**2).mean()) - c2 * np.abs(v).mean()
   return *nearest(v, grid(bits, -a, a)), {'x': g}
 
@@ -231,12 +244,19 @@ def interval(magnitude, sign, levels, p, g):
   t = np.where(magnitude >= c + d, 1.0, np.where(inside, (magnitude - c) / (2 * d) + 0.5, 0.0))
   level, clear = nearest(t, levels)
   slope = g * inside / (2 * d)
-  return sign * level, clear, {'x': slope * sign**2, 'center': -0.01 * (slope * sign).sum(),
-                               'distance': -0.01 * (slope * sign * (magnitude - c) / d).sum()}
+  return (
+    sign * level,
+    clear,
+    {
+      'x': slope * sign**2,
+      'center': -0.01 * (slope * sign).sum(),
+      'distance': -0.01 * (slope * sign * (magnitude - c) / d).sum(),
+    },
+  )
 
 
 def qil_weight(v, p, bits, g):
-  return interval(np.abs(v), np.sign(v), np.arange(2**(bits - 1)) / (2**(bits - 1) - 1), p, g)
+  return interval(np.abs(v), np.sign(v), np.arange(2 ** (bits - 1)) / (2 ** (bits - 1) - 1), p, g)
 
 
 def qil_activation(v, p, bits, g):
@@ -244,11 +264,14 @@ def qil_activation(v, p, bits, g):
 
 
 def lsq_plus_weight(v, p, bits, g):
-  s, low, high = p['step'], -2**(bits - 1), 2**(bits - 1) - 1
+  s, low, high = p['step'], -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
   level, clear = nearest(v / s, np.arange(low, high + 1.0))
   inside = (v / s > low) & (v / s < high)
-  return s * level, clear, {'x': g * inside, 'step': (g * np.where(inside, level - v / s, level)).sum()
-                            / np.sqrt(v.size * high)}
+  return (
+    s * level,
+    clear,
+    {'x': g * inside, 'step': (g * np.where(inside, level - v / s, level)).sum() / np.sqrt(v.size * high)},
+  )
 
 
 def lsq_plus_activation(v, p, bits, g):
@@ -256,24 +279,35 @@ def lsq_plus_activation(v, p, bits, g):
   ratio = (np.maximum(v, 0) - o) / s
   level, clear = nearest(ratio, np.arange(n + 1.0))
   inside, scale = (ratio > 0) & (ratio < n), 1 / np.sqrt(45 * n)
-  return s * level + o, clear, {'x': g * inside * (v > 0), 'offset': scale * g[~inside].sum(),
-                                'step': scale * (g * np.where(inside, level - ratio, level)).sum()}
+  return (
+    s * level + o,
+    clear,
+    {
+      'x': g * inside * (v > 0),
+      'offset': scale * g[~inside].sum(),
+      'step': scale * (g * np.where(inside, level - ratio, level)).sum(),
+    },
+  )
 
 
 def ewgs_gradients(v, p, g, g_level, inside, normal, level, scale):
   """Through x_q: g (1 + delta sign(g) (x - x_q)); then into v, l and u of (v - l) / (u - l)."""
   width = p['upper'] - p['lower']
   through = g_level * (1 + 1e-3 * np.sign(g_level) * (normal - level)) * inside
-  return {'x': through / width, 'lower': scale * (through * (v - p['upper']) / width**2).sum(),
-          'upper': scale * (-through * (v - p['lower']) / width**2).sum()}
+  return {
+    'x': through / width,
+    'lower': scale * (through * (v - p['upper']) / width**2).sum(),
+    'upper': scale * (-through * (v - p['lower']) / width**2).sum(),
+  }
 
 
 def ewgs_weight(v, p, bits, g):
   normal = np.clip((v - p['lower']) / (p['upper'] - p['lower']), 0, 1)
   level, clear = nearest(normal, grid(bits))
   a = np.abs(p['scale'])
-  gradients = ewgs_gradients(v, p, g, 2 * a * g, (normal > 0) & (normal < 1), normal, level,
-                             1 / np.sqrt(v.size * (2**bits - 1)))
+  gradients = ewgs_gradients(
+    v, p, g, 2 * a * g, (normal > 0) & (normal < 1), normal, level, 1 / np.sqrt(v.size * (2**bits - 1))
+  )
   return a * (2 * level - 1), clear, gradients | {'scale': np.sign(p['scale']) * (g * (2 * level - 1)).sum()}
 
 
@@ -281,13 +315,12 @@ def ewgs_activation(v, p, bits, g):
   x = np.maximum(v, 0)
   normal = np.clip((x - p['lower']) / (p['upper'] - p['lower']), 0, 1)
   level, clear = nearest(normal, grid(bits))
-  gradients = ewgs_gradients(x, p, g, g, (normal > 0) & (normal < 1), normal, level,
-                             1 / np.sqrt(45 * (2**bits - 1)))
+  gradients = ewgs_gradients(x, p, g, g, (normal > 0) & (normal < 1), normal, level, 1 / np.sqrt(45 * (2**bits - 1)))
   return level, clear, gradients | {'x': gradients['x'] * (v > 0)}
 
 
 def n2uq_weight(v, p, bits, g):
-  alpha = (2**bits - 1) / 2**(bits - 1) * np.abs(v).mean((0, 1, 2))
+  alpha = (2**bits - 1) / 2 ** (bits - 1) * np.abs(v).mean((0, 1, 2))
   level, clear = nearest(np.clip(v / alpha, -1, 1), grid(bits, -1))
   return alpha * level, clear, {'x': g}
 
@@ -307,16 +340,31 @@ def n2uq_activation(v, p, bits, g):
     segments[i] = (-(g * slope)[here] * (x[here] - edges[i]) / a[i]).sum() - (g * slope)[where > i].sum() * 0
   for i in range(n):  # widths to the left of a value's segment move it, too
     segments[i] -= (g * slope)[(where > i) & (where < n)].sum()
-  return p['output_scale'] * 2 / n * count, clear, {
-      'x': g * slope * p['input_scale'], 'start': -scale * (g * slope).sum(), 'segments': scale * segments,
-      'input_scale': scale * (g * slope * v).sum(), 'output_scale': scale * (g * 2 / n * count).sum()}
+  return (
+    p['output_scale'] * 2 / n * count,
+    clear,
+    {
+      'x': g * slope * p['input_scale'],
+      'start': -scale * (g * slope).sum(),
+      'segments': scale * segments,
+      'input_scale': scale * (g * slope * v).sum(),
+      'output_scale': scale * (g * 2 / n * count).sum(),
+    },
+  )
 
 
 def apot_levels(bits):
   """The sets of the paper (k = 2) and of its code for odd widths, written out."""
-  sets = {1: [[1]], 2: [[1, 2, 3]], 3: [[1, 2, 4], [3]], 4: [[1, 3, 5], [2, 4, 6]],
-          5: [[1, 3, 6], [2, 4, 7], [5]], 6: [[1, 4, 7], [2, 5, 8], [3, 6, 9]],
-          7: [[1, 4, 8], [2, 5, 9], [3, 6, 10], [7]], 8: [[1, 5, 9], [2, 6, 10], [3, 7, 11], [4, 8, 12]]}[bits]
+  sets = {
+    1: [[1]],
+    2: [[1, 2, 3]],
+    3: [[1, 2, 4], [3]],
+    4: [[1, 3, 5], [2, 4, 6]],
+    5: [[1, 3, 6], [2, 4, 7], [5]],
+    6: [[1, 4, 7], [2, 5, 8], [3, 6, 9]],
+    7: [[1, 4, 8], [2, 5, 9], [3, 6, 10], [7]],
+    8: [[1, 5, 9], [2, 6, 10], [3, 7, 11], [4, 8, 12]],
+  }[bits]
   sums = np.array(sorted({sum(c) for c in itertools.product(*([0, *(2.0**-e for e in s)] for s in sets))}))
   return sums / sums.max()
 
@@ -356,31 +404,41 @@ def lq_activation(v, p, bits, g):
 
 # Reference, and parameters that put values into every zone; a function of bits where they depend on it.
 REFERENCES = {
-    'apot-Weight': (apot_weight, lambda bits: {'clip': 1.4}),
-    'apot-Activation': (apot_activation, lambda bits: {'clip': 1.7}),
-    'dorefa-Weight': (dorefa_weight, None),
-    'dorefa-Activation': (dorefa_activation, None),
-    'ewgs-Weight': (ewgs_weight, lambda bits: {'lower': -0.35, 'upper': 0.42, 'scale': -0.3}),
-    'ewgs-Activation': (ewgs_activation, lambda bits: {'lower': 0.1, 'upper': 2.1}),
-    'lq_nets-Weight': (lq_weight, lambda bits: {'basis': np.random.default_rng(bits).uniform(0.02, 0.2, (5, bits)),
-                                             'updates': 3}),
-    'lq_nets-Activation': (lq_activation, lambda bits: {'basis': np.random.default_rng(bits).uniform(0.1, 0.9, bits),
-                                                 'updates': 3}),
-    'lsq_plus-Weight': (lsq_plus_weight, lambda bits: {'step': 0.7 / 2**bits}),
-    'lsq_plus-Activation': (lsq_plus_activation, lambda bits: {'step': 1.6 / 2**bits, 'offset': 0.2}),
-    'n2uq-Weight': (n2uq_weight, None),
-    'n2uq-Activation': (n2uq_activation, lambda bits: {
-        'start': 0.1, 'segments': np.linspace(0.5, 1.5, 2**bits - 1) * 2 / (2**bits - 1), 'input_scale': 0.9,
-        'output_scale': 1.3}),
-    'pact-Weight': (dorefa_weight, None),
-    'pact-Activation': (pact_activation, lambda bits: {'clip': 1.7}),
-    'qil-Weight': (qil_weight, lambda bits: {'center': 0.25, 'distance': 0.15}),
-    'qil-Activation': (qil_activation, lambda bits: {'center': 1.0, 'distance': 1.2}),  # reaches left of 0
-    'sawb-Weight': (sawb_weight, None),
-    'sawb-Activation': (pact_activation, lambda bits: {'clip': 1.7}),
-    'twn-Weight': (twn_weight, None),
-    'xnor-Weight': (xnor_weight, None),
-    'xnor-Activation': (xnor_activation, None),
+  'apot-Weight': (apot_weight, lambda bits: {'clip': 1.4}),
+  'apot-Activation': (apot_activation, lambda bits: {'clip': 1.7}),
+  'dorefa-Weight': (dorefa_weight, None),
+  'dorefa-Activation': (dorefa_activation, None),
+  'ewgs-Weight': (ewgs_weight, lambda bits: {'lower': -0.35, 'upper': 0.42, 'scale': -0.3}),
+  'ewgs-Activation': (ewgs_activation, lambda bits: {'lower': 0.1, 'upper': 2.1}),
+  'lq_nets-Weight': (
+    lq_weight,
+    lambda bits: {'basis': np.random.default_rng(bits).uniform(0.02, 0.2, (5, bits)), 'updates': 3},
+  ),
+  'lq_nets-Activation': (
+    lq_activation,
+    lambda bits: {'basis': np.random.default_rng(bits).uniform(0.1, 0.9, bits), 'updates': 3},
+  ),
+  'lsq_plus-Weight': (lsq_plus_weight, lambda bits: {'step': 0.7 / 2**bits}),
+  'lsq_plus-Activation': (lsq_plus_activation, lambda bits: {'step': 1.6 / 2**bits, 'offset': 0.2}),
+  'n2uq-Weight': (n2uq_weight, None),
+  'n2uq-Activation': (
+    n2uq_activation,
+    lambda bits: {
+      'start': 0.1,
+      'segments': np.linspace(0.5, 1.5, 2**bits - 1) * 2 / (2**bits - 1),
+      'input_scale': 0.9,
+      'output_scale': 1.3,
+    },
+  ),
+  'pact-Weight': (dorefa_weight, None),
+  'pact-Activation': (pact_activation, lambda bits: {'clip': 1.7}),
+  'qil-Weight': (qil_weight, lambda bits: {'center': 0.25, 'distance': 0.15}),
+  'qil-Activation': (qil_activation, lambda bits: {'center': 1.0, 'distance': 1.2}),  # reaches left of 0
+  'sawb-Weight': (sawb_weight, None),
+  'sawb-Activation': (pact_activation, lambda bits: {'clip': 1.7}),
+  'twn-Weight': (twn_weight, None),
+  'xnor-Weight': (xnor_weight, None),
+  'xnor-Activation': (xnor_activation, None),
 }
 
 
@@ -415,7 +473,9 @@ def test_value_and_gradients(name, bits):
 # Edges of the masks, on numbers that are exact.
 
 
-@pytest.mark.parametrize('quantizer, parameters, passes', [
+@pytest.mark.parametrize(
+  'quantizer, parameters, passes',
+  [
     # at -1, 0, 1, one step beside each, and far out: -9, -1-, -1, -1+, 0-, 0, 0+, 1-, 1, 1+, 9
     (quantizers.dorefa.Activation(2), {}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
     (pact.Activation(2), {'clip': 1.0}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
@@ -426,15 +486,19 @@ def test_value_and_gradients(name, bits):
     (lq_nets.Activation(1), {'basis': [1.0]}, [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0]),
     (lsq_plus.Activation(1), {'step': 1.0, 'offset': 0.0}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
     (lsq_plus.Weight(2), {'step': 1.0}, [0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]),
-    (n2uq.Activation(1), {'start': 0.0, 'segments': [1.0], 'input_scale': 1.0, 'output_scale': 0.5},
-     [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+    (
+      n2uq.Activation(1),
+      {'start': 0.0, 'segments': [1.0], 'input_scale': 1.0, 'output_scale': 0.5},
+      [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0],
+    ),
     (qil.Activation(2), {'center': 0.5, 'distance': 0.5}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
     (qil.Weight(2), {'center': 0.5, 'distance': 0.5}, [0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 0]),
     (twn.Weight(2), {}, [1] * 11),
     (sawb.Weight(2), {}, [1] * 11),
     (n2uq.Weight(2), {}, [1] * 11),
     (lq_nets.Weight(1), {'basis': [[1.0]]}, [1] * 11),
-])
+  ],
+)
 def test_masks_beside_their_edges(quantizer, parameters, passes):
   e = 2.0**-12
   x = f32([-9, -1 - e, -1, -1 + e, -e, 0, e, 1 - e, 1, 1 + e, 9]).reshape(-1, 1)
@@ -446,7 +510,9 @@ def test_masks_beside_their_edges(quantizer, parameters, passes):
 # Values worked by hand.
 
 
-@pytest.mark.parametrize('quantizer, parameters, x, expected', [
+@pytest.mark.parametrize(
+  'quantizer, parameters, x, expected',
+  [
     # tanh(+-100) = +-1 = max: r = 1, 0, 1/2; 3 r = 3, 0, 1.5 -> 2 (to even); 2 * 2 / 3 - 1 = 1/3
     (quantizers.dorefa.Weight(2), {}, [100, -100, 0], [1, -1, 1 / 3]),
     # E|w| = (1 + 2 + 3) / 3
@@ -471,8 +537,12 @@ def test_masks_beside_their_edges(quantizer, parameters, passes):
     # (w + 1) / 2 = 0.7, 0.1: 3 * 0.7 = 2.1 -> 2/3 -> 2 * 2/3 - 1 = 1/3; 0.3 -> 0 -> -1; times |-3|
     (ewgs.Weight(2), {'lower': -1, 'upper': 1, 'scale': -3}, [0.4, -0.8], [1, -3]),
     # thresholds 0.5, 2, 4 (widths 1, 2, 2 from 0); outputs 2/3 apart
-    (n2uq.Activation(2), {'start': 0, 'segments': [1, 2, 2], 'input_scale': 1, 'output_scale': 1},
-     [0.4, 0.6, 2.1, 3.9, 4.1], [0, 2 / 3, 4 / 3, 4 / 3, 2]),
+    (
+      n2uq.Activation(2),
+      {'start': 0, 'segments': [1, 2, 2], 'input_scale': 1, 'output_scale': 1},
+      [0.4, 0.6, 2.1, 3.9, 4.1],
+      [0, 2 / 3, 4 / 3, 4 / 3, 2],
+    ),
     # mean|w| = 2, gamma = 3/2, alpha = 3: levels -3, -1, 1, 3
     (n2uq.Weight(2), {}, [[2.5], [-1.5], [-0.5], [3.5]], [[3], [-1], [-1], [3]]),
     # 2 bits: 1/8, 1/4, 1/2 over 1/2: levels 0, 1/4, 1/2, 1 times 4
@@ -480,7 +550,8 @@ def test_masks_beside_their_edges(quantizer, parameters, passes):
     # v = 1, 2: levels -3, -1, 1, 3 of the channel
     (lq_nets.Weight(2), {'basis': [[1, 2]]}, [[0.1], [-0.1], [2.1], [-9]], [[1], [-1], [3], [-3]]),
     (lq_nets.Activation(2), {'basis': [2, 1]}, [-5, 0.4, 1.6, 9], [0, 0, 2, 3]),
-])
+  ],
+)
 def test_by_hand(quantizer, parameters, x, expected):
   parameters = {k: f32(v) for k, v in parameters.items()}
   np.testing.assert_allclose(quantizer.quantize(f32(x), parameters), expected, rtol=1e-5, atol=1e-6)
@@ -546,7 +617,7 @@ def test_first_fit_of_lq_nets_replaces_the_basis_by_hand():
 def test_lq_nets_fit_lowers_the_error():
   quantizer, x = lq_nets.Weight(3), f32(sample('lq_nets-Weight'))
   parameters = quantizer.init(x)
-  error = lambda p: float(jnp.mean((quantizer.quantize(x, p) - x)**2))
+  error = lambda p: float(jnp.mean((quantizer.quantize(x, p) - x) ** 2))
   before = error(parameters)
   for _ in range(50):
     parameters = quantizer.update(x, parameters)
@@ -576,7 +647,7 @@ def test_lsq_plus_starts_where_the_error_is_small(function, low):
   quantizer = lsq_plus.Activation(2, function=function)
   start = quantizer.init(f32(x))
   f = {'relu': np.maximum(x, 0), 'identity': x, 'swish': x / (1 + np.exp(-x))}[function]
-  error = lambda s, o: ((s * np.round(np.clip((f - o) / s, 0, 3)) + o - f)**2).mean()
+  error = lambda s, o: ((s * np.round(np.clip((f - o) / s, 0, 3)) + o - f) ** 2).mean()
   best = min(error(s, o) for s in np.linspace(0.1, 1.5, 57) for o in np.linspace(-3, 0, 61))
   assert error(float(start['step']), float(start['offset'])) < 1.15 * best
   assert start['offset'] <= 0 and (start['offset'] <= low / 2 if low else start['offset'] == 0)
@@ -585,10 +656,13 @@ def test_lsq_plus_starts_where_the_error_is_small(function, low):
 def test_lost_values_come_back():
   """A clip, width or interval that training has pushed below zero keeps finite values and receives a gradient."""
   x = f32(np.abs(sample('a-Activation')) + 0.5)
-  for quantizer, lost, rest in [(pact.Activation(2), 'clip', {}), (apot.Activation(2), 'clip', {}),
-                                (lsq_plus.Activation(2), 'step', {'offset': 0.0})]:
+  for quantizer, lost, rest in [
+    (pact.Activation(2), 'clip', {}),
+    (apot.Activation(2), 'clip', {}),
+    (lsq_plus.Activation(2), 'step', {'offset': 0.0}),
+  ]:
     parameters = {lost: f32(-0.3)} | {k: f32(v) for k, v in rest.items()}
-    loss = lambda p, q=quantizer: jnp.mean((q.quantize(x, p) - x)**2)
+    loss = lambda p, q=quantizer: jnp.mean((q.quantize(x, p) - x) ** 2)
     value, gradient = jax.value_and_grad(loss)(parameters)
     assert np.isfinite(value) and gradient[lost] < 0, quantizer
 

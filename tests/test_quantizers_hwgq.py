@@ -22,12 +22,12 @@ PUBLISHED_STEP = (0.799, 0.538, 0.3217, 0.185)
 WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056868, 0.030762)
 WEIGHT_ERROR = (0.363380, 0.118846, 0.037440, 0.011543, 0.003495, 0.001040, 0.000304, 0.0000877)
 OPTIMAL_STEP = {
-    'nearest': (1.224006, 0.650770, 0.353411, 0.193249, 0.105488, 0.057261, 0.030870, 0.016528),
-    'zero_threshold': (0.797885, 0.538812, 0.321729, 0.184243, 0.102984, 0.056584, 0.030691, 0.016482),
+  'nearest': (1.224006, 0.650770, 0.353411, 0.193249, 0.105488, 0.057261, 0.030870, 0.016528),
+  'zero_threshold': (0.797885, 0.538812, 0.321729, 0.184243, 0.102984, 0.056584, 0.030691, 0.016482),
 }
 OPTIMAL_ERROR = {
-    'nearest': (0.095087, 0.023430, 0.006445, 0.001847, 0.000535, 0.000154, 0.0000442, 0.0000125),
-    'zero_threshold': (0.181690, 0.043221, 0.010203, 0.002513, 0.000647, 0.000173, 0.0000471, 0.0000130),
+  'nearest': (0.095087, 0.023430, 0.006445, 0.001847, 0.000535, 0.000154, 0.0000442, 0.0000125),
+  'zero_threshold': (0.181690, 0.043221, 0.010203, 0.002513, 0.000647, 0.000173, 0.0000471, 0.0000130),
 }
 
 
@@ -89,7 +89,7 @@ def reference_scale(w, bits, per_channel=False, binary_scale='std'):
 def reference_weight(w, bits, per_channel=False, binary_scale='std'):
   """Returns (codes, values, clear): levels +-s/2, +-3s/2, .., thresholds at the multiples of s."""
   s = reference_scale(w, bits, per_channel, binary_scale)
-  half = 2**(bits - 1)
+  half = 2 ** (bits - 1)
   codes, clear = search(np.asarray(w, np.float64) / s, np.arange(1 - half, half), 1)
   return codes, s * (codes - half + 0.5), clear
 
@@ -135,20 +135,24 @@ def test_activation_values_and_codes(bits, scheme, step):
   np.testing.assert_allclose(np.asarray(quantized)[clear], values[clear], rtol=1e-6)
 
 
-@pytest.mark.parametrize('scheme, expected', [
+@pytest.mark.parametrize(
+  'scheme, expected',
+  [
     # D = 0.538; x / D = -1.86, 0, 0.37, 0.56, 1.49, 1.86, 2.60, 9.3
     ('nearest', [0, 0, 0, 1, 1, 2, 3, 3]),
     # everything positive goes to at least level 1
     ('zero_threshold', [0, 0, 1, 1, 1, 2, 3, 3]),
-])
+  ],
+)
 def test_activation_by_hand(scheme, expected):
   x = f32([-1, 0, 0.2, 0.3, 0.8, 1.0, 1.4, 5.0])
   np.testing.assert_array_equal(hwgq.encode_activation(x, 2, scheme).codes, expected)
   np.testing.assert_allclose(hwgq.quantize_activation(x, 2, scheme), 0.538 * np.array(expected), rtol=1e-6)
 
 
-@pytest.mark.parametrize('bits, per_channel, binary_scale',
-                         list(itertools.product(BITS, (False, True), ('std', 'mean_abs'))))
+@pytest.mark.parametrize(
+  'bits, per_channel, binary_scale', list(itertools.product(BITS, (False, True), ('std', 'mean_abs')))
+)
 def test_weight_values_and_codes(bits, per_channel, binary_scale):
   w = (normal(bits, 3, 3, 20, 6) + 0.1) * np.float32([0.01, 0.1, 1, 1, 2, 5])
   codes, values, clear = reference_weight(w, bits, per_channel, binary_scale)
@@ -260,11 +264,11 @@ def test_weight_gradient_is_the_identity(per_channel, binary_scale):
 # Midpoints of 160000 cells of (0, 8) and the normal density there, for the integrals of the next two tests.
 CELL = 8 / 160000
 POINTS = (np.arange(160000) + 0.5) * CELL
-DENSITY = np.exp(-POINTS**2 / 2) / np.sqrt(2 * np.pi)
+DENSITY = np.exp(-(POINTS**2) / 2) / np.sqrt(2 * np.pi)
 
 
 def error_of(values):
-  return ((POINTS - values)**2 * DENSITY).sum() * CELL
+  return ((POINTS - values) ** 2 * DENSITY).sum() * CELL
 
 
 @pytest.mark.parametrize('bits, scheme', list(itertools.product(BITS, SCHEMES)))
@@ -285,7 +289,7 @@ def test_optimal_activation_step_is_a_minimum(bits, scheme):
 @pytest.mark.parametrize('bits', BITS)
 def test_weight_step_is_a_minimum(bits):
   def error(s):
-    half = 2**(bits - 1)
+    half = 2 ** (bits - 1)
     return 2 * error_of((np.minimum(np.floor(POINTS / s), half - 1) + 0.5) * s)
 
   s = hwgq.WEIGHT_STEP[bits - 1]
@@ -297,7 +301,8 @@ def test_step_tables():
   for bits, scheme, step in itertools.product(BITS, SCHEMES, STEPS):
     assert hwgq.activation_step(bits, scheme, step) == step_of(bits, scheme, step)
     assert hwgq.Activation(bits, scheme=scheme, step=step).encode(f32([1.0])).scale == np.float32(
-        step_of(bits, scheme, step))
+      step_of(bits, scheme, step)
+    )
   assert hwgq.activation_step(2) == hwgq.activation_step(2, 'nearest', 'published') == 0.538
   assert hwgq.WEIGHT_STEP == WEIGHT_STEP
 
@@ -311,13 +316,13 @@ def test_nan_is_not_hidden():
 
 
 DEGENERATE = {
-    'zero': np.zeros((3, 3, 2, 4)),
-    'constant': np.full((3, 3, 2, 4), -0.7),
-    'skewed': np.exp(4 * normal(0, 3, 3, 2, 4)),
-    'tiny': 1e-20 * normal(0, 3, 3, 2, 4),
-    'one channel zero': normal(0, 3, 3, 2, 4) * np.array([1, 0, 1, 1]),
-    'one weight a channel': normal(0, 1, 1, 1, 4),
-    'one weight': normal(0, 1, 1, 1, 1),
+  'zero': np.zeros((3, 3, 2, 4)),
+  'constant': np.full((3, 3, 2, 4), -0.7),
+  'skewed': np.exp(4 * normal(0, 3, 3, 2, 4)),
+  'tiny': 1e-20 * normal(0, 3, 3, 2, 4),
+  'one channel zero': normal(0, 3, 3, 2, 4) * np.array([1, 0, 1, 1]),
+  'one weight a channel': normal(0, 1, 1, 1, 4),
+  'one weight': normal(0, 1, 1, 1, 1),
 }
 
 
@@ -334,7 +339,9 @@ def test_degenerate_input_stays_finite(name):
       assert 0 <= coded.codes.min() and coded.codes.max() < 2**bits
 
 
-@pytest.mark.parametrize('make, words', [
+@pytest.mark.parametrize(
+  'make, words',
+  [
     (lambda: hwgq.Weight(0), ('hwgq.weight', 'bits=0', '1, 2, 3, 4, 5, 6, 7, 8')),
     (lambda: hwgq.Weight(9), ('hwgq.weight', 'bits=9', '1, 2, 3, 4, 5, 6, 7, 8')),
     (lambda: hwgq.Activation(32), ('hwgq.activation', 'bits=32', '1, 2, 3, 4, 5, 6, 7, 8')),
@@ -344,9 +351,12 @@ def test_degenerate_input_stays_finite(name):
     (lambda: hwgq.Weight(2, per_channel='yes'), ("per_channel='yes'", 'False, True')),
     (lambda: hwgq.Weight(1, binary_scale='max'), ("binary_scale='max'", "'std', 'mean_abs'")),
     (lambda: BitPolicy(9, 2).weight_quantizer('conv', 'body'), ('bits=9', '1, 2, 3, 4, 5, 6, 7, 8')),
-    (lambda: BitPolicy(2, 2, activation_options=(('step', 'best'),)).activation_quantizer('a'),
-     ("step='best'", "'published', 'optimal'")),
-])
+    (
+      lambda: BitPolicy(2, 2, activation_options=(('step', 'best'),)).activation_quantizer('a'),
+      ("step='best'", "'published', 'optimal'"),
+    ),
+  ],
+)
 def test_refusals_name_what_is_allowed(make, words):
   with pytest.raises(ValueError) as refusal:
     make()

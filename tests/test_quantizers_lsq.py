@@ -44,7 +44,7 @@ def reference(v, step, bits, signed):
   if signed and bits == 1:
     sign = 2.0 * (v >= 0) - 1
     return sign, np.abs(ratio) > 1e-4, np.ones_like(v), sign
-  levels = np.arange(-2**(bits - 1), 2**(bits - 1)) if signed else np.arange(2**bits)
+  levels = np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else np.arange(2**bits)
   distance = np.abs(ratio[..., None] - levels)
   level = levels[distance.argmin(-1)].astype(np.float64)
   clear = np.diff(np.sort(distance, -1)[..., :2], axis=-1)[..., 0] > 2e-4
@@ -56,7 +56,7 @@ def reference_init(v, bits, signed, per_channel=False):
   v = np.asarray(v, np.float64)
   magnitude = np.abs(v) if signed else np.where(v > 0, v, 0)
   magnitude = magnitude.reshape(-1, v.shape[-1]).mean(0) if per_channel else magnitude.mean()
-  top = 2**(bits - 1) - 1 if signed else 2**bits - 1
+  top = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
   return magnitude if top == 0 else 2 * magnitude / np.sqrt(top)
 
 
@@ -69,7 +69,7 @@ def test_every_pair_of_widths(weight_bits, activation_bits):
   assert (weight is None, activation is None) == (weight_bits == 32, activation_bits == 32)
   x, w, g = normal(0, 4, 6), 0.3 * normal(1, 6, 5), normal(2, 4, 5)
   # Steps that put values into every zone, whatever the width.
-  x_step, w_step = 1.3 / 2**min(activation_bits, 8), 0.9 / 2**min(weight_bits, 8)
+  x_step, w_step = 1.3 / 2 ** min(activation_bits, 8), 0.9 / 2 ** min(weight_bits, 8)
 
   x_hat, dx_hat, x_zone, w_hat, dw_hat, w_zone = np.maximum(x, 0), x > 0, 0, w, 1, 0
   if activation:
@@ -89,7 +89,7 @@ def test_every_pair_of_widths(weight_bits, activation_bits):
   dx, dw, dx_step, dw_step = pull_back(f32(g))
   # 6 features of an activation, 30 weights.
   x_scale = 1 / np.sqrt(6 * (2**activation_bits - 1))
-  w_scale = 1 / np.sqrt(30 * max(1, 2**(weight_bits - 1) - 1))
+  w_scale = 1 / np.sqrt(30 * max(1, 2 ** (weight_bits - 1) - 1))
   np.testing.assert_allclose(y, x_hat @ w_hat, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(dx, (g @ w_hat.T) * dx_hat, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(dw, (x_hat.T @ g) * dw_hat, rtol=1e-5, atol=1e-5)
@@ -143,10 +143,10 @@ def test_binary_weights_by_hand():
 
 @pytest.mark.parametrize('bits, signed', GRIDS)
 def test_number_of_levels(bits, signed):
-  v, s = f32(np.linspace(-20, 20, 8000)), f32(2.0**(1 - bits) * 4)
+  v, s = f32(np.linspace(-20, 20, 8000)), f32(2.0 ** (1 - bits) * 4)
   codes = np.unique(lsq.encode(v, s, bits, signed).codes)
   if signed and bits > 1:
-    np.testing.assert_array_equal(codes, np.arange(-2**(bits - 1), 2**(bits - 1)))
+    np.testing.assert_array_equal(codes, np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)))
   else:
     np.testing.assert_array_equal(codes, np.arange(2**bits))
   assert len(np.unique(lsq.quantize(v, s, bits, signed))) == 2**bits
@@ -164,8 +164,13 @@ def test_codes_stand_for_the_values(bits):
   coded_by_jit = jax.jit(encode)(x, parameters)
   decoded_by_jit = jax.jit(lambda x, p: [dequantize(c) for c in encode(x, p)])(x, parameters)
   for eager, value, compiled, decoded, value_by_jit in zip(
-      encode(x, parameters), quantize(x, parameters), coded_by_jit, decoded_by_jit,
-      jax.jit(quantize)(x, parameters), strict=True):
+    encode(x, parameters),
+    quantize(x, parameters),
+    coded_by_jit,
+    decoded_by_jit,
+    jax.jit(quantize)(x, parameters),
+    strict=True,
+  ):
     assert same_bits(dequantize(eager), value)
     assert same_bits(dequantize(compiled), value_by_jit)
     assert same_bits(decoded, value_by_jit)
@@ -185,7 +190,7 @@ def test_codes_on_thresholds_are_the_same_in_every_program():
 def test_gradient_masks_and_zones(bits, signed):
   """A step of 1/4 divides exactly, so that the thresholds themselves can be tested."""
   s, eps = 0.25, 1e-4
-  low, high = (-2**(bits - 1) * s, (2**(bits - 1) - 1) * s) if signed else (0, (2**bits - 1) * s)
+  low, high = (-(2 ** (bits - 1)) * s, (2 ** (bits - 1) - 1) * s) if signed else (0, (2**bits - 1) * s)
   v = f32([low - 3, low - eps, low, low + eps, s / 2, high - eps, high, high + eps, high + 3, -eps, 0.0, eps])
   g = f32([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37])
   value, pull_back = jax.vjp(lambda v, s: lsq.quantize(v, s, bits, signed), v, f32(s))
@@ -225,7 +230,7 @@ def test_per_channel_steps(bits):
   quantizer = lsq.Weight(bits, per_channel=True)
   value, pull_back = jax.vjp(lambda v, s: quantizer.quantize(v, {'step': s}), f32(v), f32(step))
   dv, ds = pull_back(f32(g))
-  scale = 1 / np.sqrt(36 * max(1, 2**(bits - 1) - 1))  # 3 * 3 * 4 weights share a step
+  scale = 1 / np.sqrt(36 * max(1, 2 ** (bits - 1) - 1))  # 3 * 3 * 4 weights share a step
   np.testing.assert_allclose(value, level * step, rtol=1e-6)
   np.testing.assert_array_equal(dv, g * dv_reference.astype(np.float32))
   np.testing.assert_allclose(ds, scale * (g * zone).sum((0, 1, 2)), rtol=1e-4, atol=1e-5)
@@ -234,12 +239,12 @@ def test_per_channel_steps(bits):
 @pytest.mark.parametrize('bits', BITS)
 def test_gradient_scale(bits):
   x, w = f32(normal(0, 4, 2, 3, 5)), f32(normal(1, 3, 3, 2, 5))
-  q_p, signed_q_p = 2**bits - 1, max(1, 2**(bits - 1) - 1)
+  q_p, signed_q_p = 2**bits - 1, max(1, 2 ** (bits - 1) - 1)
   cases = [
-      (lsq.Activation(bits), x, f32(0.3), False, 30 * q_p),  # 2 * 3 * 5 features of one example
-      (lsq.Activation(bits, count='batch'), x, f32(0.3), False, 120 * q_p),
-      (lsq.Weight(bits), w, f32(0.3), True, 90 * signed_q_p),
-      (lsq.Weight(bits, per_channel=True), w, f32([0.3] * 5), True, 18 * signed_q_p),
+    (lsq.Activation(bits), x, f32(0.3), False, 30 * q_p),  # 2 * 3 * 5 features of one example
+    (lsq.Activation(bits, count='batch'), x, f32(0.3), False, 120 * q_p),
+    (lsq.Weight(bits), w, f32(0.3), True, 90 * signed_q_p),
+    (lsq.Weight(bits, per_channel=True), w, f32([0.3] * 5), True, 18 * signed_q_p),
   ]
   for quantizer, v, step, signed, count in cases:
     raw = jax.grad(lambda s: lsq.quantize(v, s, bits, signed).sum())(step)
@@ -252,9 +257,9 @@ def test_gradient_scale(bits):
 def test_init(bits):
   x, w = normal(0, 4, 2, 3, 5), 0.1 * normal(1, 3, 3, 2, 5)
   for quantizer, v, expected in [
-      (lsq.Activation(bits), x, reference_init(x, bits, False)),
-      (lsq.Weight(bits), w, reference_init(w, bits, True)),
-      (lsq.Weight(bits, per_channel=True), w, reference_init(w, bits, True, per_channel=True)),
+    (lsq.Activation(bits), x, reference_init(x, bits, False)),
+    (lsq.Weight(bits), w, reference_init(w, bits, True)),
+    (lsq.Weight(bits, per_channel=True), w, reference_init(w, bits, True, per_channel=True)),
   ]:
     step = quantizer.init(f32(v))['step']
     assert step.dtype == jnp.float32 and step.shape == np.shape(expected)
@@ -280,7 +285,7 @@ def test_bounds():
 def test_lost_step_comes_back(bits, signed, step):
   """A step at or below zero quantizes to finite values, receives a gradient, and training brings it back."""
   v = f32(np.abs(normal(0, 64)) + 0.5)
-  loss = jax.value_and_grad(lambda s: jnp.mean((lsq.quantize(v, s, bits, signed) - v)**2))
+  loss = jax.value_and_grad(lambda s: jnp.mean((lsq.quantize(v, s, bits, signed) - v) ** 2))
   quantized = np.asarray(lsq.quantize(v, f32(step), bits, signed))
   assert np.isfinite(quantized).all() and np.abs(quantized).max() < 1e-3
   # Every value is above the grid, so that d/ds is Q_P each: 2 mean((s Q_P - v) Q_P), with s all but 0.
@@ -302,14 +307,14 @@ def test_nan_is_not_hidden():
 
 
 DEGENERATE = {
-    'zero': np.zeros((3, 3, 2, 4)),
-    'constant': np.full((3, 3, 2, 4), 0.7),
-    'negative constant': np.full((3, 3, 2, 4), -0.7),  # nothing of it reaches an unsigned quantizer
-    'skewed': np.exp(4 * normal(0, 3, 3, 2, 4)),
-    'skewed down': -np.exp(4 * normal(0, 3, 3, 2, 4)),
-    'tiny': 1e-20 * normal(0, 3, 3, 2, 4),
-    'one channel zero': normal(0, 3, 3, 2, 4) * np.array([1, 0, 1, 1]),
-    'one weight a channel': normal(0, 1, 1, 1, 4),
+  'zero': np.zeros((3, 3, 2, 4)),
+  'constant': np.full((3, 3, 2, 4), 0.7),
+  'negative constant': np.full((3, 3, 2, 4), -0.7),  # nothing of it reaches an unsigned quantizer
+  'skewed': np.exp(4 * normal(0, 3, 3, 2, 4)),
+  'skewed down': -np.exp(4 * normal(0, 3, 3, 2, 4)),
+  'tiny': 1e-20 * normal(0, 3, 3, 2, 4),
+  'one channel zero': normal(0, 3, 3, 2, 4) * np.array([1, 0, 1, 1]),
+  'one weight a channel': normal(0, 1, 1, 1, 4),
 }
 
 
@@ -334,15 +339,17 @@ def test_init_step_where_there_is_nothing_to_measure():
   np.testing.assert_allclose(step, [1, 0.4], rtol=1e-6)
 
 
-@pytest.mark.parametrize('make, words', [
+@pytest.mark.parametrize(
+  'make, words',
+  [
     (lambda: lsq.Weight(0), ('lsq.weight', 'bits=0', '1, 2, 3, 4, 5, 6, 7, 8')),
     (lambda: lsq.Weight(32), ('lsq.weight', 'bits=32', '1, 2, 3, 4, 5, 6, 7, 8')),
     (lambda: lsq.Activation(9), ('lsq.activation', 'bits=9', '1, 2, 3, 4, 5, 6, 7, 8')),
     (lambda: lsq.Activation(2, count='all'), ("count='all'", "'features', 'batch'")),
     (lambda: lsq.Weight(2, per_channel=None), ('per_channel=None', 'False, True')),
-    (lambda: BitPolicy(2, 16, quantizer='lsq').activation_quantizer('a'),
-     ('bits=16', '1, 2, 3, 4, 5, 6, 7, 8')),
-])
+    (lambda: BitPolicy(2, 16, quantizer='lsq').activation_quantizer('a'), ('bits=16', '1, 2, 3, 4, 5, 6, 7, 8')),
+  ],
+)
 def test_refusals_name_what_is_allowed(make, words):
   with pytest.raises(ValueError) as refusal:
     make()
@@ -358,12 +365,19 @@ def test_recipes_of_cmtkd_count_the_batch_as_its_authors_did():
       counts[f'{path.stem}:lsq'] = get_config('lsq')
     if path.stem.startswith('table'):
       config = get_config('')
-      counts |= {f'{path.stem}:{run}': config_lib.derive(config, changes.to_dict())
-                 for run, changes in config.table.runs.items()}
-  counts = {name: (config.method, config.quantizer.lsq.activation.count) for name, config in counts.items()
-            if 'lsq' in (config.quantizer.name, config.quantizer.weights, config.quantizer.activations)}
+      counts |= {
+        f'{path.stem}:{run}': config_lib.derive(config, changes.to_dict()) for run, changes in config.table.runs.items()
+      }
+  counts = {
+    name: (config.method, config.quantizer.lsq.activation.count)
+    for name, config in counts.items()
+    if 'lsq' in (config.quantizer.name, config.quantizer.weights, config.quantizer.activations)
+  }
   assert counts == {
-      'imagenet_alexnet:lsq': ('cmtkd', 'batch'), 'imagenet_resnet18:lsq': ('cmtkd', 'batch'),
-      'table5_imagenet:cmtkd_lsq': ('cmtkd', 'batch'), 'table5_imagenet:lsq': ('single', 'batch'),
-      'table5_imagenet:kd_lsq': ('kd', 'features')}
+    'imagenet_alexnet:lsq': ('cmtkd', 'batch'),
+    'imagenet_resnet18:lsq': ('cmtkd', 'batch'),
+    'table5_imagenet:cmtkd_lsq': ('cmtkd', 'batch'),
+    'table5_imagenet:lsq': ('single', 'batch'),
+    'table5_imagenet:kd_lsq': ('kd', 'features'),
+  }
   assert lsq.Activation(2).count == 'features'

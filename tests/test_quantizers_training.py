@@ -21,8 +21,10 @@ USUAL = ((2, 2), (2, 4), (4, 4))
 
 def tiny(num_classes, layers, **unused):
   """Two quantized convolutions, a stage each."""
-  stages = tuple(functools.partial(alexnet.Stage, ((features, 3, stride, None, 'body'),), (1, 1), layers)
-                 for features, stride in ((4, 1), (6, 2)))
+  stages = tuple(
+    functools.partial(alexnet.Stage, ((features, 3, stride, None, 'body'),), (1, 1), layers)
+    for features, stride in ((4, 1), (6, 2))
+  )
   return models.Network((1, 2), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers))
 
 
@@ -40,8 +42,11 @@ def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
   config_lib.check(config)
   config.model.name = 'tiny'
   method = build.create_method(config, 5)
-  parts = dict(method=method, optimizer=optimizer.create(config, method, lambda step: 0.1),
-               augment=lambda key, images: images / 64 - 2)
+  parts = dict(
+    method=method,
+    optimizer=optimizer.create(config, method, lambda step: 0.1),
+    augment=lambda key, images: images / 64 - 2,
+  )
   rng = np.random.default_rng(0)
   batch = {'image': rng.integers(0, 256, (4, 6, 6, 1)).astype(np.uint8), 'label': LABELS}
 
@@ -62,8 +67,11 @@ def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
         continue
       quantizer = getattr(module, role)(width)
       for value in (*quantizer.learned, *quantizer.fitted):
-        path, = (path for path in values if path[1] == 'student' and path[2].startswith(stage)
-                 and path[-2:] == (f'{role.lower()}_quantizer', value))
+        (path,) = (
+          path
+          for path in values
+          if path[1] == 'student' and path[2].startswith(stage) and path[-2:] == (f'{role.lower()}_quantizer', value)
+        )
         # A clip above all values has no gradient, nor has a scale before a normalization.
         assert value in ('clip', 'scale', 'output_scale') or not np.array_equal(old[path], new[path]), path
 
@@ -82,6 +90,8 @@ def test_a_clip_is_decayed_like_its_network_and_nothing_else_of_a_quantizer(monk
 
   update = step(config, params)['student']['activation']['activation_quantizer']['clip']
   np.testing.assert_allclose(update, -0.1 * 0.5 * 4)
-  config.quantizer.activations, params = 'lsq', {'student': {'activation': {'activation_quantizer': {
-      'step': np.float32(4)}}}}
+  config.quantizer.activations, params = (
+    'lsq',
+    {'student': {'activation': {'activation_quantizer': {'step': np.float32(4)}}}},
+  )
   assert step(config, params)['student']['activation']['activation_quantizer']['step'] == 0

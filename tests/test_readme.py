@@ -18,9 +18,14 @@ def first_column(path):
   return set(re.findall(r'^\| `(\w+)`', text, re.MULTILINE)), text
 
 
-@pytest.mark.parametrize('path, table', [
-    ('methods/README.md', methods.METHODS), ('quantizers/README.md', quantizers.QUANTIZERS),
-    ('losses/README.md', losses.FEATURE_LOSSES)])
+@pytest.mark.parametrize(
+  'path, table',
+  [
+    ('methods/README.md', methods.METHODS),
+    ('quantizers/README.md', quantizers.QUANTIZERS),
+    ('losses/README.md', losses.FEATURE_LOSSES),
+  ],
+)
 def test_tables_name_everything(path, table):
   assert first_column(path)[0] == set(table)
 
@@ -62,8 +67,9 @@ def test_links_and_files_exist(readme):
   text = (ROOT / readme).read_text()
   links = [link.partition('#')[0] for link in re.findall(r'\]\(([^)]+)\)', text) if not link.startswith('http')]
   assert [link for link in links if not (ROOT / readme.parent / link).exists()] == []
-  named = set(re.findall(
-      r'(?:^|[ `(=])((?:configs|launch|benchmarks|tests|cmtkd_jax)/[\w./]+\.(?:py|md|sh|sbatch|yaml))', text))
+  named = set(
+    re.findall(r'(?:^|[ `(=])((?:configs|launch|benchmarks|tests|cmtkd_jax)/[\w./]+\.(?:py|md|sh|sbatch|yaml))', text)
+  )
   assert sorted(name for name in named if 'NAME' not in name and not (ROOT / name).exists()) == []
 
 

@@ -20,8 +20,17 @@ from cmtkd_jax.runs import checkpoint, run_reader
 from cmtkd_jax.training import build, loop, restore
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SECTIONS = ['What was run', 'Results', 'Networks', 'Learning curves', 'Loss terms', 'Importance factors',
-            'Weights of the student', 'Accuracy against model size', 'Confusion of classes']
+SECTIONS = [
+  'What was run',
+  'Results',
+  'Networks',
+  'Learning curves',
+  'Loss terms',
+  'Importance factors',
+  'Weights of the student',
+  'Accuracy against model size',
+  'Confusion of classes',
+]
 
 
 def smoke_config():
@@ -78,8 +87,15 @@ def test_page_of_a_finished_run(run, alone):
   summary = json.loads((run / 'summary.json').read_text())
   for network in ('student', 'combined_teacher'):
     assert f'{summary["results"][f"test/{network}"]["last"]["top1"]:.2f} %' in page
-  for word in (summary['device'], summary['commit'], 'cmtkd', 'resnet8', 'generated:8x8x1:10:48', 'teacher 1 (4 bit)',
-               'alone'):
+  for word in (
+    summary['device'],
+    summary['commit'],
+    'cmtkd',
+    'resnet8',
+    'generated:8x8x1:10:48',
+    'teacher 1 (4 bit)',
+    'alone',
+  ):
     assert word in page
 
 
@@ -104,8 +120,7 @@ def test_confusion_counts_are_those_of_the_evaluation(run):
   for network, counts in matrices.items():
     assert counts.sum() == test.num_examples
     np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(labels, minlength=10))
-    assert 100 * np.trace(counts) / counts.sum() == pytest.approx(
-        summary['results'][f'test/{network}']['last']['top1'])
+    assert 100 * np.trace(counts) / counts.sum() == pytest.approx(summary['results'][f'test/{network}']['last']['top1'])
 
 
 def test_most_frequent_confusions():
@@ -118,7 +133,8 @@ def test_levels_and_shares_of_two_bit_layers(run):
   layers = weight_histograms.collect(restore.load_trained(run_reader.read(run)), (8, 8, 1))
   rows = json.loads((run / 'bits.json').read_text())
   assert [layer.path for layer in layers] == [
-      row['layer'] for row in rows if row['layer'].startswith('student/') and row['weight_bits'] == 2]
+    row['layer'] for row in rows if row['layer'].startswith('student/') and row['weight_bits'] == 2
+  ]
   flat = traverse_util.flatten_dict(variables['params'], sep='/')
   widest = [layer for layer in layers if len(layer.levels) == 4]
   assert len(widest) >= 4
@@ -142,7 +158,7 @@ def test_levels_of_channels_stand_at_the_mean_scale():
   layer = weight_histograms.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1))[-1]
   step = np.asarray(traverse_util.flatten_dict(variables['params'], sep='/')[f'{layer.path}/weight_quantizer/step'])
   assert layer.per_channel and step.shape == (8,)
-  np.testing.assert_allclose(layer.levels, step.mean() * np.arange(2)[-len(layer.levels):], rtol=1e-6)
+  np.testing.assert_allclose(layer.levels, step.mean() * np.arange(2)[-len(layer.levels) :], rtol=1e-6)
 
 
 def test_model_sizes_by_hand(run, alone):
@@ -151,7 +167,7 @@ def test_model_sizes_by_hand(run, alone):
   found = {point.network: point for point in pareto.points(run_reader.read(run))}
   assert found['student'].bits == size(lambda layer: layer.startswith('student/'))
   assert found['combined_teacher'].bits == size(lambda layer: layer.startswith(('teacher', 'combined_head/')))
-  single, = pareto.points(run_reader.read(alone))
+  (single,) = pareto.points(run_reader.read(alone))
   assert (single.run, single.bits) == ('alone', found['student'].bits)
   section = pareto.section(run_reader.read(run), [run_reader.read(alone)])
   for point in (*found.values(), single):
@@ -193,5 +209,9 @@ def test_directory_without_a_run_is_refused(run, tmp_path):
 def test_names_for_people():
   names = ('teacher1_4bit', 'teacher2_w2a8', 'combined_teacher', 'adaptor_tap3')
   assert [run_reader.shown(name) for name in names] == [
-      'teacher 1 (4 bit)', 'teacher 2 (w2a8)', 'combined teacher', 'adaptor tap 3']
+    'teacher 1 (4 bit)',
+    'teacher 2 (w2a8)',
+    'combined teacher',
+    'adaptor tap 3',
+  ]
   assert plotting.plain('$5') == r'\$5'

@@ -20,13 +20,30 @@ STEPS = 24
 
 def start(workdir, cache):
   environment = os.environ | {
-      'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0', 'XLA_FLAGS': ''}
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+    'XLA_FLAGS': '',
+  }
   return subprocess.Popen(
-      [sys.executable, '-m', 'cmtkd_jax.main', '--config=configs/digits_resnet8.py:smoke', f'--workdir={workdir}',
-       '--config.cmtkd.teacher_bits=(4,)', f'--config.duration={STEPS} steps',
-       '--config.eval_every=100 steps', '--config.checkpoint_every=3 steps', '--config.quantizer.name=lsq'],
-      cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    [
+      sys.executable,
+      '-m',
+      'cmtkd_jax.main',
+      '--config=configs/digits_resnet8.py:smoke',
+      f'--workdir={workdir}',
+      '--config.cmtkd.teacher_bits=(4,)',
+      f'--config.duration={STEPS} steps',
+      '--config.eval_every=100 steps',
+      '--config.checkpoint_every=3 steps',
+      '--config.quantizer.name=lsq',
+    ],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def finish(process):
@@ -56,8 +73,10 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
   got, _, last_again = checkpoint.load_variables(killed / 'checkpoints')
   assert last == last_again == STEPS
   jax.tree.map(np.testing.assert_array_equal, got, expected)
-  losses = [{row['step']: row['train/loss'] for row in metric_log.read(workdir) if 'train/loss' in row}
-            for workdir in (alone, killed)]
+  losses = [
+    {row['step']: row['train/loss'] for row in metric_log.read(workdir) if 'train/loss' in row}
+    for workdir in (alone, killed)
+  ]
   assert losses[0] == losses[1] and len(losses[0]) == STEPS
   assert len([row for row in metric_log.read(killed) if 'train/loss' in row]) == STEPS  # each step once
 

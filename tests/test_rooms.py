@@ -9,8 +9,20 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / 'cmtkd_jax'
 # From the top down; rooms of one floor do not import each other.
-FLOORS = (('main',), ('cli',), ('experiments',), ('report', 'export'), ('training',), ('runs',), ('config',),
-          ('methods',), ('models',), ('quantizers', 'losses', 'data'), ('runtime',), ('errors', 'options'))
+FLOORS = (
+  ('main',),
+  ('cli',),
+  ('experiments',),
+  ('report', 'export'),
+  ('training',),
+  ('runs',),
+  ('config',),
+  ('methods',),
+  ('models',),
+  ('quantizers', 'losses', 'data'),
+  ('runtime',),
+  ('errors', 'options'),
+)
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -39,8 +51,12 @@ def test_the_top_holds_rooms_and_four_files():
 @pytest.mark.parametrize('room', sorted(FLOOR))
 def test_imports_point_down(room):
   files = list((PACKAGE / room).rglob('*.py')) or [PACKAGE / f'{room}.py']
-  upward = [f'{path.relative_to(PACKAGE)}:{line} imports {other}' for path in files for line, other in imported(path)
-            if other != room and FLOOR[other] <= FLOOR[room]]
+  upward = [
+    f'{path.relative_to(PACKAGE)}:{line} imports {other}'
+    for path in files
+    for line, other in imported(path)
+    if other != room and FLOOR[other] <= FLOOR[room]
+  ]
   assert not upward
 
 
@@ -52,7 +68,7 @@ def test_formulas_know_no_flax():
 
 def test_importing_changes_nothing():
   """Flags, filters and hooks are those of the command; another program may import every room."""
-  code = '''
+  code = """
 import importlib, logging, pkgutil, signal, sys, warnings
 import flax, grain, jax, matplotlib.pyplot, optax, orbax.checkpoint  # what these change is not ours
 from absl import flags
@@ -69,6 +85,6 @@ for module in pkgutil.walk_packages(cmtkd_jax.__path__, 'cmtkd_jax.'):
 assert rooms > 100
 for old, new in zip(before, state(), strict=True):
   assert old == new, (old, new)
-'''
+"""
   run = subprocess.run([sys.executable, '-c', code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
   assert run.returncode == 0, run.stderr

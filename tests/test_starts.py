@@ -82,6 +82,7 @@ def test_the_lock_follows_no_link(tmp_path):
 def test_the_lock_needs_no_room_on_the_disk(tmp_path):
   """Who holds it is a courtesy; on a full disk the run must still report the disk, in one line."""
   import resource
+
   unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
   try:
@@ -99,8 +100,10 @@ def test_the_lock_needs_no_room_on_the_disk(tmp_path):
 def test_a_start_that_failed_may_be_repeated_with_another_configuration(tmp_path, quick_compile):
   """The fix that an error names must not be refused because of what the failed start left behind."""
   with pytest.raises(UserError, match='lower config.optimizer.learning_rate'):
-    loop.train_and_evaluate(make_config(**{
-        'optimizer.learning_rate': 1e9, 'checkpoint_every': '', 'eval_every': '', 'duration': '9 steps'}), tmp_path)
+    loop.train_and_evaluate(
+      make_config(**{'optimizer.learning_rate': 1e9, 'checkpoint_every': '', 'eval_every': '', 'duration': '9 steps'}),
+      tmp_path,
+    )
   assert (tmp_path / run_files.CONFIG).exists() and not run_files.has_checkpoint(tmp_path)
   assert loop.train_and_evaluate(make_config(), tmp_path)['steps'] == 2
   assert [row['step'] for row in metric_log.read(tmp_path) if 'train/loss' in row] == [1, 2]
@@ -118,8 +121,9 @@ def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch, qui
   """Batch 0 shapes the state of a new run; a resumed run knows the shapes without it."""
   started = []
   original = plan.build.data.TrainLoader.batches
-  monkeypatch.setattr(plan.build.data.TrainLoader, 'batches',
-                      lambda self, start=0: started.append(start) or original(self, start))
+  monkeypatch.setattr(
+    plan.build.data.TrainLoader, 'batches', lambda self, start=0: started.append(start) or original(self, start)
+  )
   config, workdir = copy(finished, tmp_path)
   loop.train_and_evaluate(config, workdir)
   assert started == [2]
@@ -194,8 +198,9 @@ def test_object_stores_are_asked_again(finished, monkeypatch):
     checkpoint._retried(read, 'gs://bucket/run/2')
 
 
-@pytest.mark.parametrize('number, is_full', [(28, True), (122, True), (5, True), (13, True), (17, False), (21, False),
-                                             (20, False), (1, False)])
+@pytest.mark.parametrize(
+  'number, is_full', [(28, True), (122, True), (5, True), (13, True), (17, False), (21, False), (20, False), (1, False)]
+)
 def test_only_disk_errors_are_reported_as_a_disk(tmp_path, number, is_full):
   """ENOSPC, EDQUOT, EIO, EACCES; not EEXIST, EISDIR, ENOTDIR, EPERM, which may be our own fault."""
   error = OSError(number, 'words')

@@ -32,10 +32,11 @@ KEY_DATA = np.array([0, 7], np.uint32)
 
 def tiny(num_classes, layers, **unused):
   """Two convolutions, a stage each: quick to compile."""
-  stages = tuple(functools.partial(alexnet.Stage, ((features, 3, stride, None, role),), (1, 1), layers)
-                 for features, stride, role in ((4, 1, 'first'), (6, 2, 'body')))
-  return models.Network((1, 2), stages, layers.activation,
-                        functools.partial(resnet.PooledHead, num_classes, layers))
+  stages = tuple(
+    functools.partial(alexnet.Stage, ((features, 3, stride, None, role),), (1, 1), layers)
+    for features, stride, role in ((4, 1, 'first'), (6, 2, 'body'))
+  )
+  return models.Network((1, 2), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers))
 
 
 def augment(key, images):
@@ -49,8 +50,10 @@ def make_mesh(devices):
 
 def make_batch(seed=0):
   rng = np.random.default_rng(seed)
-  return {'image': rng.integers(0, 256, (16, 8, 8, 1)).astype(np.uint8),
-          'label': rng.integers(0, CLASSES, 16).astype(np.int32)}
+  return {
+    'image': rng.integers(0, 256, (16, 8, 8, 1)).astype(np.uint8),
+    'label': rng.integers(0, CLASSES, 16).astype(np.int32),
+  }
 
 
 @pytest.fixture(scope='module')
@@ -94,26 +97,41 @@ def runs(parts):
     compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile(options)
     new_state, metrics = compiled(state, batch)
     results[devices] = types.SimpleNamespace(
-        compiled=compiled, old=state, new=new_state, metrics=jax.device_get(metrics), sharded=sharded,
-        host=jax.device_get((new_state.params, new_state.model_state, new_state.opt_state)))
+      compiled=compiled,
+      old=state,
+      new=new_state,
+      metrics=jax.device_get(metrics),
+      sharded=sharded,
+      host=jax.device_get((new_state.params, new_state.model_state, new_state.opt_state)),
+    )
   return results
 
 
 def linear_parts():
   """(step, state) of a method as small as they come."""
   method = types.SimpleNamespace(
-      apply=lambda variables, images, train, mutable, rngs: (
-          Outputs({'student': images.reshape(len(images), -1) @ variables['params']['student']['kernel']}),
-          {name: jax.tree.map(lambda x: x + 1, variables[name]) for name in mutable}),
-      loss=lambda outputs, labels: (losses.cross_entropy(outputs.logits['student'], labels), {}),
-      weight_bits={'student': 2}, frozen=(), views=1, importance_group='importance')
+    apply=lambda variables, images, train, mutable, rngs: (
+      Outputs({'student': images.reshape(len(images), -1) @ variables['params']['student']['kernel']}),
+      {name: jax.tree.map(lambda x: x + 1, variables[name]) for name in mutable},
+    ),
+    loss=lambda outputs, labels: (losses.cross_entropy(outputs.logits['student'], labels), {}),
+    weight_bits={'student': 2},
+    frozen=(),
+    views=1,
+    importance_group='importance',
+  )
   config = config_lib.default()
   config.optimizer.decay_at = '2 steps'
   schedule = optimizer.learning_rate(config, 4, steps_per_epoch=2, batch_size=16)
   transform = optimizer.create(config, method, schedule)
   params = {'student': {'kernel': np.random.default_rng(0).normal(size=(64, CLASSES)).astype(np.float32)}}
-  state = TrainState(np.int32(0), params, {'batch_stats': np.zeros(3, np.float32)},
-                     jax.tree.map(np.asarray, transform.init(params)), KEY_DATA)
+  state = TrainState(
+    np.int32(0),
+    params,
+    {'batch_stats': np.zeros(3, np.float32)},
+    jax.tree.map(np.asarray, transform.init(params)),
+    KEY_DATA,
+  )
   return functools.partial(train_step, method=method, optimizer=transform, augment=augment), state
 
 
@@ -143,9 +161,14 @@ def test_a_step_changes_everything_that_trains(parts, runs):
   for old, value in zip(jax.tree.leaves(parts.state.model_state), jax.tree.leaves(runs[8].host[1])):
     assert np.all(old != value)
   assert runs[8].metrics.keys() == {
-      'loss', 'attention/tap1', 'attention/tap2', 'top1/student', 'top1/combined_teacher',
-      *(f'{term}/{name}' for term in ('cross_entropy', 'mutual') for name in ('student', 'combined_teacher')),
-      *(f'gradient_norm/{name}' for name in new)}
+    'loss',
+    'attention/tap1',
+    'attention/tap2',
+    'top1/student',
+    'top1/combined_teacher',
+    *(f'{term}/{name}' for term in ('cross_entropy', 'mutual') for name in ('student', 'combined_teacher')),
+    *(f'gradient_norm/{name}' for name in new),
+  }
 
 
 def test_batch_statistics_are_those_of_the_global_batch(parts, runs):
@@ -171,13 +194,15 @@ def test_compiled_step_equals_the_plain_one():
 def test_loss_and_gradient_norms_of_a_step(parts, runs):
   """The new parameters are those that the optimizer makes of the gradients that the metrics describe."""
   metrics, params = runs[1].metrics, runs[1].host[0]
-  total = (metrics['cross_entropy/student'] + metrics['cross_entropy/combined_teacher']
-           + 0.5 * (metrics['mutual/student'] + metrics['mutual/combined_teacher'])
-           + 100 * (metrics['attention/tap1'] + metrics['attention/tap2']))
+  total = (
+    metrics['cross_entropy/student']
+    + metrics['cross_entropy/combined_teacher']
+    + 0.5 * (metrics['mutual/student'] + metrics['mutual/combined_teacher'])
+    + 100 * (metrics['attention/tap1'] + metrics['attention/tap2'])
+  )
   np.testing.assert_allclose(metrics['loss'], total, rtol=1e-5)
   for name, rate, decay in (('importance', 0.01, 0.0), ('combined_head', 0.1, 1e-4)):
-    moved = jax.tree.map(lambda old, new: (old - new) / rate - decay * old,
-                         parts.state.params[name], params[name])
+    moved = jax.tree.map(lambda old, new: (old - new) / rate - decay * old, parts.state.params[name], params[name])
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(moved)))
     np.testing.assert_allclose(metrics[f'gradient_norm/{name}'], norm, rtol=2e-3)
 
@@ -199,8 +224,15 @@ def test_codes_of_the_same_parameters_are_the_same_on_every_mesh(name, bits):
   for devices in (1, 8) if bits == 1 else DEVICES:
     mesh = make_mesh(devices)
     whole = NamedSharding(mesh, P())
-    results.append(jax.device_get(encode(jax.device_put(kernel, whole), jax.device_put(
-        x, NamedSharding(mesh, P('data'))), jax.device_put(parameters, whole))))
+    results.append(
+      jax.device_get(
+        encode(
+          jax.device_put(kernel, whole),
+          jax.device_put(x, NamedSharding(mesh, P('data'))),
+          jax.device_put(parameters, whole),
+        )
+      )
+    )
   assert all(len(np.unique(codes)) > 1 for codes in results[0][:2])
   for result in results[1:]:
     for a, b in zip(result, results[0]):
@@ -325,8 +357,7 @@ def test_label_rank_of_what_is_not_a_number():
 @pytest.mark.parametrize('classes, devices', [(3, 1), (5, 8), (8, 1), (8, 8)])
 def test_eval_step_counts_what_is_not_padding(classes, devices):
   rng = np.random.default_rng(classes)
-  logits = {name: np.round(2 * rng.normal(size=(16, classes))).astype(np.float32)
-            for name in ('student', 'teacher')}
+  logits = {name: np.round(2 * rng.normal(size=(16, classes))).astype(np.float32) for name in ('student', 'teacher')}
   labels, mask = rng.integers(0, classes, 16).astype(np.int32), np.arange(16) < 11
   # The padding would be right at every count.
   logits['student'][~mask, 0], labels[~mask] = 9, 0
@@ -336,8 +367,11 @@ def test_eval_step_counts_what_is_not_padding(classes, devices):
     assert not train and x.dtype == jnp.float32
     return Outputs({name: z + 0 * jnp.mean(x) for name, z in variables.items()})
 
-  step = jax.jit(functools.partial(
-      eval_step, method=types.SimpleNamespace(apply=apply), normalize=lambda x: x.astype(jnp.float32) / 255))
+  step = jax.jit(
+    functools.partial(
+      eval_step, method=types.SimpleNamespace(apply=apply), normalize=lambda x: x.astype(jnp.float32) / 255
+    )
+  )
   mesh = make_mesh(devices)
   batch = jax.device_put({'image': images, 'label': labels, 'mask': mask}, NamedSharding(mesh, P('data')))
   sums = step(jax.device_put(logits, NamedSharding(mesh, P())), batch)
@@ -346,8 +380,12 @@ def test_eval_step_counts_what_is_not_padding(classes, devices):
     rank, wide = reference_rank(z, labels)[mask], z.astype(np.float64)
     shifted = wide - wide.max(-1, keepdims=True)
     log_p = shifted - np.log(np.sum(np.exp(shifted), -1, keepdims=True))
-    expected = {'top1': np.sum(rank < 1), 'top5': np.sum(rank < 5), 'count': 11,
-                'cross_entropy': -np.sum(log_p[np.arange(16), labels][mask])}
+    expected = {
+      'top1': np.sum(rank < 1),
+      'top5': np.sum(rank < 5),
+      'count': 11,
+      'cross_entropy': -np.sum(log_p[np.arange(16), labels][mask]),
+    }
     assert sums[name].keys() == expected.keys()
     for key, value in expected.items():
       np.testing.assert_allclose(sums[name][key], value, rtol=1e-5)

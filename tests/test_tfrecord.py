@@ -12,21 +12,21 @@ from cmtkd_jax.data.sources import tf_example, tfrecord
 from cmtkd_jax.errors import UserError
 
 # What TensorFlow's TFRecordWriter makes of b'abc' and b''.
-GOLDEN = bytes.fromhex('0300000000000000 b099490e 616263 6e57f121' '0000000000000000 29039807 d8ea82a2')
+GOLDEN = bytes.fromhex('0300000000000000 b099490e 616263 6e57f1210000000000000000 29039807 d8ea82a2')
 
 
 def bitwise_crc32c(data):
   """CRC-32C as the division of polynomials that it is, bit by bit."""
-  crc = 0xffffffff
+  crc = 0xFFFFFFFF
   for byte in data:
     for bit in range(8):
       top = (crc ^ byte >> bit) & 1
-      crc = crc >> 1 ^ (0x82f63b78 if top else 0)
-  return crc ^ 0xffffffff
+      crc = crc >> 1 ^ (0x82F63B78 if top else 0)
+  return crc ^ 0xFFFFFFFF
 
 
 def frame(data):
-  masked = lambda b: struct.pack('<I', (((c := bitwise_crc32c(b)) >> 15 | c << 17) + 0xa282ead8) % 2**32)
+  masked = lambda b: struct.pack('<I', (((c := bitwise_crc32c(b)) >> 15 | c << 17) + 0xA282EAD8) % 2**32)
   length = struct.pack('<Q', len(data))
   return length + masked(length) + data + masked(data)
 
@@ -57,8 +57,8 @@ def open_shards(folder):
 
 
 def test_checksums():
-  assert tfrecord.crc32c(b'123456789') == bitwise_crc32c(b'123456789') == 0xe3069283  # the check value of its standard
-  assert tfrecord.crc32c(bytes(32)) == 0x8a9136aa and tfrecord.crc32c(b'\xff' * 32) == 0x62a8ab43  # RFC 3720, B.4
+  assert tfrecord.crc32c(b'123456789') == bitwise_crc32c(b'123456789') == 0xE3069283  # the check value of its standard
+  assert tfrecord.crc32c(bytes(32)) == 0x8A9136AA and tfrecord.crc32c(b'\xff' * 32) == 0x62A8AB43  # RFC 3720, B.4
 
 
 def test_golden_bytes(tmp_path):
@@ -86,7 +86,9 @@ def broken(tmp_path, change):
   return line
 
 
-@pytest.mark.parametrize('change, words', [
+@pytest.mark.parametrize(
+  'change, words',
+  [
     (lambda data: data[:-1], 'ends within record 2'),
     (lambda data: data[:-25000], 'ends within record 2'),
     (lambda data: data[:25], 'ends within record 1'),
@@ -95,7 +97,8 @@ def broken(tmp_path, change):
     (lambda data: data[:1] + b'\x01' + data[2:], 'damaged at record 0'),  # of the length
     (lambda data: data[:9] + bytes([data[9] ^ 1]) + data[10:], 'damaged at record 0'),  # of its checksum
     (lambda data: b'PNG' * 100, 'is no TFRecord file'),
-])
+  ],
+)
 def test_damaged_files_are_named(tmp_path, change, words):
   assert words in broken(tmp_path, change)
 
@@ -108,7 +111,7 @@ def test_damaged_data_are_told_where_a_checksum_is_cheap(tmp_path, monkeypatch):
 
 def test_a_file_that_changes_later_is_told(tmp_path):
   files = open_shards(tmp_path / 'data')
-  path, = (tmp_path / 'data').glob('*-00002-of-*')
+  (path,) = (tmp_path / 'data').glob('*-00002-of-*')
   path.write_bytes(frame(b'fo') + frame(b'ur'))
   with pytest.raises(UserError, match='00002-of-00004 has changed'):
     files.read(np.array([3]))
@@ -133,7 +136,7 @@ def test_the_index_is_made_once_and_anew_for_other_files(tmp_path, monkeypatch):
   names = scanned(monkeypatch)
   expected = open_shards(tmp_path / 'data').read(np.arange(6))
   paths = sorted((tmp_path / 'data').glob('set-*'))
-  index, = (tmp_path / 'data').glob('.*')
+  (index,) = (tmp_path / 'data').glob('.*')
   assert index.name == '.set-train.cmtkd_index.npz' and len(names) == 4
   names.clear()
   assert tfrecord.Files(paths, [3, 0, 1, 2]).read(np.arange(6)) == expected and not names
@@ -182,14 +185,21 @@ def features(*entries):
 
 def test_example_by_hand():
   data = features(
-      entry(b'image', field(1, field(1, b'\x89PNG'))), entry(b'score', field(2, field(1, bytes(4)))),
-      entry(b'label', field(3, field(1, b'\xac\x02'))),  # 300 = 0b10_0101100
-      entry(b'names', field(1, field(1, b'a') + field(1, b''))),
-      entry(b'numbers', field(3, field(1, b'\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01') + b'\x08\x05')),  # unpacked
-      entry(b'empty', b''))
+    entry(b'image', field(1, field(1, b'\x89PNG'))),
+    entry(b'score', field(2, field(1, bytes(4)))),
+    entry(b'label', field(3, field(1, b'\xac\x02'))),  # 300 = 0b10_0101100
+    entry(b'names', field(1, field(1, b'a') + field(1, b''))),
+    entry(b'numbers', field(3, field(1, b'\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01') + b'\x08\x05')),  # unpacked
+    entry(b'empty', b''),
+  )
   names = ('image', 'label', 'names', 'numbers', 'empty', 'missing')
   assert tf_example.parse(data, names) == {
-      'image': [b'\x89PNG'], 'label': [300], 'names': [b'a', b''], 'numbers': [1, -1, 5], 'empty': []}
+    'image': [b'\x89PNG'],
+    'label': [300],
+    'names': [b'a', b''],
+    'numbers': [1, -1, 5],
+    'empty': [],
+  }
   assert tf_example.parse(b'', names) == {}
   # Fields that are not known are passed over: a varint, 8 bytes, 4 bytes, a string.
   unknown = b'\x28\x96\x01' + b'\x31' + bytes(8) + b'\x3d' + bytes(4) + field(8, b'new')
@@ -205,10 +215,16 @@ def test_examples_cut_anywhere_are_refused_or_shorter():
       tf_example.parse(data[:end], ('image', 'label'))
 
 
-@pytest.mark.parametrize('data, message', [
+@pytest.mark.parametrize(
+  'data, message',
+  [
     (b'\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01', 'are left'),  # a length of 2**64 - 1
-    (b'\x80' * 11, 'does not end'), (b'\x0b', 'unknown kind 3'), (b'\x0f', 'unknown kind 7'),
-    (features(entry(b'label', field(2, field(1, bytes(4))))), 'floats')])
+    (b'\x80' * 11, 'does not end'),
+    (b'\x0b', 'unknown kind 3'),
+    (b'\x0f', 'unknown kind 7'),
+    (features(entry(b'label', field(2, field(1, bytes(4))))), 'floats'),
+  ],
+)
 def test_what_is_no_example(data, message):
   with pytest.raises(ValueError, match=message):
     tf_example.parse(data, ('label',))
@@ -231,9 +247,11 @@ def test_what_tensorflow_writes(tmp_path):
   for path, rows in zip(paths, (range(3), range(3, 5))):
     with tf.io.TFRecordWriter(str(path)) as writer:
       for i in rows:
-        feature = {'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[labels[i]])),
-                   'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[images[i]])),
-                   'box': tf.train.Feature(float_list=tf.train.FloatList(value=[0.5, 1.0]))}
+        feature = {
+          'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[labels[i]])),
+          'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[images[i]])),
+          'box': tf.train.Feature(float_list=tf.train.FloatList(value=[0.5, 1.0])),
+        }
         writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
   for record, data in enumerate(tfrecord.Files(paths, [3, 2]).read(np.arange(5))):
     assert tf_example.parse(data, ('image', 'label')) == {'image': [images[record]], 'label': [labels[record]]}

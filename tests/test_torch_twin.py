@@ -64,7 +64,7 @@ def randomize(network):
       if parameter.ndim == 1:
         parameter.uniform_(0.5, 1.5, generator=generator)
       else:
-        parameter.normal_(0, (2 / parameter[0].numel())**0.5, generator=generator)
+        parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5, generator=generator)
 
 
 def relative(found, expected):
@@ -73,8 +73,10 @@ def relative(found, expected):
 
 
 # Codes of few bits: with more, rounding takes some values over a threshold, and a network makes that larger.
-@pytest.mark.parametrize('model, stem, size, bits, teachers', [
-    ('resnet8', 'imagenet', 32, 32, (32, 32)), ('resnet8', 'cifar', 12, 2, (3, 4)), ('resnet18', 'cifar', 16, 1, (2,))])
+@pytest.mark.parametrize(
+  'model, stem, size, bits, teachers',
+  [('resnet8', 'imagenet', 32, 32, (32, 32)), ('resnet8', 'cifar', 12, 2, (3, 4)), ('resnet18', 'cifar', 16, 1, (2,))],
+)
 def test_loss_and_gradients(twin, model, stem, size, bits, teachers, quick_compile):
   config = make_config(model, stem, bits, teachers)
   images = np.random.default_rng(0).normal(size=(8, size, size, 3)).astype(np.float32)
@@ -90,8 +92,9 @@ def test_loss_and_gradients(twin, model, stem, size, bits, teachers, quick_compi
   assert shapes({'params': params, 'batch_stats': statistics}) == shapes(abstract)
 
   def objective(params):
-    outputs, state = method.apply({'params': params, 'batch_stats': statistics}, images, train=True,
-                                  mutable=['batch_stats'])
+    outputs, state = method.apply(
+      {'params': params, 'batch_stats': statistics}, images, train=True, mutable=['batch_stats']
+    )
     return method.loss(outputs, labels)[0], (outputs.logits, state['batch_stats'])
 
   (loss, (logits, statistics)), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
@@ -115,7 +118,7 @@ def test_loss_and_gradients(twin, model, stem, size, bits, teachers, quick_compi
   # Running statistics, of which PyTorch's variances are unbiased ones.
   stem_norm = statistics['student']['stage1']['stem']['norm']
   norm = network.student.stage1.stem.norm
-  count = images.shape[0] * (size // (4 if stem == 'imagenet' else 1))**2
+  count = images.shape[0] * (size // (4 if stem == 'imagenet' else 1)) ** 2
   np.testing.assert_allclose(stem_norm['mean'], norm.running_mean, rtol=1e-3, atol=1e-5)
   np.testing.assert_allclose((stem_norm['var'] - 0.9) * count / (count - 1), norm.running_var - 0.9, rtol=1e-3)
 
@@ -123,8 +126,10 @@ def test_loss_and_gradients(twin, model, stem, size, bits, teachers, quick_compi
 @pytest.mark.parametrize('bits', range(1, 9))
 def test_quantizers(twin, bits):
   rng = np.random.default_rng(bits)
-  for ours, theirs in ((hwgq.Activation(bits), lambda x: twin.Activation(bits)(x)),
-                       (hwgq.Weight(bits), lambda x: twin.MidRise.apply(x, twin.WEIGHT_STEP[bits - 1], 2**(bits - 1)))):
+  for ours, theirs in (
+    (hwgq.Activation(bits), lambda x: twin.Activation(bits)(x)),
+    (hwgq.Weight(bits), lambda x: twin.MidRise.apply(x, twin.WEIGHT_STEP[bits - 1], 2 ** (bits - 1))),
+  ):
     x, g = rng.normal(size=(2, 3, 3, 16, 8)).astype(np.float32)
     value, pull_back = jax.vjp(ours.quantize, x)
     tensor = torch.from_numpy(x).requires_grad_()
@@ -152,8 +157,9 @@ def test_optimizer(twin):
     theirs.step()
     updates, state = ours.update(gradients, state, params)
     params = jax.tree.map(jnp.add, params, updates)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params,
-               tree_of(network.named_parameters()))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, tree_of(network.named_parameters())
+  )
 
 
 def test_augmentation(twin):
@@ -167,8 +173,13 @@ def test_augmentation(twin):
   standard = (padded / 255 - data['mean']) / data['std']
   seen = set()
   for one, original in zip(found.permute(0, 2, 3, 1).numpy(), standard, strict=True):
-    fits = [(y, x, mirrored) for y in range(5) for x in range(5) for mirrored in (False, True)
-            if np.allclose(original[y:y + 6, x:x + 6][:, ::-1 if mirrored else 1], one, atol=1e-5)]
+    fits = [
+      (y, x, mirrored)
+      for y in range(5)
+      for x in range(5)
+      for mirrored in (False, True)
+      if np.allclose(original[y : y + 6, x : x + 6][:, :: -1 if mirrored else 1], one, atol=1e-5)
+    ]
     assert len(fits) == 1
     seen.update(fits)
   assert len(seen) > 8 and {mirrored for _, _, mirrored in seen} == {False, True}

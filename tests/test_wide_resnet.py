@@ -43,14 +43,16 @@ def random_variables(module, images, seed=1):
   def draw(path, leaf):
     if path[-1].key in ('var', 'scale'):
       return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-    deviation = np.prod(leaf.shape[:-1])**-0.5 if path[-1].key == 'kernel' else 0.3
+    deviation = np.prod(leaf.shape[:-1]) ** -0.5 if path[-1].key == 'kernel' else 0.3
     return (deviation * rng.normal(size=leaf.shape)).astype(np.float32)
 
   return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: module.init(KEY, images, False)))
 
 
-@pytest.mark.parametrize('name, body, features', [
-    ('wrn16_1', 174416, 64), ('wrn16_2', 690384, 128), ('wrn40_1', 563280, 64), ('wrn40_2', 2242256, 128)])
+@pytest.mark.parametrize(
+  'name, body, features',
+  [('wrn16_1', 174416, 64), ('wrn16_2', 690384, 128), ('wrn40_1', 563280, 64), ('wrn40_2', 2242256, 128)],
+)
 def test_parameter_counts(name, body, features):
   """Worked by hand; published, at 10 classes: 0.2, 0.7, 0.6 and 2.2 million.
 
@@ -80,9 +82,10 @@ def test_parameter_counts(name, body, features):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables['params'])) == body + features * classes + classes
 
 
-@pytest.mark.parametrize('name, taps, widen', [
-    ('wrn16_1', (5, 9, 13), 1), ('wrn16_2', (5, 9, 13), 2),
-    ('wrn40_1', (13, 25, 37), 1), ('wrn40_2', (13, 25, 37), 2)])
+@pytest.mark.parametrize(
+  'name, taps, widen',
+  [('wrn16_1', (5, 9, 13), 1), ('wrn16_2', (5, 9, 13), 2), ('wrn40_1', (13, 25, 37), 1), ('wrn40_2', (13, 25, 37), 2)],
+)
 def test_taps_and_their_shapes(name, taps, widen):
   net = build(name)
   assert net.taps == taps
@@ -99,7 +102,7 @@ def conv(x, kernel, stride=1):
   out = np.zeros((len(x), size, size, kernel.shape[3]))
   for i in range(kernel.shape[0]):
     for j in range(kernel.shape[1]):
-      view = x[:, i:i + (size - 1) * stride + 1:stride, j:j + (size - 1) * stride + 1:stride]
+      view = x[:, i : i + (size - 1) * stride + 1 : stride, j : j + (size - 1) * stride + 1 : stride]
       out += view @ kernel[i, j].astype(np.float64)
   return out
 
@@ -152,8 +155,7 @@ def test_forward_pass(depth, widen, quick_compile):
 def test_the_parts_are_the_network(quick_compile):
   net, images = tiny(10, 2), image_batch()
   variables = random_variables(net, images)
-  whole, (logits, _) = jax.jit(
-      lambda v, x: (net.apply(v, x, False), net.apply(v, x, method=parts)))(variables, images)
+  whole, (logits, _) = jax.jit(lambda v, x: (net.apply(v, x, False), net.apply(v, x, method=parts)))(variables, images)
   np.testing.assert_allclose(whole, logits, rtol=1e-5, atol=1e-6)
 
 
@@ -161,11 +163,13 @@ def test_two_bit_activations_lie_on_the_grid(quick_compile):
   """All of them and nothing but the four levels 0, 0.538, 1.076, 1.614."""
   net, images = tiny(10, 1, bits=2), image_batch()
   variables = random_variables(net, images)
-  apply = lambda v, x: net.apply(v, x, False, mutable=['intermediates'],
-                                 capture_intermediates=lambda module, _: isinstance(module, Activation))
+  apply = lambda v, x: net.apply(
+    v, x, False, mutable=['intermediates'], capture_intermediates=lambda module, _: isinstance(module, Activation)
+  )
   _, state = jax.jit(apply)(variables, images)
-  maps = {jax.tree_util.keystr(path): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(state['intermediates'])}
+  maps = {
+    jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state['intermediates'])
+  }
   assert len(maps) == 7  # input of the first block, middle of three, closing of three
   levels = 0.538 * np.arange(4)
   codes = {}

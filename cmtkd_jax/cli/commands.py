@@ -21,6 +21,7 @@ def run_evaluate(command):
   results = evaluate.evaluate_run(command.workdir, command.config, command.step)
   if command.integer:
     from cmtkd_jax.export import compare
+
     results |= compare.integer_against_training(command.workdir, command.config, command.step)
   print(json.dumps(results, indent=1))
 
@@ -28,18 +29,21 @@ def run_evaluate(command):
 def run_table(command):
   """Trains the missing runs of a table and prints it."""
   from cmtkd_jax.experiments import table
+
   table.train_table(_config(command), command.workdir)
 
 
 def run_collect(command):
   """Prints the table of the runs that are finished."""
   from cmtkd_jax.experiments import table
+
   table.collect(_config(command), command.workdir)
 
 
 def run_report(command):
   """Writes a run's report, one HTML page and its pictures; --workdir=RUN,OTHER,... for accuracy against size."""
   from cmtkd_jax import report  # needs matplotlib
+
   run, *others = command.workdir.split(',')
   print(report.write(run, others))
 
@@ -47,18 +51,21 @@ def run_report(command):
 def run_bits(command):
   """Prints bits, size and bit operations of the networks, without training them."""
   from cmtkd_jax.experiments import cost
+
   cost.compare(_config(command))
 
 
 def run_export(command):
   """Writes the files of a run's network, evaluates each on the test images, and prints sizes and accuracies."""
   from cmtkd_jax.export import compare
+
   print(compare.export_and_compare(command.workdir, command.format, command.config, command.step))
 
 
 def run_predict(command):
   """Prints the most likely classes of image files, from a run's directory or an exported file."""
   from cmtkd_jax.export import predict
+
   print(predict.predict(command.workdir, command.images))
 
 
@@ -68,6 +75,14 @@ def _config(command):
   return command.config
 
 
-MODES = {'train': run_train, 'evaluate': run_evaluate, 'bits': run_bits, 'table': run_table, 'collect': run_collect,
-         'report': run_report, 'export': run_export, 'predict': run_predict}
+MODES = {
+  'train': run_train,
+  'evaluate': run_evaluate,
+  'bits': run_bits,
+  'table': run_table,
+  'collect': run_collect,
+  'report': run_report,
+  'export': run_export,
+  'predict': run_predict,
+}
 ON_DEVICES = ('train', 'evaluate', 'table')  # of all processes; the others need no more than one

@@ -19,9 +19,14 @@ from cmtkd_jax.runtime.distributed import Cluster
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/digits_resnet8.py[:smoke].')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; by default runs/<name of the config file>.')
-_MODE = flags.DEFINE_enum('mode', 'train', list(commands.MODES), 'train: train or resume; evaluate: print JSON; '
-                         'bits: what networks cost; table, collect: runs of a table; report: HTML page of a run; '
-                         'export: files to deploy; predict: classes of image files.')
+_MODE = flags.DEFINE_enum(
+  'mode',
+  'train',
+  list(commands.MODES),
+  'train: train or resume; evaluate: print JSON; '
+  'bits: what networks cost; table, collect: runs of a table; report: HTML page of a run; '
+  'export: files to deploy; predict: classes of image files.',
+)
 # {flag: the modes that it belongs to}
 _OF_MODES = {'step': ('evaluate', 'export'), 'integer': ('evaluate',), 'format': ('export',), 'images': ('predict',)}
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
@@ -34,14 +39,16 @@ _PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0,
 _JOIN_SECONDS = flags.DEFINE_integer('join_seconds', 300, 'How long to wait for the other processes.', lower_bound=1)
 
 _MENDS = {  # what Python says of values that flags cannot take -> what to do
-    r"invalid literal for int\(\) with base 10: .*": 'give a whole number',
-    r'could not convert string to float: .*': 'give a number',
-    r"\('Non-boolean argument to boolean flag', .*\)": 'give True or False'}
+  r'invalid literal for int\(\) with base 10: .*': 'give a whole number',
+  r'could not convert string to float: .*': 'give a number',
+  r"\('Non-boolean argument to boolean flag', .*\)": 'give True or False',
+}
 _UNAVAILABLE = 'Configuration is not available because of an earlier failure to load: '
 
 
 class Command(NamedTuple):
   """One call: a mode of `commands.MODES` and what it works on; None where nothing was said."""
+
   mode: str
   config: Any = None
   workdir: str = ''
@@ -65,23 +72,35 @@ def parse(argv):
   except Exception as e:  # a config file is Python, and may raise anything
     raise UserError(_one_line(e, argv)) from e
   if flags.FLAGS['config'].present and not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
-                    'cmtkd_jax.config.default() with your changes')
+    raise UserError(
+      f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
+      'cmtkd_jax.config.default() with your changes'
+    )
   if rest[1:]:
-    raise UserError(f'{rest[1]!r} is no flag; flags are --config, --config.FIELD, --workdir, --mode, '
-                    f'--{", --".join(_OF_MODES)}')
+    raise UserError(
+      f'{rest[1]!r} is no flag; flags are --config, --config.FIELD, --workdir, --mode, --{", --".join(_OF_MODES)}'
+    )
   for name, allowed in _OF_MODES.items():
     if flags.FLAGS[name].value is not None and _MODE.value not in allowed:
-      raise UserError(f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
-                      f'--mode={_MODE.value}; leave it out')
+      raise UserError(
+        f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
+        f'--mode={_MODE.value}; leave it out'
+      )
   # `--workdir=~/x`: a shell expands ~ at the beginning of a word only.
   workdir = ','.join(map(os.path.expanduser, (_WORKDIR.value or _default_workdir()).split(',')))
   _check_store('--workdir', workdir)
   if config is not None:
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
-  return Command(_MODE.value, config, workdir, _STEP.value, _INTEGER.value, _FORMAT.value,
-                 _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
-                 Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _JOIN_SECONDS.value))
+  return Command(
+    _MODE.value,
+    config,
+    workdir,
+    _STEP.value,
+    _INTEGER.value,
+    _FORMAT.value,
+    _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
+    Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _JOIN_SECONDS.value),
+  )
 
 
 def _config_files(argv):
@@ -94,8 +113,9 @@ def _check_config_files(argv):
   """Raises `UserError` where --config names something else than a file: reading a pipe would never end."""
   for path in _config_files(argv):
     if kind := local_file.not_a_file(path):
-      raise UserError(f'--config: {path} is {kind}, not a file; name a config file, e.g. '
-                      '--config=configs/digits_resnet8.py')
+      raise UserError(
+        f'--config: {path} is {kind}, not a file; name a config file, e.g. --config=configs/digits_resnet8.py'
+      )
 
 
 def _check_store(field, path):
@@ -139,7 +159,9 @@ def _one_line(error, argv):
 def _default_workdir():
   """runs/<config file>, with the argument after the colon."""
   if _CONFIG.value is None:
-    raise UserError('--config and --workdir are missing; give a config file, e.g. --config=configs/digits_resnet8.py, '
-                    'or the directory of a run')
+    raise UserError(
+      '--config and --workdir are missing; give a config file, e.g. --config=configs/digits_resnet8.py, '
+      'or the directory of a run'
+    )
   path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
   return os.path.join('runs', '_'.join(filter(None, [pathlib.Path(path).stem, *argument.split(',')])))

@@ -26,21 +26,36 @@ def default():
   config.first = ml_collections.ConfigDict()
 
   config.data = dict(
-      name='digits',  # 'digits', a tfds name, 'folder:PATH', 'npy:PATH', 'generated:HxWxC:CLASSES:N'
-      dir='',  # tfds data_dir
-      minival=0.0,  # fraction of train held out, for choosing
-      augment='pad_crop', pad=1, pad_mode='zeros', image_size=8, resize=0, mean=(0.5,), std=(0.5,),
-      resident='auto', num_workers=4,
-      workers='threads',  # that read and decode where images stream; 'processes' where one Python is too slow
-      decoder='pil',  # of streamed images; 'tensorflow' is faster, resizes without antialiasing, and must be installed
-      max_corrupt=0.01)  # share of training images that may be broken, and are replaced by the next ones
+    name='digits',  # 'digits', a tfds name, 'folder:PATH', 'npy:PATH', 'generated:HxWxC:CLASSES:N'
+    dir='',  # tfds data_dir
+    minival=0.0,  # fraction of train held out, for choosing
+    augment='pad_crop',
+    pad=1,
+    pad_mode='zeros',
+    image_size=8,
+    resize=0,
+    mean=(0.5,),
+    std=(0.5,),
+    resident='auto',
+    num_workers=4,
+    workers='threads',  # that read and decode where images stream; 'processes' where one Python is too slow
+    decoder='pil',  # of streamed images; 'tensorflow' is faster, resizes without antialiasing, and must be installed
+    max_corrupt=0.01,
+  )  # share of training images that may be broken, and are replaced by the next ones
   config.model = dict(
-      name='resnet8', width=1.0, stem='cifar', block_order='pre', init='he_fan_out', bn_affine=True, bn_momentum=0.9,
-      bn_groups=1)  # statistics of the whole batch; of so many parts of it: as many as devices = each for itself
+    name='resnet8',
+    width=1.0,
+    stem='cifar',
+    block_order='pre',
+    init='he_fan_out',
+    bn_affine=True,
+    bn_momentum=0.9,
+    bn_groups=1,
+  )  # statistics of the whole batch; of so many parts of it: as many as devices = each for itself
   config.student = dict(weight_bits=2, activation_bits=2)
   config.bits = dict(
-      first_last=32, shortcut='quantized',
-      rules=())  # ordered (regex on 'student/stage1/..', weight bits, activation bits); the first match wins
+    first_last=32, shortcut='quantized', rules=()
+  )  # ordered (regex on 'student/stage1/..', weight bits, activation bits); the first match wins
 
   config.quantizer = dict(name='hwgq', weights='', activations='')  # the last two where one role has another quantizer
   for name, module in quantizers.QUANTIZERS.items():
@@ -52,10 +67,18 @@ def default():
     config[name] = options.defaults(module.Settings)
 
   config.optimizer = dict(
-      learning_rate=0.1, momentum=0.9, nesterov=False, schedule='step', decay_at='', decay_factor=0.1, warmup='',
-      importance_lr_factor=0.1, weight_decay=1e-4,
-      weight_decay_low_bits=25e-6,  # of networks whose weights have 1 or 2 bits
-      gradient_clip=config_dict.placeholder(float))
+    learning_rate=0.1,
+    momentum=0.9,
+    nesterov=False,
+    schedule='step',
+    decay_at='',
+    decay_factor=0.1,
+    warmup='',
+    importance_lr_factor=0.1,
+    weight_decay=1e-4,
+    weight_decay_low_bits=25e-6,  # of networks whose weights have 1 or 2 bits
+    gradient_clip=config_dict.placeholder(float),
+  )
   config.batch_size = 64
   config.eval_batch_size = 256
   # What saves memory, at the price of time.

@@ -27,15 +27,19 @@ def parse(text, field, *, steps_per_epoch, batch_size):
     return ()
   match = _FORM.fullmatch(text)
   if not match:
-    raise UserError(f"{field}={text!r} is no duration; give numbers and one unit, such as '120 epochs', "
-                    "'3000 steps' or '50, 100 epochs' (steps, epochs or examples)")
+    raise UserError(
+      f"{field}={text!r} is no duration; give numbers and one unit, such as '120 epochs', "
+      "'3000 steps' or '50, 100 epochs' (steps, epochs or examples)"
+    )
   numbers, unit = match.groups()
   steps_per_unit = {'step': 1, 'epoch': steps_per_epoch, 'example': 1 / batch_size}[unit.removesuffix('s')]
   steps = tuple(round(float(number) * steps_per_unit) for number in numbers.split(','))
   for number, count in zip(numbers.split(','), steps, strict=True):
     if float(number) and not count:
-      raise UserError(f"{field}={text!r} is less than one step (an epoch has {steps_per_epoch}); give at least "
-                      "'1 steps', or '' for none")
+      raise UserError(
+        f'{field}={text!r} is less than one step (an epoch has {steps_per_epoch}); give at least '
+        "'1 steps', or '' for none"
+      )
     if count > _MOST_STEPS:
       raise UserError(f'{field}={text!r} is more than {_MOST_STEPS:,} steps; shorten it')
   return steps

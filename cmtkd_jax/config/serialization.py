@@ -21,8 +21,9 @@ def from_json(text):
     with config.unlocked():
       _assign(config, json.loads(text))
   except (AttributeError, TypeError, OverflowError) as e:  # fields where there is a number, or 10^400
-    raise UserError(f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in '
-                    'another --workdir') from None
+    raise UserError(
+      f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in another --workdir'
+    ) from None
   check(config)
   return config
 
@@ -30,8 +31,11 @@ def from_json(text):
 def difference(a, b, but=()):
   """Returns lines 'field: value in a -> value in b' of the fields, `but` for some, in which configurations differ."""
   a, b = flat(a), flat(b)
-  return [f'{field}: {a.get(field)!r} -> {b.get(field)!r}' for field in sorted(a.keys() | b.keys())
-          if field not in but and _tuples(a.get(field)) != _tuples(b.get(field))]
+  return [
+    f'{field}: {a.get(field)!r} -> {b.get(field)!r}'
+    for field in sorted(a.keys() | b.keys())
+    if field not in but and _tuples(a.get(field)) != _tuples(b.get(field))
+  ]
 
 
 def _assign(config, values):

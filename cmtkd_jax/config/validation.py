@@ -21,30 +21,46 @@ from cmtkd_jax.models.bit_policy import (
 )
 
 CHOICES = {
-    'method': tuple(methods.METHODS),
-    'dtype': ('float32', 'bfloat16'),
-    'model.name': tuple(models.MODELS),
-    'model.stem': ('cifar', 'imagenet'),
-    'model.block_order': tuple(models.ORDERS),
-    'model.init': tuple(layers.INITIALIZERS),
-    'bits.first_last': (FULL_PRECISION, 8),
-    'bits.shortcut': ('quantized', 'full_precision'),
-    'quantizer.name': tuple(quantizers.QUANTIZERS),
-    'quantizer.weights': ('', *quantizers.QUANTIZERS),
-    'quantizer.activations': ('', *quantizers.QUANTIZERS),
-    'optimizer.schedule': ('step', 'cosine'),
-    'data.pad_mode': ('zeros', 'reflect', 'symmetric'),
-    'data.workers': ('threads', 'processes'),
-    'data.decoder': ('pil', 'tensorflow'),
+  'method': tuple(methods.METHODS),
+  'dtype': ('float32', 'bfloat16'),
+  'model.name': tuple(models.MODELS),
+  'model.stem': ('cifar', 'imagenet'),
+  'model.block_order': tuple(models.ORDERS),
+  'model.init': tuple(layers.INITIALIZERS),
+  'bits.first_last': (FULL_PRECISION, 8),
+  'bits.shortcut': ('quantized', 'full_precision'),
+  'quantizer.name': tuple(quantizers.QUANTIZERS),
+  'quantizer.weights': ('', *quantizers.QUANTIZERS),
+  'quantizer.activations': ('', *quantizers.QUANTIZERS),
+  'optimizer.schedule': ('step', 'cosine'),
+  'data.pad_mode': ('zeros', 'reflect', 'symmetric'),
+  'data.workers': ('threads', 'processes'),
+  'data.decoder': ('pil', 'tensorflow'),
 }
-POSITIVE = ('batch_size', 'eval_batch_size', 'accumulate', 'keep_checkpoints', 'model.width', 'model.bn_groups',
-            'optimizer.learning_rate', 'optimizer.decay_factor', 'optimizer.gradient_clip')
+POSITIVE = (
+  'batch_size',
+  'eval_batch_size',
+  'accumulate',
+  'keep_checkpoints',
+  'model.width',
+  'model.bn_groups',
+  'optimizer.learning_rate',
+  'optimizer.decay_factor',
+  'optimizer.gradient_clip',
+)
 NON_NEGATIVE = ('optimizer.importance_lr_factor', 'optimizer.weight_decay', 'optimizer.weight_decay_low_bits')
 RANGES = {'seed': 2**32, 'model.bn_momentum': 1, 'optimizer.momentum': 1}  # from 0 to below this
 WIDTHS = (0.01, 64.0)  # of model.width: from one feature a layer to more than any device holds
 LARGEST = 1e9  # other numbers: beyond it float32 sums overflow, and int32 counts
-ITEMS = {'data.mean': 0.5, 'data.std': 0.5, 'teachers': 'runs/teacher', 'table.seeds': 0, 'table.only': 'single',
-         'cmtkd.taps': 5, 'cmtkd.importance_init': 0.5}  # what tuples are made of
+ITEMS = {
+  'data.mean': 0.5,
+  'data.std': 0.5,
+  'teachers': 'runs/teacher',
+  'table.seeds': 0,
+  'table.only': 'single',
+  'cmtkd.taps': 5,
+  'cmtkd.importance_init': 0.5,
+}  # what tuples are made of
 REGEXES = ('remat', 'init_from_allow')
 
 # The part of a field's name that says to which run of a chain or table it belongs.
@@ -80,17 +96,33 @@ def check_field(field):
     prefix = f'{parent}.' if parent else ''
     names = sorted({name.removeprefix(prefix).split('.')[0] for name in known if name.startswith(prefix)})
     hint = f', perhaps config.{close}' if (close := suggest(field)) else ''
-    raise UserError(f'config.{field}: there is no such field{hint}; fields of config{prefix and "."}{parent} are '
-                    f'{", ".join(names)}')
+    raise UserError(
+      f'config.{field}: there is no such field{hint}; fields of config{prefix and "."}{parent} are {", ".join(names)}'
+    )
 
 
 # What other programs call our fields.
-_SYNONYMS = {'epochs': 'duration', 'epoch': 'duration', 'num_epochs': 'duration', 'steps': 'duration',
-             'num_steps': 'duration', 'lr': 'learning_rate', 'wd': 'weight_decay', 'bs': 'batch_size',
-             'arch': 'model.name', 'dataset': 'data.name', 'data_dir': 'data.dir', 'workers': 'num_workers',
-             'resume': 'init_from', 'pretrained': 'init_from',
-             'bits': 'student.weight_bits', 'wbits': 'student.weight_bits',
-             'abits': 'student.activation_bits', 'w_bits': 'student.weight_bits', 'a_bits': 'student.activation_bits'}
+_SYNONYMS = {
+  'epochs': 'duration',
+  'epoch': 'duration',
+  'num_epochs': 'duration',
+  'steps': 'duration',
+  'num_steps': 'duration',
+  'lr': 'learning_rate',
+  'wd': 'weight_decay',
+  'bs': 'batch_size',
+  'arch': 'model.name',
+  'dataset': 'data.name',
+  'data_dir': 'data.dir',
+  'workers': 'num_workers',
+  'resume': 'init_from',
+  'pretrained': 'init_from',
+  'bits': 'student.weight_bits',
+  'wbits': 'student.weight_bits',
+  'abits': 'student.activation_bits',
+  'w_bits': 'student.weight_bits',
+  'a_bits': 'student.activation_bits',
+}
 
 
 def suggest(name):
@@ -114,8 +146,10 @@ def check(config):
       continue
     expected = known[field]
     if expected is not None and not _same_kind(value, expected):
-      raise UserError(f'config.{field}={value!r} is {type(value).__name__}; '
-                      f'it must be {type(expected).__name__}, such as {expected!r}')
+      raise UserError(
+        f'config.{field}={value!r} is {type(value).__name__}; '
+        f'it must be {type(expected).__name__}, such as {expected!r}'
+      )
     if field in ITEMS and not all(_same_kind(item, ITEMS[field]) for item in value):
       raise UserError(f'config.{field}={value!r} must hold values like {ITEMS[field]!r}')
     for number in value if field in ITEMS else (value,):
@@ -137,12 +171,16 @@ def check(config):
   if not WIDTHS[0] <= config.model.width <= WIDTHS[1]:
     raise UserError(f'config.model.width={config.model.width!r} must lie between {WIDTHS[0]:g} and {WIDTHS[1]:g}')
   if config.batch_size % config.accumulate:
-    raise UserError(f'config.accumulate={config.accumulate!r} does not divide config.batch_size={config.batch_size!r}; '
-                    'choose a divisor')
+    raise UserError(
+      f'config.accumulate={config.accumulate!r} does not divide config.batch_size={config.batch_size!r}; '
+      'choose a divisor'
+    )
   if config.batch_size // config.accumulate % config.model.bn_groups:
-    raise UserError(f'config.model.bn_groups={config.model.bn_groups!r} does not divide the '
-                    f'{config.batch_size // config.accumulate} images that are normalized together (config.batch_size '
-                    '/ config.accumulate); choose a divisor')
+    raise UserError(
+      f'config.model.bn_groups={config.model.bn_groups!r} does not divide the '
+      f'{config.batch_size // config.accumulate} images that are normalized together (config.batch_size '
+      '/ config.accumulate); choose a divisor'
+    )
   for field in REGEXES:
     try:
       re.compile(fields[field])
@@ -152,8 +190,10 @@ def check(config):
     if not 0 <= fields[field] < below:
       raise UserError(f'config.{field}={fields[field]!r} must lie in [0, {below})')
   if config.optimizer.schedule == 'cosine' and config.optimizer.decay_at:
-    raise UserError(f"config.optimizer.decay_at={config.optimizer.decay_at!r} contradicts "
-                    "config.optimizer.schedule='cosine'; set it to '', or the schedule to 'step'")
+    raise UserError(
+      f'config.optimizer.decay_at={config.optimizer.decay_at!r} contradicts '
+      "config.optimizer.schedule='cosine'; set it to '', or the schedule to 'step'"
+    )
   for field in ('weight_bits', 'activation_bits'):
     check_bits(config.student[field], f'config.student.{field}')
   parse_rules(config.bits.rules)
@@ -173,8 +213,10 @@ def check_runs(runs):
   """Raises `UserError` unless `runs`, of `config.first` or `config.table`, are dicts of changes by name."""
   for name, changes in runs.items():
     if not isinstance(changes, ml_collections.ConfigDict):
-      raise UserError(f'config.first and config.table.runs: {name}={changes!r} must be a dict of changes, such as '
-                      "dict(method='single')")
+      raise UserError(
+        f'config.first and config.table.runs: {name}={changes!r} must be a dict of changes, such as '
+        "dict(method='single')"
+      )
 
 
 def derive(config, changes):

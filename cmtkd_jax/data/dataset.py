@@ -39,6 +39,7 @@ class Dataset(NamedTuple):
     num_examples: {'train': images to train on and of the held-out slice, 'test': images to test on}.
     summary: one line for the start of a run: images of each split, classes, and what the user should know about them.
   """
+
   num_classes: int
   class_names: tuple[str, ...]
   input_shape: tuple[int, int, int]
@@ -51,8 +52,7 @@ class Dataset(NamedTuple):
   summary: str
 
 
-def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
-         mesh: jax.sharding.Mesh) -> Dataset:
+def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int, mesh: jax.sharding.Mesh) -> Dataset:
   """Opens a data set.
 
   Args:
@@ -77,16 +77,21 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
   is_resident = _is_resident(config, splits)
   resizes = config.resize or config.augment == 'inception_crop_flip'
   if resizes and not is_resident and channels not in (1, 3):
-    raise UserError(f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 '
-                    f"channels, not {channels}; set resident='yes', or resize=0 and another augment")
+    raise UserError(
+      f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 '
+      f"channels, not {channels}; set resident='yes', or resize=0 and another augment"
+    )
 
   train_records, minival_records = sampling.split_minival(len(splits.train), config.minival)
   if config.minival and not len(minival_records):
-    raise UserError(f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; '
-                    'raise it, or set it to 0')
+    raise UserError(
+      f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; raise it, or set it to 0'
+    )
   if len(train_records) < batch_size:
-    raise UserError(f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
-                    f'of {config.name!r}; lower it')
+    raise UserError(
+      f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
+      f'of {config.name!r}; lower it'
+    )
 
   max_broken = config.max_corrupt * len(train_records)
   if is_resident:
@@ -97,13 +102,17 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
     test_reader = resident.Reader(*resident.read_all(splits.test, config.num_workers), mesh)
   else:
     from cmtkd_jax.data.loading import streaming  # Needs grain, which resident data sets do not.
+
     _check_decoder(config)
     processes = worker_pool.Workers(config.num_workers) if config.workers == 'processes' else None
+
     def reader(source, seed, substitutes=None):
-      transform = decode_pil.Transform(config.augment, size=size, resize=config.resize, channels=channels, seed=seed,
-                                   decoder=config.decoder)
+      transform = decode_pil.Transform(
+        config.augment, size=size, resize=config.resize, channels=channels, seed=seed, decoder=config.decoder
+      )
       host = host_reader.HostReader(source, (size, size, channels), transform, substitutes)
       return streaming.Reader(host, config.num_workers, processes, max_broken, mesh)
+
     train_reader = reader(splits.train, seed, train_records)
     minival_reader, test_reader = reader(splits.train, None), reader(splits.test, None)
 
@@ -114,20 +123,35 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int,
   evals = {'minival': make_eval(minival_reader, minival_records)} if config.minival else {}
   evals['test'] = make_eval(test_reader, np.arange(len(splits.test)))
   augment, normalize = augment_lib.build(
-      config.augment, size=size, resize=config.resize, pad=config.pad, mean=tuple(config.mean),
-      std=tuple(config.std), raw=is_resident, pad_mode=config.pad_mode)
+    config.augment,
+    size=size,
+    resize=config.resize,
+    pad=config.pad,
+    mean=tuple(config.mean),
+    std=tuple(config.std),
+    raw=is_resident,
+    pad_mode=config.pad_mode,
+  )
   return Dataset(
-      num_classes=len(splits.class_names), class_names=splits.class_names, input_shape=(size, size, channels),
-      train=loaders.TrainLoader(train_reader, train_records, batch_size, seed), evals=evals, augment=augment,
-      normalize=normalize, resident=is_resident,
-      num_examples={'train': len(splits.train), 'test': len(splits.test)},
-      summary=_summary(config.name, splits, len(minival_records)))
+    num_classes=len(splits.class_names),
+    class_names=splits.class_names,
+    input_shape=(size, size, channels),
+    train=loaders.TrainLoader(train_reader, train_records, batch_size, seed),
+    evals=evals,
+    augment=augment,
+    normalize=normalize,
+    resident=is_resident,
+    num_examples={'train': len(splits.train), 'test': len(splits.test)},
+    summary=_summary(config.name, splits, len(minival_records)),
+  )
 
 
 def _summary(name, splits, held_out):
   minival = f'minival {held_out}, ' if held_out else ''
-  counts = (f'{name}: train {len(splits.train) - held_out} images, {minival}test {len(splits.test)}, '
-            f'{len(splits.class_names)} classes')
+  counts = (
+    f'{name}: train {len(splits.train) - held_out} images, {minival}test {len(splits.test)}, '
+    f'{len(splits.class_names)} classes'
+  )
   return '; '.join((counts, *_class_notes(splits), *splits.notes))
 
 
@@ -156,10 +180,12 @@ def _open(config) -> base.Splits:
     return npy.read(rest, channels=len(config.mean))
   if kind == 'folder':
     from cmtkd_jax.data.sources import folder
+
     return folder.read(rest, channels=len(config.mean))
   if names.is_path(config.name):
     raise names.unknown(config.name)
   from cmtkd_jax.data.sources import tfds_source  # Imports tensorflow_datasets, which may not be installed.
+
   return tfds_source.read(rest if kind == 'tfds' else config.name, config.dir)
 
 
@@ -169,34 +195,58 @@ def _check_fields(config):
       raise UserError(f'config.data.{field}={getattr(config, field)!r}: {mend}')
 
   is_int = lambda v: isinstance(v, int) and not isinstance(v, bool)
-  check('name', isinstance(config.name, str) and config.name,
-        "give the name of a data set, such as 'digits' or 'cifar100'")
-  check('minival', isinstance(config.minival, (int, float)) and 0 <= config.minival < 0.5,
-        'must be a fraction, 0 <= minival < 0.5')
+  check(
+    'name', isinstance(config.name, str) and config.name, "give the name of a data set, such as 'digits' or 'cifar100'"
+  )
+  check(
+    'minival',
+    isinstance(config.minival, (int, float)) and 0 <= config.minival < 0.5,
+    'must be a fraction, 0 <= minival < 0.5',
+  )
   check('augment', config.augment in augment_lib.AUGMENTS, f'choose one of {", ".join(augment_lib.AUGMENTS)}')
   check('resident', config.resident in ('auto', 'yes', 'no'), 'choose one of auto, yes, no')
-  check('image_size', is_int(config.image_size) and 0 < config.image_size <= _LARGEST_SIDE,
-        f'must be a positive whole number, at most {_LARGEST_SIDE}')
-  check('pad', is_int(config.pad) and 0 <= config.pad < config.image_size,
-        f'must be a whole number, from 0 to below config.data.image_size={config.image_size}')
-  check('num_workers', is_int(config.num_workers) and 0 <= config.num_workers <= _MOST_WORKERS,
-        f'must be a whole number from 0 to {_MOST_WORKERS}; the number of cores is enough')
+  check(
+    'image_size',
+    is_int(config.image_size) and 0 < config.image_size <= _LARGEST_SIDE,
+    f'must be a positive whole number, at most {_LARGEST_SIDE}',
+  )
+  check(
+    'pad',
+    is_int(config.pad) and 0 <= config.pad < config.image_size,
+    f'must be a whole number, from 0 to below config.data.image_size={config.image_size}',
+  )
+  check(
+    'num_workers',
+    is_int(config.num_workers) and 0 <= config.num_workers <= _MOST_WORKERS,
+    f'must be a whole number from 0 to {_MOST_WORKERS}; the number of cores is enough',
+  )
   check('workers', config.workers in ('threads', 'processes'), 'choose one of threads, processes')
-  check('num_workers', config.num_workers or config.workers == 'threads',
-        "workers='processes' needs at least one; set workers='threads' to read in the main thread")
+  check(
+    'num_workers',
+    config.num_workers or config.workers == 'threads',
+    "workers='processes' needs at least one; set workers='threads' to read in the main thread",
+  )
   check('decoder', config.decoder in ('pil', 'tensorflow'), 'choose one of pil, tensorflow')
-  check('max_corrupt', isinstance(config.max_corrupt, (int, float)) and 0 <= config.max_corrupt < 1,
-        'must be a fraction, 0 <= max_corrupt < 1')
-  check('resize', is_int(config.resize) and (
-      config.resize == 0 or config.image_size <= config.resize <= _LARGEST_SIDE),
-        f'must be 0 (no resizing) or from config.data.image_size={config.image_size} to {_LARGEST_SIDE}')
-  check('resize', config.resize or config.augment != 'resize_crop_flip',
-        "augment='resize_crop_flip' needs the shorter side after resizing; set config.data.resize")
-  check('std', len(config.std) == len(config.mean),
-        f'must have one number per channel, as mean={tuple(config.mean)}')
+  check(
+    'max_corrupt',
+    isinstance(config.max_corrupt, (int, float)) and 0 <= config.max_corrupt < 1,
+    'must be a fraction, 0 <= max_corrupt < 1',
+  )
+  check(
+    'resize',
+    is_int(config.resize) and (config.resize == 0 or config.image_size <= config.resize <= _LARGEST_SIDE),
+    f'must be 0 (no resizing) or from config.data.image_size={config.image_size} to {_LARGEST_SIDE}',
+  )
+  check(
+    'resize',
+    config.resize or config.augment != 'resize_crop_flip',
+    "augment='resize_crop_flip' needs the shorter side after resizing; set config.data.resize",
+  )
+  check('std', len(config.std) == len(config.mean), f'must have one number per channel, as mean={tuple(config.mean)}')
   check('std', all(s > 0 for s in config.std), 'must be positive')
-  check('mean', all(0 <= m <= 1 for m in config.mean),
-        'must lie between 0 and 1 (the pixels 0..255 are divided by 255)')
+  check(
+    'mean', all(0 <= m <= 1 for m in config.mean), 'must lie between 0 and 1 (the pixels 0..255 are divided by 255)'
+  )
 
 
 def _check_decoder(config):
@@ -204,8 +254,10 @@ def _check_decoder(config):
     try:
       tensorflow_host.load()  # here, before threads do
     except ImportError as e:
-      raise UserError(f"config.data.decoder='tensorflow', which cannot be imported ({e}); pip install tensorflow, or "
-                      "set decoder='pil'") from e
+      raise UserError(
+        f"config.data.decoder='tensorflow', which cannot be imported ({e}); pip install tensorflow, or "
+        "set decoder='pil'"
+      ) from e
 
 
 def _check_batch_sizes(batch_size, eval_batch_size, devices):
@@ -224,14 +276,18 @@ def _check_images(config, splits):
   for source in splits[:2]:
     h, w, c = source.first_shape
     if c != channels:
-      raise UserError(f'config.data.mean={tuple(config.mean)} has {channels} numbers, but the images of '
-                      f'{config.name!r} have {c} channels; give mean and std of length {c}')
+      raise UserError(
+        f'config.data.mean={tuple(config.mean)} has {channels} numbers, but the images of '
+        f'{config.name!r} have {c} channels; give mean and std of length {c}'
+      )
     if not config.resize and (h, w) != (size, size):
       same = source.shape is not None
       unchanged = f'image_size={h} (takes them as they are) or ' if same and h == w <= _SMALL else ''
-      raise UserError(f'config.data.image_size={size} and config.data.resize=0, but the images of {config.name!r} are '
-                      f'{h}x{w}{"" if same else " and of other sizes"}; set {unchanged}config.data.resize={size} or '
-                      f'more (scales the shorter side to that, then crops {size}x{size})')
+      raise UserError(
+        f'config.data.image_size={size} and config.data.resize=0, but the images of {config.name!r} are '
+        f'{h}x{w}{"" if same else " and of other sizes"}; set {unchanged}config.data.resize={size} or '
+        f'more (scales the shorter side to that, then crops {size}x{size})'
+      )
 
 
 def _is_resident(config, splits) -> bool:
@@ -242,6 +298,5 @@ def _is_resident(config, splits) -> bool:
     return False  # Decided before `shape`, which may open every file.
   same = all(s.shape is not None for s in splits[:2])
   if config.resident == 'yes' and not same:
-    raise UserError(f"config.data.resident='yes', but the images of {config.name!r} differ in size; "
-                    "set resident='no'")
+    raise UserError(f"config.data.resident='yes', but the images of {config.name!r} differ in size; set resident='no'")
   return same

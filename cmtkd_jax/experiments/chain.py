@@ -33,8 +33,10 @@ def train_chain(config, workdir, directories=()):
   """
   directories = dict(directories)
   last = config_lib.derive(config, {})
-  runs = {name: (config_lib.derive(config, _ALONE | config.first[name].to_dict()), f'{workdir}/{name}')
-          for name in in_order(config.first, config.first)}
+  runs = {
+    name: (config_lib.derive(config, _ALONE | config.first[name].to_dict()), f'{workdir}/{name}')
+    for name in in_order(config.first, config.first)
+  }
   for name, (run, directory) in runs.items():
     print(f'\n== {name} -> {directory}', flush=True)
     _train(resolve(run, directories), directory)
@@ -73,11 +75,13 @@ def resolve(config, directories):
   Raises:
     UserError: there is no run of that name before this one.
   """
+
   def replace(text, field):
     for name in _REFERENCE.findall(text):
       if name not in directories:
-        raise UserError(f'config.{field}: there is no run {name!r} before this one; there are '
-                        f'{", ".join(directories) or "none"}')
+        raise UserError(
+          f'config.{field}: there is no run {name!r} before this one; there are {", ".join(directories) or "none"}'
+        )
     return _REFERENCE.sub(lambda match: directories[match[1]], text)
 
   config = ml_collections.ConfigDict(config.to_dict())

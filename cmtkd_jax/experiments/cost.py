@@ -29,7 +29,16 @@ def compare(config):
     rows = bit_table.collect(build.create_method(student, dataset.num_classes), dataset.input_shape)
     totals[name] = bit_table.total(rows)
   header = ['student of', 'parameters', 'weights, KiB', 'bits a weight', 'million MACs', 'million bit operations']
-  body = [[name or config.method, f'{t.parameters:,}', f'{t.size / 8192:,.1f}', f'{t.size / t.parameters:.2f}',
-           f'{t.macs / 1e6:,.1f}', f'{t.bops / 1e6:,.1f}'] for name, t in totals.items()]
+  body = [
+    [
+      name or config.method,
+      f'{t.parameters:,}',
+      f'{t.size / 8192:,.1f}',
+      f'{t.size / t.parameters:.2f}',
+      f'{t.macs / 1e6:,.1f}',
+      f'{t.bops / 1e6:,.1f}',
+    ]
+    for name, t in totals.items()
+  ]
   print('\n'.join(text_table.lines(header, body)))
   return totals

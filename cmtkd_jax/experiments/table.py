@@ -26,6 +26,7 @@ FILE = 'table'
 
 class Line(NamedTuple):
   """One line of the table. published: (top-1, top-5) in percent, None where it is not known."""
+
   title: str
   bits: str
   run: str
@@ -100,13 +101,25 @@ def markdown(title, rows):
   """Returns the table as Markdown."""
   header, body = _cells(rows)
   line = lambda cells: f'| {" | ".join(map(text_table.markdown_cell, cells))} |'
-  return '\n'.join([f'**{text_table.markdown_cell(title)}**', '', line(header), f'|{" --- |" * len(header)}',
-                    *map(line, body), '', _legend(), ''])
+  return '\n'.join(
+    [
+      f'**{text_table.markdown_cell(title)}**',
+      '',
+      line(header),
+      f'|{" --- |" * len(header)}',
+      *map(line, body),
+      '',
+      _legend(),
+      '',
+    ]
+  )
 
 
 def _legend():
-  return ('Top-1 / top-5 in percent on the test split: mean over seeds ± standard error (sd: standard deviation of one '
-          'seed). The best epoch is chosen on the test split, as papers print it.')
+  return (
+    'Top-1 / top-5 in percent on the test split: mean over seeds ± standard error (sd: standard deviation of one '
+    'seed). The best epoch is chosen on the test split, as papers print it.'
+  )
 
 
 def _cells(rows):
@@ -116,8 +129,9 @@ def _cells(rows):
     published = ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-'
     last, best = row['last'], row['best']
     sd = f'{last["top1"]["sd"]:.2f}' if _several(last) else '-'
-    body.append([row['title'], row['bits'], published, _pair(last), sd, _pair(best), str(len(row['seeds'])),
-                 row['note']])
+    body.append(
+      [row['title'], row['bits'], published, _pair(last), sd, _pair(best), str(len(row['seeds'])), row['note']]
+    )
   return header, body
 
 
@@ -140,20 +154,35 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
   found = dict(sorted(found.items()))
   results = [summary['results'].get(f'test/{line.network}') for summary in found.values()]
   if found and None in results:
-    raise UserError(f'config.table.lines: run {line.run!r} has no network {line.network!r}; it has '
-                    f'{", ".join(next(iter(found.values()))["results"])}')
-  of = lambda which: {kind: _statistics([result[which][kind] for result in results])
-                      for kind in ('top1', 'top5')} if results else None
+    raise UserError(
+      f'config.table.lines: run {line.run!r} has no network {line.network!r}; it has '
+      f'{", ".join(next(iter(found.values()))["results"])}'
+    )
+  of = lambda which: (
+    {kind: _statistics([result[which][kind] for result in results]) for kind in ('top1', 'top5')} if results else None
+  )
   about = lambda key: sorted({summary[key] for summary in found.values()})
-  return {**line._asdict(), 'seeds': list(found), 'last': of('last'), 'best': of('best'), 'epochs': about('epochs'),
-          'commits': about('commit'), 'devices': about('device'), 'note': _note(config, line, workdir, found, failures)}
+  return {
+    **line._asdict(),
+    'seeds': list(found),
+    'last': of('last'),
+    'best': of('best'),
+    'epochs': about('epochs'),
+    'commits': about('commit'),
+    'devices': about('device'),
+    'note': _note(config, line, workdir, found, failures),
+  }
 
 
 def _statistics(values):
   several = len(values) > 1
   sd = statistics.stdev(values) if several else None
-  return {'mean': statistics.mean(values), 'sd': sd, 'standard_error': sd / math.sqrt(len(values)) if several else None,
-          'values': values}
+  return {
+    'mean': statistics.mean(values),
+    'sd': sd,
+    'standard_error': sd / math.sqrt(len(values)) if several else None,
+    'values': values,
+  }
 
 
 def _note(config, line, workdir, found, failures):
@@ -179,8 +208,9 @@ def _lines(config):
   """The lines to print: those of the chosen runs, or all."""
   table = config.table
   if not table.runs:
-    raise UserError('--mode=table: this configuration has no table; use a config file such as '
-                    'configs/table2_resnet18_cifar100.py')
+    raise UserError(
+      '--mode=table: this configuration has no table; use a config file such as configs/table2_resnet18_cifar100.py'
+    )
   config_lib.check_runs(table.runs)
   for line in table.lines:
     if len(line) != len(Line._fields):

@@ -25,6 +25,7 @@ class Exported(NamedTuple):
   graph: its `Graph`.
   about: classes, image_shape, resize, network, step, bits, metrics, config and versions, as JSON has them.
   """
+
   graph: Any
   about: dict
 
@@ -37,6 +38,7 @@ class Format(NamedTuple):
   read: path -> (function of images, about); None where other programs do.
   packages: what must be installed.
   """
+
   file: str
   write: Any
   read: Any
@@ -55,14 +57,18 @@ def _read_packed(path):
 _ONNX = ('onnx', 'onnxruntime')
 # Adding a format: its file, one line here, its test.
 FORMATS = {
-    'packed': Format('student.npz', lambda path, network, _: packed.write(path, *network), _read_packed),
-    'stablehlo': Format('student.stablehlo', lambda path, network, _: stablehlo.write(path, network.graph),
-                        stablehlo.read, ('flatbuffers',)),
-    'onnx_qdq': Format('student.onnx', lambda path, network, _: onnx_qdq.write(path, *network),
-                       onnx_common.read, _ONNX),
-    'onnx_qlinear': Format('student.qlinear.onnx', lambda path, network, calibration: onnx_qlinear.write(
-        path, *network, calibration), onnx_common.read, _ONNX),
-    'onnx_qonnx': Format('student.qonnx.onnx', lambda path, network, _: onnx_qonnx.write(path, *network), None, _ONNX),
+  'packed': Format('student.npz', lambda path, network, _: packed.write(path, *network), _read_packed),
+  'stablehlo': Format(
+    'student.stablehlo', lambda path, network, _: stablehlo.write(path, network.graph), stablehlo.read, ('flatbuffers',)
+  ),
+  'onnx_qdq': Format('student.onnx', lambda path, network, _: onnx_qdq.write(path, *network), onnx_common.read, _ONNX),
+  'onnx_qlinear': Format(
+    'student.qlinear.onnx',
+    lambda path, network, calibration: onnx_qlinear.write(path, *network, calibration),
+    onnx_common.read,
+    _ONNX,
+  ),
+  'onnx_qonnx': Format('student.qonnx.onnx', lambda path, network, _: onnx_qonnx.write(path, *network), None, _ONNX),
 }
 
 
@@ -78,9 +84,17 @@ def from_run(workdir, step=None):
   data, name = run.config.data, run_reader.MAIN
   shape = (data.image_size, data.image_size, len(data.mean))
   graph = fold.fold(trace.trace(trained.method, trained.variables, shape, name), shape, data.mean, data.std)
-  about = {'network': name, 'classes': run.classes, 'image_shape': shape, 'resize': data.resize, 'step': trained.step,
-           'bits': [row._asdict() for row in run.bits if row.layer.startswith(f'{name}/')],
-           'metrics': run_reader.results(run), 'config': run.config.to_dict(), 'versions': run_files.versions()}
+  about = {
+    'network': name,
+    'classes': run.classes,
+    'image_shape': shape,
+    'resize': data.resize,
+    'step': trained.step,
+    'bits': [row._asdict() for row in run.bits if row.layer.startswith(f'{name}/')],
+    'metrics': run_reader.results(run),
+    'config': run.config.to_dict(),
+    'versions': run_files.versions(),
+  }
   try:
     about = schema.parse(schema.dump(about))
     schema.check_about(about, shape, schema.check_graph(graph))
@@ -91,8 +105,14 @@ def from_run(workdir, step=None):
 
 def from_graph(graph):
   """Returns the `Exported` of a `Graph` that comes from no run: its classes are numbers, and it resizes no images."""
-  return Exported(graph, {'classes': [str(i) for i in range(schema.check_graph(graph))],
-                          'image_shape': list(graph.image_shape), 'resize': 0})
+  return Exported(
+    graph,
+    {
+      'classes': [str(i) for i in range(schema.check_graph(graph))],
+      'image_shape': list(graph.image_shape),
+      'resize': 0,
+    },
+  )
 
 
 def write(exported, folder, formats, calibration=None):
@@ -138,5 +158,7 @@ def open_network(path):
   for found in FORMATS.values():
     if found.read and epath.Path(found.file).suffix == path.suffix:
       return found.read(path)
-  raise UserError(f'{path} is neither the directory of a run nor an exported file '
-                  f'({", ".join(found.file for found in FORMATS.values())})')
+  raise UserError(
+    f'{path} is neither the directory of a run nor an exported file '
+    f'({", ".join(found.file for found in FORMATS.values())})'
+  )

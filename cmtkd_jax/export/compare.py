@@ -52,10 +52,14 @@ def integer_against_training(workdir, config=None, step=None):
       here = np.asarray(values)[mask] != np.asarray(codes[layer])[mask]
       total += here.size
       differing[layer] = differing.get(layer, 0) + int(here.sum())
-  return {f'test/{run_reader.MAIN}/top1_in_integers': 100 * right / run.num_examples,
-          'predictions_that_differ': predictions, 'codes_that_differ': sum(differing.values()), 'codes': total,
-          'layers_that_differ': {layer: count for layer, count in differing.items() if count},
-          'codes_that_differ_between_ways_to_sum': sum(interpreter.differing_codes(graph, pixels).values())}
+  return {
+    f'test/{run_reader.MAIN}/top1_in_integers': 100 * right / run.num_examples,
+    'predictions_that_differ': predictions,
+    'codes_that_differ': sum(differing.values()),
+    'codes': total,
+    'layers_that_differ': {layer: count for layer, count in differing.items() if count},
+    'codes_that_differ_between_ways_to_sum': sum(interpreter.differing_codes(graph, pixels).values()),
+  }
 
 
 def export_and_compare(workdir, formats=None, config=None, step=None):
@@ -75,8 +79,11 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
   notes, asked = [], formats is not None
   if not asked:
     formats = [name for name, kind in export.FORMATS.items() if not kind.missing()]
-    notes += [f'{name} is left out: {kind.missing()} is not installed' for name, kind in export.FORMATS.items()
-              if kind.missing()]
+    notes += [
+      f'{name} is left out: {kind.missing()} is not installed'
+      for name, kind in export.FORMATS.items()
+      if kind.missing()
+    ]
   calibration = None
   try:
     run = _Run(workdir, config, step)
@@ -108,8 +115,10 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
       if name not in guesses:
         row += ['', '', '']
         continue
-      row += [f'{100 * np.mean(guesses[name] == labels):.2f} %', *(
-          f'{np.sum(guesses[name] != guesses[other])} of {len(labels)}' for other in ('training', 'integers'))]
+      row += [
+        f'{100 * np.mean(guesses[name] == labels):.2f} %',
+        *(f'{np.sum(guesses[name] != guesses[other])} of {len(labels)}' for other in ('training', 'integers')),
+      ]
   return '\n'.join([*text_table.lines(header, body), '', weight_sizes(exported.graph), *notes])
 
 
@@ -124,8 +133,9 @@ def weight_sizes(graph):
   parts = [f'{count:,} of {bits} bits take {count * bits / 8192:,.1f} KiB' for bits, count in sorted(by_bits.items())]
   total = sum(by_bits.values())
   size = sum(count * bits for bits, count in by_bits.items())
-  return (f'weights: {", ".join(parts)}; together {size / 8192:,.1f} KiB, {32 * total / size:.1f} times less than '
-          f'as float32')
+  return (
+    f'weights: {", ".join(parts)}; together {size / 8192:,.1f} KiB, {32 * total / size:.1f} times less than as float32'
+  )
 
 
 class _Run:
@@ -164,8 +174,11 @@ def _forward_with_codes(method, variables, pixels, mean, std):
 
   def record(next_function, args, kwargs, context):
     module = context.module
-    if isinstance(module, layers.FakeQuantize) and module.name == 'activation_quantizer' and (
-        context.method_name == '__call__'):
+    if (
+      isinstance(module, layers.FakeQuantize)
+      and module.name == 'activation_quantizer'
+      and (context.method_name == '__call__')
+    ):
       own = {name: value for collection in module.variables.values() for name, value in collection.items()}
       encode = lambda x: module.quantizer.encode(x.astype(jnp.float32), own).codes
       codes['/'.join(module.path[:-1])] = encode(args[0]) - encode(jnp.full((1,) * args[0].ndim, -1e30))

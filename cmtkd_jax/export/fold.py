@@ -28,6 +28,7 @@ _NOTHING = 1e-30  # smaller numbers may count as zero
 
 class Grid(NamedTuple):
   """What the codes of a feature map stand for: scale * code + start, or values[code]."""
+
   scale: float = 1.0
   start: float = 0.0
   values: np.ndarray | None = None
@@ -67,8 +68,9 @@ class _Folder:
 
   def _as_real(self, name):
     if name == _INPUT and name not in self._real:
-      self._real[name] = self.emit('image', IMAGES, name, arrays={'mean': np.float32(self._mean),
-                                                                  'std': np.float32(self._std)})
+      self._real[name] = self.emit(
+        'image', IMAGES, name, arrays={'mean': np.float32(self._mean), 'std': np.float32(self._std)}
+      )
     grid = self._grids.get(name)
     if grid is None or name in self._real:
       return self._real.get(name, name)
@@ -135,8 +137,11 @@ class _Folder:
     if quantizer is None:
       self.relu(step)
       return
-    own = {name: value for collection in ('params', 'quantizer_state')
-           for name, value in step.variables.get(collection, {}).get('activation_quantizer', {}).items()}
+    own = {
+      name: value
+      for collection in ('params', 'quantizer_state')
+      for name, value in step.variables.get(collection, {}).get('activation_quantizer', {}).items()
+    }
     grid, thresholds, uniform = activation_grid(quantizer, own, step.output)
     name, arrays = self._as_real(step.inputs[0]), {}
     if uniform:
@@ -153,8 +158,12 @@ class _Folder:
 
   def max_pool(self, step):
     grid, module = self._grids.get(step.inputs[0]), step.module
-    self.emit('max_pool', step.inputs[0] if grid else self._as_real(step.inputs[0]), step.output,
-              {'window': module.window, 'stride': module.stride, 'padding': module.padding})
+    self.emit(
+      'max_pool',
+      step.inputs[0] if grid else self._as_real(step.inputs[0]),
+      step.output,
+      {'window': module.window, 'stride': module.stride, 'padding': module.padding},
+    )
     if grid is not None:
       self._grids[step.output] = grid
 
@@ -163,8 +172,9 @@ class _Folder:
     exact = grid is not None and grid.values is None
     name = step.inputs[0] if exact else self._as_real(step.inputs[0])
     self.emit('sum', name, f'{step.output}/sum')
-    self._affine(f'{step.output}/sum', (grid.scale if exact else 1.0) / positions, grid.start if exact else 0.0,
-                 step.output)
+    self._affine(
+      f'{step.output}/sum', (grid.scale if exact else 1.0) / positions, grid.start if exact else 0.0, step.output
+    )
 
 
 def _weights(own, quantizer, step):
@@ -180,14 +190,17 @@ def _weights(own, quantizer, step):
     raise UserError(f'{step.output}: weights with an offset cannot be exported; use another quantizer for weights')
   codes, zero, attributes = np.asarray(coded.codes), float(coded.zero), {'bits': quantizer.bits}
   if codes.min() < 0:
-    codes, zero = codes + 2**(quantizer.bits - 1), zero + 2**(quantizer.bits - 1)
+    codes, zero = codes + 2 ** (quantizer.bits - 1), zero + 2 ** (quantizer.bits - 1)
   arrays = {'codes': codes.astype(np.uint8)}
   if coded.levels is not None:
     # One table of values a channel, or one for all.
     levels = np.float32(coded.levels)
     values = np.float32(coded.scale).reshape(-1, 1) * (levels - np.float32(zero))
-    return {'attributes': attributes, **arrays,
-            'values': values[0] if levels.ndim == 1 and len(values) == 1 else values}, 1.0
+    return {
+      'attributes': attributes,
+      **arrays,
+      'values': values[0] if levels.ndim == 1 and len(values) == 1 else values,
+    }, 1.0
   factor = 1 if zero == round(zero) else 2  # grids without a zero have their integers between the halves
   attributes |= {'factor': factor, 'shift': round(factor * zero)}
   scale = np.float64(coded.scale) / factor
@@ -207,9 +220,16 @@ def _border(weights, shape, stride, padding):
   if not padding:
     return weights.sum((0, 1, 2), dtype=np.float64)
   ones = jnp.ones((1, *shape), jnp.float32)
-  return np.float64(jax.lax.conv_general_dilated(
-      ones, jnp.asarray(weights), (stride, stride), ((padding, padding), (padding, padding)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision='highest')[0])
+  return np.float64(
+    jax.lax.conv_general_dilated(
+      ones,
+      jnp.asarray(weights),
+      (stride, stride),
+      ((padding, padding), (padding, padding)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      precision='highest',
+    )[0]
+  )
 
 
 def activation_grid(quantizer, parameters, name):
@@ -225,7 +245,7 @@ def activation_grid(quantizer, parameters, name):
 
   def codes_of(x):
     padding = -len(x) % _ENCODED  # JAX compiles every operation again for another shape
-    return np.asarray(encode(np.pad(x, (0, padding))).codes)[:len(x)]
+    return np.asarray(encode(np.pad(x, (0, padding))).codes)[: len(x)]
 
   lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST]))
   wanted = np.arange(lowest + 1, highest + 1)
@@ -244,7 +264,7 @@ def activation_grid(quantizer, parameters, name):
     raise UserError(f'{name}: the values of its quantizer are not finite; {_DIVERGED}')
   if coded.levels is not None:
     values = np.asarray(scale * (np.asarray(coded.levels, np.float64) - coded.zero) + offset, np.float32)
-    grid, uniform = Grid(values=values[lowest:highest + 1]), False
+    grid, uniform = Grid(values=values[lowest : highest + 1]), False
   else:
     grid = Grid(float(scale), float(scale) * (float(lowest) - float(coded.zero)) + offset)
     halfway = scale * (np.arange(1, len(wanted) + 1) - 0.5) + grid.start
@@ -252,8 +272,12 @@ def activation_grid(quantizer, parameters, name):
     uniform = uniform and bool(scale > _NOTHING)  # N2UQ learns its scale, which may be 0 or negative
     # Rounding takes 1/2 down to 0: a quantizer that has its threshold at zero and takes it up, as sign, keeps it.
     uniform = uniform and bool(np.all(np.abs(thresholds) > _NOTHING))
-  probes = np.unique(np.concatenate([thresholds * np.float32(factor) for factor in (0.5, 0.999, 1.001, 2)]
-                                    + [np.linspace(-3, 3, 1001, dtype=np.float32)]))
+  probes = np.unique(
+    np.concatenate(
+      [thresholds * np.float32(factor) for factor in (0.5, 0.999, 1.001, 2)]
+      + [np.linspace(-3, 3, 1001, dtype=np.float32)]
+    )
+  )
   if (codes_of(probes) - lowest != np.searchsorted(thresholds, probes, side='right')).any():
     raise UserError(f'{name}: its quantizer does not ascend with its input; such activations cannot be exported')
   return grid, thresholds, uniform
@@ -262,11 +286,11 @@ def activation_grid(quantizer, parameters, name):
 def _key(x):
   """Integers in the order of float32 numbers."""
   bits = np.asarray(x, np.float32).view(np.int32).astype(np.int64)
-  return np.where(bits < 0, -2**31 - bits, bits)
+  return np.where(bits < 0, -(2**31) - bits, bits)
 
 
 def _float(key):
-  bits = np.where(key < 0, -2**31 - key, key)
+  bits = np.where(key < 0, -(2**31) - key, key)
   return bits.astype(np.int32).view(np.float32)
 
 
@@ -281,8 +305,9 @@ def _merged(nodes):
     first = made.get(node.inputs[0])
     if node.op == 'affine' and first is not None and first.op == 'affine' and readers[first.output] == 1:
       (slope1, shift1), (slope2, shift2) = ((n.arrays['slope'], n.arrays['shift']) for n in (first, node))
-      node = Node('affine', first.inputs, node.output,
-                  arrays={'slope': slope1 * slope2, 'shift': shift1 * slope2 + shift2})
+      node = Node(
+        'affine', first.inputs, node.output, arrays={'slope': slope1 * slope2, 'shift': shift1 * slope2 + shift2}
+      )
       del made[first.output]
     made[node.output] = node
   return list(made.values())
@@ -309,8 +334,9 @@ def _rounded(node):
   if constant.any():
     scale = np.where(constant, np.where(largest > _SMALLEST, smallest, 0), slope)
   bias = np.divide(shift, scale, out=np.zeros(np.broadcast_shapes(shift.shape, scale.shape)), where=scale != 0)
-  return Node('affine', node.inputs, node.output,
-              arrays={'bias': bias.astype(np.float32), 'scale': scale.astype(np.float32)})
+  return Node(
+    'affine', node.inputs, node.output, arrays={'bias': bias.astype(np.float32), 'scale': scale.astype(np.float32)}
+  )
 
 
 def integer_thresholds(bias, scale, levels, thresholds=None):
@@ -339,7 +365,7 @@ def integer_thresholds(bias, scale, levels, thresholds=None):
     return real >= thresholds[None]
 
   shape = (len(bias), levels - 1)
-  low, high = np.full(shape, -2**31), np.full(shape, 2**31 - 1)  # of sign * sum
+  low, high = np.full(shape, -(2**31)), np.full(shape, 2**31 - 1)  # of sign * sum
   low = np.where(reached(low + 1), low, low + 1)
   while (high - low > 1).any():
     middle = (low + high) // 2

@@ -35,6 +35,7 @@ IMAGES = 'images'  # the name of what goes in
 @dataclasses.dataclass(frozen=True)
 class Node:
   """One operation. `output` is the name of its result; of layers that of the layer, as in the bit table."""
+
   op: str
   inputs: tuple[str, ...]
   output: str
@@ -73,6 +74,7 @@ class Graph:
 
   image_shape: (H, W, C) of the uint8 images that go in.
   """
+
   nodes: tuple[Node, ...]
   image_shape: tuple[int, int, int]
 
@@ -122,9 +124,15 @@ class Graph:
       for place, byte in enumerate(node.kernel_bytes()):
         name = f'{node.output}/byte{place}'
         nodes += [
-            Node(node.op, node.inputs, name, {**node.attributes, 'bits': 8, 'factor': 1, 'shift': 128},
-                 {'codes': (byte + 128).astype(np.uint8)}),
-            Node('affine', (name,), f'{name}/real', arrays={'bias': np.float32(0), 'scale': np.float32(256**place)})]
+          Node(
+            node.op,
+            node.inputs,
+            name,
+            {**node.attributes, 'bits': 8, 'factor': 1, 'shift': 128},
+            {'codes': (byte + 128).astype(np.uint8)},
+          ),
+          Node('affine', (name,), f'{name}/real', arrays={'bias': np.float32(0), 'scale': np.float32(256**place)}),
+        ]
         if total is not None:
           nodes.append(Node('add', (total, f'{name}/real'), f'{name}/total' if place == 1 else node.output))
         total = nodes[-1].output

@@ -25,8 +25,10 @@ def check(images, image_shape, name='images'):
     try:
       images = np.asarray(images)
     except (TypeError, ValueError) as e:  # such as lists of different lengths
-      raise UserError(f'{name}: {_wanted(image_shape)}, not a {type(images).__name__} that NumPy makes no array of '
-                      f'({" ".join(str(e).split())[:120]})') from None
+      raise UserError(
+        f'{name}: {_wanted(image_shape)}, not a {type(images).__name__} that NumPy makes no array of '
+        f'({" ".join(str(e).split())[:120]})'
+      ) from None
   shape, dtype = tuple(images.shape), images.dtype
   if dtype == np.uint8 and len(shape) == 4 and shape[1:] == tuple(image_shape) and shape[0] != 0:
     return images

@@ -78,8 +78,11 @@ def run(graph, images, sums, weights=None):
       case 'pixels':
         value = jnp.pad(inputs[0], (*3 * ((0, 0),), (0, 1)), constant_values=255).astype(jnp.int32)
       case 'convolution' | 'dense':
-        product = functools.partial(_convolve, stride=attributes['stride'], padding=attributes['padding']) if (
-            node.op == 'convolution') else _multiply
+        product = (
+          functools.partial(_convolve, stride=attributes['stride'], padding=attributes['padding'])
+          if (node.op == 'convolution')
+          else _multiply
+        )
         made = None if weights is None else weights(node)
         if kinds[node.output] == 'sums':
           most = levels[node.inputs[0]] - 1
@@ -99,8 +102,9 @@ def run(graph, images, sums, weights=None):
       case 'relu':
         value = jnp.maximum(inputs[0], 0)
       case 'max_pool':
-        real = max_pool(inputs[0].astype(jnp.float32), attributes['window'], attributes['stride'],
-                        attributes['padding'])
+        real = max_pool(
+          inputs[0].astype(jnp.float32), attributes['window'], attributes['stride'], attributes['padding']
+        )
         value = real.astype(inputs[0].dtype)
       case 'sum':
         value = jnp.sum(inputs[0], axis=(1, 2))
@@ -110,7 +114,8 @@ def run(graph, images, sums, weights=None):
 
 def _standardized(images, arrays):
   return (images.astype(jnp.float32) / np.float32(255) - _ranked(arrays['mean'], images)) / (
-      _ranked(arrays['std'], images))
+    _ranked(arrays['std'], images)
+  )
 
 
 def _ranked(array, x):
@@ -121,14 +126,21 @@ def _ranked(array, x):
 def _quantize(x, levels, thresholds):
   if thresholds is None:
     return jnp.clip(jnp.round(x), 0, levels - 1).astype(jnp.int32)
-  return jnp.searchsorted(jnp.asarray(thresholds), x, side='right',
-                          method='compare_all' if levels <= 16 else 'scan').astype(jnp.int32)
+  return jnp.searchsorted(
+    jnp.asarray(thresholds), x, side='right', method='compare_all' if levels <= 16 else 'scan'
+  ).astype(jnp.int32)
 
 
 def _convolve(x, kernel, stride, padding, **options):
   return jax.lax.conv_general_dilated(
-      x, jnp.asarray(kernel), (stride, stride), ((padding, padding), (padding, padding)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision='highest', **options)
+    x,
+    jnp.asarray(kernel),
+    (stride, stride),
+    ((padding, padding), (padding, padding)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision='highest',
+    **options,
+  )
 
 
 def _multiply(x, kernel, **options):
@@ -176,7 +188,7 @@ def exact_groups(weights, channels, most):
   largest = most * np.abs(by_channel).sum(0, dtype=np.float64)  # [C, O]
   groups, first = [], 0
   for last in range(1, channels + 1):
-    if last == channels or largest[first:last + 1].sum(0).max() >= _EXACT_FLOAT:
+    if last == channels or largest[first : last + 1].sum(0).max() >= _EXACT_FLOAT:
       groups.append((first, last))
       first = last
   return groups

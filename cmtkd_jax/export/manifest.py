@@ -19,8 +19,14 @@ from cmtkd_jax.runtime import local_file
 
 FILE = 'manifest.json'
 FORMAT, VERSION = 'cmtkd_jax export', 1
-_SCHEMA = schema.Record({'format': schema.OneOf((FORMAT,)), 'version': schema.Integer(1, VERSION),
-                         'about': schema.ABOUT, 'files': schema.Mapping(schema.Digest())})
+_SCHEMA = schema.Record(
+  {
+    'format': schema.OneOf((FORMAT,)),
+    'version': schema.Integer(1, VERSION),
+    'about': schema.ABOUT,
+    'files': schema.Mapping(schema.Digest()),
+  }
+)
 
 
 def write(folder, about, names):
@@ -65,11 +71,14 @@ def read(path):
     found = schema.parse(local_file.read_bytes(path))
     version = found.get('version') if isinstance(found, dict) and found.get('format') == FORMAT else None
     if type(version) is int and version > VERSION:
-      raise UserError(f'{path} has version {min(version, 10**9)} of the format, but this cmtkd_jax reads version '
-                      f'{VERSION}; update cmtkd_jax')
+      raise UserError(
+        f'{path} has version {min(version, 10**9)} of the format, but this cmtkd_jax reads version '
+        f'{VERSION}; update cmtkd_jax'
+      )
     if isinstance(found, dict) and {'classes', 'image_shape'} <= set(found):  # `about` alone
-      raise UserError(f'{path} was written by an earlier version of cmtkd_jax and has no digests; export the network '
-                      'again')
+      raise UserError(
+        f'{path} was written by an earlier version of cmtkd_jax and has no digests; export the network again'
+      )
     _SCHEMA.check(found, 'manifest')
     schema.check_about(found['about'])
   except FileNotFoundError:
@@ -102,8 +111,10 @@ def read_checked(path, required=False):
   found = read(beside) if required or beside.exists() else {'files': {}}
   wanted = found['files'].get(path.name)
   if wanted is None and required:
-    raise UserError(f'{path} cannot be checked: {beside} has no digest of it; keep the name that it was written with, '
-                    'or export it again')
+    raise UserError(
+      f'{path} cannot be checked: {beside} has no digest of it; keep the name that it was written with, '
+      'or export it again'
+    )
   if wanted is None:
     return data, None
   if _digest(data) != wanted:

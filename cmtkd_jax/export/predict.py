@@ -29,8 +29,10 @@ def predict(path, images):
   for file in images:
     probabilities = np.asarray(jax.nn.softmax(np.asarray(network(read_image(file, about)[None]))))[0]
     best = np.argsort(-probabilities)[:_MOST]
-    lines.append(f'{file}: ' + ', '.join(
-        f'{text_table.printable(about["classes"][c])} {100 * probabilities[c]:.1f} %' for c in best))
+    lines.append(
+      f'{file}: '
+      + ', '.join(f'{text_table.printable(about["classes"][c])} {100 * probabilities[c]:.1f} %' for c in best)
+    )
   return '\n'.join(lines)
 
 

@@ -46,6 +46,7 @@ def shown(value):
 @dataclasses.dataclass(frozen=True)
 class Integer:
   """An integer from `low` to `high`, or one of `also`; true and false are not integers."""
+
   low: int
   high: int
   also: tuple[int, ...] = ()
@@ -59,6 +60,7 @@ class Integer:
 @dataclasses.dataclass(frozen=True)
 class Text:
   """Up to `longest` characters that can be shown: no control characters, line breaks or lone surrogates."""
+
   longest: int = base.LONGEST_NAME
 
   def check(self, value, where):
@@ -71,6 +73,7 @@ class Text:
 @dataclasses.dataclass(frozen=True)
 class OneOf:
   """One of some texts."""
+
   values: tuple[str, ...]
 
   def check(self, value, where):
@@ -81,6 +84,7 @@ class OneOf:
 @dataclasses.dataclass(frozen=True)
 class Items:
   """A list of `fewest` to `most` values of one kind."""
+
   kind: Any
   fewest: int
   most: int
@@ -95,6 +99,7 @@ class Items:
 @dataclasses.dataclass(frozen=True)
 class Record:
   """An object with all of the fields `required`, some of `optional`, and no others."""
+
   required: dict[str, Any]
   optional: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -115,6 +120,7 @@ class Record:
 @dataclasses.dataclass(frozen=True)
 class Mapping:
   """An object with any names; its values are of `kind`, or anything that `parse` lets through."""
+
   kind: Any = None
 
   def check(self, value, where):
@@ -145,9 +151,16 @@ class Digest:
 IMAGE_SHAPE = Items(Integer(1, LONGEST_SIDE), 3, 3)
 CLASSES = Items(Text(), 1, 2**20)
 ABOUT = Record(
-    {'classes': CLASSES, 'image_shape': IMAGE_SHAPE, 'resize': Integer(0, LONGEST_SIDE)},
-    {'network': Text(), 'step': Integer(0, 2**53), 'bits': Items(Mapping(), 0, 2**14), 'metrics': Mapping(),
-     'config': Mapping(), 'versions': Mapping()})
+  {'classes': CLASSES, 'image_shape': IMAGE_SHAPE, 'resize': Integer(0, LONGEST_SIDE)},
+  {
+    'network': Text(),
+    'step': Integer(0, 2**53),
+    'bits': Items(Mapping(), 0, 2**14),
+    'metrics': Mapping(),
+    'config': Mapping(),
+    'versions': Mapping(),
+  },
+)
 
 
 def parse(data):
@@ -229,6 +242,7 @@ class Array:
   shapes: what its shape may be: 'scalar', 'channels' [C], 'map' [H, W, C], 'thresholds' [levels - 1], 'levels' [n].
   positive, ascending: whether all values are above 0; whether none is less than the one before it.
   """
+
   shapes: tuple[str, ...] = ()
   positive: bool = False
   ascending: bool = False
@@ -253,6 +267,7 @@ class Operation:
   attributes: kinds by name. arrays, optional_arrays: `Array`s by name.
   has_weights: whether it also has the attributes and arrays of one row of `WEIGHTS`.
   """
+
   inputs: tuple[tuple[str, ...], ...]
   rank: int | None = None
   attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -263,34 +278,49 @@ class Operation:
 
 _SIDE, _PADDING = Integer(1, LONGEST_SIDE), Integer(0, LONGEST_SIDE)
 OPERATIONS = {
-    'image': Operation((('images',),), 3, arrays={
-        'mean': Array(('channels',)), 'std': Array(('channels',), positive=True)}),
-    'pixels': Operation((('images',),), 3),
-    'convolution': Operation((('codes', 'real'),), 3, {'stride': _SIDE, 'padding': _PADDING}, has_weights=True),
-    'dense': Operation((('codes', 'real'),), has_weights=True),
-    'affine': Operation((('codes', 'sums', 'real'),), arrays={
-        'bias': Array(('scalar', 'channels', 'map')), 'scale': Array(('scalar', 'channels'))}),
-    'quantize': Operation((('real',),), None, {'levels': Integer(2, _MOST_LEVELS)}, optional_arrays={
-        'thresholds': Array(('thresholds',), ascending=True)}),
-    'lookup': Operation((('codes',),), arrays={'values': Array(('levels',))}),
-    'add': Operation((('real',), ('real',))),
-    'relu': Operation((('real',),)),
-    'max_pool': Operation((('codes', 'real'),), 3, {
-        'window': Integer(1, _LARGEST_POOL), 'stride': _SIDE, 'padding': _PADDING}),
-    'sum': Operation((('codes', 'real'),), 3),
+  'image': Operation(
+    (('images',),), 3, arrays={'mean': Array(('channels',)), 'std': Array(('channels',), positive=True)}
+  ),
+  'pixels': Operation((('images',),), 3),
+  'convolution': Operation((('codes', 'real'),), 3, {'stride': _SIDE, 'padding': _PADDING}, has_weights=True),
+  'dense': Operation((('codes', 'real'),), has_weights=True),
+  'affine': Operation(
+    (('codes', 'sums', 'real'),),
+    arrays={'bias': Array(('scalar', 'channels', 'map')), 'scale': Array(('scalar', 'channels'))},
+  ),
+  'quantize': Operation(
+    (('real',),),
+    None,
+    {'levels': Integer(2, _MOST_LEVELS)},
+    optional_arrays={'thresholds': Array(('thresholds',), ascending=True)},
+  ),
+  'lookup': Operation((('codes',),), arrays={'values': Array(('levels',))}),
+  'add': Operation((('real',), ('real',))),
+  'relu': Operation((('real',),)),
+  'max_pool': Operation(
+    (('codes', 'real'),), 3, {'window': Integer(1, _LARGEST_POOL), 'stride': _SIDE, 'padding': _PADDING}
+  ),
+  'sum': Operation((('codes', 'real'),), 3),
 }
 # Arrays and attributes of weights: integers, codes with a table of values, or a kernel in full precision.
 WEIGHTS = {
-    ('codes',): {'bits': Integer(1, 8), 'factor': Integer(1, 2), 'shift': Integer(-512, 512)},
-    ('codes', 'values'): {'bits': Integer(1, 8)},
-    ('kernel',): {'bits': Integer(FULL_PRECISION, FULL_PRECISION)},
+  ('codes',): {'bits': Integer(1, 8), 'factor': Integer(1, 2), 'shift': Integer(-512, 512)},
+  ('codes', 'values'): {'bits': Integer(1, 8)},
+  ('kernel',): {'bits': Integer(FULL_PRECISION, FULL_PRECISION)},
 }
 _SMALLEST_WEIGHT, _LARGEST_WEIGHT = -256, 255  # integers that int8 sums take in two parts
 _LARGEST_WHOLE = 2**22  # of a kernel that is summed byte by byte
 
 # An operation in the JSON of the packed archive, and the shape of its codes there.
-NODE = Record({'op': OneOf(tuple(OPERATIONS)), 'inputs': Items(Text(), 1, 2), 'output': Text(),
-               'attributes': Mapping(), 'arrays': Items(Text(), 0, 3)})
+NODE = Record(
+  {
+    'op': OneOf(tuple(OPERATIONS)),
+    'inputs': Items(Text(), 1, 2),
+    'output': Text(),
+    'attributes': Mapping(),
+    'arrays': Items(Text(), 0, 3),
+  }
+)
 NODES = Items(NODE, 1, _MOST_NODES)
 CODES_SHAPE = Items(Integer(1, MOST_VALUES), 2, 4)
 
@@ -323,6 +353,7 @@ def check_graph(graph):
 @dataclasses.dataclass(frozen=True)
 class _Result:
   """kind: as `Graph.kinds`, or 'images'. shape: of one image. levels: number of codes."""
+
   kind: str
   shape: tuple[int, ...]
   levels: int = 0
@@ -363,8 +394,13 @@ class _Checker:
   def _array(self, kind, name):
     array, x = self.node.arrays[name], self.input
     kind.check(array, f'{self.where}/{name}')
-    allowed = {'scalar': (), 'channels': x.shape[-1:], 'map': x.shape,
-               'thresholds': (self.node.attributes.get('levels', 0) - 1,), 'levels': array.shape[:1]}
+    allowed = {
+      'scalar': (),
+      'channels': x.shape[-1:],
+      'map': x.shape,
+      'thresholds': (self.node.attributes.get('levels', 0) - 1,),
+      'levels': array.shape[:1],
+    }
     if array.shape not in [allowed[shape] for shape in kind.shapes]:
       raise Invalid(f'{self.where}/{name} has the shape {list(array.shape)}, and the input {list(x.shape)}')
 
@@ -419,8 +455,10 @@ class _Checker:
     if 'kernel' in arrays:
       self._kernel(weights)
     elif weights.dtype != np.uint8 or int(weights.max()) >> self.node.attributes['bits']:
-      raise Invalid(f'{self.where}/codes has {weights.dtype} values up to {weights.max()}, but its bits are '
-                    f'{self.node.attributes["bits"]}')
+      raise Invalid(
+        f'{self.where}/codes has {weights.dtype} values up to {weights.max()}, but its bits are '
+        f'{self.node.attributes["bits"]}'
+      )
     elif 'values' in arrays:
       self._table(arrays['values'], weights)
     else:
@@ -436,17 +474,25 @@ class _Checker:
 
   def _table(self, values, codes):
     Array().check(values, f'{self.where}/values')
-    if values.ndim not in (1, 2) or values.ndim == 2 and len(values) != codes.shape[-1] or not (
-        codes.max() < values.shape[-1] <= _MOST_LEVELS):
-      raise Invalid(f'{self.where}/values has the shape {list(values.shape)}, but there are codes up to {codes.max()} '
-                    f'and {codes.shape[-1]} channels')
+    if (
+      values.ndim not in (1, 2)
+      or values.ndim == 2
+      and len(values) != codes.shape[-1]
+      or not (codes.max() < values.shape[-1] <= _MOST_LEVELS)
+    ):
+      raise Invalid(
+        f'{self.where}/values has the shape {list(values.shape)}, but there are codes up to {codes.max()} '
+        f'and {codes.shape[-1]} channels'
+      )
     if self.input.kind == 'codes':
       raise Invalid(f'{self.where} has a table of values, but its input is codes')
 
   def _integers(self, weights):
     if weights.min() < _SMALLEST_WEIGHT or weights.max() > _LARGEST_WEIGHT:
-      raise Invalid(f'{self.where} has the integer weights {weights.min():g}..{weights.max():g}, beyond '
-                    f'{_SMALLEST_WEIGHT}..{_LARGEST_WEIGHT}')
+      raise Invalid(
+        f'{self.where} has the integer weights {weights.min():g}..{weights.max():g}, beyond '
+        f'{_SMALLEST_WEIGHT}..{_LARGEST_WEIGHT}'
+      )
     if self.input.kind == 'codes':
       largest = np.abs(weights).reshape(-1, weights.shape[-1]).sum(0, dtype=np.float64).max()
       self._check_sum(largest * (self.input.levels - 1))
@@ -456,8 +502,10 @@ class _Checker:
     stride, padding = self.node.attributes['stride'], self.node.attributes['padding']
     sides = [(side + 2 * padding - size) // stride + 1 for side, size in zip(self.input.shape, window)]
     if padding >= min(window) or min(sides) < 1:
-      raise Invalid(f'{self.where}: a window of {window[0]}x{window[1]} with padding {padding} does not fit '
-                    f'{self.input.shape[0]}x{self.input.shape[1]}')
+      raise Invalid(
+        f'{self.where}: a window of {window[0]}x{window[1]} with padding {padding} does not fit '
+        f'{self.input.shape[0]}x{self.input.shape[1]}'
+      )
     return _bounded((*sides, channels), self.where)
 
   def _check_sum(self, largest):

@@ -10,8 +10,13 @@ import jax.numpy as jnp
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import batch_norm, layers
 
-_LAYERS = {layers.Conv: 'convolution', layers.Dense: 'dense', layers.Activation: 'activation',
-           layers.MaxPool: 'max_pool', batch_norm.BatchNorm: 'norm'}
+_LAYERS = {
+  layers.Conv: 'convolution',
+  layers.Dense: 'dense',
+  layers.Activation: 'activation',
+  layers.MaxPool: 'max_pool',
+  batch_norm.BatchNorm: 'norm',
+}
 
 # A layer as one equation of the traced program; what the layer computes inside is dead code beside it.
 _layer = jex.core.Primitive('layer')
@@ -24,6 +29,7 @@ class Step(NamedTuple):
   shape: (H, W, C), or (C,), of the first input.
   module: the Flax module of a layer, else None; variables: its own, by collection.
   """
+
   op: str
   inputs: tuple[str, ...]
   output: str
@@ -85,8 +91,12 @@ def _steps(jaxpr, found):
       step = Step('add', tuple(map(visit, equation.invars)), f'add{len(steps)}', shape)
     elif _is_relu(equation):
       step = Step('relu', (visit(equation.invars[0]),), f'relu{len(steps)}', shape)
-    elif kind == 'div' and (total := made_by.get(equation.invars[0])) and total.primitive.name == 'reduce_sum' and (
-        tuple(total.params['axes']) == (1, 2)):
+    elif (
+      kind == 'div'
+      and (total := made_by.get(equation.invars[0]))
+      and total.primitive.name == 'reduce_sum'
+      and (tuple(total.params['axes']) == (1, 2))
+    ):
       step = Step('mean', (visit(total.invars[0]),), f'mean{len(steps)}', total.invars[0].aval.shape[1:])
     else:
       raise UserError(f'the network has the operation {kind!r} between its layers, which cannot be exported')

@@ -38,6 +38,7 @@ def activation_boundary_loss(teacher: jax.Array, student: jax.Array, margin: flo
 @dataclasses.dataclass(frozen=True)
 class ActivationBoundary(base.FeatureLoss):
   """`activation_boundary_loss`. Its authors use it to initialize the student; here it goes along with the training."""
+
   weight: float = 3e-3
   tap_factor: float = 0.5
   adaptor: str = 'conv_norm'

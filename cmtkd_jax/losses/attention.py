@@ -48,9 +48,7 @@ def attention_map(features: jax.Array, p: float = 2) -> jax.Array:
   return jnp.where(has_norm, q / norm, 0.0)
 
 
-def attention_loss(
-  teacher: jax.Array, student: jax.Array, p: float = 2, norm: str = 'mean_square'
-) -> jax.Array:
+def attention_loss(teacher: jax.Array, student: jax.Array, p: float = 2, norm: str = 'mean_square') -> jax.Array:
   """Distance between the attention maps of teacher and student at one layer, averaged over the batch.
 
       d = a(F_T) - a(F_S)
@@ -83,8 +81,7 @@ def attention_loss(
     raise ValueError(f'norm must be one of {", ".join(NORMS)}; got {norm!r}')
   if teacher.ndim != 4 or student.ndim != 4 or teacher.shape[:3] != student.shape[:3]:
     raise ValueError(
-      'teacher and student must be [B, H, W, C] with equal B, H and W; '
-      f'got {teacher.shape} and {student.shape}'
+      f'teacher and student must be [B, H, W, C] with equal B, H and W; got {teacher.shape} and {student.shape}'
     )
   difference = attention_map(teacher, p) - attention_map(student, p)
   if norm == 'mean_square':
@@ -103,6 +100,7 @@ def attention_loss(
 @dataclasses.dataclass(frozen=True)
 class Attention(base.FeatureLoss):
   """`attention_loss`. Its weight belongs to norm and map size."""
+
   weight: float = 100.0
   power: float = 2.0
   norm: str = 'mean_square'

@@ -34,6 +34,7 @@ class FeatureLoss:
 
   `maps` says which maps it compares: 'quantized', or 'pre_quantizer'.
   """
+
   weight: float = 1.0
   tap_factor: float = 1.0
   adaptor: str = 'identity'
@@ -57,6 +58,7 @@ class LogitLoss:
   The loss is 0, its minimum, where both are equal. Methods give it logits of one kind on both sides: those that the
   networks return, with a target from `combine`, or both counted from the true class (CMT-KD eq. (7)).
   """
+
   choices: ClassVar[dict[str, tuple]] = {}
   positive: ClassVar[tuple[str, ...]] = ()
 

@@ -23,6 +23,7 @@ def pearson(a: jax.Array, b: jax.Array, axis: int, epsilon: float = 0.0) -> jax.
   Returns:
     float32, the shape without `axis`.
   """
+
   def direction(x):
     x = x - jnp.mean(x, axis=axis, keepdims=True)
     squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
@@ -36,8 +37,14 @@ def pearson(a: jax.Array, b: jax.Array, axis: int, epsilon: float = 0.0) -> jax.
   return rho * (norm_a * norm_b / (norm_a * norm_b + epsilon)) if epsilon else rho
 
 
-def correlation_loss(target_logits: jax.Array, logits: jax.Array, temperature: float, beta: float = 1.0,
-                     gamma: float = 1.0, epsilon: float = 1e-8) -> jax.Array:
+def correlation_loss(
+  target_logits: jax.Array,
+  logits: jax.Array,
+  temperature: float,
+  beta: float = 1.0,
+  gamma: float = 1.0,
+  epsilon: float = 1e-8,
+) -> jax.Array:
   """Loss of linear correlation between predictions, within each example and within each class.
 
       p, q = softmax of target_logits / tau, logits / tau;   rho: `pearson`
@@ -71,6 +78,7 @@ def correlation_loss(target_logits: jax.Array, logits: jax.Array, temperature: f
 @dataclasses.dataclass(frozen=True)
 class DIST(base.LogitLoss):
   """`correlation_loss`. Its authors weigh it by 2."""
+
   beta: float = 1.0
   gamma: float = 1.0
   epsilon: float = 1e-8

@@ -8,8 +8,14 @@ import jax.numpy as jnp
 from cmtkd_jax.losses import base
 
 
-def decoupled_loss(target_logits: jax.Array, logits: jax.Array, labels: jax.Array, temperature: float,
-                   alpha: float = 1.0, beta: float = 8.0) -> jax.Array:
+def decoupled_loss(
+  target_logits: jax.Array,
+  logits: jax.Array,
+  labels: jax.Array,
+  temperature: float,
+  alpha: float = 1.0,
+  beta: float = 8.0,
+) -> jax.Array:
   """KL divergence of the label against the rest, and that of the rest among itself, weighed apart.
 
       p, q = softmax of target_logits / tau, logits / tau;   b = (p_y, 1 - p_y);   p^ = p_j / (1 - p_y) for j != y
@@ -52,6 +58,7 @@ def _decouple(logits, is_label, temperature):
 @dataclasses.dataclass(frozen=True)
 class DKD(base.LogitLoss):
   """`decoupled_loss`. Its authors choose beta between 2 and 8 by the pair, and raise the weight over 20 epochs."""
+
   alpha: float = 1.0
   beta: float = 8.0
 

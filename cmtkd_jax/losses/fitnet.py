@@ -37,8 +37,7 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
     raise ValueError(f'norm must be one of {", ".join(NORMS)}; got {norm!r}')
   if teacher.ndim != 4 or teacher.shape != adapted_student.shape:
     raise ValueError(
-      'teacher and adapted_student must both be [B, H, W, C]; '
-      f'got {teacher.shape} and {adapted_student.shape}'
+      f'teacher and adapted_student must both be [B, H, W, C]; got {teacher.shape} and {adapted_student.shape}'
     )
   difference = teacher.astype(jnp.float32) - adapted_student.astype(jnp.float32)
   if norm == 'mean_square':
@@ -55,6 +54,7 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
 @dataclasses.dataclass(frozen=True)
 class FitNet(base.FeatureLoss):
   """`fitnet_loss`."""
+
   adaptor: str = 'conv'
   norm: str = 'mean_square'
   choices = base.FeatureLoss.choices | {'norm': NORMS}

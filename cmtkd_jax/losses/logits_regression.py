@@ -34,9 +34,7 @@ def logits_regression(target_logits: jax.Array, logits: jax.Array, reduction: st
   if reduction not in REDUCTIONS:
     raise ValueError(f'reduction must be one of {", ".join(REDUCTIONS)}; got {reduction!r}')
   if logits.ndim != 2 or target_logits.shape != logits.shape:
-    raise ValueError(
-      f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}'
-    )
+    raise ValueError(f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}')
   squared = jnp.square(target_logits.astype(jnp.float32) - logits.astype(jnp.float32))
   return jnp.mean(squared) if reduction == 'mean' else jnp.mean(jnp.sum(squared, axis=-1))
 
@@ -44,6 +42,7 @@ def logits_regression(target_logits: jax.Array, logits: jax.Array, reduction: st
 @dataclasses.dataclass(frozen=True)
 class LogitsRegression(base.LogitLoss):
   """`logits_regression`, which has no temperature. The target of several teachers is the mean of their logits."""
+
   reduction: str = 'mean'
   choices = {'reduction': REDUCTIONS}
 

@@ -53,7 +53,6 @@ def min_logit(teacher_logits: jax.Array, student_logits: jax.Array, labels: jax.
   """
   if teacher_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
     raise ValueError(
-      'teacher_logits and student_logits must both be [B, C]; '
-      f'got {teacher_logits.shape} and {student_logits.shape}'
+      f'teacher_logits and student_logits must both be [B, C]; got {teacher_logits.shape} and {student_logits.shape}'
     )
   return jnp.minimum(from_true_class(teacher_logits, labels), from_true_class(student_logits, labels))

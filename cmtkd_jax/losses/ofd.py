@@ -59,6 +59,7 @@ def overhaul_loss(teacher: jax.Array, student: jax.Array, margin: jax.Array) -> 
 @dataclasses.dataclass(frozen=True)
 class Overhaul(base.FeatureLoss):
   """`overhaul_loss` with the margins of the batch, whose statistics behind a normalization are that one's own."""
+
   weight: float = 1e-3
   tap_factor: float = 0.5
   adaptor: str = 'conv_norm'

@@ -53,6 +53,7 @@ def similarity_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:
 @dataclasses.dataclass(frozen=True)
 class Similarity(base.FeatureLoss):
   """`similarity_loss`."""
+
   weight: float = 3000.0
 
   def __call__(self, teacher, student):

@@ -27,9 +27,7 @@ def soft_cross_entropy(target_logits: jax.Array, logits: jax.Array, temperature:
   Source: Mishra and Marr, "Apprentice", ICLR 2018.
   """
   if logits.ndim != 2 or target_logits.shape != logits.shape:
-    raise ValueError(
-      f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}'
-    )
+    raise ValueError(f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}')
   p = jax.nn.softmax(target_logits.astype(jnp.float32) / temperature, axis=-1)
   log_q = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
   return -jnp.mean(jnp.sum(p * log_q, axis=-1))

@@ -6,17 +6,17 @@ from cmtkd_jax.methods.base import Method, Outputs
 # Adding a method: its file, one line here, its config, its test. A module offers the frozen dataclass `Settings`, whose
 # fields become `config.<name>`, and `create(config, settings, num_classes, teachers) -> Method`.
 METHODS = {
-    'apprentice': apprentice,
-    'average_teacher': average_teacher,
-    'cmtkd': cmtkd,
-    'ctkd': ctkd,
-    'dml': dml,
-    'guided': guided,
-    'kd': kd,
-    'kdcl': kdcl,
-    'qkd': qkd,
-    'single': single,
-    'speq': speq,
+  'apprentice': apprentice,
+  'average_teacher': average_teacher,
+  'cmtkd': cmtkd,
+  'ctkd': ctkd,
+  'dml': dml,
+  'guided': guided,
+  'kd': kd,
+  'kdcl': kdcl,
+  'qkd': qkd,
+  'single': single,
+  'speq': speq,
 }
 
 __all__ = ['METHODS', 'Method', 'Outputs']

@@ -17,6 +17,7 @@ from cmtkd_jax.models.bit_policy import FULL_PRECISION, check_bits
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.apprentice`."""
+
   scheme: str = 'A'
   alpha: float = 1.0  # weight of the teacher's cross entropy (scheme A)
   beta: float = 0.5  # weight of the apprentice's cross entropy
@@ -58,8 +59,10 @@ def create(config, settings, num_classes, teachers=()):
     teacher = Member('teacher', network_recipe(config, width, width, num_classes), width)
   else:
     check_teachers(teachers, 'apprentice', 1, 1)
-    teacher, = trained_members(teachers, ('teacher',), num_classes)
+    (teacher,) = trained_members(teachers, ('teacher',), num_classes)
   if settings.scheme == 'C' and not config.init_from:
-    raise UserError("config.apprentice.scheme='C' starts from a trained full-precision network; name its directory in "
-                    'config.init_from')
+    raise UserError(
+      "config.apprentice.scheme='C' starts from a trained full-precision network; name its directory in "
+      'config.init_from'
+    )
   return Apprentice((student_member(config, num_classes), teacher), settings)

@@ -14,6 +14,7 @@ from cmtkd_jax.methods.kd import distillation
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.average_teacher`. The teachers are the students of the runs in `config.teachers`."""
+
   alpha: float = 1.0  # weight of the cross entropy
   beta: float = 1.0  # weight of the distillation term
   temperature: float = 2.0

@@ -20,6 +20,7 @@ class Outputs(NamedTuple):
   logits: by name of the network, float32 [B, classes]; each of them is evaluated.
   extras: whatever else the method's own loss needs, e.g. pairs of feature maps.
   """
+
   logits: dict[str, jax.Array]
   extras: Any = ()
 
@@ -30,6 +31,7 @@ class Method(nn.Module):
   `weight_bits` gives the weight width of each network among the top-level parameters, which decides its weight decay;
   parameters of other names count as full precision, those under `importance_group` get their own learning rate.
   """
+
   importance_group: ClassVar[str] = 'importance'
   main_network: ClassVar[str] = 'student'
 
@@ -85,6 +87,7 @@ class Method(nn.Module):
 
 class Member(NamedTuple):
   """One network of a method: its name, the function that builds it, the width of its weights, whether it is trained."""
+
   name: str
   make: Callable
   weight_bits: int
@@ -96,6 +99,7 @@ class Joint(Method):
 
   members: the networks, one of them 'student'. settings: the method's `Settings`.
   """
+
   members: tuple[Member, ...]
   settings: Any
 
@@ -114,8 +118,12 @@ class Joint(Method):
   def logits(self, images, train):
     """Returns `{name: logits}` of images for all or `[views, ...]`, one view a network; frozen ones are constants."""
     own = lambda i: images[i] if images.ndim == 5 else images
-    return {member.name: jax.lax.stop_gradient(getattr(self, member.name)(own(i), train=False)) if member.frozen
-            else getattr(self, member.name)(own(i), train) for i, member in enumerate(self.members)}
+    return {
+      member.name: jax.lax.stop_gradient(getattr(self, member.name)(own(i), train=False))
+      if member.frozen
+      else getattr(self, member.name)(own(i), train)
+      for i, member in enumerate(self.members)
+    }
 
   def __call__(self, images, train):
     return Outputs(self.logits(images, train))
@@ -134,8 +142,9 @@ def run_stages(network, x, train):
 def student_member(config, num_classes):
   """Returns the `Member` that `config.student` and `config.model` describe."""
   bits = config.student
-  return Member(Method.main_network, network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes),
-                bits.weight_bits)
+  return Member(
+    Method.main_network, network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes), bits.weight_bits
+  )
 
 
 def peer_members(config, widths, field, num_classes):
@@ -150,18 +159,25 @@ def peer_members(config, widths, field, num_classes):
     raise UserError(f'config.{field}=() names no network beside the student; give at least one width, such as (4, 8)')
   for bits in widths:
     check_bits(bits, f'config.{field}')
-  return tuple(Member(f'peer{i}_{bits}bit', network_recipe(config, bits, bits, num_classes), bits)
-               for i, bits in enumerate(widths, 1))
+  return tuple(
+    Member(f'peer{i}_{bits}bit', network_recipe(config, bits, bits, num_classes), bits)
+    for i, bits in enumerate(widths, 1)
+  )
 
 
 def trained_members(teachers, names, num_classes):
   """Returns frozen `Member`s for `teachers.Teacher`s, whose networks they rebuild."""
+
   def make(teacher):
     bits = teacher.config.student
-    return network_recipe(teacher.config, bits.weight_bits, bits.activation_bits, num_classes,
-                          known_as=Method.main_network)
-  return tuple(Member(name, make(teacher), teacher.config.student.weight_bits, frozen=True)
-               for teacher, name in zip(teachers, names, strict=True))
+    return network_recipe(
+      teacher.config, bits.weight_bits, bits.activation_bits, num_classes, known_as=Method.main_network
+    )
+
+  return tuple(
+    Member(name, make(teacher), teacher.config.student.weight_bits, frozen=True)
+    for teacher, name in zip(teachers, names, strict=True)
+  )
 
 
 def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_fields):
@@ -177,13 +193,33 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
   names = quantizer_names(config.quantizer)
   options = {role: tuple(sorted(config.quantizer[name].get(role, {}).items())) for role, name in names.items()}
   policy = BitPolicy(
-      weight_bits, activation_bits, config.bits.first_last, config.bits.shortcut == 'quantized',
-      parse_rules(config.bits.rules), names['weight'], options['weight'], options['activation'],
-      activations=names['activation'], **policy_fields)
-  layers = LayerFactory(policy, jnp.dtype(config.dtype), config.model.bn_affine, config.model.bn_momentum,
-                        config.model.bn_groups, INITIALIZERS[config.model.init])
-  build = functools.partial(models.MODELS[config.model.name], num_classes=num_classes, layers=layers,
-                            width=config.model.width, stem=config.model.stem, block_order=config.model.block_order)
+    weight_bits,
+    activation_bits,
+    config.bits.first_last,
+    config.bits.shortcut == 'quantized',
+    parse_rules(config.bits.rules),
+    names['weight'],
+    options['weight'],
+    options['activation'],
+    activations=names['activation'],
+    **policy_fields,
+  )
+  layers = LayerFactory(
+    policy,
+    jnp.dtype(config.dtype),
+    config.model.bn_affine,
+    config.model.bn_momentum,
+    config.model.bn_groups,
+    INITIALIZERS[config.model.init],
+  )
+  build = functools.partial(
+    models.MODELS[config.model.name],
+    num_classes=num_classes,
+    layers=layers,
+    width=config.model.width,
+    stem=config.model.stem,
+    block_order=config.model.block_order,
+  )
   return lambda: build().clone(remat=config.remat)
 
 
@@ -191,6 +227,9 @@ def check_teachers(teachers, method, least, most):
   """Raises `UserError` unless `method`, its name in the table, is given `least` to `most` trained teachers."""
   if not least <= len(teachers) <= most:
     given = tuple(teacher.directory for teacher in teachers)
-    wanted = 'no trained teachers; set it to ()' if not most else (
-        f"{least if most == least else f'at least {least}'} of them; name the work directories of finished runs")
+    wanted = (
+      'no trained teachers; set it to ()'
+      if not most
+      else (f'{least if most == least else f"at least {least}"} of them; name the work directories of finished runs')
+    )
     raise UserError(f'config.teachers={given!r}; config.method={method!r} takes {wanted}')

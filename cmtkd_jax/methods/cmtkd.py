@@ -26,6 +26,7 @@ STUDENT, COMBINED = 'student', 'combined_teacher'
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.cmtkd`. F-numbers name the questions the paper leaves open (README, departures)."""
+
   teacher_bits: tuple = (4, 6, 8)  # an int for both, or (weight bits, activation bits)
   taps: tuple = ()  # numbers of tapped layers; () = every stage of the backbone
   alpha: float = 1.0  # weight of the cross entropies, eq. (10)
@@ -43,16 +44,17 @@ class Settings:
   importance_init: tuple = ()  # F10: initial theta of each teacher; () = zeros, uniform importance
 
   choices = {
-      'feature_loss': ('none', *losses.FEATURE_LOSSES),
-      'mutual_loss': tuple(losses.LOGIT_LOSSES),
-      'combined_head': ('shared', 'mean'),
-      'fused': ('quantized', 'pre_quantizer'),
-      'student_map': ('quantized', 'pre_quantizer'),
+    'feature_loss': ('none', *losses.FEATURE_LOSSES),
+    'mutual_loss': tuple(losses.LOGIT_LOSSES),
+    'combined_head': ('shared', 'mean'),
+    'fused': ('quantized', 'pre_quantizer'),
+    'student_map': ('quantized', 'pre_quantizer'),
   }
 
 
 class CMTKD(Method):
   """Teachers, student, importance factors, combined classifier and adaptors."""
+
   make_teachers: tuple[Callable, ...]
   make_student: Callable
   make_combined_head: Callable | None  # None: the mean of the teachers' own heads
@@ -71,8 +73,7 @@ class CMTKD(Method):
     if self.make_combined_head is not None:
       self.combined_head = self.make_combined_head()
     theta = jnp.array(self.settings.importance_init or (0.0,) * len(self.make_teachers), jnp.float32)
-    self.importance = self.param(
-        self.importance_group, lambda _: {f'tap{tap}': theta for tap in self.taps})
+    self.importance = self.param(self.importance_group, lambda _: {f'tap{tap}': theta for tap in self.taps})
     if self.feature_loss is not None:
       for tap in self.taps:
         setattr(self, f'adaptor_tap{tap}', Adaptor(self.feature_loss.adaptor))
@@ -118,17 +119,27 @@ class CMTKD(Method):
     return Outputs({STUDENT: self.student.classify(student_map, train), COMBINED: combined}, pairs)
 
   def loss(self, outputs, labels):
-    return cmtkd_loss(outputs.logits[COMBINED], outputs.logits[STUDENT], labels, outputs.extras, self.settings,
-                      self.feature_loss, self.mutual_loss)
+    return cmtkd_loss(
+      outputs.logits[COMBINED],
+      outputs.logits[STUDENT],
+      labels,
+      outputs.extras,
+      self.settings,
+      self.feature_loss,
+      self.mutual_loss,
+    )
 
   def summary(self, params):
-    return {f'{self.importance_group}/{tap}/{name}': pi
-            for tap, theta in params[self.importance_group].items()
-            for name, pi in zip(self.teacher_names, jnp.unstack(importance(theta)))}
+    return {
+      f'{self.importance_group}/{tap}/{name}': pi
+      for tap, theta in params[self.importance_group].items()
+      for name, pi in zip(self.teacher_names, jnp.unstack(importance(theta)))
+    }
 
 
 class Adaptor(nn.Module):
   """r of eq. (6): brings the student's map [B, H, W, C] to the shared map's channels, see `losses.FeatureLoss`."""
+
   kind: str
 
   @nn.compact
@@ -174,9 +185,13 @@ def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings, feature_
     if settings.stop_gradient_shared:
       shared = jax.lax.stop_gradient(shared)
     feature[tap] = feature_loss(shared, student)
-    total += feature_loss.weight * feature_loss.tap_factor**(len(pairs) - k) * feature[tap]
-  terms = {f'cross_entropy/{STUDENT}': ce_s, f'cross_entropy/{COMBINED}': ce_t,
-           f'mutual/{STUDENT}': kl_s, f'mutual/{COMBINED}': kl_t}
+    total += feature_loss.weight * feature_loss.tap_factor ** (len(pairs) - k) * feature[tap]
+  terms = {
+    f'cross_entropy/{STUDENT}': ce_s,
+    f'cross_entropy/{COMBINED}': ce_t,
+    f'mutual/{STUDENT}': kl_s,
+    f'mutual/{COMBINED}': kl_t,
+  }
   return total, terms | {f'{settings.feature_loss}/{tap}': value for tap, value in feature.items()}
 
 
@@ -189,20 +204,26 @@ def create(config, settings, num_classes, teachers=()):
   check_teachers(teachers, 'cmtkd', 0, 0)
   widths = [tuple(bits) if isinstance(bits, (tuple, list)) else (bits, bits) for bits in settings.teacher_bits]
   if not widths:
-    raise UserError("config.cmtkd.teacher_bits=() names no teacher; give at least one width, such as (4, 6, 8), "
-                    "or train the student alone with config.method='single'")
+    raise UserError(
+      'config.cmtkd.teacher_bits=() names no teacher; give at least one width, such as (4, 6, 8), '
+      "or train the student alone with config.method='single'"
+    )
   for pair in widths:
     if len(pair) != 2:
       raise UserError(f'config.cmtkd.teacher_bits={pair!r} is neither a width nor (weight bits, activation bits)')
     for bits in pair:
       check_bits(bits, 'config.cmtkd.teacher_bits')
   if settings.importance_init and len(settings.importance_init) != len(widths):
-    raise UserError(f'config.cmtkd.importance_init={settings.importance_init!r} has {len(settings.importance_init)} '
-                    f'values for {len(widths)} teachers; give one each, or () for uniform importance')
+    raise UserError(
+      f'config.cmtkd.importance_init={settings.importance_init!r} has {len(settings.importance_init)} '
+      f'values for {len(widths)} teachers; give one each, or () for uniform importance'
+    )
 
   if settings.requantize and settings.fused == 'pre_quantizer':
-    raise UserError("config.cmtkd.requantize=True has no meaning with config.cmtkd.fused='pre_quantizer', where each "
-                    'teacher quantizes the mixture anyway; set it to False')
+    raise UserError(
+      "config.cmtkd.requantize=True has no meaning with config.cmtkd.fused='pre_quantizer', where each "
+      'teacher quantizes the mixture anyway; set it to False'
+    )
 
   recipe = lambda weight_bits, activation_bits: network_recipe(config, weight_bits, activation_bits, num_classes)
   make_teachers = tuple(recipe(*pair) for pair in widths)
@@ -215,16 +236,28 @@ def create(config, settings, num_classes, teachers=()):
   make_head = None
   if settings.combined_head == 'shared':
     if backbone_taps[-1] not in taps:
-      raise UserError(f'config.cmtkd.combined_head: \'shared\' needs a tap at the last stage, layer '
-                      f'{backbone_taps[-1]}, but config.cmtkd.taps is {taps!r}; add it or use \'mean\'')
+      raise UserError(
+        f"config.cmtkd.combined_head: 'shared' needs a tap at the last stage, layer "
+        f"{backbone_taps[-1]}, but config.cmtkd.taps is {taps!r}; add it or use 'mean'"
+      )
     make_head = max(zip(widths, make_teachers), key=lambda pair: pair[0])[1]().make_head
   names = tuple(f'teacher{i}_{_width_name(*pair)}' for i, pair in enumerate(widths, 1))
   feature_loss = None
   if settings.feature_loss != 'none':
     feature_loss = losses.FEATURE_LOSSES[settings.feature_loss](**config.feature_loss[settings.feature_loss])
   mutual_loss = losses.LOGIT_LOSSES[settings.mutual_loss](**config.logit_loss[settings.mutual_loss])
-  return CMTKD(make_teachers, make_student, make_head, names, tuple(w for w, _ in widths), student.weight_bits,
-               taps, settings, feature_loss, mutual_loss)
+  return CMTKD(
+    make_teachers,
+    make_student,
+    make_head,
+    names,
+    tuple(w for w, _ in widths),
+    student.weight_bits,
+    taps,
+    settings,
+    feature_loss,
+    mutual_loss,
+  )
 
 
 def _width_name(weight_bits, activation_bits):

@@ -26,6 +26,7 @@ from cmtkd_jax.models.bit_policy import FULL_PRECISION, check_bits
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.ctkd`. The expert is the student of the run in `config.teachers`."""
+
   teacher_model: str = 'wrn40_1'  # the scratch teacher, a name in `models.MODELS`
   teacher_width: int = FULL_PRECISION  # bits of the scratch teacher
   shared_stem: bool = True  # student and scratch teacher share the first convolution
@@ -47,7 +48,8 @@ class CTKD(Joint):
     shared = stem if self.settings.shared_stem else self.scratch_teacher.embed(images, train)
     scratch_maps, _, scratch = run_stages(self.scratch_teacher, shared, train)
     expert_maps, _, expert = jax.lax.stop_gradient(
-        run_stages(self.expert, self.expert.embed(images, train=False), train=False))
+      run_stages(self.expert, self.expert.embed(images, train=False), train=False)
+    )
     maps = {'student': student_maps, 'scratch_teacher': scratch_maps, 'expert': expert_maps}
     return Outputs({'student': student, 'scratch_teacher': scratch, 'expert': expert}, maps)
 
@@ -80,13 +82,19 @@ def ctkd_loss(logits, labels, maps, settings):
   imitation = losses.logits_regression(jax.lax.stop_gradient(z_t), z_s, 'sum')
   kl = losses.kl_divergence(jax.lax.stop_gradient(z_e), z_s, settings.temperature)
   receiver = settings.attention_to
-  attention = [losses.attention_loss(jax.lax.stop_gradient(f_e), f_r)
-               for f_e, f_r in zip(maps['expert'], maps[receiver], strict=True)]
+  attention = [
+    losses.attention_loss(jax.lax.stop_gradient(f_e), f_r)
+    for f_e, f_r in zip(maps['expert'], maps[receiver], strict=True)
+  ]
   total = ce_t + ce_s + settings.gamma * imitation + settings.beta * sum(attention)
   if settings.alpha:
     total += settings.alpha * kl
-  terms = {'cross_entropy/student': ce_s, 'cross_entropy/scratch_teacher': ce_t, 'imitation/student': imitation,
-           'expert_distillation/student': kl}
+  terms = {
+    'cross_entropy/student': ce_s,
+    'cross_entropy/scratch_teacher': ce_t,
+    'imitation/student': imitation,
+    'expert_distillation/student': kl,
+  }
   return total, terms | {f'attention/{receiver}/group{j}': value for j, value in enumerate(attention, 1)}
 
 
@@ -107,9 +115,13 @@ def create(config, settings, num_classes, teachers=()):
   members = (student_member(config, num_classes), scratch, *trained_members(teachers, ('expert',), num_classes))
   networks = [member.make() for member in members]
   if len({len(network.taps) for network in networks}) > 1:
-    raise UserError(f'config.ctkd.teacher_model={settings.teacher_model!r} and config.model.name='
-                    f'{config.model.name!r} and the expert have different numbers of stages; take one family')
+    raise UserError(
+      f'config.ctkd.teacher_model={settings.teacher_model!r} and config.model.name='
+      f'{config.model.name!r} and the expert have different numbers of stages; take one family'
+    )
   if settings.shared_stem and not all(network.make_stem for network in networks[:2]):
-    raise UserError('config.ctkd.shared_stem=True needs wide residual networks (wrn16_1, ...), whose stem stands '
-                    'apart; set it to False')
+    raise UserError(
+      'config.ctkd.shared_stem=True needs wide residual networks (wrn16_1, ...), whose stem stands '
+      'apart; set it to False'
+    )
   return CTKD(members, settings)

@@ -11,6 +11,7 @@ from cmtkd_jax.methods.base import Joint, check_teachers, peer_members, student_
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.dml`."""
+
   peer_bits: tuple = (4, 6, 8)  # networks of the student's architecture beside it
   beta: float = 1.0  # weight of the mutual terms
   temperature: float = 1.0
@@ -27,11 +28,15 @@ class DML(Joint):
 def dml_loss(logits, labels, settings):
   """Returns (L, terms) of `{name: logits [B, C]}`."""
   ce = {i: losses.cross_entropy(z, labels) for i, z in logits.items()}
-  mutual = {i: sum(losses.kl_divergence(jax.lax.stop_gradient(logits[j]), z, settings.temperature)
-                   for j in logits if j != i) / (len(logits) - 1) for i, z in logits.items()}
+  mutual = {
+    i: sum(losses.kl_divergence(jax.lax.stop_gradient(logits[j]), z, settings.temperature) for j in logits if j != i)
+    / (len(logits) - 1)
+    for i, z in logits.items()
+  }
   total = sum(ce.values()) + settings.beta * sum(mutual.values())
   return total, {f'cross_entropy/{i}': value for i, value in ce.items()} | {
-      f'mutual/{i}': value for i, value in mutual.items()}
+    f'mutual/{i}': value for i, value in mutual.items()
+  }
 
 
 def create(config, settings, num_classes, teachers=()):

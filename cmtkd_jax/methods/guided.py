@@ -17,6 +17,7 @@ from cmtkd_jax.models.bit_policy import FULL_PRECISION
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.guided`."""
+
   hint: str = 'features'
   teacher_weight: float = 1.0  # of the hint that the full-precision network gets
   student_weight: float = 0.5  # of the hint that the low-precision network gets
@@ -31,8 +32,10 @@ class Guided(Joint):
   def __call__(self, images, train):
     _, student_maps, student = run_stages(self.student, self.student.embed(images, train), train)
     before, _, teacher = run_stages(self.teacher, self.teacher.embed(images, train), train)
-    pairs = {f'tap{tap}': (self.student.activate(k, before[k], train), student_maps[k])
-             for k, tap in enumerate(self.student.taps)}
+    pairs = {
+      f'tap{tap}': (self.student.activate(k, before[k], train), student_maps[k])
+      for k, tap in enumerate(self.student.taps)
+    }
     return Outputs({'student': student, 'teacher': teacher}, pairs)
 
   def loss(self, outputs, labels):
@@ -61,8 +64,12 @@ def guided_loss(logits, labels, pairs, settings):
     to_student = losses.kl_divergence(constant(z_t), z_s, settings.temperature)
     to_teacher = losses.kl_divergence(constant(z_s), z_t, settings.temperature)
   total = ce_t + ce_s + settings.teacher_weight * to_teacher + settings.student_weight * to_student
-  return total, {'cross_entropy/student': ce_s, 'cross_entropy/teacher': ce_t,
-                 'guidance/student': to_student, 'guidance/teacher': to_teacher}
+  return total, {
+    'cross_entropy/student': ce_s,
+    'cross_entropy/teacher': ce_t,
+    'guidance/student': to_student,
+    'guidance/teacher': to_teacher,
+  }
 
 
 def create(config, settings, num_classes, teachers=()):

@@ -9,6 +9,7 @@ from cmtkd_jax.methods.base import Joint, Outputs, check_teachers, student_membe
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.kd`. The teacher is the student of the run in `config.teachers`, full precision or quantized."""
+
   alpha: float = 1.0  # weight of the cross entropy
   beta: float = 1.0  # weight of the distillation term
   temperature: float = 2.0
@@ -18,6 +19,7 @@ class Settings:
 
 class Distillation(Joint):
   """A student and the frozen teachers that it learns from; of several, `logit_loss` combines the logits."""
+
   target_name: str  # of what the teachers say together, among the logits
   logit_loss: losses.LogitLoss = losses.LOGIT_LOSSES['kd']()
 

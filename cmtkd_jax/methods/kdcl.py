@@ -18,6 +18,7 @@ STATE = 'ensemble'  # variable collection of the weights of the general ensemble
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.kdcl`."""
+
   peer_bits: tuple = (4, 6, 8)  # networks of the student's architecture beside it
   # 'naive': the best of each sample; 'linear': the best mixture of logits of each batch; 'min_logit'; 'general':
   # the mixture of probabilities with the least error on minival, found again after every epoch.
@@ -63,17 +64,20 @@ class KDCL(Joint):
 def kdcl_loss(logits, labels, weights, settings):
   """Returns (L, terms) of `{name: logits [B, C]}`; only the general ensemble uses `weights` [M]."""
   stacked = jnp.stack(list(logits.values()))
-  target = jax.lax.stop_gradient({
+  target = jax.lax.stop_gradient(
+    {
       'naive': lambda: losses.naive_target(stacked, labels),
       'linear': lambda: losses.linear_target(stacked, labels),
       'min_logit': lambda: losses.min_logit_target(stacked, labels),
       'general': lambda: losses.general_target(stacked, weights),
-  }[settings.ensemble]())
+    }[settings.ensemble]()
+  )
   ce = {i: losses.cross_entropy(z, labels) for i, z in logits.items()}
   kl = {i: losses.kl_divergence(target, z, settings.temperature) for i, z in logits.items()}
   total = sum(ce.values()) + settings.distillation_weight * sum(kl.values())
   return total, {f'cross_entropy/{i}': value for i, value in ce.items()} | {
-      f'distillation/{i}': value for i, value in kl.items()}
+    f'distillation/{i}': value for i, value in kl.items()
+  }
 
 
 def create(config, settings, num_classes, teachers=()):
@@ -84,7 +88,9 @@ def create(config, settings, num_classes, teachers=()):
   """
   check_teachers(teachers, 'kdcl', 0, 0)
   if settings.ensemble == 'general' and not config.data.minival:
-    raise UserError("config.kdcl.ensemble='general' weighs the networks on a held-out slice of train; set "
-                    'config.data.minival to e.g. 0.1')
+    raise UserError(
+      "config.kdcl.ensemble='general' weighs the networks on a held-out slice of train; set "
+      'config.data.minival to e.g. 0.1'
+    )
   peers = peer_members(config, settings.peer_bits, 'kdcl.peer_bits', num_classes)
   return KDCL((student_member(config, num_classes), *peers), settings)

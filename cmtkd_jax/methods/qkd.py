@@ -18,6 +18,7 @@ from cmtkd_jax.models.bit_policy import FULL_PRECISION
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.qkd`. Both networks start from `config.init_from`."""
+
   phase: str = 'co_studying'
   distillation_weight: float = 1.0
   temperature: float = 2.0
@@ -66,7 +67,8 @@ def create(config, settings, num_classes, teachers=()):
     return QKD((student,), settings)
   tutoring = settings.phase == 'tutoring'
   if tutoring and not config.init_from:
-    raise UserError("config.qkd.phase='tutoring' goes on from a run of phase 'co_studying'; name its directory in "
-                    'config.init_from')
+    raise UserError(
+      "config.qkd.phase='tutoring' goes on from a run of phase 'co_studying'; name its directory in config.init_from"
+    )
   make_teacher = network_recipe(config, FULL_PRECISION, FULL_PRECISION, num_classes)
   return QKD((student, Member('teacher', make_teacher, FULL_PRECISION, frozen=tutoring)), settings)

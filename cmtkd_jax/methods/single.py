@@ -9,6 +9,7 @@ from cmtkd_jax.methods.base import Joint, check_teachers, student_member
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.single`. The bit-widths are those of `config.student`."""
+
   ce_temperature: float = 1.0
 
 

@@ -18,6 +18,7 @@ from cmtkd_jax.models.bit_policy import check_bits, quantizer_class, quantizer_n
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Fields of `config.speq`."""
+
   high_bits: int = 8  # of the teacher's activations where they are not the student's
   high_probability: float = 0.5  # of a layer to be at high precision
   distillation_weight: float = 1.0
@@ -28,6 +29,7 @@ class Settings:
 
 class SPEQ(Joint):
   """The student, which is its own teacher."""
+
   make_teacher: Callable
 
   def __call__(self, images, train):
@@ -65,9 +67,17 @@ def create(config, settings, num_classes, teachers=()):
   name = quantizer_names(config.quantizer)['activation']
   activation = quantizer_class(name, 'activation')
   if activation.learned or activation.fitted:
-    raise UserError(f'config.quantizer: {name!r} has values of its own for each width, so that '
-                    "config.method='speq' cannot switch widths; use 'hwgq'")
+    raise UserError(
+      f'config.quantizer: {name!r} has values of its own for each width, so that '
+      "config.method='speq' cannot switch widths; use 'hwgq'"
+    )
   bits = config.student
-  make_teacher = network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes,
-                                high_bits=settings.high_bits, high_probability=settings.high_probability)
+  make_teacher = network_recipe(
+    config,
+    bits.weight_bits,
+    bits.activation_bits,
+    num_classes,
+    high_bits=settings.high_bits,
+    high_probability=settings.high_probability,
+  )
   return SPEQ((student_member(config, num_classes),), settings, make_teacher)

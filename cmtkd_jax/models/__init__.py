@@ -9,16 +9,16 @@ from cmtkd_jax.models.resnet import ORDERS
 # Adding a backbone: its file, one line here, its config, its test. A value takes (num_classes, layers, width, stem,
 # block_order) by name and returns a `Network`.
 MODELS = {
-    'resnet8': functools.partial(resnet.resnet_cifar, 8),
-    'resnet20': functools.partial(resnet.resnet_cifar, 20),
-    'resnet32': functools.partial(resnet.resnet_cifar, 32),
-    'resnet18': resnet.resnet18,
-    'alexnet': alexnet.alexnet,
-    'alexnet_torchvision': alexnet.alexnet_torchvision,
-    'wrn16_1': functools.partial(wide_resnet.wide_resnet, 16, 1),
-    'wrn16_2': functools.partial(wide_resnet.wide_resnet, 16, 2),
-    'wrn40_1': functools.partial(wide_resnet.wide_resnet, 40, 1),
-    'wrn40_2': functools.partial(wide_resnet.wide_resnet, 40, 2),
+  'resnet8': functools.partial(resnet.resnet_cifar, 8),
+  'resnet20': functools.partial(resnet.resnet_cifar, 20),
+  'resnet32': functools.partial(resnet.resnet_cifar, 32),
+  'resnet18': resnet.resnet18,
+  'alexnet': alexnet.alexnet,
+  'alexnet_torchvision': alexnet.alexnet_torchvision,
+  'wrn16_1': functools.partial(wide_resnet.wide_resnet, 16, 1),
+  'wrn16_2': functools.partial(wide_resnet.wide_resnet, 16, 2),
+  'wrn40_1': functools.partial(wide_resnet.wide_resnet, 40, 1),
+  'wrn40_2': functools.partial(wide_resnet.wide_resnet, 40, 2),
 }
 
 __all__ = ['MODELS', 'ORDERS', 'Network']

@@ -14,13 +14,14 @@ from cmtkd_jax.models.network import Network
 
 # First layer: (kernel, stride, padding); pooling: (window, stride).
 FORMS = {
-    'imagenet': ((11, 4, 0), (3, 2)),  # 227x227 input, 6x6 before the dense layers
-    'cifar': ((5, 1, 2), (2, 2)),  # 32x32 input, 4x4 before the dense layers
+  'imagenet': ((11, 4, 0), (3, 2)),  # 227x227 input, 6x6 before the dense layers
+  'cifar': ((5, 1, 2), (2, 2)),  # 32x32 input, 4x4 before the dense layers
 }
 
 
 class Stage(nn.Module):
   """One or more convolutions, a max-pool after the last: images or a quantized map -> the map to quantize."""
+
   convs: tuple[tuple[int, int, int, int | None, str], ...]  # features, kernel, stride, padding, role
   pool: tuple[int, int]
   layers: LayerFactory
@@ -31,8 +32,10 @@ class Stage(nn.Module):
       x = self.layers.conv(features, kernel, stride, padding, role, name=f'conv{i}')(x, train)
       if i == len(self.convs):
         if min(x.shape[1:3]) < self.pool[0]:
-          raise UserError(f'config.data.image_size is too small for alexnet: {x.shape[1]}x{x.shape[2]} maps are left '
-                          f"to pool; use 227, or 32 with config.model.stem='cifar'")
+          raise UserError(
+            f'config.data.image_size is too small for alexnet: {x.shape[1]}x{x.shape[2]} maps are left '
+            f"to pool; use 227, or 32 with config.model.stem='cifar'"
+          )
         return self.layers.norm(name=f'norm{i}')(MaxPool(*self.pool, name='pool')(x), train)
       x = self.layers.norm(name=f'norm{i}')(x, train)
       x = self.layers.activation(name=f'activation{i}')(x, train)
@@ -40,6 +43,7 @@ class Stage(nn.Module):
 
 class DenseHead(nn.Module):
   """fc6 - BN - quantizer - fc7 - BN - ReLU - fc8: [B, H, W, C] -> logits float32 [B, classes]."""
+
   features: int
   num_classes: int
   layers: LayerFactory
@@ -59,8 +63,9 @@ def alexnet_torchvision(num_classes, layers, **settings):
   return alexnet(num_classes, layers, widths=(64, 192, 384, 256, 256), first_padding=2, **settings)
 
 
-def alexnet(num_classes, layers, width=1.0, stem='imagenet', block_order='pre', widths=(96, 256, 384, 384, 256),
-            first_padding=0):
+def alexnet(
+  num_classes, layers, width=1.0, stem='imagenet', block_order='pre', widths=(96, 256, 384, 384, 256), first_padding=0
+):
   """AlexNet-BN, widths 96-256-384-384-256 and 4096-4096, taps at layers 1, 2, 5 (CMT-KD section 4.1)."""
   if block_order != 'pre':
     raise UserError(f"config.model.block_order={block_order!r}; alexnet has no residual blocks, use 'pre'")
@@ -68,10 +73,11 @@ def alexnet(num_classes, layers, width=1.0, stem='imagenet', block_order='pre', 
   padding = padding or first_padding
   scaled = lambda features: max(1, round(features * width))
   convs = (
-      ((scaled(widths[0]), kernel, stride, padding, 'first'),),
-      ((scaled(widths[1]), 5, 1, None, 'body'),),
-      tuple((scaled(features), 3, 1, None, 'body') for features in widths[2:]),
+    ((scaled(widths[0]), kernel, stride, padding, 'first'),),
+    ((scaled(widths[1]), 5, 1, None, 'body'),),
+    tuple((scaled(features), 3, 1, None, 'body') for features in widths[2:]),
   )
   make_stages = tuple(functools.partial(Stage, stage_convs, pool, layers) for stage_convs in convs)
-  return Network((1, 2, 5), make_stages, layers.activation,
-                 functools.partial(DenseHead, scaled(4096), num_classes, layers))
+  return Network(
+    (1, 2, 5), make_stages, layers.activation, functools.partial(DenseHead, scaled(4096), num_classes, layers)
+  )

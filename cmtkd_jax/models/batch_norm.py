@@ -49,7 +49,8 @@ def _normalize_gradients(epsilon, residuals, gradients):
   centered = x.astype(jnp.float32) - _wide(mean, x)
   bias_gradient, scale_gradient = jnp.sum(g, axes), jnp.sum(g * centered, axes) * inverse
   x_gradient = _wide(inverse * scale, x) * (
-      g - _wide(bias_gradient / rows, x) - centered * _wide(inverse * scale_gradient / rows, x))
+    g - _wide(bias_gradient / rows, x) - centered * _wide(inverse * scale_gradient / rows, x)
+  )
   return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
 
 
@@ -63,6 +64,7 @@ class BatchNorm(nn.Module):
   groups as devices it is what a device computes on its own, without communication. The running statistics follow the
   mean over the groups.
   """
+
   groups: int = 1
   momentum: float = 0.9
   affine: bool = True

@@ -15,6 +15,7 @@ QUANTIZER_ROLES = ('weight', 'activation')
 @dataclasses.dataclass(frozen=True)
 class Rule:
   """Bits of every layer whose whole path matches `pattern`, e.g. 'student/stage4/.*'."""
+
   pattern: str
   weight_bits: int
   activation_bits: int
@@ -33,6 +34,7 @@ class BitPolicy:
   known_as: name of the network in the rules, where it runs under another one.
   high_bits, high_probability: where not 0, activations have so many bits at random, drawn for each layer and step.
   """
+
   weight_bits: int
   activation_bits: int
   first_last_bits: int = FULL_PRECISION
@@ -100,7 +102,7 @@ def create_quantizer(name, role, bits, options=(), layer=''):
   try:
     return cls(bits=bits, **dict(options))
   except ValueError as e:
-    asked = f" (asked for by {layer}; give it other bits, or config.quantizer.{role}s another name)" if layer else ''
+    asked = f' (asked for by {layer}; give it other bits, or config.quantizer.{role}s another name)' if layer else ''
     raise UserError(f'config.quantizer: {e}{asked}') from None
 
 
@@ -112,8 +114,10 @@ def quantizer_class(name, role):
   """
   cls = getattr(quantizers.QUANTIZERS[name], role.capitalize(), None)
   if cls is None:
-    raise UserError(f'config.quantizer.{role}s: {name} quantizes no {role}s; name another quantizer there, such as '
-                    f"'hwgq', or give them 32 bits")
+    raise UserError(
+      f'config.quantizer.{role}s: {name} quantizes no {role}s; name another quantizer there, such as '
+      f"'hwgq', or give them 32 bits"
+    )
   return cls
 
 

@@ -16,6 +16,7 @@ from cmtkd_jax.runtime import text_table
 
 class Row(NamedTuple):
   """One layer. activation_bits are those of its input: 32 for images, pooled maps and mixtures of several grids."""
+
   layer: str
   weight_bits: int
   activation_bits: int
@@ -53,21 +54,25 @@ def collect(method, input_shape, rules=()):
       kernel = fan_in * module.features
       bias = module.features if isinstance(module, layers.Dense) and module.role == 'last' else 0
       positions = result.shape[1] * result.shape[2] if result.ndim == 4 else 1
-      rows.append(Row(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel + bias,
-                      kernel * positions))
+      rows.append(
+        Row(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel + bias, kernel * positions)
+      )
     return result
 
   with nn.intercept_methods(record):
     jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=True))
   for rule in rules:
     if not any(re.fullmatch(rule.pattern, path) for path in seen):
-      raise UserError(f'config.bits.rules: {rule.pattern!r} matches no layer; layers are named like '
-                      f'{", ".join(seen[:3])}, ..., {seen[-1]}')
+      raise UserError(
+        f'config.bits.rules: {rule.pattern!r} matches no layer; layers are named like '
+        f'{", ".join(seen[:3])}, ..., {seen[-1]}'
+      )
   return rows
 
 
 class Total(NamedTuple):
   """What one network costs. size: bits of its weights; bops: bit operations of one image, MACs x both widths."""
+
   parameters: int
   size: int
   macs: int
@@ -76,8 +81,12 @@ class Total(NamedTuple):
 
 def total(rows):
   """Returns the `Total` of `rows`; a full-precision operand counts 32 bits."""
-  return Total(sum(row.parameters for row in rows), sum(row.parameters * row.weight_bits for row in rows),
-               sum(row.macs for row in rows), sum(row.macs * row.weight_bits * row.activation_bits for row in rows))
+  return Total(
+    sum(row.parameters for row in rows),
+    sum(row.parameters * row.weight_bits for row in rows),
+    sum(row.macs for row in rows),
+    sum(row.macs * row.weight_bits * row.activation_bits for row in rows),
+  )
 
 
 def render(rows):
@@ -89,11 +98,15 @@ def render(rows):
     cells.setdefault(layer, {})[network] = f'{row.weight_bits}/{row.activation_bits}'
     costs[layer] = (row.parameters, row.macs)
   header = ['layer', 'parameters', 'MACs', *networks]
-  body = [[layer, f'{costs[layer][0]:,}', f'{costs[layer][1]:,}', *(bits.get(n, '-') for n in networks)]
-          for layer, bits in cells.items()]
+  body = [
+    [layer, f'{costs[layer][0]:,}', f'{costs[layer][1]:,}', *(bits.get(n, '-') for n in networks)]
+    for layer, bits in cells.items()
+  ]
   by_network = {n: total([row for row in rows if _split(row.layer)[0] == n]) for n in networks}
-  body += [['size of the weights, KiB', '', '', *(f'{by_network[n].size / 8192:,.1f}' for n in networks)],
-           ['bit operations, millions', '', '', *(f'{by_network[n].bops / 1e6:,.1f}' for n in networks)]]
+  body += [
+    ['size of the weights, KiB', '', '', *(f'{by_network[n].size / 8192:,.1f}' for n in networks)],
+    ['bit operations, millions', '', '', *(f'{by_network[n].bops / 1e6:,.1f}' for n in networks)],
+  ]
   return '\n'.join(['bits of weights/input of every layer (32 = full precision)', *text_table.lines(header, body)])
 
 

@@ -21,6 +21,7 @@ class Initializers:
 
   Biases start at 0.
   """
+
   kernel: Callable
   classifier: Callable
   scale: Callable
@@ -28,18 +29,20 @@ class Initializers:
 
 _he = lambda fan: nn.initializers.variance_scaling(2.0, fan, 'normal')
 INITIALIZERS = {
-    # He normal by fan-out; the classifier starts small, uniform(-1, 1) / sqrt(fan-in).
-    'he_fan_out': Initializers(
-        _he('fan_out'), nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), nn.initializers.ones),
-    # The published code of CTKD, and of attention transfer before it: He normal by fan-in also for the classifier,
-    # scales uniform in [0, 1).
-    'ctkd': Initializers(_he('fan_in'), _he('fan_in'), nn.initializers.uniform(1.0)),
+  # He normal by fan-out; the classifier starts small, uniform(-1, 1) / sqrt(fan-in).
+  'he_fan_out': Initializers(
+    _he('fan_out'), nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), nn.initializers.ones
+  ),
+  # The published code of CTKD, and of attention transfer before it: He normal by fan-in also for the classifier,
+  # scales uniform in [0, 1).
+  'ctkd': Initializers(_he('fan_in'), _he('fan_in'), nn.initializers.uniform(1.0)),
 }
 DEFAULT_INITIALIZERS = INITIALIZERS['he_fan_out']
 
 
 class FakeQuantize(nn.Module):
   """Holds a quantizer's learned and fitted values and applies it; both start from the first data it sees."""
+
   quantizer: Quantizer
 
   @nn.compact
@@ -62,6 +65,7 @@ class Conv(nn.Module):
 
   role: the layer's place in the network, see `bit_policy.ROLES`.
   """
+
   features: int
   kernel: int
   policy: BitPolicy
@@ -73,19 +77,25 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    kernel = self.param('kernel', self.initializers.kernel, (self.kernel, self.kernel, x.shape[-1], self.features),
-                        jnp.float32)
+    kernel = self.param(
+      'kernel', self.initializers.kernel, (self.kernel, self.kernel, x.shape[-1], self.features), jnp.float32
+    )
     quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
     if quantizer is not None:
       kernel = FakeQuantize(quantizer, name='weight_quantizer')(kernel, train)
     pad = (self.kernel - 1) // 2 if self.padding is None else self.padding
     return jax.lax.conv_general_dilated(
-        x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), ((pad, pad), (pad, pad)),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      (self.stride, self.stride),
+      ((pad, pad), (pad, pad)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
 
 
 class Dense(nn.Module):
   """Matrix product [B, ...], flattened, -> [B, features] with quantized weights; the last layer has a bias."""
+
   features: int
   policy: BitPolicy
   role: str = 'body'
@@ -108,6 +118,7 @@ class Dense(nn.Module):
 
 class Activation(nn.Module):
   """The quantizer in place of a ReLU, or the ReLU itself where the policy says 32 bits."""
+
   policy: BitPolicy
 
   @nn.compact
@@ -125,6 +136,7 @@ class Activation(nn.Module):
 
 class MaxPool(nn.Module):
   """`max_pool` as a layer, so that whoever walks through a network meets it by name."""
+
   window: int
   stride: int
   padding: int = 0
@@ -136,6 +148,7 @@ class MaxPool(nn.Module):
 @dataclasses.dataclass(frozen=True)
 class LayerFactory:
   """Builds the layers of one network with its bit policy, compute type, normalization settings and initializers."""
+
   policy: BitPolicy
   dtype: jnp.dtype = jnp.float32
   bn_affine: bool = True
@@ -175,6 +188,6 @@ def max_pool(x, window, stride, padding=0):
   best = None
   for dy in range(window):
     for dx in range(window):
-      view = x[:, dy:dy + (height - 1) * stride + 1:stride, dx:dx + (width - 1) * stride + 1:stride]
+      view = x[:, dy : dy + (height - 1) * stride + 1 : stride, dx : dx + (width - 1) * stride + 1 : stride]
       best = view if best is None else jnp.where((best >= view) | (best != best), best, view)  # NaN stays
   return best

@@ -17,6 +17,7 @@ class Network(nn.Module):
   taps: number of the layer that closes each stage, counting the first convolution as 1 and no 1x1 shortcuts.
   remat: regex of networks whose stages are computed again in the backward pass, to save the memory of their maps.
   """
+
   taps: tuple[int, ...]
   make_stages: tuple[Callable[[], nn.Module], ...]
   make_activation: Callable[[], nn.Module]

@@ -20,8 +20,12 @@ _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.tar')  # reading these wou
 _PREFIX = re.compile(r'^(?:(?:state_dict|model|module|net|_orig_mod)\.)+')  # of wrappers around the network
 _EPSILON = 1e-5  # of our normalizations
 _LIMIT = 2**32  # bytes of a file's arrays, so that a small file cannot fill the memory
-_NORM = {'weight': ('params', 'scale'), 'bias': ('params', 'bias'), 'running_mean': ('batch_stats', 'mean'),
-         'running_var': ('batch_stats', 'var')}
+_NORM = {
+  'weight': ('params', 'scale'),
+  'bias': ('params', 'bias'),
+  'running_mean': ('batch_stats', 'mean'),
+  'running_var': ('batch_stats', 'var'),
+}
 
 
 def is_weight_file(path):
@@ -31,10 +35,13 @@ def is_weight_file(path):
     UserError: it names a pickle of PyTorch.
   """
   if str(path).endswith(_PICKLES) and not epath.Path(path).is_dir():
-    raise UserError(f'config.init_from={str(path)!r} is a pickle of PyTorch, which could run any code; convert it: '
-                    'python -c "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], '
-                    "weights_only=True); d = d.get('state_dict', d.get('model', d)); s.save_file({k: "
-                    'v.contiguous() for k, v in d.items()}, sys.argv[2])" ' f'{path} weights.safetensors')
+    raise UserError(
+      f'config.init_from={str(path)!r} is a pickle of PyTorch, which could run any code; convert it: '
+      'python -c "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], '
+      "weights_only=True); d = d.get('state_dict', d.get('model', d)); s.save_file({k: "
+      'v.contiguous() for k, v in d.items()}, sys.argv[2])" '
+      f'{path} weights.safetensors'
+    )
   return str(path).endswith(SUFFIXES)
 
 
@@ -52,8 +59,10 @@ def load(path, model):
     UserError: the file cannot be read, or is none of such a network.
   """
   if model.name not in _MODELS:
-    raise UserError(f'config.init_from={str(path)!r}: weights from PyTorch fit config.model.name '
-                    f'{" and ".join(map(repr, _MODELS))}, not {model.name!r}')
+    raise UserError(
+      f'config.init_from={str(path)!r}: weights from PyTorch fit config.model.name '
+      f'{" and ".join(map(repr, _MODELS))}, not {model.name!r}'
+    )
   needed, rename = _MODELS[model.name]
   for field, value in needed.items():
     if model[field] != value:
@@ -75,8 +84,9 @@ def load(path, model):
       try:
         tree[keys[-1]] = np.asarray(value, np.float32)
       except (TypeError, ValueError):
-        raise UserError(f'{path}: {name!r} is {array.dtype}{list(array.shape)}, not numbers; save the state_dict '
-                        'again') from None
+        raise UserError(
+          f'{path}: {name!r} is {array.dtype}{list(array.shape)}, not numbers; save the state_dict again'
+        ) from None
   return variables
 
 
@@ -90,6 +100,7 @@ def _read(path):
       with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
     from safetensors.numpy import load_file
+
     return load_file(path)
   except Exception as e:  # each reader has exceptions of its own
     raise UserError(f'{path} cannot be read ({" ".join(str(e).split())[:120]}); save the state_dict again') from None
@@ -103,8 +114,9 @@ def _check_npz(path):
       raise ValueError(f'more than {_LIMIT / 2**30:.0f} GiB of arrays')
     for member in members:
       with archive.open(member) as file:
-        read = {1: np.lib.format.read_array_header_1_0}.get(np.lib.format.read_magic(file)[0],
-                                                            np.lib.format.read_array_header_2_0)
+        read = {1: np.lib.format.read_array_header_1_0}.get(
+          np.lib.format.read_magic(file)[0], np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read(file)
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
           raise ValueError(f'{member.filename} is no array {dtype}{list(shape)}')
@@ -137,14 +149,14 @@ def _resnet18(name, array):
 
 # Convolution or matrix -> (its place, the normalization that takes its bias).
 _ALEXNET = {
-    'features.0': (('stage1', 'conv1'), ('stage1', 'norm1')),
-    'features.3': (('stage2', 'conv1'), ('stage2', 'norm1')),
-    'features.6': (('stage3', 'conv1'), ('stage3', 'norm1')),
-    'features.8': (('stage3', 'conv2'), ('stage3', 'norm2')),
-    'features.10': (('stage3', 'conv3'), ('stage3', 'norm3')),
-    'classifier.1': (('head', 'fc6'), ('head', 'norm6')),
-    'classifier.4': (('head', 'fc7'), ('head', 'norm7')),
-    'classifier.6': (('head', 'fc8'), None),
+  'features.0': (('stage1', 'conv1'), ('stage1', 'norm1')),
+  'features.3': (('stage2', 'conv1'), ('stage2', 'norm1')),
+  'features.6': (('stage3', 'conv1'), ('stage3', 'norm1')),
+  'features.8': (('stage3', 'conv2'), ('stage3', 'norm2')),
+  'features.10': (('stage3', 'conv3'), ('stage3', 'norm3')),
+  'classifier.1': (('head', 'fc6'), ('head', 'norm6')),
+  'classifier.4': (('head', 'fc7'), ('head', 'norm7')),
+  'classifier.6': (('head', 'fc8'), None),
 }
 
 
@@ -161,9 +173,15 @@ def _alexnet(name, array):
   if norm is None:
     return {('params', *place, 'bias'): array}
   one = np.ones_like(array)
-  return {('params', *norm, 'scale'): one, ('params', *norm, 'bias'): array,
-          ('batch_stats', *norm, 'mean'): 0 * one, ('batch_stats', *norm, 'var'): (1 - _EPSILON) * one}
+  return {
+    ('params', *norm, 'scale'): one,
+    ('params', *norm, 'bias'): array,
+    ('batch_stats', *norm, 'mean'): 0 * one,
+    ('batch_stats', *norm, 'var'): (1 - _EPSILON) * one,
+  }
 
 
-_MODELS = {'resnet18': ({'stem': 'imagenet', 'block_order': 'post'}, _resnet18),
-           'alexnet_torchvision': ({'stem': 'imagenet', 'block_order': 'pre'}, _alexnet)}
+_MODELS = {
+  'resnet18': ({'stem': 'imagenet', 'block_order': 'post'}, _resnet18),
+  'alexnet_torchvision': ({'stem': 'imagenet', 'block_order': 'pre'}, _alexnet),
+}

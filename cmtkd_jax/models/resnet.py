@@ -26,6 +26,7 @@ from cmtkd_jax.models.network import Network
 
 class Order(NamedTuple):
   """Where the normalizations of a block stand, besides that between its convolutions."""
+
   after_branches: bool  # after the second convolution, and after a 1x1 shortcut
   after_sum: bool  # so that an identity shortcut adds the sum before it, which is not quantized
 
@@ -38,6 +39,7 @@ class Stem(nn.Module):
 
   The map is quantized, but in order `edmips`, where the first block starts with its normalization.
   """
+
   features: int
   form: str
   order: str
@@ -65,6 +67,7 @@ class Block(nn.Module):
 
   `x` is the quantized input, `identity` what an identity shortcut adds: x, or the sum before x's normalization.
   """
+
   features: int
   stride: int
   order: str
@@ -87,6 +90,7 @@ class Block(nn.Module):
 
 class Stage(nn.Module):
   """The blocks of one resolution, after the stem if there is one: images or a quantized map -> the map to quantize."""
+
   features: int
   blocks: int
   stride: int
@@ -113,6 +117,7 @@ class Stage(nn.Module):
 
 class PooledHead(nn.Module):
   """Global average pooling and one dense layer: [B, H, W, C] -> logits float32 [B, classes]."""
+
   num_classes: int
   layers: LayerFactory
 
@@ -124,11 +129,13 @@ class PooledHead(nn.Module):
 
 def _resnet(blocks, widths, num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
   features = [max(1, round(w * width)) for w in widths]
-  taps = tuple(1 + 2 * sum(blocks[:k + 1]) for k in range(len(blocks)))
+  taps = tuple(1 + 2 * sum(blocks[: k + 1]) for k in range(len(blocks)))
   make_stages = tuple(
-      functools.partial(Stage, features[k], blocks[k], 1 if k == 0 else 2, block_order, layers,
-                        stem=stem if k == 0 else '')
-      for k in range(len(blocks)))
+    functools.partial(
+      Stage, features[k], blocks[k], 1 if k == 0 else 2, block_order, layers, stem=stem if k == 0 else ''
+    )
+    for k in range(len(blocks))
+  )
   return Network(taps, make_stages, layers.activation, functools.partial(PooledHead, num_classes, layers))
 
 

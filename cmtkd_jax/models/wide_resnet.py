@@ -18,6 +18,7 @@ from cmtkd_jax.models.resnet import PooledHead
 
 class Stem(nn.Module):
   """The first convolution alone, so that two networks can share it: images -> raw map."""
+
   features: int
   layers: LayerFactory
 
@@ -28,6 +29,7 @@ class Stem(nn.Module):
 
 class NormActivation(nn.Module):
   """Normalization and quantizer (or ReLU) of a raw map."""
+
   layers: LayerFactory
 
   @nn.compact
@@ -37,6 +39,7 @@ class NormActivation(nn.Module):
 
 class Group(nn.Module):
   """The blocks of one resolution: raw map in group 1, else activated map -> raw sum."""
+
   features: int
   blocks: int
   stride: int
@@ -62,13 +65,17 @@ def wide_resnet(depth, widen, num_classes, layers, width=1.0, stem='cifar', bloc
   if depth < 10 or (depth - 4) % 6:
     raise UserError(f'a wide residual network has a depth of 6 n + 4 with n >= 1, not {depth}')
   if stem != 'cifar' or block_order != 'pre':
-    field, value, good = (('stem', stem, 'cifar') if stem != 'cifar' else ('block_order', block_order, 'pre'))
+    field, value, good = ('stem', stem, 'cifar') if stem != 'cifar' else ('block_order', block_order, 'pre')
     raise UserError(f'config.model.{field}={value!r}; wide residual networks have {good!r} alone')
   scaled = lambda features: max(1, round(features * width))
   blocks = (depth - 4) // 6
   make_groups = tuple(
-      functools.partial(Group, scaled(16 * 2**k * widen), blocks, 1 if k == 0 else 2, k > 0, layers)
-      for k in range(3))
-  return Network(tuple(1 + 2 * blocks * (k + 1) for k in range(3)), make_groups,
-                 functools.partial(NormActivation, layers), functools.partial(PooledHead, num_classes, layers),
-                 functools.partial(Stem, scaled(16), layers))
+    functools.partial(Group, scaled(16 * 2**k * widen), blocks, 1 if k == 0 else 2, k > 0, layers) for k in range(3)
+  )
+  return Network(
+    tuple(1 + 2 * blocks * (k + 1) for k in range(3)),
+    make_groups,
+    functools.partial(NormActivation, layers),
+    functools.partial(PooledHead, num_classes, layers),
+    functools.partial(Stem, scaled(16), layers),
+  )

@@ -22,9 +22,9 @@ def magnitudes(bits):
   Source: APoT eqs. (5), (8) with k = 2; the odd widths are the authors' code.
   """
   m, odd = divmod(bits, 2)
-  terms = [[0, *(2.0**-(i * m + j + (odd if i == 2 else 0)) for i in range(3))] for j in range(1, m + 1)]
+  terms = [[0, *(2.0 ** -(i * m + j + (odd if i == 2 else 0)) for i in range(3))] for j in range(1, m + 1)]
   if odd:
-    terms.append([0, 2.0**-(2 * m + 1)])
+    terms.append([0, 2.0 ** -(2 * m + 1)])
   sums = np.sort([sum(choice) for choice in itertools.product(*terms)])
   return (sums / sums[-1]).astype(np.float32)
 
@@ -39,6 +39,7 @@ class Weight(base.Quantizer):
   dw_hat/da = P - v / a inside, sign(v) outside; mean and standard deviation are differentiated too.
   Source: APoT sections 2.2, 2.3; Algorithm 1.
   """
+
   init_clip: float = 3.0
   learned = ('clip',)
   widths = tuple(range(2, base.MAX_BITS + 1))
@@ -70,6 +71,7 @@ class Activation(base.Quantizer):
   P: nearest of `magnitudes(b)`. Gradients: dx_hat/dx = 1[0 < x < a]; dx_hat/da = P - x / a inside, 1 above.
   Source: APoT eqs. (4), (6).
   """
+
   init_clip: float = 6.0
   learned = ('clip',)
   positive = ('init_clip',)

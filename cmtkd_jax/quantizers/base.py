@@ -22,6 +22,7 @@ class Coded(NamedTuple):
   offset: float32 like `scale`, or None.
   levels: float32 table of a non-uniform grid, [n] or one a channel [C, n], indexed by code; None: `level(code) = code`.
   """
+
   codes: jax.Array
   scale: jax.Array
   zero: float = 0.0
@@ -99,6 +100,7 @@ class Quantizer:
   that its definition decays like weights in `decayed`, and its other state in `fitted` (replaced by `update` at each
   training step, e.g. a basis that is re-fitted). All methods are pure.
   """
+
   bits: int
 
   learned: ClassVar[tuple[str, ...]] = ()

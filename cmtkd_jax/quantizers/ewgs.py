@@ -40,6 +40,7 @@ discretize.defvjp(lambda x, n, delta: (discretize(x, n, delta), x - discretize(x
 @dataclasses.dataclass(frozen=True)
 class _Interval(base.Quantizer):
   """delta: of `discretize`; the paper also derives it from the Hessian, epoch by epoch, its fixed value is 1e-3."""
+
   delta: float = 1e-3
   learned = ('lower', 'upper')
 
@@ -61,6 +62,7 @@ class Weight(_Interval):
   E|w| / E|w_hat|; the published code starts where the mean magnitude of the output is kept, which is at about 3.2 of
   them, since activations become codes in [0, 1], too. Source: EWGS sections 3.2, 4.1.
   """
+
   start: float = 1.0
   learned = ('lower', 'upper', 'scale')
   positive = ('start',)
@@ -106,4 +108,5 @@ class Activation(_Interval):
   def surrogate(self, x, parameters):
     n = 2**self.bits - 1
     return discretize(
-        self._normalize(jax.nn.relu(x), *self._bounds(parameters, base.step_gradient_scale(x, n))), n, self.delta)
+      self._normalize(jax.nn.relu(x), *self._bounds(parameters, base.step_gradient_scale(x, n))), n, self.delta
+    )

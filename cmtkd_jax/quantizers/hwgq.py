@@ -17,12 +17,12 @@ from cmtkd_jax.quantizers import base
 # Steps by bit-width 1..8. The optimal ones minimize E (x - q(x))^2 for x ~ N(0, 1).
 WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056868, 0.030762)
 ACTIVATION_STEP = {
-    # Rounding to nearest: the published table ends at 4 bits, the optimal steps go on from there.
-    ('nearest', 'published'): (0.799, 0.538, 0.3217, 0.185, 0.105488, 0.057261, 0.030870, 0.016528),
-    ('nearest', 'optimal'): (1.224006, 0.650770, 0.353411, 0.193249, 0.105488, 0.057261, 0.030870, 0.016528),
-    # First threshold at zero: every positive value goes to at least the first level.
-    ('zero_threshold', 'published'): (0.799, 0.538, 0.3217, 0.185, 0.102984, 0.056584, 0.030691, 0.016482),
-    ('zero_threshold', 'optimal'): (0.797885, 0.538812, 0.321729, 0.184243, 0.102984, 0.056584, 0.030691, 0.016482),
+  # Rounding to nearest: the published table ends at 4 bits, the optimal steps go on from there.
+  ('nearest', 'published'): (0.799, 0.538, 0.3217, 0.185, 0.105488, 0.057261, 0.030870, 0.016528),
+  ('nearest', 'optimal'): (1.224006, 0.650770, 0.353411, 0.193249, 0.105488, 0.057261, 0.030870, 0.016528),
+  # First threshold at zero: every positive value goes to at least the first level.
+  ('zero_threshold', 'published'): (0.799, 0.538, 0.3217, 0.185, 0.102984, 0.056584, 0.030691, 0.016482),
+  ('zero_threshold', 'optimal'): (0.797885, 0.538812, 0.321729, 0.184243, 0.102984, 0.056584, 0.030691, 0.016482),
 }
 _SMALLEST_SCALE = 1e-12  # an all-zero tensor has no standard deviation to scale by
 
@@ -115,7 +115,7 @@ def encode_weight(w, bits, per_channel=False, binary_scale='std'):
   Args and source: as `weight_scale`; EdMIPS. Returns `Coded` with codes in 0..2^b - 1.
   """
   s = base.broadcast_to_channels(weight_scale(w, bits, per_channel, binary_scale), w)
-  half = 2**(bits - 1)
+  half = 2 ** (bits - 1)
   codes = jnp.clip(jnp.round(w * (1 / s) + 0.5), 1 - half, half) + (half - 1)  # reciprocal: as above
   return base.Coded(codes.astype(jnp.int32), s, half - 0.5)
 
@@ -132,13 +132,15 @@ def quantize_weight(w, bits, per_channel=False, binary_scale='std'):
 
 
 quantize_weight.defvjp(
-    lambda w, bits, per_channel, binary_scale: (quantize_weight(w, bits, per_channel, binary_scale), None),
-    lambda bits, per_channel, binary_scale, _, g: (g,))
+  lambda w, bits, per_channel, binary_scale: (quantize_weight(w, bits, per_channel, binary_scale), None),
+  lambda bits, per_channel, binary_scale, _, g: (g,),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
   """`quantize_activation` under the common contract."""
+
   scheme: str = 'nearest'
   step: str = 'published'
   choices = {'scheme': ('nearest', 'zero_threshold'), 'step': ('published', 'optimal')}
@@ -153,6 +155,7 @@ class Activation(base.Quantizer):
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
   """`quantize_weight` under the common contract."""
+
   per_channel: bool = False
   binary_scale: str = 'std'
   choices = {'per_channel': (False, True), 'binary_scale': ('std', 'mean_abs')}

@@ -51,6 +51,7 @@ class _Basis(base.Quantizer):
 
   momentum: m, in [0, 1). The state holds v_t in 'basis' and t in 'updates'.
   """
+
   momentum: float = 0.9
   fitted = ('basis', 'updates')
 
@@ -81,8 +82,8 @@ class Weight(_Basis):
   """
 
   def init(self, x):
-    start = _QUARTILE * jnp.maximum(jnp.std(x), base.SMALLEST) / 2**(self.bits - 1)
-    basis = start * 2.0**jnp.arange(self.bits, dtype=jnp.float32)
+    start = _QUARTILE * jnp.maximum(jnp.std(x), base.SMALLEST) / 2 ** (self.bits - 1)
+    basis = start * 2.0 ** jnp.arange(self.bits, dtype=jnp.float32)
     return {'basis': jnp.tile(basis, (x.shape[-1], 1)), 'updates': jnp.float32(0)}
 
   def encode(self, x, parameters):
@@ -110,7 +111,7 @@ class Activation(_Basis):
   """
 
   def init(self, x):
-    basis = 2 * _QUARTILE / (2**self.bits - 1) * 2.0**jnp.arange(self.bits, dtype=jnp.float32)
+    basis = 2 * _QUARTILE / (2**self.bits - 1) * 2.0 ** jnp.arange(self.bits, dtype=jnp.float32)
     return {'basis': basis, 'updates': jnp.float32(0)}
 
   def encode(self, x, parameters):

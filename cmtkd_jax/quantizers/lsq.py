@@ -14,7 +14,7 @@ SMALLEST_STEP = 1e-6
 
 def bounds(bits, signed):
   """Returns (Q_N, Q_P): (0, 2^b - 1) unsigned, (2^(b-1), 2^(b-1) - 1) signed."""
-  return (2**(bits - 1), 2**(bits - 1) - 1) if signed else (0, 2**bits - 1)
+  return (2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
 def is_binary(bits, signed):
@@ -117,6 +117,7 @@ quantize.defvjp(_quantize_forward, _quantize_backward)
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
   """Unsigned `quantize` with one learned step a tensor, under the common contract."""
+
   count: str = 'features'
   learned = ('step',)
   choices = {'count': ('features', 'batch')}
@@ -135,6 +136,7 @@ class Activation(base.Quantizer):
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
   """Signed `quantize` with a learned step a tensor or a channel, under the common contract."""
+
   per_channel: bool = False
   learned = ('step',)
   choices = {'per_channel': (False, True)}

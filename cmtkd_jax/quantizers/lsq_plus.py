@@ -18,12 +18,13 @@ class Weight(base.Quantizer):
 
   Source: LSQ+ section 3.2.1.
   """
+
   learned = ('step',)
   widths = tuple(range(2, base.MAX_BITS + 1))
 
   def init(self, x):
     mean, spread = jnp.mean(x), 3 * jnp.std(x)
-    step = jnp.maximum(jnp.abs(mean - spread), jnp.abs(mean + spread)) / 2**(self.bits - 1)
+    step = jnp.maximum(jnp.abs(mean - spread), jnp.abs(mean + spread)) / 2 ** (self.bits - 1)
     return {'step': jnp.where(step > lsq.SMALLEST_STEP, step, 1.0)}
 
   def encode(self, x, parameters):
@@ -44,13 +45,14 @@ class Activation(base.Quantizer):
   dx_hat/df = 1[inside]. Step and offset start from the least squared error on the first batch (2 percent steps of its
   range). Source: LSQ+ eqs. (3)-(6).
   """
+
   function: str = 'relu'
   learned = ('step', 'offset')
   choices = {'function': tuple(FUNCTIONS)}
 
   def init(self, x):
     x = FUNCTIONS[self.function](x).reshape(-1)
-    x = x[::max(1, x.size // _SAMPLES)]
+    x = x[:: max(1, x.size // _SAMPLES)]
     low, high, n = jnp.min(x), jnp.max(x), 2**self.bits - 1
 
     def error(part):

@@ -25,12 +25,13 @@ class Weight(base.Quantizer):
   Gradient, unmasked: 'identity', g; 'published', g / alpha_c, as the authors' code has it. Their Adam hardly sees the
   factor, SGD does. Source: N2UQ section 3.3.
   """
+
   gradient: str = 'identity'
   choices = {'gradient': ('identity', 'published')}
 
   def _alpha(self, x):
     magnitude = jnp.mean(jnp.abs(x), base.reduction_axes(x, per_channel=True))
-    alpha = (2**self.bits - 1) / 2**(self.bits - 1) * jnp.maximum(magnitude, base.SMALLEST)
+    alpha = (2**self.bits - 1) / 2 ** (self.bits - 1) * jnp.maximum(magnitude, base.SMALLEST)
     return base.broadcast_to_channels(alpha, x)
 
   def encode(self, x, parameters=None):
@@ -53,13 +54,18 @@ class Activation(base.Quantizer):
   widths, floored at 1e-3, and the scales s_1 and s_2, times 1 / sqrt(features n) each, since all parameters here share
   one optimizer, where the paper's have Adam. Source: N2UQ eqs. (4)-(8). Up to 4 bits.
   """
+
   learned = ('start', 'segments', 'input_scale', 'output_scale')
   widths = (1, 2, 3, 4)
 
   def init(self, x):
     n = 2**self.bits - 1
-    return {'start': jnp.float32(0), 'segments': jnp.full(n, RANGE / n, jnp.float32), 'input_scale': jnp.float32(1),
-            'output_scale': jnp.float32(1)}
+    return {
+      'start': jnp.float32(0),
+      'segments': jnp.full(n, RANGE / n, jnp.float32),
+      'input_scale': jnp.float32(1),
+      'output_scale': jnp.float32(1),
+    }
 
   def encode(self, x, parameters):
     segments = jnp.maximum(parameters['segments'], SMALLEST_WIDTH)
@@ -70,8 +76,9 @@ class Activation(base.Quantizer):
   def surrogate(self, x, parameters):
     n = len(parameters['segments'])
     factor = base.step_gradient_scale(x, n)
-    start, segments, input_scale, output_scale = (base.scale_gradient(parameters[name], factor)
-                                                  for name in self.learned)
+    start, segments, input_scale, output_scale = (
+      base.scale_gradient(parameters[name], factor) for name in self.learned
+    )
     segments = base.at_least(segments, SMALLEST_WIDTH)
     left = start + jnp.cumsum(segments) - segments
     ramps = sum(base.clip((input_scale * x - left[i]) / segments[i], 0, 1) for i in range(n))

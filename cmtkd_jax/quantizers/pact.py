@@ -18,6 +18,7 @@ class Activation(base.Quantizer):
   Gradients: dx_hat/dx = 1[0 < x < a], dx_hat/da = 1[x >= a]. The clip is decayed like a weight, which is what makes it
   small. init_clip: its start, 10 in the paper, 6 in some codes. Source: PACT eqs. (1)-(3).
   """
+
   init_clip: float = 10.0
   learned = ('clip',)
   decayed = ('clip',)

@@ -27,7 +27,7 @@ def transform(magnitude, center, distance, gamma=1.0):
   if isinstance(gamma, float):
     return t
   inside = (t > 0) & (t < 1)  # elsewhere t^gamma = t, and its slopes have no limit
-  return jnp.where(inside, jnp.where(inside, t, 0.5)**gamma, t)
+  return jnp.where(inside, jnp.where(inside, t, 0.5) ** gamma, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Weight(_Interval):
   which stands for their smaller learning rate. learn_gamma: whether gamma is trained (the paper; others found that
   unstable) or 1. Source: QIL eqs. (1)-(4).
   """
+
   learn_gamma: bool = False
   widths = tuple(range(2, base.MAX_BITS + 1))
   choices = {'learn_gamma': (False, True)}
@@ -63,12 +64,13 @@ class Weight(_Interval):
     return ('center', 'distance', 'gamma') if self.learn_gamma else ('center', 'distance')
 
   def init(self, x):
-    q = 2**(self.bits - 1) - 1
+    q = 2 ** (self.bits - 1) - 1
     return self._init(q * hwgq.WEIGHT_STEP[self.bits - 1] * jnp.sqrt(jnp.mean(jnp.square(x)))) | (
-        {'gamma': jnp.float32(1)} if self.learn_gamma else {})
+      {'gamma': jnp.float32(1)} if self.learn_gamma else {}
+    )
 
   def encode(self, x, parameters):
-    q = 2**(self.bits - 1) - 1
+    q = 2 ** (self.bits - 1) - 1
     return base.Coded(jnp.round(q * self.surrogate(x, parameters)).astype(jnp.int32), np.float32(1 / q))
 
   def surrogate(self, x, parameters):

@@ -7,8 +7,14 @@ import jax.numpy as jnp
 from cmtkd_jax.quantizers import base, pact
 
 # (c1, c2) of the clip, for 2^b levels. There are none for 1 and 6 bits.
-COEFFICIENTS = {2: (3.12, 2.064), 3: (7.509, 6.892), 4: (12.68, 12.80), 5: (17.74, 18.64), 7: (28.24, 30.81),
-                8: (31.76, 35.04)}
+COEFFICIENTS = {
+  2: (3.12, 2.064),
+  3: (7.509, 6.892),
+  4: (12.68, 12.80),
+  5: (17.74, 18.64),
+  7: (28.24, 30.81),
+  8: (31.76, 35.04),
+}
 
 Activation = pact.Activation
 
@@ -37,6 +43,7 @@ class Weight(base.Quantizer):
   Gradient: the identity. Source: Choi et al., "Accurate and Efficient 2-bit Quantized Neural Networks", SysML 2019;
   coefficients from IBM's fms-model-optimizer.
   """
+
   widths = tuple(COEFFICIENTS)
 
   def encode(self, x, parameters=None):

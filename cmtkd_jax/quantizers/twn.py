@@ -16,6 +16,7 @@ class Weight(base.Quantizer):
   threshold: t, 0.7, in a later revision of the paper 0.75. per_channel: D and alpha for each output channel instead of
   the layer. Gradient: the identity. Source: TWN eqs. (3), (6).
   """
+
   threshold: float = 0.7
   per_channel: bool = False
   widths = (2,)

@@ -19,6 +19,7 @@ class Weight(base.Quantizer):
   Gradient: 'paper', g * (1/N + alpha_c 1[|w| <= 1]) with N weights a channel; 'identity', g, as HWGQ has it.
   Source: XNOR-Net section 3.1.
   """
+
   gradient: str = 'paper'
   widths = (1,)
   choices = {'gradient': ('paper', 'identity')}
@@ -40,6 +41,7 @@ def _magnitude(w):
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
   """x_hat = sign(x), sign(0) = 1. Gradient: g * 1[|x| <= 1]. Source: XNOR-Net section 3.2."""
+
   widths = (1,)
 
   def encode(self, x, parameters=None):

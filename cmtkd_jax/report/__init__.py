@@ -30,8 +30,14 @@ def write(workdir, others=()):
 
   run = run_reader.read(workdir)
   others = [run_reader.read(other) for other in others]
-  sections = [curves.learning_curves(run), curves.loss_terms(run), curves.importance_factors(run),
-              weight_histograms.section(run), pareto.section(run, others), confusion.section(run)]
+  sections = [
+    curves.learning_curves(run),
+    curves.loss_terms(run),
+    curves.importance_factors(run),
+    weight_histograms.section(run),
+    pareto.section(run, others),
+    confusion.section(run),
+  ]
   sections = [section for section in sections if section is not None]
   folder = epath.Path(workdir) / 'report'
   try:
@@ -44,6 +50,7 @@ def write(workdir, others=()):
     path = folder / 'report.html'
     local_file.write_whole(path, page.render(run, sections))
   except OSError as e:
-    raise UserError(f'{folder} cannot be written ({e.strerror or e}); make it writable, or copy the run to another '
-                    'place') from None
+    raise UserError(
+      f'{folder} cannot be written ({e.strerror or e}); make it writable, or copy the run to another place'
+    ) from None
   return path

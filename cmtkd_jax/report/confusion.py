@@ -23,6 +23,7 @@ class Confusion(NamedTuple):
   step: of the checkpoint.
   counts: `{network: int64 [C, C]}`, number of images by label (row) and predicted class (column).
   """
+
   step: int
   counts: dict
 
@@ -55,8 +56,11 @@ def most_frequent(counts, classes):
   wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
   order = np.argsort(-wrong, axis=None, kind='stable')[:_MAX_CONFUSIONS]
   pairs = [np.unravel_index(i, wrong.shape) for i in order]
-  return [(classes[true], classes[guess], int(wrong[true, guess]), wrong[true, guess] / counts[true].sum())
-          for true, guess in pairs if wrong[true, guess]]
+  return [
+    (classes[true], classes[guess], int(wrong[true, guess]), wrong[true, guess] / counts[true].sum())
+    for true, guess in pairs
+    if wrong[true, guess]
+  ]
 
 
 def section(run):
@@ -69,17 +73,21 @@ def section(run):
   counts = matrices[MAIN]
   right, total = int(np.trace(counts)), int(counts.sum())
   text = (
-      f'The {shown(MAIN)} of step {step} has {right:,} of {total:,} test images right ({100 * right / total:.2f} '
-      '%). Row by row: of the images of one class, the share that is taken for each class; the diagonal is what '
-      'is right, everything beside it a confusion. ')
+    f'The {shown(MAIN)} of step {step} has {right:,} of {total:,} test images right ({100 * right / total:.2f} '
+    '%). Row by row: of the images of one class, the share that is taken for each class; the diagonal is what '
+    'is right, everything beside it a confusion. '
+  )
   if len(counts) <= _MAX_LABELS:
     text += 'The numbers are images.'
   else:
-    text += (f'With {len(counts)} classes the figure has no room for their names: they run from top to bottom and '
-             'from left to right in the order of classes.json.')
+    text += (
+      f'With {len(counts)} classes the figure has no room for their names: they run from top to bottom and '
+      'from left to right in the order of classes.json.'
+    )
   text += ' Shades grow with the square root of the share, so that rare confusions show.'
-  rows = [(true, guess, images, f'{100 * share:.1f} %')
-          for true, guess, images, share in most_frequent(counts, run.classes)]
+  rows = [
+    (true, guess, images, f'{100 * share:.1f} %') for true, guess, images, share in most_frequent(counts, run.classes)
+  ]
   if rows:
     text += ' The table has the confusions that happen most.'
     confusions = table(('class', 'taken for', 'test images', 'share of the class'), rows)
@@ -107,6 +115,7 @@ def _draw(counts, classes):
     panel.set_yticks(range(len(names)), names)
     for (i, j), number in np.ndenumerate(counts):
       if number:
-        panel.text(j, i, int(number), ha='center', va='center', fontsize=7,
-                   color='white' if shares[i, j] > 35 else 'black')
+        panel.text(
+          j, i, int(number), ha='center', va='center', fontsize=7, color='white' if shares[i, j] > 35 else 'black'
+        )
   return figure

@@ -4,8 +4,14 @@ from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section
 from cmtkd_jax.runs.run_reader import MAIN, shown
 
-_NO_LOSS = ('train/top1/', 'train/learning_rate', 'train/epoch', 'train/images_per_second', 'train/data_wait',
-            'train/corrupt_images')
+_NO_LOSS = (
+  'train/top1/',
+  'train/learning_rate',
+  'train/epoch',
+  'train/images_per_second',
+  'train/data_wait',
+  'train/corrupt_images',
+)
 _IMPORTANCE = 'importance/'
 
 
@@ -27,8 +33,9 @@ def learning_curves(run):
     x, y = run.series(f'train/top1/{network}')
     if len(x):
       plotting.line(training, x, 100 * y, i, shown(network))
-  evaluated.set_title(f'evaluation: {"test (solid) and minival (dashed)" if has_minival else "test images"}',
-                      fontsize=10)
+  evaluated.set_title(
+    f'evaluation: {"test (solid) and minival (dashed)" if has_minival else "test images"}', fontsize=10
+  )
   training.set_title('training: augmented images', fontsize=10)
   for panel in (evaluated, training):
     plotting.epochs(panel)
@@ -39,13 +46,17 @@ def learning_curves(run):
   for panel in (evaluated, training):
     panel.set_ylim(max(low, -1), min(high, 101))
   text = (
-      'The share of images whose most likely class is the right one. On the left, images that are never trained '
-      'on, each counted once; on the right, the training batches, averaged from one logged line to the next, '
-      'with the parameters as they were during training and the images shifted, cropped or mirrored at random. '
-      'Training far above test says that a network has learned its images by heart; both low, that it is too '
-      'small or has trained too short. '
-      + ('<em>minival</em> is a held-out slice of the training images: it chooses an epoch without looking at test.'
-         if has_minival else ''))
+    'The share of images whose most likely class is the right one. On the left, images that are never trained '
+    'on, each counted once; on the right, the training batches, averaged from one logged line to the next, '
+    'with the parameters as they were during training and the images shifted, cropped or mirrored at random. '
+    'Training far above test says that a network has learned its images by heart; both low, that it is too '
+    'small or has trained too short. '
+    + (
+      '<em>minival</em> is a held-out slice of the training images: it chooses an epoch without looking at test.'
+      if has_minival
+      else ''
+    )
+  )
   return Section(title, text, {'learning_curves.png': plotting.png(figure)})
 
 
@@ -59,8 +70,11 @@ def loss_terms(run):
   if not kinds:
     return Section(title, 'There is no row of training in metrics.jsonl yet.')
   kinds = {kind: kinds[kind] for kind in sorted(kinds, key=lambda kind: (kind != 'loss', kind == 'gradient_norm'))}
-  rates = [name for name in run.names if name == 'train/learning_rate' or
-           name.startswith('train/learning_rate/') and _importance_names(run)]
+  rates = [
+    name
+    for name in run.names
+    if name == 'train/learning_rate' or name.startswith('train/learning_rate/') and _importance_names(run)
+  ]
   figure, axes = plotting.panels(len(kinds) + bool(rates), 3, 3.6, 3.0)
   for panel, (kind, names) in zip(axes, kinds.items()):
     values = []
@@ -82,12 +96,13 @@ def loss_terms(run):
   for panel in axes:
     plotting.epochs(panel)
   text = (
-      'What training makes small: the total loss, and one panel for each kind of term it is made of, before '
-      'weighting; every point is the mean since the logged line before. <em>Cross entropy</em> compares a network '
-      'with the labels. Terms of distillation (<em>mutual</em>, <em>attention</em>, <em>fitnet</em>, '
-      '<em>distillation</em>) compare networks with each other, their answers or, at the tapped layers, their '
-      'inner maps. <em>Gradient norm</em> is the length of the gradient that reaches each network. Axes are '
-      'logarithmic wherever all values are positive; the learning rate is the size of the steps.')
+    'What training makes small: the total loss, and one panel for each kind of term it is made of, before '
+    'weighting; every point is the mean since the logged line before. <em>Cross entropy</em> compares a network '
+    'with the labels. Terms of distillation (<em>mutual</em>, <em>attention</em>, <em>fitnet</em>, '
+    '<em>distillation</em>) compare networks with each other, their answers or, at the tapped layers, their '
+    'inner maps. <em>Gradient norm</em> is the length of the gradient that reaches each network. Axes are '
+    'logarithmic wherever all values are positive; the learning rate is the size of the steps.'
+  )
   return Section(title, text, {'loss_terms.png': plotting.png(figure)})
 
 
@@ -115,11 +130,12 @@ def importance_factors(run):
   handles, labels = axes[0].get_legend_handles_labels()
   figure.legend(handles, labels, fontsize=8, frameon=False, loc='outside lower center', ncols=min(len(labels), 5))
   text = (
-      'At each tapped layer the maps of all teachers are mixed into one, which is every teacher&#39;s next input '
-      'and the student&#39;s target. The <em>importance factors</em> are the weights of that mixture: one for '
-      'each teacher, learned along with everything else, never negative, together 1. They start equal (dotted) '
-      'unless the configuration says otherwise; a line that rises is a teacher whose map serves better at that '
-      'layer. All panels have one scale, which need not start at 0.')
+    'At each tapped layer the maps of all teachers are mixed into one, which is every teacher&#39;s next input '
+    'and the student&#39;s target. The <em>importance factors</em> are the weights of that mixture: one for '
+    'each teacher, learned along with everything else, never negative, together 1. They start equal (dotted) '
+    'unless the configuration says otherwise; a line that rises is a teacher whose map serves better at that '
+    'layer. All panels have one scale, which need not start at 0.'
+  )
   return Section('Importance factors', text, {'importance.png': plotting.png(figure)})
 
 

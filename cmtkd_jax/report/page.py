@@ -14,7 +14,7 @@ from cmtkd_jax.runtime import progress
 from cmtkd_jax.training import restore
 
 _NOT_YET = 'not logged yet'
-_PAGE = string.Template('''<!DOCTYPE html>
+_PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -44,7 +44,7 @@ $notice
 $body
 </body>
 </html>
-''')
+""")
 
 
 class Section(NamedTuple):
@@ -55,6 +55,7 @@ class Section(NamedTuple):
   images: `{file name: bytes of a PNG}`.
   table: HTML, '' for none.
   """
+
   title: str
   text: str
   images: dict = {}
@@ -77,21 +78,27 @@ def table(header, rows, summary=''):
 
 def render(run, sections):
   """Returns the page of a `run_reader.Run` with these `Section`s."""
-  sections = [Section('What was run', _heading_text(run), table=_facts(run)),
-              Section('Results', _results_text(run), table=_results(run)),
-              Section('Networks', _networks_text(), table=_networks(run)), *sections]
+  sections = [
+    Section('What was run', _heading_text(run), table=_facts(run)),
+    Section('Results', _results_text(run), table=_results(run)),
+    Section('Networks', _networks_text(), table=_networks(run)),
+    *sections,
+  ]
   anchors = [section.title.lower().replace(' ', '-') for section in sections]
   body = ''.join(
-      f'<section id="{anchor}"><h2>{escape(section.title)}</h2><p>{section.text}</p>{_images(section)}'
-      f'{section.table}</section>\n' for anchor, section in zip(anchors, sections))
+    f'<section id="{anchor}"><h2>{escape(section.title)}</h2><p>{section.text}</p>{_images(section)}'
+    f'{section.table}</section>\n'
+    for anchor, section in zip(anchors, sections)
+  )
   links = ' '.join(f'<a href="#{anchor}">{escape(section.title)}</a>' for anchor, section in zip(anchors, sections))
   return _PAGE.substitute(title=escape(f'Report on {run.name}'), notice=_notice(run), links=links, body=body)
 
 
 def _images(section):
   return ''.join(
-      f'<img alt="{escape(section.title)}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
-      for image in section.images.values())
+    f'<img alt="{escape(section.title)}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+    for image in section.images.values()
+  )
 
 
 def _notice(run):
@@ -99,8 +106,10 @@ def _notice(run):
     return ''
   epoch = _epochs(run)
   so_far = f'what is here was logged up to epoch {epoch:.4g}' if epoch else 'nothing was logged yet'
-  return (f'<p class="unfinished"><strong>This run is not finished:</strong> there is no {run_files.SUMMARY}; of '
-          f'{escape(run.config.duration)}, {so_far}. The command that started it goes on where it stopped.</p>')
+  return (
+    f'<p class="unfinished"><strong>This run is not finished:</strong> there is no {run_files.SUMMARY}; of '
+    f'{escape(run.config.duration)}, {so_far}. The command that started it goes on where it stopped.</p>'
+  )
 
 
 def _epochs(run):
@@ -111,29 +120,40 @@ def _epochs(run):
 
 def _heading_text(run):
   method = escape(methods.METHODS[run.config.method].__doc__.splitlines()[0])
-  return (f'{method} <em>Bits</em> are those of each weight and of each value between layers: with <em>b</em> bits '
-          'a layer has 2<sup><em>b</em></sup> different values to compute with, where full precision has 32 bits.')
+  return (
+    f'{method} <em>Bits</em> are those of each weight and of each value between layers: with <em>b</em> bits '
+    'a layer has 2<sup><em>b</em></sup> different values to compute with, where full precision has 32 bits.'
+  )
 
 
 def _facts(run):
   config, about = run.config, run.summary or _checkpoint_meta(run)
   speeds = [row['train/images_per_second'] for row in run.rows if 'train/images_per_second' in row]
   facts = [
-      ('method', config.method),
-      ('network', f'{config.model.name}, width {config.model.width:g}, quantizer '
-                  f'{", ".join(dict.fromkeys(quantizer_names(config.quantizer).values()))}'),
-      ('data', f'{config.data.name}, {len(run.classes)} classes, images of {config.data.image_size} x '
-               f'{config.data.image_size}'),
-      ('bits of the student', f'weights {config.student.weight_bits}, activations {config.student.activation_bits}'),
-      ('epochs', f'{_epochs(run):.4g} of {config.duration}, batches of {config.batch_size}'),
-      ('seed', config.seed),
-      ('device', about.get('device', 'not told before the end')),
-      ('speed', f'{statistics.median(speeds):,.0f} training images a second (median)' if speeds else _NOT_YET),
-      ('time', f'{progress.format_duration(run.rows[-1]["time"] - run.rows[0]["time"])} from first to last logged line'
-               if run.rows else _NOT_YET),
-      ('commit', about.get('commit') or 'unknown'),
-      ('versions', ', '.join(map(' '.join, about.get('versions', {}).items())) or 'unknown'),
-      ('directory', run.directory),
+    ('method', config.method),
+    (
+      'network',
+      f'{config.model.name}, width {config.model.width:g}, quantizer '
+      f'{", ".join(dict.fromkeys(quantizer_names(config.quantizer).values()))}',
+    ),
+    (
+      'data',
+      f'{config.data.name}, {len(run.classes)} classes, images of {config.data.image_size} x {config.data.image_size}',
+    ),
+    ('bits of the student', f'weights {config.student.weight_bits}, activations {config.student.activation_bits}'),
+    ('epochs', f'{_epochs(run):.4g} of {config.duration}, batches of {config.batch_size}'),
+    ('seed', config.seed),
+    ('device', about.get('device', 'not told before the end')),
+    ('speed', f'{statistics.median(speeds):,.0f} training images a second (median)' if speeds else _NOT_YET),
+    (
+      'time',
+      f'{progress.format_duration(run.rows[-1]["time"] - run.rows[0]["time"])} from first to last logged line'
+      if run.rows
+      else _NOT_YET,
+    ),
+    ('commit', about.get('commit') or 'unknown'),
+    ('versions', ', '.join(map(' '.join, about.get('versions', {}).items())) or 'unknown'),
+    ('directory', run.directory),
   ]
   return table((), facts)
 
@@ -146,10 +166,12 @@ def _checkpoint_meta(run):
 
 
 def _results_text(run):
-  text = ('Top-1 is the share of images whose most likely class is the right one, top-5 the share whose right class '
-          'is among the five most likely. <em>Last</em> is the last evaluation, the number to compare. '
-          '<em>Best</em> is the highest of all evaluations on that split: on test it is picked by looking at '
-          'test, as papers often print it, and flatters. ')
+  text = (
+    'Top-1 is the share of images whose most likely class is the right one, top-5 the share whose right class '
+    'is among the five most likely. <em>Last</em> is the last evaluation, the number to compare. '
+    '<em>Best</em> is the highest of all evaluations on that split: on test it is picked by looking at '
+    'test, as papers often print it, and flatters. '
+  )
   if any('chosen' in result for result in run_reader.results(run).values()):
     text += '<em>Chosen</em> is the epoch that was best on the held-out slice of train (minival).'
   return text
@@ -178,11 +200,13 @@ def _results(run):
 
 
 def _networks_text():
-  return ('The networks of the run as bits.json has them. <em>Mean bits</em> is the mean over all weights, each '
-          'layer counted by its number of parameters; it lies above the width of the network, because the first and '
-          'the last layer usually keep more bits. MACs are the multiply-adds for one image. The <em>student</em> '
-          'is the network that one wants to have in the end. <em>Teachers</em> are networks, mostly of more '
-          'bits, whose answers or inner maps it learns to imitate beside the labels.')
+  return (
+    'The networks of the run as bits.json has them. <em>Mean bits</em> is the mean over all weights, each '
+    'layer counted by its number of parameters; it lies above the width of the network, because the first and '
+    'the last layer usually keep more bits. MACs are the multiply-adds for one image. The <em>student</em> '
+    'is the network that one wants to have in the end. <em>Teachers</em> are networks, mostly of more '
+    'bits, whose answers or inner maps it learns to imitate beside the labels.'
+  )
 
 
 def _networks(run):
@@ -198,12 +222,22 @@ def _networks(run):
     layers = networks[name]
     parameters = sum(layer.parameters for layer in layers)
     bits = sum(layer.parameters * layer.weight_bits for layer in layers)
-    role = {run_reader.MAIN: 'the network that the run is for; what would be deployed',
-            'combined_head': 'the classifier of the combined teacher'}.get(
-                name, 'trained before, frozen' if name in frozen else 'trains together with the student')
-    rows.append((run_reader.shown(name), len(layers), f'{parameters:,}',
-                 ', '.join(map(str, sorted({layer.weight_bits for layer in layers}))), f'{bits / parameters:.2f}',
-                 f'{bits:,}', f'{sum(layer.macs for layer in layers):,}', role))
+    role = {
+      run_reader.MAIN: 'the network that the run is for; what would be deployed',
+      'combined_head': 'the classifier of the combined teacher',
+    }.get(name, 'trained before, frozen' if name in frozen else 'trains together with the student')
+    rows.append(
+      (
+        run_reader.shown(name),
+        len(layers),
+        f'{parameters:,}',
+        ', '.join(map(str, sorted({layer.weight_bits for layer in layers}))),
+        f'{bits / parameters:.2f}',
+        f'{bits:,}',
+        f'{sum(layer.macs for layer in layers):,}',
+        role,
+      )
+    )
   for name in run.networks:
     if name not in networks:
       members = [other for other in networks if other not in run.networks] or networks

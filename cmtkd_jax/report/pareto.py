@@ -18,6 +18,7 @@ class Point(NamedTuple):
   bits: size of its weights.
   top1: percent, on the test split at the last evaluation.
   """
+
   run: str
   network: str
   bits: int
@@ -43,11 +44,13 @@ def weight_bits(rows, network, evaluated):
 
 def points(run, name=''):
   """Returns the `Point`s of one run, called `name` or else like its directory; [] before its first evaluation."""
-  last = {key.removeprefix('test/'): result['last']['top1'] for key, result in results(run).items()
-          if key.startswith('test/')}
+  last = {
+    key.removeprefix('test/'): result['last']['top1'] for key, result in results(run).items() if key.startswith('test/')
+  }
   networks = sorted(last, key=lambda network: network != MAIN)
-  return [Point(name or run.name, network, weight_bits(run.bits, network, networks), last[network])
-          for network in networks]
+  return [
+    Point(name or run.name, network, weight_bits(run.bits, network, networks), last[network]) for network in networks
+  ]
 
 
 def front(found):
@@ -74,31 +77,50 @@ def section(run, others=()):
   data = sorted({r.config.data.name for r in runs})
   best = front(everything)
   text = (
-      'Each point is one network after the last evaluation; to the left is smaller, up is better. The size is '
-      'that of the weights of all convolutions and dense layers: for each layer its number of parameters times '
-      'its bits (bits.json), summed; a full-precision weight takes 32. Normalizations and quantizer steps, which '
-      'are few, are not counted. A combined teacher counts with all of its teachers and their common classifier, '
-      'since it needs them all. The dashed line joins the networks that no other beats in both size and accuracy '
-      '(the Pareto front).'
-      + (f' Not evaluated yet: {escape(", ".join(silent))}.' if silent else '')
-      + (f' Beware: these runs are on different data ({escape(", ".join(data))}).' if len(data) > 1 else ''))
-  rows = [(point.run, shown(point.network), f'{point.bits:,}', f'{point.bits / 8 / 1024:,.1f} KiB',
-           f'{point.top1:.2f} %', 'yes' if point in best else '')
-          for point in sorted(everything, key=lambda point: point.bits)]
+    'Each point is one network after the last evaluation; to the left is smaller, up is better. The size is '
+    'that of the weights of all convolutions and dense layers: for each layer its number of parameters times '
+    'its bits (bits.json), summed; a full-precision weight takes 32. Normalizations and quantizer steps, which '
+    'are few, are not counted. A combined teacher counts with all of its teachers and their common classifier, '
+    'since it needs them all. The dashed line joins the networks that no other beats in both size and accuracy '
+    '(the Pareto front).'
+    + (f' Not evaluated yet: {escape(", ".join(silent))}.' if silent else '')
+    + (f' Beware: these runs are on different data ({escape(", ".join(data))}).' if len(data) > 1 else '')
+  )
+  rows = [
+    (
+      point.run,
+      shown(point.network),
+      f'{point.bits:,}',
+      f'{point.bits / 8 / 1024:,.1f} KiB',
+      f'{point.top1:.2f} %',
+      'yes' if point in best else '',
+    )
+    for point in sorted(everything, key=lambda point: point.bits)
+  ]
   header = ('run', 'network', 'size of the weights (bits)', 'the same in bytes', 'test top-1', 'on the front')
   return Section(title, text, {'accuracy_size.png': plotting.png(_draw(found, best))}, table(header, rows))
 
 
 def _draw(found, best):
   figure, (panel,) = plotting.panels(1, 1, 8.5, 4.2)
-  panel.plot([point.bits for point in best], [point.top1 for point in best], '--', color=plotting.GRAY, linewidth=1,
-             zorder=1)
+  panel.plot(
+    [point.bits for point in best], [point.top1 for point in best], '--', color=plotting.GRAY, linewidth=1, zorder=1
+  )
   for i, group in enumerate(found):
     color, marker = plotting.COLORS[i % len(plotting.COLORS)], plotting.MARKERS[i % len(plotting.MARKERS)]
     for point in group:
       label = f'{shown(point.network)} ({point.run})'
-      panel.plot([point.bits], [point.top1], marker, color=color, markersize=8, markeredgewidth=1.6, zorder=2,
-                 markerfacecolor=color if point.network == MAIN else 'white', label=plotting.plain(label))
+      panel.plot(
+        [point.bits],
+        [point.top1],
+        marker,
+        color=color,
+        markersize=8,
+        markeredgewidth=1.6,
+        zorder=2,
+        markerfacecolor=color if point.network == MAIN else 'white',
+        label=plotting.plain(label),
+      )
   sizes = [point.bits for group in found for point in group]
   panel.set_xscale('log')
   panel.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
@@ -110,6 +132,12 @@ def _draw(found, best):
   panel.set_ylim(min(accuracies) - room, min(max(accuracies) + room, 100.5))
   panel.set_xlabel('size of the weights (bits; k = 1,000, M = 1,000,000), logarithmic', fontsize=9)
   panel.set_ylabel('test top-1 (%)', fontsize=9)
-  figure.legend(fontsize=8, frameon=False, loc='outside right upper',
-                title='filled: the network a run is for', title_fontsize=8, alignment='left')
+  figure.legend(
+    fontsize=8,
+    frameon=False,
+    loc='outside right upper',
+    title='filled: the network a run is for',
+    title_fontsize=8,
+    alignment='left',
+  )
   return figure

@@ -35,8 +35,17 @@ def line(panel, x, y, index, label, dashed=False):
   color = COLORS[index % len(COLORS)]
   marker = MARKERS[index % len(MARKERS)] if len(x) <= 30 else None
   dashed = dashed or index >= len(COLORS)  # where the colors come round again
-  panel.plot(x, y, '--' if dashed else '-', color=color, marker=marker, markersize=4, linewidth=1.4,
-             markerfacecolor='white' if dashed else color, label=plain(label))
+  panel.plot(
+    x,
+    y,
+    '--' if dashed else '-',
+    color=color,
+    marker=marker,
+    markersize=4,
+    linewidth=1.4,
+    markerfacecolor='white' if dashed else color,
+    label=plain(label),
+  )
 
 
 def log_y_where_positive(panel, values):

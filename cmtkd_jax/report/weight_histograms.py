@@ -31,6 +31,7 @@ class LayerWeights(NamedTuple):
   per_channel: whether every output channel has levels of its own.
   counts, edges: histogram of the full-precision weights.
   """
+
   path: str
   bits: int
   levels: np.ndarray
@@ -56,8 +57,11 @@ def collect(trained, input_shape):
 
   def record(next_function, args, kwargs, context):
     module = context.module
-    if isinstance(module, layers.FakeQuantize) and context.method_name == '__call__' and (
-        module.path[0] == MAIN and module.name == 'weight_quantizer'):
+    if (
+      isinstance(module, layers.FakeQuantize)
+      and context.method_name == '__call__'
+      and (module.path[0] == MAIN and module.name == 'weight_quantizer')
+    ):
       found.append((module.path, module.quantizer))
     return next_function(*args, **kwargs)
 
@@ -73,15 +77,19 @@ def _describe(path, quantizer, flat):
   parameters = of('params', quantizer.learned) | of(layers.QUANTIZER_STATE, quantizer.fitted)
   coded = quantizer.encode(jnp.asarray(weights), parameters)
   used, number = np.unique(np.asarray(coded.codes), return_counts=True)
-  one_scale = coded._replace(codes=jnp.asarray(used), scale=jnp.mean(coded.scale),
-                             offset=None if coded.offset is None else jnp.mean(coded.offset))
+  one_scale = coded._replace(
+    codes=jnp.asarray(used),
+    scale=jnp.mean(coded.scale),
+    offset=None if coded.offset is None else jnp.mean(coded.offset),
+  )
   levels = np.asarray(dequantize(one_scale))
   order = np.argsort(levels)
   levels, number = levels[order], number[order]
   reach = 1.1 * max(np.quantile(np.abs(weights), 0.998), np.max(np.abs(levels)))
   counts, edges = np.histogram(weights, _BINS, (-reach, reach))
-  return LayerWeights('/'.join(path[:-1]), quantizer.bits, levels, number / weights.size, np.size(coded.scale) > 1,
-                      counts, edges)
+  return LayerWeights(
+    '/'.join(path[:-1]), quantizer.bits, levels, number / weights.size, np.size(coded.scale) > 1, counts, edges
+  )
 
 
 def section(run):
@@ -96,27 +104,36 @@ def section(run):
     return Section(title, 'This network has no quantized layer: all of its weights are full-precision numbers.')
   chosen = np.linspace(0, len(found) - 1, min(len(found), MAX_PANELS)).round().astype(int)
   drawn = [found[i] for i in chosen]
-  return Section(title, _text(found, drawn, trained.step), {'weights.png': plotting.png(_draw(drawn))},
-                 _table(found))
+  return Section(title, _text(found, drawn, trained.step), {'weights.png': plotting.png(_draw(drawn))}, _table(found))
 
 
 def _draw(drawn):
   figure, axes = plotting.panels(len(drawn), 3 if len(drawn) <= 12 else 4, 3.3, 2.3)
   for panel, layer in zip(axes, drawn):
-    panel.bar(layer.edges[:-1], 100 * layer.counts / layer.counts.sum(), np.diff(layer.edges), align='edge',
-              color=plotting.SOFT)
+    panel.bar(
+      layer.edges[:-1], 100 * layer.counts / layer.counts.sum(), np.diff(layer.edges), align='edge', color=plotting.SOFT
+    )
     height, number = panel.get_ylim()[1], len(layer.levels)
     color = plotting.COLORS[1]
     if number <= _MAX_SHARES:
       panel.vlines(layer.levels, 0, height, color=color, linewidth=1.2)
       for level, share in zip(layer.levels, layer.shares):
-        panel.text(level, 1.02 * height, f'{100 * share:.0f} %' if share >= 0.005 else '< 1 %', color=color,
-                   fontsize=6.5, va='bottom', ha='center', rotation=0 if number <= 4 else 90)
+        panel.text(
+          level,
+          1.02 * height,
+          f'{100 * share:.0f} %' if share >= 0.005 else '< 1 %',
+          color=color,
+          fontsize=6.5,
+          va='bottom',
+          ha='center',
+          rotation=0 if number <= 4 else 90,
+        )
       panel.set_ylim(0, 1.3 * height)
     else:  # as many lines would hide the histogram: ticks below it
       panel.vlines(layer.levels, -0.12 * height, -0.02 * height, color=color, linewidth=0.5)
-      panel.text(0.98, 0.97, f'{number} levels', transform=panel.transAxes, color=color, fontsize=7, va='top',
-                 ha='right')
+      panel.text(
+        0.98, 0.97, f'{number} levels', transform=panel.transAxes, color=color, fontsize=7, va='top', ha='right'
+      )
       panel.set_ylim(-0.14 * height, 1.15 * height)
     panel.set_xlim(layer.edges[0], layer.edges[-1])
     name = f'{layer.path.removeprefix(f"{MAIN}/")}, {layer.bits} bit{", mean scale" if layer.per_channel else ""}'
@@ -131,17 +148,20 @@ def _text(found, drawn, step):
   left_out = len(found) - len(drawn)
   per_channel = any(layer.per_channel for layer in found)
   return (
-      'Training keeps every weight as a full-precision number, which the gradient moves (blue: their histogram '
-      f'at step {step}); the network computes with the quantization level that the number is rounded to (orange '
-      'lines; short ones below the histogram where there are many). A layer of <em>b</em> bits has at most '
-      '2<sup><em>b</em></sup> levels. The percentages are the share of weights at each level, told for up to 16 '
-      'levels. The table&#39;s last column is the entropy of the levels: as much as the layer&#39;s bits where '
-      'all levels are used alike, less where some are idle. Histograms cover all levels and 99.8 % of the '
-      'weights; layers that keep full precision, usually the first and the last, have none. '
-      + ('Where every output channel has a scale of its own, the lines stand at the mean scale. ' if per_channel
-         else '')
-      + (f'{left_out} of {len(found)} quantized layers are left out of the figure, evenly; the table has all.'
-         if left_out else f'All {len(found)} quantized layers are shown.'))
+    'Training keeps every weight as a full-precision number, which the gradient moves (blue: their histogram '
+    f'at step {step}); the network computes with the quantization level that the number is rounded to (orange '
+    'lines; short ones below the histogram where there are many). A layer of <em>b</em> bits has at most '
+    '2<sup><em>b</em></sup> levels. The percentages are the share of weights at each level, told for up to 16 '
+    'levels. The table&#39;s last column is the entropy of the levels: as much as the layer&#39;s bits where '
+    'all levels are used alike, less where some are idle. Histograms cover all levels and 99.8 % of the '
+    'weights; layers that keep full precision, usually the first and the last, have none. '
+    + ('Where every output channel has a scale of its own, the lines stand at the mean scale. ' if per_channel else '')
+    + (
+      f'{left_out} of {len(found)} quantized layers are left out of the figure, evenly; the table has all.'
+      if left_out
+      else f'All {len(found)} quantized layers are shown.'
+    )
+  )
 
 
 def _table(found):
@@ -149,7 +169,19 @@ def _table(found):
     if len(layer.levels) > _MAX_SHARES:
       return f'{100 * layer.shares.min():.2g} % to {100 * layer.shares.max():.2g} % each'
     return ', '.join(f'{level:.3g}: {100 * share:.1f} %' for level, share in zip(layer.levels, layer.shares))
-  rows = [(layer.path.removeprefix(f'{MAIN}/'), layer.bits, f'{len(layer.levels)} of {2**layer.bits}',
-           shares(layer), f'{layer.entropy:.2f} of {layer.bits}') for layer in found]
-  return table(('layer', 'bits', 'levels in use', 'share of weights at each level', 'entropy (bit)'), rows,
-               summary='levels and shares of every layer')
+
+  rows = [
+    (
+      layer.path.removeprefix(f'{MAIN}/'),
+      layer.bits,
+      f'{len(layer.levels)} of {2**layer.bits}',
+      shares(layer),
+      f'{layer.entropy:.2f} of {layer.bits}',
+    )
+    for layer in found
+  ]
+  return table(
+    ('layer', 'bits', 'levels in use', 'share of weights at each level', 'entropy (bit)'),
+    rows,
+    summary='levels and shares of every layer',
+  )

@@ -18,8 +18,14 @@ from cmtkd_jax.runtime import distributed
 
 # Errors of a disk that is full, broken or not writable. tensorstore raises them as text.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
-_DISK_TEXTS = ('No space left', 'RESOURCE_EXHAUSTED', 'Permission denied', 'Input/output error',
-               'Read-only file system', 'File too large')
+_DISK_TEXTS = (
+  'No space left',
+  'RESOURCE_EXHAUSTED',
+  'Permission denied',
+  'Input/output error',
+  'Read-only file system',
+  'File too large',
+)
 _RETRY_SECONDS = (1, 4, 15)  # between attempts to read from an object store
 
 
@@ -40,12 +46,21 @@ class Checkpoints(contextlib.AbstractContextManager):
     if best_metric and self.directory.is_dir():
       _drop_damaged_metrics(self.directory)
     score = lambda metrics: metrics.get(best_metric, float('-inf'))
-    policies = [ocp.checkpoint_managers.LatestN(max(keep, 1)), ocp.checkpoint_managers.BestN(
-        get_metric_fn=score, n=1 if best_metric else 0, keep_checkpoints_without_metrics=False)]
-    self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
-        cleanup_tmp_directories=True, best_fn=score if best_metric else None,
+    policies = [
+      ocp.checkpoint_managers.LatestN(max(keep, 1)),
+      ocp.checkpoint_managers.BestN(
+        get_metric_fn=score, n=1 if best_metric else 0, keep_checkpoints_without_metrics=False
+      ),
+    ]
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True,
+        best_fn=score if best_metric else None,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-        preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies)))
+        preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+      ),
+    )
 
   def wait(self):
     """Blocks until the last save is on disk."""
@@ -76,8 +91,10 @@ class Checkpoints(contextlib.AbstractContextManager):
       kept = f'that of step {good[-1]} is kept' if good else 'there is none before it'
       reason = next((words for words in _DISK_TEXTS if words in text), text[:150])
       fix = 'make room or fix the disk' if on_disk else 'check the storage and your credentials'
-      raise UserError(f'{self.directory}: a checkpoint could not be written ({reason}); {kept}; {fix}, and start the '
-                      'same command again') from None
+      raise UserError(
+        f'{self.directory}: a checkpoint could not be written ({reason}); {kept}; {fix}, and start the '
+        'same command again'
+      ) from None
 
   def latest(self):
     """The newest step, or None; a save that still runs counts."""
@@ -186,8 +203,10 @@ def _read_newest(directory, step, wanted):
   """
   there = steps(directory)[::-1]
   if not there or step not in [None, *there]:
-    raise UserError(f'no checkpoint {"" if step is None else f"of step {step} "}in {directory}'
-                    f'{f" (it has {there})" if there else ""}; train first, or name another directory')
+    raise UserError(
+      f'no checkpoint {"" if step is None else f"of step {step} "}in {directory}'
+      f'{f" (it has {there})" if there else ""}; train first, or name another directory'
+    )
   for folder in [directory / str(candidate) for candidate in (there if step is None else [step])]:
     try:
       items, meta = _retried(lambda folder=folder: _read_step(folder, wanted), folder)
@@ -222,8 +241,10 @@ def _retried(read, folder):
         raise
       reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
       if wait is None:
-        raise UserError(f'{folder} cannot be read ({reason}); the checkpoint is kept; check the storage, and start the '
-                        'same command again') from error
+        raise UserError(
+          f'{folder} cannot be read ({reason}); the checkpoint is kept; check the storage, and start the '
+          'same command again'
+        ) from error
       logging.getLogger(__name__).warning('%s cannot be read (%s); trying again in %d s', folder, reason, wait)
       time.sleep(wait)
 
@@ -244,11 +265,16 @@ def _read_item(path, target):
 def check_same(here, there, where):
   """Raises `UserError`, beginning with `where`, unless two trees have the same arrays."""
   here, there = _signature(here), _signature(there)
-  lines = [f'{leaf} is {there.get(leaf, "absent")} there, {here.get(leaf, "absent")} here'
-           for leaf in sorted(there.keys() | here.keys()) if there.get(leaf) != here.get(leaf)]
+  lines = [
+    f'{leaf} is {there.get(leaf, "absent")} there, {here.get(leaf, "absent")} here'
+    for leaf in sorted(there.keys() | here.keys())
+    if there.get(leaf) != here.get(leaf)
+  ]
   if lines:
-    raise UserError(f'{where} does not fit: {"; ".join(lines[:3])}{"; ..." * bool(lines[3:])}; '
-                    'use the configuration it was trained with, or another directory')
+    raise UserError(
+      f'{where} does not fit: {"; ".join(lines[:3])}{"; ..." * bool(lines[3:])}; '
+      'use the configuration it was trained with, or another directory'
+    )
 
 
 def _signature(tree):

@@ -151,6 +151,7 @@ def _clu_writer(workdir):
     warnings.simplefilter('ignore')
     try:
       from clu import metric_writers
+
       tensorflow_host.load()
     except (ImportError, AttributeError, TypeError, RuntimeError):  # absent, or does not fit what else is installed
       return None

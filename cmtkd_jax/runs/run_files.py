@@ -29,9 +29,22 @@ from cmtkd_jax.runtime import distributed, local_file
 CONFIG, BITS, CLASSES, RECORDS, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'records.json', 'summary.json'
 CHECKPOINTS, LOCK = 'checkpoints', 'lock'
 # Fields that may change when a run goes on: they do not touch what is trained.
-FREE = ('data.dir', 'data.num_workers', 'data.workers', 'data.max_corrupt', 'data.resident', 'eval_batch_size',
-        'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints', 'allow_changes', 'profile', 'remat',
-        'tensorboard')
+FREE = (
+  'data.dir',
+  'data.num_workers',
+  'data.workers',
+  'data.max_corrupt',
+  'data.resident',
+  'eval_batch_size',
+  'log_every',
+  'eval_every',
+  'checkpoint_every',
+  'keep_checkpoints',
+  'allow_changes',
+  'profile',
+  'remat',
+  'tensorboard',
+)
 
 
 def open_run(workdir, config, dataset, rows):
@@ -76,9 +89,11 @@ def check_configuration(workdir, config):
   if differing and config.allow_changes:
     print(f'{workdir} continues with another configuration: {"; ".join(differing)}', flush=True)
   elif differing:
-    raise UserError(f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
-                    f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same '
-                    'configuration, or set config.allow_changes=True')
+    raise UserError(
+      f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
+      f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same '
+      'configuration, or set config.allow_changes=True'
+    )
 
 
 def check_data(workdir, dataset, allow_changes=False):
@@ -94,14 +109,18 @@ def check_data(workdir, dataset, allow_changes=False):
   workdir = epath.Path(workdir)
   before, now = read_classes(workdir), list(dataset.class_names)
   if before and before != now:
-    raise UserError(f'config.data.name: the classes are not those of the run in {workdir}: {_listed(now)} now, '
-                    f'{_listed(before)} in its {CLASSES}; restore the class names, or choose another --workdir')
+    raise UserError(
+      f'config.data.name: the classes are not those of the run in {workdir}: {_listed(now)} now, '
+      f'{_listed(before)} in its {CLASSES}; restore the class names, or choose another --workdir'
+    )
   path = workdir / RECORDS
   counts = read_json(path, dict) if path.exists() else dataset.num_examples
   if counts != dataset.num_examples and not allow_changes:
-    raise UserError(f'config.data.name: the number of images is not that of the run in {workdir}: '
-                    f'{dataset.num_examples} now, {counts} in its {RECORDS}; restore the data, choose another '
-                    '--workdir, or set config.allow_changes=True')
+    raise UserError(
+      f'config.data.name: the number of images is not that of the run in {workdir}: '
+      f'{dataset.num_examples} now, {counts} in its {RECORDS}; restore the data, choose another '
+      '--workdir, or set config.allow_changes=True'
+    )
 
 
 def _listed(classes, most=6):
@@ -128,8 +147,9 @@ class Lock(contextlib.AbstractContextManager):
       if fcntl is None or '://' in str(self._path) or not distributed.is_first():
         return self
       # Neither follows a link out of the directory, nor waits for the other end of a pipe.
-      self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), 'rb+',
-                             buffering=0)
+      self._file = os.fdopen(
+        os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), 'rb+', buffering=0
+      )
       if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
         raise OSError(None, 'not a regular file')
     except OSError as e:
@@ -142,8 +162,9 @@ class Lock(contextlib.AbstractContextManager):
     except BlockingIOError:
       holder = self._file.read().decode('utf-8', 'replace').strip() or 'another process'
       self.__exit__()
-      raise UserError(f'--workdir: {self._path.parent} is in use by {holder}; wait for it, stop it, or choose another '
-                      '--workdir') from None
+      raise UserError(
+        f'--workdir: {self._path.parent} is in use by {holder}; wait for it, stop it, or choose another --workdir'
+      ) from None
     except OSError:  # a file system without locks
       return self
     with contextlib.suppress(OSError):  # The lock is held on a full disk, too; the next file reports the disk.
@@ -165,8 +186,10 @@ def told_of_disk(workdir):
   except OSError as e:
     if e.errno not in checkpoint.DISK_ERRORS:
       raise
-    raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror}); the checkpoints in it are kept; make room '
-                    'or fix the disk, and start the same command again') from None
+    raise UserError(
+      f'--workdir: {workdir} cannot be written ({e.strerror}); the checkpoints in it are kept; make room '
+      'or fix the disk, and start the same command again'
+    ) from None
 
 
 def check_space(workdir, size):
@@ -175,8 +198,10 @@ def check_space(workdir, size):
     return
   free = shutil.disk_usage(workdir).free
   if free < 1.1 * size:
-    raise UserError(f'--workdir: {workdir} has {free / 2**20:,.0f} MiB left, and a checkpoint takes '
-                    f'{size / 2**20:,.0f} MiB; free some space, or choose another --workdir')
+    raise UserError(
+      f'--workdir: {workdir} has {free / 2**20:,.0f} MiB left, and a checkpoint takes '
+      f'{size / 2**20:,.0f} MiB; free some space, or choose another --workdir'
+    )
 
 
 # What may differ between the processes of one run: where its data are, and how they are read.
@@ -187,8 +212,10 @@ def facts(config, dataset):
   """Returns `{name: text}` of what all processes of a run must have in common."""
   fields = {f'config.{name}': repr(value) for name, value in config_lib.flat(config).items() if name not in _OF_PROCESS}
   return fields | {
-      'classes': repr(list(dataset.class_names)), 'number of images': repr(dict(dataset.num_examples)),
-      **{f'version of {name}': version for name, version in versions().items()}}
+    'classes': repr(list(dataset.class_names)),
+    'number of images': repr(dict(dataset.num_examples)),
+    **{f'version of {name}': version for name, version in versions().items()},
+  }
 
 
 def read_config(workdir, field='--workdir'):
@@ -199,8 +226,9 @@ def read_config(workdir, field='--workdir'):
   """
   path = epath.Path(workdir) / CONFIG
   if not path.exists():
-    raise UserError(f'{field}: there is no {CONFIG} in {workdir}; name the directory of a run, or train one first '
-                    'with --mode=train')
+    raise UserError(
+      f'{field}: there is no {CONFIG} in {workdir}; name the directory of a run, or train one first with --mode=train'
+    )
   try:
     return config_lib.from_json(json.dumps(read_json(path, dict)))
   except UserError as e:
@@ -254,17 +282,22 @@ def _is_number(value):
 def _is_summary(summary):
   """Whether a summary's entries, as far as it has them, are those that `write_summary` writes."""
   for result in summary['results'].values():
-    for which, keys in (('last', ('top1', 'top5')), ('best', ('top1', 'top5', 'epoch')),
-                        ('chosen', ('top1', 'top5', 'epoch'))):
+    for which, keys in (
+      ('last', ('top1', 'top5')),
+      ('best', ('top1', 'top5', 'epoch')),
+      ('chosen', ('top1', 'top5', 'epoch')),
+    ):
       if which in result or which != 'chosen':
         if not all(_is_number(result[which][key]) for key in keys):
           return False
   factors = summary.get('importance', {})
-  return (all(name.count('/') == 1 and _is_number(value) for name, value in factors.items())
-          and all(_is_number(summary.get(name, 0)) for name in ('steps', 'epochs'))
-          and all(isinstance(summary.get(name, ''), str) for name in ('commit', 'device'))
-          and all(isinstance(version, str) for version in summary.get('versions', {}).values())
-          and isinstance(summary.get('config', {}), dict))
+  return (
+    all(name.count('/') == 1 and _is_number(value) for name, value in factors.items())
+    and all(_is_number(summary.get(name, 0)) for name in ('steps', 'epochs'))
+    and all(isinstance(summary.get(name, ''), str) for name in ('commit', 'device'))
+    and all(isinstance(version, str) for version in summary.get('versions', {}).values())
+    and isinstance(summary.get('config', {}), dict)
+  )
 
 
 def read_classes(workdir):
@@ -281,8 +314,14 @@ def read_classes(workdir):
 
 def meta(config, step, rows):
   """Returns what a checkpoint says about itself."""
-  return {'step': step, 'data_position': step, 'config': config.to_dict(), 'versions': versions(), 'commit': commit(),
-          'bits': [row._asdict() for row in rows]}
+  return {
+    'step': step,
+    'data_position': step,
+    'config': config.to_dict(),
+    'versions': versions(),
+    'commit': commit(),
+    'bits': [row._asdict() for row in rows],
+  }
 
 
 def write_summary(workdir, config, steps_per_epoch):
@@ -291,13 +330,21 @@ def write_summary(workdir, config, steps_per_epoch):
   rows = metric_log.read(workdir)
   trained = [row for row in rows if 'train/loss' in row]
   if not trained:
-    raise UserError(f'{workdir}/{metric_log.FILE} has lost the rows of training; restore it, or train in another '
-                    '--workdir')
-  summary = {'config': config.to_dict(), 'steps': rows[-1]['step'], 'commit': commit(), 'versions': versions(),
-             'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-             'epochs': round(rows[-1]['step'] / steps_per_epoch, 3), 'results': results(rows, steps_per_epoch),
-             'importance': {name.removeprefix('importance/'): value
-                            for name, value in trained[-1].items() if name.startswith('importance/')}}
+    raise UserError(
+      f'{workdir}/{metric_log.FILE} has lost the rows of training; restore it, or train in another --workdir'
+    )
+  summary = {
+    'config': config.to_dict(),
+    'steps': rows[-1]['step'],
+    'commit': commit(),
+    'versions': versions(),
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'epochs': round(rows[-1]['step'] / steps_per_epoch, 3),
+    'results': results(rows, steps_per_epoch),
+    'importance': {
+      name.removeprefix('importance/'): value for name, value in trained[-1].items() if name.startswith('importance/')
+    },
+  }
   write(epath.Path(workdir) / SUMMARY, json.dumps(summary, indent=1))
   distributed.wait_for_all('the summary is written')
   return summary
@@ -320,8 +367,10 @@ def results(rows, steps_per_epoch):
     network, held_out = name.removesuffix('/top1'), name.replace('test/', 'minival/')
     for row in evaluations:
       if missing := {name, f'{network}/top5'} - row.keys():
-        raise UserError(f'{metric_log.FILE}: the evaluation of step {row["step"]} has no {sorted(missing)[0]!r}, which '
-                        f'that of step {evaluations[-1]["step"]} has; restore the file, or train in another --workdir')
+        raise UserError(
+          f'{metric_log.FILE}: the evaluation of step {row["step"]} has no {sorted(missing)[0]!r}, which '
+          f'that of step {evaluations[-1]["step"]} has; restore the file, or train in another --workdir'
+        )
     found[network] = {'last': _accuracies(evaluations[-1], network), 'best': _best(evaluations, network, name)}
     if held_out != name and all(held_out in row for row in evaluations):
       found[network]['chosen'] = _best(evaluations, network, held_out)
@@ -341,12 +390,16 @@ def _best(evaluations, network, by):
 
 def closing_table(summary):
   """Returns the summary as text: accuracies, then the importance of each teacher at each tap."""
-  lines = [f'{"":28}{"last epoch":>20}{"best epoch":>27}', f'{"network":28}{"top-1":>10}{"top-5":>10}'
-           f'{"top-1":>10}{"top-5":>10}{"at":>7}']
+  lines = [
+    f'{"":28}{"last epoch":>20}{"best epoch":>27}',
+    f'{"network":28}{"top-1":>10}{"top-5":>10}{"top-1":>10}{"top-5":>10}{"at":>7}',
+  ]
   for network, result in summary['results'].items():
     last, best = result['last'], result['best']
-    lines.append(f'{network:28}{last["top1"]:>8.2f} %{last["top5"]:>8.2f} %{best["top1"]:>8.2f} %'
-                 f'{best["top5"]:>8.2f} %{best["epoch"]:>7.4g}')
+    lines.append(
+      f'{network:28}{last["top1"]:>8.2f} %{last["top5"]:>8.2f} %{best["top1"]:>8.2f} %'
+      f'{best["top5"]:>8.2f} %{best["epoch"]:>7.4g}'
+    )
   for network, result in summary['results'].items():
     if 'chosen' in result:
       chosen = result['chosen']
@@ -376,8 +429,12 @@ def commit():
   """Returns the commit of the checkout this package runs from, '' elsewhere."""
   package = epath.Path(cmtkd_jax.__file__).parent
   try:
-    git = subprocess.run(['git', '-C', str(package), 'describe', '--always', '--dirty', '--exclude=*'],
-                         capture_output=True, text=True, check=False)
+    git = subprocess.run(
+      ['git', '-C', str(package), 'describe', '--always', '--dirty', '--exclude=*'],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
   except OSError:  # no git here
     return ''
   return git.stdout.strip() if git.returncode == 0 else ''

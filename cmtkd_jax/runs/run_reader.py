@@ -23,6 +23,7 @@ class Run(NamedTuple):
   bits: `bit_table.Row`s of every layer.
   classes: names of the classes in the order of the labels.
   """
+
   directory: epath.Path
   config: Any
   rows: list
@@ -68,14 +69,21 @@ def read(workdir):
   rows = metric_log.read(directory) if (directory / metric_log.FILE).exists() else []
   bits = directory / run_files.BITS
   table = run_files.read_json(bits, list, valid=_are_layers) if bits.exists() else []
-  return Run(directory, config, rows, run_files.read_summary(directory) or {}, [bit_table.Row(**row) for row in table],
-             run_files.read_classes(directory))
+  return Run(
+    directory,
+    config,
+    rows,
+    run_files.read_summary(directory) or {},
+    [bit_table.Row(**row) for row in table],
+    run_files.read_classes(directory),
+  )
 
 
 def _are_layers(rows):
   kinds = {name: int for name in bit_table.Row._fields} | {'layer': str}
-  return all(row.keys() == kinds.keys() and all(type(row[name]) is kind for name, kind in kinds.items())
-             for row in rows)
+  return all(
+    row.keys() == kinds.keys() and all(type(row[name]) is kind for name, kind in kinds.items()) for row in rows
+  )
 
 
 def results(run):

@@ -22,11 +22,13 @@ from cmtkd_jax.runtime import peers
 def in_cluster(environment):
   """Whether `environment`, a dict, is that of one process of several, which JAX can ask for the others."""
   count = lambda name: _number(environment, name, '1')
-  return (count('SLURM_STEP_NUM_TASKS') > 1  # inside srun; an allocation alone is one process
-          or count('OMPI_COMM_WORLD_SIZE') > 1
-          or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')  # a slice of several hosts
-          or count('MEGASCALE_NUM_SLICES') > 1
-          or 'JAX_COORDINATOR_ADDRESS' in environment)  # as launch/k8s_jobset.yaml sets it
+  return (
+    count('SLURM_STEP_NUM_TASKS') > 1  # inside srun; an allocation alone is one process
+    or count('OMPI_COMM_WORLD_SIZE') > 1
+    or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')  # a slice of several hosts
+    or count('MEGASCALE_NUM_SLICES') > 1
+    or 'JAX_COORDINATOR_ADDRESS' in environment
+  )  # as launch/k8s_jobset.yaml sets it
 
 
 class Cluster(NamedTuple):
@@ -37,6 +39,7 @@ class Cluster(NamedTuple):
   process: the number of this one, from 0.
   join_seconds: how long to wait for the others.
   """
+
   coordinator: str | None = None
   processes: int | None = None
   process: int | None = None
@@ -62,17 +65,21 @@ def initialize(cluster=Cluster()):
     environment = os.environ.get
     arguments = {}
     if 'JAX_COORDINATOR_ADDRESS' in os.environ and 'JAX_NUM_PROCESSES' in os.environ:
-      arguments = dict(coordinator_address=environment('JAX_COORDINATOR_ADDRESS'),
-                       num_processes=_number(os.environ, 'JAX_NUM_PROCESSES', '1'),
-                       process_id=_number(os.environ, 'JAX_PROCESS_ID', '0'))
+      arguments = dict(
+        coordinator_address=environment('JAX_COORDINATOR_ADDRESS'),
+        num_processes=_number(os.environ, 'JAX_NUM_PROCESSES', '1'),
+        process_id=_number(os.environ, 'JAX_PROCESS_ID', '0'),
+      )
   else:
     return
   peers.install()
   try:
     jax.distributed.initialize(**arguments, initialization_timeout=cluster.join_seconds)
   except (RuntimeError, ValueError) as e:
-    raise UserError(f'the processes of this run did not find each other ({" ".join(str(e).split())[:200]}); start the '
-                    'same command in all of them, and check --coordinator or the variables of the scheduler') from None
+    raise UserError(
+      f'the processes of this run did not find each other ({" ".join(str(e).split())[:200]}); start the '
+      'same command in all of them, and check --coordinator or the variables of the scheduler'
+    ) from None
   peers.joined()
   if not is_first():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  only the first process prints
@@ -110,10 +117,15 @@ def check_agreement(facts):
   if other is None:
     return
   first, differing = (json.loads(_broadcast(text, source)) for source in (0, other))
-  lines = [f'{name}: {first.get(name, "absent")} in process 0, {differing.get(name, "absent")} in process {other}'
-           for name in sorted(first.keys() | differing.keys()) if first.get(name) != differing.get(name)]
-  raise UserError(f'process {other} of this run does not agree with process 0: {_cut("; ".join(lines[:4]))}'
-                  f'{"; ..." if lines[4:] else ""}; start the same command with the same data in every process')
+  lines = [
+    f'{name}: {first.get(name, "absent")} in process 0, {differing.get(name, "absent")} in process {other}'
+    for name in sorted(first.keys() | differing.keys())
+    if first.get(name) != differing.get(name)
+  ]
+  raise UserError(
+    f'process {other} of this run does not agree with process 0: {_cut("; ".join(lines[:4]))}'
+    f'{"; ..." if lines[4:] else ""}; start the same command with the same data in every process'
+  )
 
 
 def _broadcast(text, source):
@@ -121,8 +133,9 @@ def _broadcast(text, source):
   data = np.frombuffer(text.encode(), np.uint8)
   is_source = jax.process_index() == source
   length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data)), is_source))
-  return bytes(multihost_utils.broadcast_one_to_all(
-      data if is_source else np.zeros(length, np.uint8), is_source)).decode()
+  return bytes(
+    multihost_utils.broadcast_one_to_all(data if is_source else np.zeros(length, np.uint8), is_source)
+  ).decode()
 
 
 def _cut(text, most=600):

@@ -24,8 +24,9 @@ class Progress:
     unit: what is counted.
   """
 
-  def __init__(self, total_steps, start_step=0, stream=None, steps_per_epoch=None, enabled=True,
-               clock=time.monotonic, unit='step'):
+  def __init__(
+    self, total_steps, start_step=0, stream=None, steps_per_epoch=None, enabled=True, clock=time.monotonic, unit='step'
+  ):
     self._stream = sys.stderr if stream is None else stream
     self._terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
     self._total = total_steps
@@ -94,8 +95,9 @@ class Progress:
       epochs = [steps / self._steps_per_epoch for steps in (self._step, self._total)]
       parts.append(f'epoch {epochs[0]:.1f}/{epochs[1]:.4g}')
     parts.append(f'{images_per_second:.0f} img/s')
-    parts += [f'{name} {value}' if isinstance(value, str) else f'{name} {float(value):.4g}'
-              for name, value in scalars.items()]
+    parts += [
+      f'{name} {value}' if isinstance(value, str) else f'{name} {float(value):.4g}' for name, value in scalars.items()
+    ]
     eta = self.eta()
     if eta is not None and self._step < self._total:
       parts.append(f'ETA {format_duration(eta)}')
@@ -116,7 +118,7 @@ def _cut(line):
   if len(line) <= room:
     return line
   head, mark, eta = line.rpartition('  ETA') if '  ETA' in line else (line, '', '')
-  return (head[:max(room - len(mark + eta), 0) + 2].rpartition('  ')[0] + mark + eta)[:room]
+  return (head[: max(room - len(mark + eta), 0) + 2].rpartition('  ')[0] + mark + eta)[:room]
 
 
 def format_duration(seconds):

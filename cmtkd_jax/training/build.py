@@ -21,14 +21,16 @@ def replicated(mesh):
 
 def load_data(config, mesh):
   """Returns the configured `data.Dataset`."""
-  return data.load(config.data, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size,
-                   seed=config.seed, mesh=mesh)
+  return data.load(
+    config.data, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size, seed=config.seed, mesh=mesh
+  )
 
 
 def create_method(config, num_classes, teachers=()):
   """Returns the configured `methods.Method`; `teachers` are the `teachers.Teacher`s it learns from."""
   return methods.METHODS[config.method].create(
-      config, config_lib.settings(config, config.method), num_classes, teachers)
+    config, config_lib.settings(config, config.method), num_classes, teachers
+  )
 
 
 def check_variables(method, input_shape, variables, where):

@@ -13,8 +13,9 @@ class Evaluator:
 
   def __init__(self, method, dataset, sharding):
     self._splits = dataset.evals
-    self._step = jax.jit(functools.partial(eval_step, method=method, normalize=dataset.normalize),
-                         out_shardings=sharding)
+    self._step = jax.jit(
+      functools.partial(eval_step, method=method, normalize=dataset.normalize), out_shardings=sharding
+    )
 
   def run(self, variables):
     """Returns {'<split>/<network>/top1': percent, '.../top5': percent, '.../cross_entropy': nats}."""

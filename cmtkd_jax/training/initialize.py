@@ -64,8 +64,11 @@ def load(text, allow, abstract, method, config=None):
     used = set()
     for path in wanted:
       origin = _origin(path, source, method)
-      if target in ('', path[1]) and origin in source and (
-          not _is_quantizer(path) or same_grids and origin[1] == path[1]):
+      if (
+        target in ('', path[1])
+        and origin in source
+        and (not _is_quantizer(path) or same_grids and origin[1] == path[1])
+      ):
         found[path] = source[origin]
         used.add(origin)
     unused += [path for path in source if path not in used]
@@ -77,14 +80,21 @@ def load(text, allow, abstract, method, config=None):
   lines += [f'  loaded      {len(kept)} arrays into {", ".join(sorted({path[1] for path in kept})) or "nothing"}']
   lines += [f'  created     {"/".join(path)}' for path in created]
   lines += [f'  unused      {"/".join(path)}' for path in unused]
-  lines += [f'  mismatched  {"/".join(path)}: {list(found[path].shape)} there, {list(wanted[path].shape)} here'
-            for path in mismatched]
-  refused = ['/'.join(path) for path in [*created, *mismatched]
-             if not _starts_fresh(path, method) and not may_differ.fullmatch('/'.join(path))]
+  lines += [
+    f'  mismatched  {"/".join(path)}: {list(found[path].shape)} there, {list(wanted[path].shape)} here'
+    for path in mismatched
+  ]
+  refused = [
+    '/'.join(path)
+    for path in [*created, *mismatched]
+    if not _starts_fresh(path, method) and not may_differ.fullmatch('/'.join(path))
+  ]
   if refused:
-    raise UserError(f'config.init_from: {len(refused)} arrays are missing or of another shape in {text}: '
-                    f'{", ".join(refused[:3])}{", ..." if len(refused) > 3 else ""}; allow them by the regex '
-                    'config.init_from_allow, or name a directory that fits')
+    raise UserError(
+      f'config.init_from: {len(refused)} arrays are missing or of another shape in {text}: '
+      f'{", ".join(refused[:3])}{", ..." if len(refused) > 3 else ""}; allow them by the regex '
+      'config.init_from_allow, or name a directory that fits'
+    )
   return traverse_util.unflatten_dict(kept), lines
 
 
@@ -99,7 +109,7 @@ def _origin(path, source, method):
   """The path in `source` that `path` is loaded from; one that is not in `source` when nothing there fits."""
   collection, name, *rest = path
   origins = [origin.split('/') for origin in method.origins(name)]
-  present = [origin for origin in origins if any(key[1:1 + len(origin)] == tuple(origin) for key in source)]
+  present = [origin for origin in origins if any(key[1 : 1 + len(origin)] == tuple(origin) for key in source)]
   return (collection, *(present or origins)[0], *rest)
 
 
@@ -110,10 +120,12 @@ def _starts_fresh(path, method):
 
 def _same_grids(here, there):
   """Whether networks of one name are quantized alike in both configurations; names of teachers hold their widths."""
+
   def described(config):
     quantizer = config['quantizer']
     used = {role: quantizer.get(role) or quantizer['name'] for role in ('weights', 'activations')}
     return json.dumps([config['student'], config['bits'], used, [quantizer.get(name) for name in used.values()]])
+
   return 'quantizer' in there and described(here) == described(there)
 
 

@@ -31,9 +31,11 @@ class Journal(contextlib.ExitStack):
     plan, start = self._plan, self._start
     with contextlib.ExitStack() as stack:  # closed again if one of these cannot be opened
       self._log = stack.enter_context(MetricLog(self._run, resume_step=start, tensorboard=plan.config.tensorboard))
-      self._progress = stack.enter_context(Progress(
-          plan.schedule.total, start, steps_per_epoch=plan.dataset.train.steps_per_epoch,
-          enabled=distributed.is_first()))
+      self._progress = stack.enter_context(
+        Progress(
+          plan.schedule.total, start, steps_per_epoch=plan.dataset.train.steps_per_epoch, enabled=distributed.is_first()
+        )
+      )
       self.note, self.compiled = self._progress.note, self._progress.compiled
       self.profile = stack.enter_context(Profile(self._run, start, plan.schedule.profiled, self.note))
       self.enter_context(stack.pop_all())
@@ -46,25 +48,36 @@ class Journal(contextlib.ExitStack):
   def trained(self, step, window, state):
     """Writes and prints the `window.Summary` of the steps up to `step`."""
     plan, broken = self._plan, self._plan.dataset.train.broken
-    self._log.write(step, {f'train/{name}': value for name, value in window.means.items()} | {
-        'train/epoch': step / plan.dataset.train.steps_per_epoch, 'train/images_per_second': window.images_per_second,
+    self._log.write(
+      step,
+      {f'train/{name}': value for name, value in window.means.items()}
+      | {
+        'train/epoch': step / plan.dataset.train.steps_per_epoch,
+        'train/images_per_second': window.images_per_second,
         'train/data_wait': window.data_wait,
         **({'train/corrupt_images': len(broken)} if broken else {}),
         **optimizer.rates(plan.config, plan.method, plan.learning_rate(step - 1)),
-        **jax.device_get(plan.method.summary(state.params))})
+        **jax.device_get(plan.method.summary(state.params)),
+      },
+    )
     if len(broken) > 2 * self._told_broken:  # Not at every row, where there are many.
       self._told_broken = len(broken)
       self.note(_describe_broken(broken))
-    accuracies = {f'train {name.partition("/")[2]}': f'{100 * value:.1f} %' for name, value in window.means.items()
-                  if name.startswith('top1/')}
+    accuracies = {
+      f'train {name.partition("/")[2]}': f'{100 * value:.1f} %'
+      for name, value in window.means.items()
+      if name.startswith('top1/')
+    }
     slow = {'waits for data': f'{100 * window.data_wait:.0f} %'} if window.data_wait > _SLOW else {}
     self._progress.update(step, window.images_per_second, loss=window.means['loss'], **accuracies, **slow)
 
   def evaluated(self, step, results):
     """Writes and prints the results of an evaluation."""
     self._log.write(step, results)
-    self.note(f'step {step}: ' + '  '.join(
-        f'{name.removesuffix("/top1")} {value:.2f} %' for name, value in results.items() if 'top1' in name))
+    self.note(
+      f'step {step}: '
+      + '  '.join(f'{name.removesuffix("/top1")} {value:.2f} %' for name, value in results.items() if 'top1' in name)
+    )
 
 
 def _describe_broken(images):

@@ -21,9 +21,12 @@ def train_and_evaluate(config, workdir):
     UserError: the configuration, the data or the directory cannot be used, or the loss stopped being finite.
   """
   parts = plan.create(config, workdir)
-  with (run_files.claim(workdir, config, parts.dataset, parts.layers) as run, run_files.told_of_disk(run),
-        memory.errors_as_advice(config),
-        Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, parts.best_metric) as checkpoints):
+  with (
+    run_files.claim(workdir, config, parts.dataset, parts.layers) as run,
+    run_files.told_of_disk(run),
+    memory.errors_as_advice(config),
+    Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, parts.best_metric) as checkpoints,
+  ):
     teachers.save(run, parts.teachers)
     state, report = start.restore_or_create(parts, checkpoints)
     run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
@@ -70,9 +73,17 @@ def _train(parts, state, checkpoints, journal, preemption):
 
 def _compile(parts, state, batch, journal):
   """The train step; compiled before the first one, so that its time is told apart, unless there is none to do."""
-  step_fn = jax.jit(functools.partial(train_step, method=parts.method, optimizer=parts.optimizer,
-                                      augment=parts.dataset.augment, accumulate=parts.config.accumulate),
-                    donate_argnums=0, out_shardings=parts.sharding)
+  step_fn = jax.jit(
+    functools.partial(
+      train_step,
+      method=parts.method,
+      optimizer=parts.optimizer,
+      augment=parts.dataset.augment,
+      accumulate=parts.config.accumulate,
+    ),
+    donate_argnums=0,
+    out_shardings=parts.sharding,
+  )
   if int(state.step) < parts.schedule.total:
     begin = time.monotonic()
     step_fn = step_fn.lower(state, batch).compile()

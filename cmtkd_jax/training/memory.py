@@ -15,9 +15,11 @@ def errors_as_advice(config):
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
-    raise UserError(f'config.batch_size={config.batch_size} does not fit into the memory of a device; raise '
-                    f"config.accumulate={config.accumulate}, set config.remat='.*' (now {config.remat!r}), or lower "
-                    f'the batch size; {" ".join(str(e).split())[:120]}') from None
+    raise UserError(
+      f'config.batch_size={config.batch_size} does not fit into the memory of a device; raise '
+      f"config.accumulate={config.accumulate}, set config.remat='.*' (now {config.remat!r}), or lower "
+      f'the batch size; {" ".join(str(e).split())[:120]}'
+    ) from None
 
 
 def describe(compiled):
@@ -27,5 +29,7 @@ def describe(compiled):
     return 'the backend does not tell how much memory a step takes'
   mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
   held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-  return (f'memory of a step on each device: {mebibytes(held)} for state and batch, '
-          f'{mebibytes(analysis.temp_size_in_bytes)} for everything between')
+  return (
+    f'memory of a step on each device: {mebibytes(held)} for state and batch, '
+    f'{mebibytes(analysis.temp_size_in_bytes)} for everything between'
+  )

@@ -20,6 +20,7 @@ LOW_BITS = 2  # weights of so few bits get the smaller weight decay
 @dataclasses.dataclass(frozen=True)
 class Group:
   """Learning rate relative to the network's, and L2 weight decay, of one group of parameters."""
+
   learning_rate_factor: float
   weight_decay: float
 
@@ -34,9 +35,9 @@ def groups(config, method):
   by_bits = lambda bits: optimizer.weight_decay_low_bits if bits <= LOW_BITS else optimizer.weight_decay
   networks = {name: Group(1.0, by_bits(bits)) for name, bits in method.weight_bits.items()}
   return networks | {
-      method.importance_group: Group(optimizer.importance_lr_factor, 0.0),
-      QUANTIZER_GROUP: Group(1.0, 0.0),
-      OTHER_GROUP: Group(1.0, optimizer.weight_decay),
+    method.importance_group: Group(optimizer.importance_lr_factor, 0.0),
+    QUANTIZER_GROUP: Group(1.0, 0.0),
+    OTHER_GROUP: Group(1.0, optimizer.weight_decay),
   }
 
 
@@ -59,8 +60,10 @@ def learning_rate(config, total_steps, **sizes):
   optimizer = config.optimizer
   warmup = durations.parse_one(optimizer.warmup, 'config.optimizer.warmup', **sizes)
   if warmup >= total_steps:
-    raise UserError(f'config.optimizer.warmup={optimizer.warmup!r} does not end before the training of {total_steps} '
-                    'steps; shorten it')
+    raise UserError(
+      f'config.optimizer.warmup={optimizer.warmup!r} does not end before the training of {total_steps} '
+      'steps; shorten it'
+    )
   if optimizer.schedule == 'cosine':
     main = optax.cosine_decay_schedule(optimizer.learning_rate, max(1, total_steps - warmup))
   else:
@@ -68,12 +71,16 @@ def learning_rate(config, total_steps, **sizes):
     if list(decay_at) != sorted(set(decay_at)):
       raise UserError(f'config.optimizer.decay_at={optimizer.decay_at!r} must ascend; list each step once, in order')
     if decay_at and not 0 < decay_at[0] <= decay_at[-1] < total_steps:
-      raise UserError(f'config.optimizer.decay_at={optimizer.decay_at!r} must lie within the training of {total_steps} '
-                      f"steps (config.duration={config.duration!r}); scale it with the duration, or set it to '' for a "
-                      'constant rate')
+      raise UserError(
+        f'config.optimizer.decay_at={optimizer.decay_at!r} must lie within the training of {total_steps} '
+        f"steps (config.duration={config.duration!r}); scale it with the duration, or set it to '' for a "
+        'constant rate'
+      )
     # Steps count from the start of training, warm-up included.
-    main = lambda step: optimizer.learning_rate * optimizer.decay_factor ** sum(
-        jnp.asarray(step + warmup >= boundary, jnp.float32) for boundary in decay_at)
+    main = lambda step: (
+      optimizer.learning_rate
+      * optimizer.decay_factor ** sum(jnp.asarray(step + warmup >= boundary, jnp.float32) for boundary in decay_at)
+    )
   if not warmup:
     return main
   return optax.join_schedules([optax.linear_schedule(0.0, optimizer.learning_rate, warmup), main], [warmup])
@@ -81,8 +88,10 @@ def learning_rate(config, total_steps, **sizes):
 
 def rates(config, method, rate):
   """Returns `{name: learning rate}` to log, where `rate` is that of the networks."""
-  return {'train/learning_rate': float(rate),
-          f'train/learning_rate/{method.importance_group}': config.optimizer.importance_lr_factor * float(rate)}
+  return {
+    'train/learning_rate': float(rate),
+    f'train/learning_rate/{method.importance_group}': config.optimizer.importance_lr_factor * float(rate),
+  }
 
 
 def create(config, method, schedule):
@@ -99,7 +108,8 @@ def create(config, method, schedule):
 
   def labels(params):
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: group_of(tuple(key.key for key in path), method, decayed), params)
+      lambda path, _: group_of(tuple(key.key for key in path), method, decayed), params
+    )
 
   decayed = _decayed(config.quantizer)
   transforms = {name: transform(group) for name, group in groups(config, method).items()}

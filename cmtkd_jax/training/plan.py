@@ -25,6 +25,7 @@ class Plan(NamedTuple):
   learning_rate: function of the step.
   optimizer: the optax transformation.
   """
+
   config: Any
   sharding: Any
   dataset: Any
@@ -61,8 +62,17 @@ def create(config, workdir):
   layers = bit_table.collect(method, dataset.input_shape, parse_rules(config.bits.rules))
   _check_remat(config, layers)
   learning_rate = optimizer.learning_rate(config, when.total, **sizes)
-  return Plan(config, build.replicated(mesh), dataset, when, trained, method, layers, learning_rate,
-              optimizer.create(config, method, learning_rate))
+  return Plan(
+    config,
+    build.replicated(mesh),
+    dataset,
+    when,
+    trained,
+    method,
+    layers,
+    learning_rate,
+    optimizer.create(config, method, learning_rate),
+  )
 
 
 def _check_remat(config, layers):

@@ -19,6 +19,7 @@ class Trained(NamedTuple):
   meta: what the checkpoint says about itself, see `run_files.meta`.
   step: of the checkpoint.
   """
+
   method: Any
   variables: dict
   meta: dict
@@ -32,6 +33,7 @@ class Opened(NamedTuple):
   dataset: a `data.Dataset`.
   sharding: of what every device holds.
   """
+
   method: Any
   variables: dict
   dataset: Any

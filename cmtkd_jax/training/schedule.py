@@ -13,6 +13,7 @@ class Schedule(NamedTuple):
   log_every, eval_every, checkpoint_every: between two rows of metrics, evaluations, checkpoints.
   profiled: how many steps the profiler records.
   """
+
   total: int
   log_every: int = 0
   eval_every: int = 0

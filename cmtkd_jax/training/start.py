@@ -19,8 +19,9 @@ def restore_or_create(plan, checkpoints):
   Raises:
     UserError: a network that the configuration names cannot be read, or does not fit.
   """
-  create = functools.partial(initial_state, method=plan.method, optimizer=plan.optimizer, augment=plan.dataset.augment,
-                             seed=plan.config.seed)
+  create = functools.partial(
+    initial_state, method=plan.method, optimizer=plan.optimizer, augment=plan.dataset.augment, seed=plan.config.seed
+  )
   abstract = lambda: jax.eval_shape(create, {}, plan.dataset.train.batch_spec).to_tree()
   if checkpoints.latest() is not None:
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=plan.sharding), abstract())
@@ -35,14 +36,15 @@ def restore_or_create(plan, checkpoints):
 
 def _trained(plan, wanted):
   """(variables, report) of the networks that come trained; `wanted` are the abstract variables of the run."""
-  names = plan.method.frozen[:len(plan.teachers)]
+  names = plan.method.frozen[: len(plan.teachers)]
   variables, report = teachers.load(plan.teachers, names, wanted)
   if plan.config.init_from:
-    rest = {collection: {name: tree for name, tree in networks.items() if name not in names}
-            for collection, networks in wanted.items()}
+    rest = {
+      collection: {name: tree for name, tree in networks.items() if name not in names}
+      for collection, networks in wanted.items()
+    }
     found, lines = initialize.load(plan.config.init_from, plan.config.init_from_allow, rest, plan.method, plan.config)
-    variables = traverse_util.unflatten_dict(
-        traverse_util.flatten_dict(found) | traverse_util.flatten_dict(variables))
+    variables = traverse_util.unflatten_dict(traverse_util.flatten_dict(found) | traverse_util.flatten_dict(variables))
     report += lines
   teachers.check_loaded(plan.method.frozen, wanted, variables)
   return variables, report

@@ -23,6 +23,7 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: of the optax transformation.
   key: uint32 [2], data of the run's PRNG key; the randomness of step s is `fold_in(key, s)`.
   """
+
   step: jax.Array
   params: Any
   model_state: Any
@@ -31,8 +32,12 @@ class TrainState(flax.struct.PyTreeNode):
 
   def to_tree(self):
     """Returns the form in which checkpoints hold it: networks apart from the rest."""
-    return {'variables': {'params': self.params, **self.model_state}, 'optimizer': self.opt_state,
-            'step': self.step, 'key': self.key}
+    return {
+      'variables': {'params': self.params, **self.model_state},
+      'optimizer': self.opt_state,
+      'step': self.step,
+      'key': self.key,
+    }
 
   @classmethod
   def from_tree(cls, tree):
@@ -97,8 +102,9 @@ def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
   sampling = jax.random.fold_in(key, _SAMPLING)
 
   def objective(params, model_state, images, labels, key):
-    outputs, model_state = method.apply({'params': params, **model_state}, images, train=True,
-                                        mutable=list(model_state), rngs={'sampling': key})
+    outputs, model_state = method.apply(
+      {'params': params, **model_state}, images, train=True, mutable=list(model_state), rngs={'sampling': key}
+    )
     loss, terms = method.loss(outputs, labels)
     top1 = {f'top1/{name}': jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
     return loss, ({'loss': loss, **terms, **top1}, model_state)
@@ -107,26 +113,31 @@ def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
   if accumulate == 1:
     gradients, (metrics, model_state) = gradients_of(state.params, state.model_state, images, batch['label'], sampling)
   else:
+
     def add(carry, part):
       total, model_state = carry
       gradients, (metrics, model_state) = gradients_of(state.params, model_state, *part)
       return (jax.tree.map(lambda t, g: t + g / accumulate, total, gradients), model_state), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    parts = (_parts(images, accumulate, images.ndim - 4), _parts(batch['label'], accumulate, 0),
-             jax.random.split(sampling, accumulate))
+    parts = (
+      _parts(images, accumulate, images.ndim - 4),
+      _parts(batch['label'], accumulate, 0),
+      jax.random.split(sampling, accumulate),
+    )
     (gradients, model_state), metrics = jax.lax.scan(add, (zeros, dict(state.model_state)), parts)
     metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics |= {f'gradient_norm/{name}': optax.tree.norm(g) for name, g in gradients.items() if name not in method.frozen}
-  state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates),
-                        model_state=model_state, opt_state=opt_state)
+  state = state.replace(
+    step=state.step + 1, params=optax.apply_updates(state.params, updates), model_state=model_state, opt_state=opt_state
+  )
   return state, metrics
 
 
 def _parts(x, count, axis):
   """Cuts axis `axis`, the batch, into [count, ...]: row r into part r % count, so that no row changes its device."""
-  return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, count, *x.shape[axis + 1:]), axis + 1, 0)
+  return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, count, *x.shape[axis + 1 :]), axis + 1, 0)
 
 
 def _views(key, images, method, augment):
@@ -155,8 +166,12 @@ def eval_step(variables, batch, *, method, normalize):
   for name, logits in outputs.logits.items():
     rank = label_rank(logits, batch['label'])
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-    sums[name] = {'top1': jnp.sum(mask * (rank < 1)), 'top5': jnp.sum(mask * (rank < 5)),
-                  'cross_entropy': jnp.sum(mask * cross_entropy), 'count': jnp.sum(mask)}
+    sums[name] = {
+      'top1': jnp.sum(mask * (rank < 1)),
+      'top5': jnp.sum(mask * (rank < 5)),
+      'cross_entropy': jnp.sum(mask * cross_entropy),
+      'count': jnp.sum(mask),
+    }
   return sums
 
 

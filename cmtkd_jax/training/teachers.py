@@ -24,6 +24,7 @@ class Teacher(NamedTuple):
   directory: work directory of that run.
   config: its configuration.
   """
+
   directory: str
   config: ml_collections.ConfigDict
 
@@ -36,8 +37,13 @@ def open_all(config, workdir):
   """
   path = epath.Path(workdir) / FILE
   if path.exists() and run_files.has_checkpoint(workdir):
-    entries = run_files.read_json(path, list, valid=lambda entries: all(
-        isinstance(entry['directory'], str) and isinstance(entry['config'], dict) for entry in entries))
+    entries = run_files.read_json(
+      path,
+      list,
+      valid=lambda entries: all(
+        isinstance(entry['directory'], str) and isinstance(entry['config'], dict) for entry in entries
+      ),
+    )
     return tuple(Teacher(entry['directory'], config_lib.from_json(json.dumps(entry['config']))) for entry in entries)
   directories = map(os.path.expanduser, config.teachers)
   return tuple(Teacher(directory, run_files.read_config(directory, 'config.teachers')) for directory in directories)
@@ -50,12 +56,16 @@ def check_fit(teachers, config, class_names):
     there = config_lib.flat(teacher.config)
     for field in SHARED:
       if here[field] != there[field]:
-        raise UserError(f'config.teachers: {teacher.directory} was trained with config.{field}={there[field]!r}, this '
-                        f'run has {here[field]!r}; make them equal or name another teacher')
+        raise UserError(
+          f'config.teachers: {teacher.directory} was trained with config.{field}={there[field]!r}, this '
+          f'run has {here[field]!r}; make them equal or name another teacher'
+        )
     path = epath.Path(teacher.directory) / run_files.CLASSES
     if path.exists() and run_files.read_classes(teacher.directory) != list(class_names):
-      raise UserError(f'config.teachers: {teacher.directory} was trained for other classes than those of '
-                      f'config.data.name={config.data.name!r}; name a teacher for the same data')
+      raise UserError(
+        f'config.teachers: {teacher.directory} was trained for other classes than those of '
+        f'config.data.name={config.data.name!r}; name a teacher for the same data'
+      )
 
 
 def load(teachers, names, abstract):
@@ -84,8 +94,10 @@ def load(teachers, names, abstract):
         checkpoint.check_same(networks[name], found, f'config.teachers: {teacher.directory}')
         loaded.setdefault(collection, {})[name] = found
     bits = teacher.config.student
-    report.append(f'{name}: {teacher.config.model.name} of {bits.weight_bits}/{bits.activation_bits} bit from '
-                  f'{teacher.directory} (step {step}){_accuracy(teacher.directory)}')
+    report.append(
+      f'{name}: {teacher.config.model.name} of {bits.weight_bits}/{bits.activation_bits} bit from '
+      f'{teacher.directory} (step {step}){_accuracy(teacher.directory)}'
+    )
   return loaded, report
 
 
@@ -94,14 +106,20 @@ def check_loaded(frozen, abstract, variables):
   wanted, found = (traverse_util.flatten_dict(tree) for tree in (abstract, variables))
   for path in wanted:
     if path[1] in frozen and path not in found:
-      raise UserError(f'config.init_from: network {path[1]!r} stays as it is, but {"/".join(path)} is in none of the '
-                      'directories that were loaded; name the directory of a run that has it')
+      raise UserError(
+        f'config.init_from: network {path[1]!r} stays as it is, but {"/".join(path)} is in none of the '
+        'directories that were loaded; name the directory of a run that has it'
+      )
 
 
 def save(workdir, teachers):
   """Writes what `open_all` reads, so that the run can be evaluated when its teachers' directories are gone."""
-  run_files.write(epath.Path(workdir) / FILE, json.dumps(
-      [{'directory': teacher.directory, 'config': teacher.config.to_dict()} for teacher in teachers], indent=1))
+  run_files.write(
+    epath.Path(workdir) / FILE,
+    json.dumps(
+      [{'directory': teacher.directory, 'config': teacher.config.to_dict()} for teacher in teachers], indent=1
+    ),
+  )
 
 
 def _accuracy(directory):

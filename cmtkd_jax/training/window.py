@@ -16,6 +16,7 @@ class Summary(NamedTuple):
   images_per_second: of training.
   data_wait: share of the time that steps waited for data, 0..1.
   """
+
   means: dict
   images_per_second: float
   data_wait: float
@@ -52,8 +53,11 @@ class Window:
     history = jax.device_get(self._pending)
     _check_finite(history, step, last_good)
     elapsed = time.monotonic() - self._begin
-    summary = Summary({name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]},
-                      len(history) * self._batch_size / elapsed, self._waited / elapsed)
+    summary = Summary(
+      {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]},
+      len(history) * self._batch_size / elapsed,
+      self._waited / elapsed,
+    )
     self.restart()
     return summary
 
@@ -65,5 +69,7 @@ def _check_finite(history, step, last_good):
     for name in sorted(metrics, key=lambda name: (name.startswith('gradient_norm'), name == 'loss')):
       if not np.isfinite(metrics[name]):
         kept = f'the last good checkpoint, of step {last_good}, is kept' if last_good else 'there is no checkpoint yet'
-        raise UserError(f'step {step - len(history) + i + 1}: {name} is {metrics[name]}, the first value that is not '
-                        f'finite; {kept}; lower config.optimizer.learning_rate or set config.optimizer.gradient_clip')
+        raise UserError(
+          f'step {step - len(history) + i + 1}: {name} is {metrics[name]}, the first value that is not '
+          f'finite; {kept}; lower config.optimizer.learning_rate or set config.optimizer.gradient_clip'
+        )

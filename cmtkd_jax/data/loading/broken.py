@@ -28,11 +28,14 @@ def blame(source: Source, record: int):
   except UserError:
     raise
   except WrongSize as e:
-    raise UserError(f'config.data.resize=0, but {source.describe(record)} is {e} (config.data.image_size); set '
-                    'config.data.resize') from e
+    raise UserError(
+      f'config.data.resize=0, but {source.describe(record)} is {e} (config.data.image_size); set config.data.resize'
+    ) from e
   except (OSError, ValueError) as e:
-    raise BrokenImage(f'config.data.name: {source.describe(record)} cannot be decoded '
-                      f'({" ".join(str(e).split())[:200]}); repair or remove it') from e
+    raise BrokenImage(
+      f'config.data.name: {source.describe(record)} cannot be decoded '
+      f'({" ".join(str(e).split())[:200]}); repair or remove it'
+    ) from e
 
 
 def first_shape(shape_of: Callable[[int], tuple[int, int, int]], count: int) -> tuple[int, int, int]:
@@ -76,5 +79,7 @@ def check_count(broken: Mapping[int, str], at_most: float):
   """Raises `UserError` where more than `at_most` training images are broken."""
   if len(broken) > at_most:
     images = f'{len(broken)} training image' + 's' * (len(broken) > 1)
-    raise UserError(f'config.data.max_corrupt: {images} cannot be decoded, more than the {int(at_most)} that it '
-                    f'allows; repair or remove them, or raise it; the first: {next(iter(broken.values()))}')
+    raise UserError(
+      f'config.data.max_corrupt: {images} cannot be decoded, more than the {int(at_most)} that it '
+      f'allows; repair or remove them, or raise it; the first: {next(iter(broken.values()))}'
+    )

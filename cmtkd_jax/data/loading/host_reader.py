@@ -19,8 +19,13 @@ class HostReader:
       image is an error.
   """
 
-  def __init__(self, source: base.Source, shape: tuple[int, int, int], transform: decode_pil.Transform,
-               substitutes: np.ndarray | None):
+  def __init__(
+    self,
+    source: base.Source,
+    shape: tuple[int, int, int],
+    transform: decode_pil.Transform,
+    substitutes: np.ndarray | None,
+  ):
     self.shape = shape
     self._source, self._transform, self._substitutes = source, transform, substitutes
 

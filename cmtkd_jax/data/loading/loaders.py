@@ -14,6 +14,7 @@ Batch = dict[str, jax.Array]
 
 class Reader(Protocol):
   """Makes batches of given records; `resident.Reader` and `streaming.Reader`."""
+
   broken: Mapping[int, str]
   shape: tuple[int, int, int]  # (h, w, C) of an image in a batch
   sharding: jax.sharding.NamedSharding  # of a batch
@@ -41,8 +42,7 @@ class TrainLoader:
     self.steps_per_epoch = len(records) // batch_size
     self._reader, self._records, self._batch_size = reader, records, batch_size
     # Two, since reader threads straddle the border of two epochs.
-    self._order = functools.lru_cache(maxsize=2)(
-        functools.partial(sampling.epoch_permutation, len(records), seed))
+    self._order = functools.lru_cache(maxsize=2)(functools.partial(sampling.epoch_permutation, len(records), seed))
 
   @property
   def broken(self) -> Mapping[int, str]:
@@ -52,8 +52,7 @@ class TrainLoader:
   @property
   def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of what `batches` yields; reads no image."""
-    spec = lambda shape, dtype: jax.ShapeDtypeStruct(
-        (self._batch_size, *shape), dtype, sharding=self._reader.sharding)
+    spec = lambda shape, dtype: jax.ShapeDtypeStruct((self._batch_size, *shape), dtype, sharding=self._reader.sharding)
     return {'image': spec(self._reader.shape, np.uint8), 'label': spec((), np.int32)}
 
   def indices(self, step: int) -> np.ndarray:
@@ -80,15 +79,14 @@ class EvalLoader:
     num_batches: number of batches in one pass.
   """
 
-  def __init__(self, reader: Reader, records: np.ndarray, batch_size: int,
-               sharding: jax.sharding.NamedSharding):
+  def __init__(self, reader: Reader, records: np.ndarray, batch_size: int, sharding: jax.sharding.NamedSharding):
     self.num_examples = len(records)
     self.batch_size = batch_size
     self.num_batches = -(-len(records) // batch_size)
     self._reader, self._records, self._sharding = reader, records, sharding
 
   def _rows(self, step: int) -> np.ndarray:
-    rows = self._records[step * self.batch_size:(step + 1) * self.batch_size]
+    rows = self._records[step * self.batch_size : (step + 1) * self.batch_size]
     return np.pad(rows, (0, self.batch_size - len(rows)), constant_values=-1)
 
   def batches(self) -> Iterator[Batch]:
@@ -101,8 +99,9 @@ class EvalLoader:
 @functools.lru_cache(maxsize=16)
 def own_rows(batch_size: int, sharding: jax.sharding.NamedSharding) -> slice:
   """Returns the contiguous block of a batch's rows that lies on this process's devices."""
-  blocks = [index[0].indices(batch_size)[:2] for index in
-            sharding.addressable_devices_indices_map((batch_size,)).values()]
+  blocks = [
+    index[0].indices(batch_size)[:2] for index in sharding.addressable_devices_indices_map((batch_size,)).values()
+  ]
   return slice(min(lo for lo, _ in blocks), max(hi for _, hi in blocks))
 
 

@@ -17,8 +17,9 @@ from cmtkd_jax.data.transforms import image_file
 from cmtkd_jax.errors import UserError
 
 
-def read_all(source: base.Source, num_workers: int, substitutes: np.ndarray | None = None
-             ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+def read_all(
+  source: base.Source, num_workers: int, substitutes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
   """Decodes a whole source of equally sized images.
 
   Args:
@@ -48,8 +49,11 @@ def read_all(source: base.Source, num_workers: int, substitutes: np.ndarray | No
         with broken_lib.blame(source, record):
           image = image_file.to_array(opened[row], source.shape[-1])
           if image.shape != source.shape:
-            raise UserError('config.data.name: {} is {}x{}, but the data set says {}x{}; set config.data.resident='
-                            "'no'".format(source.describe(record), *image.shape[:2], *source.shape[:2]))
+            raise UserError(
+              "config.data.name: {} is {}x{}, but the data set says {}x{}; set config.data.resident='no'".format(
+                source.describe(record), *image.shape[:2], *source.shape[:2]
+              )
+            )
           images[record] = image
       except broken_lib.BrokenImage as e:
         errors[int(record)] = e
@@ -90,8 +94,7 @@ class Reader:
 
     self._gather = jax.jit(gather, out_shardings=self.sharding)
 
-  def stream(self, rows: Callable[[int], np.ndarray], start: int,
-             stop: int | None) -> Iterator[loaders.Batch]:
+  def stream(self, rows: Callable[[int], np.ndarray], start: int, stop: int | None) -> Iterator[loaders.Batch]:
     """See `loaders.Reader`."""
     for step in itertools.count(start) if stop is None else range(start, stop):
       yield self._gather(*self._arrays, loaders.to_global(rows(step).astype(np.int32), self.sharding))

@@ -40,7 +40,7 @@ class _Chunks:
     step, chunk = divmod(index, self.per_batch)
     step += self._start
     first = self._own.start + chunk * self._size
-    records = self._rows(step)[first:first + self._size]
+    records = self._rows(step)[first : first + self._size]
     return self._reader.read(records, step * self._batch_size + first)
 
 
@@ -58,20 +58,20 @@ class Reader:
     broken: the images that this process has met so far and cannot decode: record -> its name.
   """
 
-  def __init__(self, host: HostReader, num_workers: int, workers: Workers | None, max_broken: float,
-               mesh: jax.sharding.Mesh):
+  def __init__(
+    self, host: HostReader, num_workers: int, workers: Workers | None, max_broken: float, mesh: jax.sharding.Mesh
+  ):
     self.sharding, self.shape = NamedSharding(mesh, P('data')), host.shape
     self.read = functools.partial(workers.read, host) if workers else host.read
     self.broken: Mapping[int, str] = {}
     self._num_workers, self._max_broken = num_workers, max_broken
 
-  def stream(self, rows: Callable[[int], np.ndarray], start: int,
-             stop: int | None) -> Iterator[loaders.Batch]:
+  def stream(self, rows: Callable[[int], np.ndarray], start: int, stop: int | None) -> Iterator[loaders.Batch]:
     """See `loaders.Reader`; keeps two batches on their way to the device and two more being decoded."""
     chunks = _Chunks(self, rows, start, stop)
     options = grain.ReadOptions(
-        num_threads=self._num_workers,
-        prefetch_buffer_size=_BATCHES_IN_FLIGHT * chunks.per_batch + self._num_workers)
+      num_threads=self._num_workers, prefetch_buffer_size=_BATCHES_IN_FLIGHT * chunks.per_batch + self._num_workers
+    )
     iterator = iter(grain.MapDataset.source(chunks).to_iter_dataset(options))
     try:
       ready = collections.deque()

@@ -55,11 +55,20 @@ class _Worker:
 
   def __init__(self):
     paths = filter(None, (_PACKAGE_ROOT, os.environ.get('PYTHONPATH')))
-    environment = os.environ | {'PYTHONPATH': os.pathsep.join(paths), 'JAX_PLATFORMS': 'cpu',
-                                'CUDA_VISIBLE_DEVICES': '', 'TF_CPP_MIN_LOG_LEVEL': '3'}
+    environment = os.environ | {
+      'PYTHONPATH': os.pathsep.join(paths),
+      'JAX_PLATFORMS': 'cpu',
+      'CUDA_VISIBLE_DEVICES': '',
+      'TF_CPP_MIN_LOG_LEVEL': '3',
+    }
     # In a session of its own: Ctrl-C is for the parent, which then ends its workers.
-    self.process = subprocess.Popen([sys.executable, '-c', _SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                    env=environment, start_new_session=True)
+    self.process = subprocess.Popen(
+      [sys.executable, '-c', _SERVE],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      env=environment,
+      start_new_session=True,
+    )
     self._known, self._numbers = weakref.WeakKeyDictionary(), itertools.count()  # readers that it holds
 
   def read(self, reader, records, position):
@@ -77,8 +86,10 @@ class _Worker:
           raise EOFError
         return images, *answer
     except (OSError, EOFError, pickle.UnpicklingError) as e:
-      raise UserError(f'a worker process that decodes images ended (exit status {self.process.wait()}), perhaps for '
-                      "want of memory; lower config.data.num_workers, or set config.data.workers='threads'") from e
+      raise UserError(
+        f'a worker process that decodes images ended (exit status {self.process.wait()}), perhaps for '
+        "want of memory; lower config.data.num_workers, or set config.data.workers='threads'"
+      ) from e
     if status == _USER_ERROR:
       raise UserError(answer)
     raise RuntimeError(f'in a worker process: {answer}')

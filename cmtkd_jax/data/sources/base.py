@@ -23,6 +23,7 @@ class Source:
   Attributes:
     labels: the labels of all records, int32[N]; None where they are known only when records are read.
   """
+
   labels: np.ndarray | None = None
 
   def __len__(self) -> int:
@@ -54,8 +55,10 @@ def check_labels(labels: np.ndarray, source: Source, records: np.ndarray):
   """Raises `UserError` for a label below zero, by which data sets mark records without one."""
   if (labels < 0).any():
     record = int(records[np.argmax(labels < 0)])
-    raise UserError(f'config.data.name: {source.describe(record)} has no label (label {labels.min()}); '
-                    'choose a data set whose test split is labeled')
+    raise UserError(
+      f'config.data.name: {source.describe(record)} has no label (label {labels.min()}); '
+      'choose a data set whose test split is labeled'
+    )
 
 
 def unprintable(text: str) -> str:
@@ -75,15 +78,19 @@ def class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     if not name.strip():
       raise UserError(f'{where}: class {number} has the name {name!r}, which is empty; give it one')
     if len(name) > LONGEST_NAME:
-      raise UserError(f'{where}: the name of class {number} has {len(name)} characters, more than {LONGEST_NAME}; '
-                      'shorten it')
+      raise UserError(
+        f'{where}: the name of class {number} has {len(name)} characters, more than {LONGEST_NAME}; shorten it'
+      )
     if bad := unprintable(name):
-      raise UserError(f'{where}: the class name {name!r} has the character {bad!r}, which cannot be printed; rename '
-                      'the class')
+      raise UserError(
+        f'{where}: the class name {name!r} has the character {bad!r}, which cannot be printed; rename the class'
+      )
     other = numbers.setdefault(unicodedata.normalize('NFC', name), number)
     if other != number and names[other] != name:
-      raise UserError(f'{where}: the class names {ascii(names[other])} and {ascii(name)} are the same text in '
-                      'Unicode NFC; rename one of them')
+      raise UserError(
+        f'{where}: the class names {ascii(names[other])} and {ascii(name)} are the same text in '
+        'Unicode NFC; rename one of them'
+      )
     if other != number:
       raise UserError(f'{where}: classes {other} and {number} are both called {name!r}; rename one of them')
   return tuple(numbers)
@@ -98,6 +105,7 @@ class Splits(NamedTuple):
     class_names: names of the classes, in the order of the labels.
     notes: what the user should know before training, such as files that were left out; a few words each.
   """
+
   train: Source
   test: Source
   class_names: tuple[str, ...]
@@ -141,16 +149,21 @@ def digits() -> Splits:
   try:
     from sklearn.datasets import load_digits
   except ImportError as e:
-    raise UserError("config.data.name='digits' needs scikit-learn, which is not installed; "
-                    'pip install scikit-learn, or choose another data set') from e
+    raise UserError(
+      "config.data.name='digits' needs scikit-learn, which is not installed; "
+      'pip install scikit-learn, or choose another data set'
+    ) from e
   raw = load_digits()
   images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]
   labels = raw.target
   test = np.zeros(len(labels), bool)
   for c in range(10):
     test[np.flatnonzero(labels == c)[4::5]] = True
-  return Splits(ArraySource(images[~test], labels[~test], 'digits train'),
-                ArraySource(images[test], labels[test], 'digits test'), tuple(map(str, range(10))))
+  return Splits(
+    ArraySource(images[~test], labels[~test], 'digits train'),
+    ArraySource(images[test], labels[test], 'digits test'),
+    tuple(map(str, range(10))),
+  )
 
 
 def generated(spec: str) -> Splits:
@@ -164,8 +177,10 @@ def generated(spec: str) -> Splits:
   """
   match = re.fullmatch(r'(\d+)x(\d+)x(\d+):(\d+):(\d+)', spec)
   if not match or not all(numbers := [int(g) for g in match.groups()]):
-    raise UserError(f"config.data.name='generated:{spec}' does not parse; write 'generated:HxWxC:CLASSES:N' "
-                    "with positive whole numbers, as in 'generated:32x32x3:10:1000'")
+    raise UserError(
+      f"config.data.name='generated:{spec}' does not parse; write 'generated:HxWxC:CLASSES:N' "
+      "with positive whole numbers, as in 'generated:32x32x3:10:1000'"
+    )
   h, w, c, classes, n = numbers
   if h * w * c * max(classes, n) > 2**32:
     raise UserError(f"config.data.name='generated:{spec}' would take more than 4 GiB; lower its numbers")

@@ -82,11 +82,14 @@ def read(path: str, channels: int) -> Splits:
   name = f"config.data.name='folder:{path}'"
   root = epath.Path(path).expanduser()
   if channels not in (1, 3):
-    raise UserError(f'{name}: image files are read with 1 or 3 channels, but config.data.mean has {channels} '
-                    'numbers; give 1 or 3')
+    raise UserError(
+      f'{name}: image files are read with 1 or 3 channels, but config.data.mean has {channels} numbers; give 1 or 3'
+    )
   if not (root / 'train').is_dir():
-    raise UserError(f'{name}: there is no folder {root / "train"}; '
-                    'put the images under train/<class>/ and test/<class>/ (or val/<class>/)')
+    raise UserError(
+      f'{name}: there is no folder {root / "train"}; '
+      'put the images under train/<class>/ and test/<class>/ (or val/<class>/)'
+    )
   finder = _Finder(name)
   train = finder.by_class(root / 'train')
   folders = [root / d for d in ('test', 'val') if (root / d).is_dir()]
@@ -97,16 +100,19 @@ def read(path: str, channels: int) -> Splits:
     unread = [folder for folder in folders if folder.name == 'test']
   else:
     if not folders:
-      raise UserError(f'{name}: there is neither {root / "test"} nor {root / "val"}; '
-                      'one must hold the images to test on')
+      raise UserError(
+        f'{name}: there is neither {root / "test"} nor {root / "val"}; one must hold the images to test on'
+      )
     test, tested, unread = finder.by_class(folders[0]), folders[0], folders[1:]
   classes = sorted(train)
   if unknown := sorted(set(test) - set(train)):
-    raise UserError(f'{name}: class {unknown[0]!r} of {tested} has no images in {root / "train"}; '
-                    'both must have the same classes')
+    raise UserError(
+      f'{name}: class {unknown[0]!r} of {tested} has no images in {root / "train"}; both must have the same classes'
+    )
   if missing := sorted(set(train) - set(test)):
-    raise UserError(f'{name}: class {missing[0]!r} of {root / "train"} has no images in {tested}; '
-                    'both must have the same classes')
+    raise UserError(
+      f'{name}: class {missing[0]!r} of {root / "train"} has no images in {tested}; both must have the same classes'
+    )
 
   def source(files_of):
     pairs = [(file, label) for label, c in enumerate(classes) for file in files_of[c]]
@@ -138,8 +144,9 @@ class _Finder:
     """Returns {class: sorted image files}, from <class>/* or <class>/images/*."""
     listed = self._list(folder)
     folders = [name for name, is_folder in listed if is_folder]
-    files_of = {c: self._images(folder / name)
-                for c, name in zip(class_names(folders, f'{self._name}: {folder}'), folders)}
+    files_of = {
+      c: self._images(folder / name) for c, name in zip(class_names(folders, f'{self._name}: {folder}'), folders)
+    }
     for name, is_folder in listed:
       if not is_folder and self._is_image(folder / name):
         self._others['image', 'outside class folders'] += 1
@@ -181,8 +188,10 @@ class _Finder:
         self._others['image', 'next to a folder images/'] += 1
     if not files:
       kinds = sorted({os.path.splitext(name)[1].lower() or name for name, _ in listed})[:5]
-      raise UserError(f'{self._name}: folder {place} holds no image file, such as .jpg or .png, '
-                      f'{"but " + ", ".join(kinds) if kinds else "nor anything else"}; fill or remove it')
+      raise UserError(
+        f'{self._name}: folder {place} holds no image file, such as .jpg or .png, '
+        f'{"but " + ", ".join(kinds) if kinds else "nor anything else"}; fill or remove it'
+      )
     return files
 
   def _is_image(self, path):

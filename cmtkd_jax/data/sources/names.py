@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 from cmtkd_jax.errors import UserError
 
-ALLOWED = ("allowed are 'digits', 'generated:HxWxC:CLASSES:N', 'npy:/path', 'folder:/path', or a name of "
-           "TensorFlow Datasets such as 'cifar100', 'svhn_cropped', 'imagenet2012'")
+ALLOWED = (
+  "allowed are 'digits', 'generated:HxWxC:CLASSES:N', 'npy:/path', 'folder:/path', or a name of "
+  "TensorFlow Datasets such as 'cifar100', 'svhn_cropped', 'imagenet2012'"
+)
 _KINDS = ('digits', 'generated', 'npy', 'folder', 'tfds')
 
 

@@ -14,8 +14,11 @@ from cmtkd_jax.runtime.local_file import not_a_file
 _MAGIC = b'\x93NUMPY'
 _MOST_CLASSES = 10**6
 # What to save in place of Python objects.
-_REPLACEMENTS = {'images': 'numpy.stack(images), after resizing them to one size', 'labels': "labels.astype('int32')",
-                 'names': "names.astype('str')"}
+_REPLACEMENTS = {
+  'images': 'numpy.stack(images), after resizing them to one size',
+  'labels': "labels.astype('int32')",
+  'names': "names.astype('str')",
+}
 _SAMPLE = 256  # images or rows that are looked at to tell what an array holds
 
 
@@ -50,11 +53,15 @@ def read(path: str, channels: int) -> Splits:
     if num_classes is None:  # Training comes first: a class that only the test set has is a mistake.
       num_classes = int(labels.max()) + 1
       if num_classes > _MOST_CLASSES:
-        raise UserError(f'{name}: {split}_labels.npy has the label {num_classes - 1}, and {_MOST_CLASSES} classes are '
-                        'the most; number the classes from 0')
+        raise UserError(
+          f'{name}: {split}_labels.npy has the label {num_classes - 1}, and {_MOST_CLASSES} classes are '
+          'the most; number the classes from 0'
+        )
     if labels.min() < 0 or labels.max() >= num_classes:
-      raise UserError(f'{name}: {split}_labels.npy has labels {labels.min()}..{labels.max()}, but there are '
-                      f'{num_classes} classes; labels must lie in 0..{num_classes - 1}')
+      raise UserError(
+        f'{name}: {split}_labels.npy has labels {labels.min()}..{labels.max()}, but there are '
+        f'{num_classes} classes; labels must lie in 0..{num_classes - 1}'
+      )
     sources[split] = ArraySource(images, labels, f'{folder}/{split}_images.npy')
   return Splits(sources['train'], sources['test'], names or tuple(map(str, range(num_classes))))
 
@@ -72,16 +79,20 @@ def _load(path, name):
         file.seek(0)
         array = np.load(file, allow_pickle=False)
   except (FileNotFoundError, NotADirectoryError) as e:
-    raise UserError(f'{name}: {path} does not exist; the folder must hold train_images.npy, '
-                    'train_labels.npy, test_images.npy and test_labels.npy') from e
+    raise UserError(
+      f'{name}: {path} does not exist; the folder must hold train_images.npy, '
+      'train_labels.npy, test_images.npy and test_labels.npy'
+    ) from e
   except Exception as e:  # A header is parsed as Python: tokenize and ast add kinds of their own.
     raise UserError(f'{name}: {path} {_fault(path, e)}') from e
   if isinstance(array, np.ndarray):
     return array
   with array:  # an archive, whatever its suffix
     first = next(iter(array.files), 'NAME')
-  raise UserError(f"{name}: {path} is an .npz archive, not an array; save one of its arrays: numpy.save('{path.name}', "
-                  f"numpy.load(ARCHIVE)['{first}'])")
+  raise UserError(
+    f"{name}: {path} is an .npz archive, not an array; save one of its arrays: numpy.save('{path.name}', "
+    f"numpy.load(ARCHIVE)['{first}'])"
+  )
 
 
 def _fault(path, error):
@@ -126,7 +137,7 @@ def _pixel_fault(images) -> tuple[str, str | None]:
     return 'booleans', "({} * 255).astype('uint8')"
   if images.dtype.kind not in 'fiu':
     return 'not numbers', None
-  sample = images[::-(-len(images) // _SAMPLE)]
+  sample = images[:: -(-len(images) // _SAMPLE)]
   low, high = float(sample.min()), float(sample.max())
   fault = f'{"floats" if images.dtype.kind == "f" else "integers"} from {low:g} to {high:g}'
   if images.dtype.kind == 'f' and 0 <= low <= high <= 1:
@@ -164,8 +175,10 @@ def _check_labels(labels, num_images, where):
   """Raises `UserError` unless `labels` are integer[num_images], with what makes them so."""
   if labels.dtype.kind not in 'iu' or labels.shape != (num_images,):
     fault, mend = _label_fault(labels, num_images)
-    raise UserError(f'{where} is {_describe(labels)}: {fault}; save integers [{num_images}], one for each image'
-                    + (f', here {mend}' if mend else ''))
+    raise UserError(
+      f'{where} is {_describe(labels)}: {fault}; save integers [{num_images}], one for each image'
+      + (f', here {mend}' if mend else '')
+    )
 
 
 def _label_fault(labels, num_images) -> tuple[str, str | None]:

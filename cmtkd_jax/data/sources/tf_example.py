@@ -80,7 +80,7 @@ def fields(data) -> Iterator[tuple[int, int, int | memoryview]]:
         raise ValueError(f'a field of unknown kind {kind}')
       if size > len(data) - at:
         raise ValueError(f'a field of {size} bytes where {len(data) - at} are left')
-      value, at = data[at:at + size], at + size
+      value, at = data[at : at + size], at + size
     yield number, kind, value
 
 

@@ -49,8 +49,7 @@ class _ArrayRecords:
     try:
       return [self._files[int(record)] for record in records]
     except RuntimeError as e:  # What array_record raises for a file that is missing or cut short.
-      raise UserError(f'config.data.name: {self._name} cannot be read ({_one_line(e)}); '
-                      'prepare it again') from e
+      raise UserError(f'config.data.name: {self._name} cannot be read ({_one_line(e)}); prepare it again') from e
 
 
 class TfdsSource(Source):
@@ -68,8 +67,10 @@ class TfdsSource(Source):
       try:
         (image,), (labels[row],) = map(tf_example.parse(data, self._keys).__getitem__, self._keys)
       except (ValueError, KeyError, TypeError, OverflowError) as e:
-        raise UserError(f'config.data.name: {self.describe(records[row])} has no {self._keys[0]} with one '
-                        f'{self._keys[1]} ({_one_line(e)}); prepare the data set again') from e
+        raise UserError(
+          f'config.data.name: {self.describe(records[row])} has no {self._keys[0]} with one '
+          f'{self._keys[1]} ({_one_line(e)}); prepare the data set again'
+        ) from e
       images.append(image)
     return images, labels
 
@@ -107,20 +108,22 @@ def read(name: str, data_dir: str) -> Splits:
       import tensorflow_datasets as tfds
     except ImportError as e:
       raise names.unknown(name) or UserError(
-          f'{field}: tensorflow_datasets is not installed (pip install tensorflow-datasets array_record); '
-          f'{names.ALLOWED}') from e
+        f'{field}: tensorflow_datasets is not installed (pip install tensorflow-datasets array_record); {names.ALLOWED}'
+      ) from e
     with _damage(field):
       builder = _builder(tfds, name, data_dir, field)
       info = builder.info
       image, label = _features(tfds, info, field)
       if 'train' not in info.splits or not {'test', 'validation'} & set(info.splits):
-        raise UserError(f"{field} has the splits {', '.join(info.splits)}; "
-                        "it needs 'train', and 'test' or 'validation'")
+        raise UserError(
+          f"{field} has the splits {', '.join(info.splits)}; it needs 'train', and 'test' or 'validation'"
+        )
       # The labels of ImageNet's test split are not public; tfds sets them to -1.
       has_labels = 'test' in info.splits and not info.name.startswith('imagenet2012')
       splits = ('train', 'test' if has_labels else 'validation')
-      train, test = (TfdsSource(_records(tfds, builder, s, field), f'{info.full_name} {s}', _keys(info), image.shape)
-                     for s in splits)
+      train, test = (
+        TfdsSource(_records(tfds, builder, s, field), f'{info.full_name} {s}', _keys(info), image.shape) for s in splits
+      )
       classes = class_names(label.names, field)
   unchecked = any(isinstance(s.records, tfrecord.Files) for s in (train, test)) and not tfrecord.checks_data()
   notes = ('checksums of the images are not checked (pip install google-crc32c)',) if unchecked else ()
@@ -167,13 +170,12 @@ def _builder(tfds, name, data_dir, field):
     pass
   except ValueError as e:  # A name that does not parse, or a set found in several places.
     raise names.unknown(name, known()) or UserError(
-        f'{field} cannot be opened ({_one_line(e)}); prepare the data set again, or choose another one: {names.ALLOWED}'
+      f'{field} cannot be opened ({_one_line(e)}); prepare the data set again, or choose another one: {names.ALLOWED}'
     ) from e
   if plain not in known():
     raise names.unknown(name, known()) or UserError(f'{field} is unknown; {names.ALLOWED}')
   looked_in = data_dir or str(epath.Path(tfds.core.constants.DATA_DIR).expanduser())
-  raise UserError(f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); '
-                  f'{_mend(name, looked_in)}')
+  raise UserError(f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); {_mend(name, looked_in)}')
 
 
 def _check_metadata(data_dir, plain, field):
@@ -188,9 +190,11 @@ def _check_metadata(data_dir, plain, field):
 def _mend(name, data_dir, new=False):
   place = ' in another folder, and set config.data.dir to it' if new else ''
   archives = f'put its archives into {data_dir}/downloads/manual and '
-  return (f'{archives if name.startswith("imagenet2012") else ""}prepare it{place}: '
-          f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={data_dir!r}, '
-          'file_format=\'array_record\').download_and_prepare()"')
+  return (
+    f'{archives if name.startswith("imagenet2012") else ""}prepare it{place}: '
+    f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={data_dir!r}, '
+    "file_format='array_record').download_and_prepare()\""
+  )
 
 
 def _keys(info) -> tuple[str, ...]:
@@ -206,8 +210,9 @@ def _features(tfds, info, field):
     if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
       if image.shape[-1] in (1, 3) and image.np_dtype == np.uint8:
         return image, label
-  raise UserError(f'{field} is no set of 8-bit images (1 or 3 channels) with one class label each; '
-                  'choose an image classification set')
+  raise UserError(
+    f'{field} is no set of 8-bit images (1 or 3 channels) with one class label each; choose an image classification set'
+  )
 
 
 def _records(tfds, builder, split, field) -> Records:
@@ -221,8 +226,10 @@ def _records(tfds, builder, split, field) -> Records:
     except ImportError as e:
       raise UserError(f'{field} needs the package array_record ({_one_line(e)}); pip install array_record') from e
   if builder.info.file_format.value != 'tfrecord':
-    raise UserError(f'{field}: {builder.data_dir} holds {builder.info.file_format.value} files; '
-                    f'{_mend(builder.name, "NEW_DIR", new=True)}')
+    raise UserError(
+      f'{field}: {builder.data_dir} holds {builder.info.file_format.value} files; '
+      f'{_mend(builder.name, "NEW_DIR", new=True)}'
+    )
   files = builder.info.splits[split]
   return tfrecord.Files(files.filepaths, files.shard_lengths)
 

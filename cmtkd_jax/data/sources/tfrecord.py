@@ -40,7 +40,7 @@ _INDEX_VERSION = 1
 def _crc_table():
   for byte in range(256):
     for _ in range(8):
-      byte = byte >> 1 ^ (0x82f63b78 if byte & 1 else 0)  # Castagnoli's polynomial, reflected
+      byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # Castagnoli's polynomial, reflected
     yield byte
 
 
@@ -49,10 +49,10 @@ _TABLE = tuple(_crc_table())
 
 def crc32c(data: bytes) -> int:
   """CRC-32C, a byte at a time: for headers."""
-  crc = 0xffffffff
+  crc = 0xFFFFFFFF
   for byte in data:
     crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 255]
-  return crc ^ 0xffffffff
+  return crc ^ 0xFFFFFFFF
 
 
 def checks_data() -> bool:
@@ -62,7 +62,7 @@ def checks_data() -> bool:
 
 def mask(crc: int) -> int:
   """What TFRecord stores for a CRC."""
-  return ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def scan(path: epath.Path, size: int) -> np.ndarray:
@@ -119,9 +119,9 @@ class Files:
         frame = file.read(int(end - begin))
     except OSError as e:
       raise _damaged(path, f'cannot be read ({e})') from e
-    if len(frame) != end - begin or _length(frame[:_HEADER.size], path, record) != len(frame) - _FRAME:
+    if len(frame) != end - begin or _length(frame[: _HEADER.size], path, record) != len(frame) - _FRAME:
       raise _damaged(path, 'has changed since it was opened')
-    data = frame[_HEADER.size:-_FOOTER.size]
+    data = frame[_HEADER.size : -_FOOTER.size]
     if _fast_crc32c and mask(_fast_crc32c(data)) != _FOOTER.unpack_from(frame, len(frame) - _FOOTER.size)[0]:
       raise _damaged(path, f'is damaged in record {record} of the split')
     return data
@@ -151,8 +151,10 @@ def _index(paths):
         raise _damaged(path, f'is {kind}, not a file')
     stats = _parallel(lambda path: path.stat(), paths)
   except OSError as e:
-    raise UserError(f'config.data.name: {e.filename or paths[0].parent} cannot be read ({e.strerror or e}); prepare '
-                    'the data set again') from e
+    raise UserError(
+      f'config.data.name: {e.filename or paths[0].parent} cannot be read ({e.strerror or e}); prepare '
+      'the data set again'
+    ) from e
   state = np.array([(stat.length, stat.mtime) for stat in stats], np.int64)
   names = np.array([path.name for path in paths])
   places = _places(paths)
@@ -190,7 +192,8 @@ def _load(place, names, state):
   try:
     with np.load(io.BytesIO(read_bytes(place)), allow_pickle=False) as saved:
       version, saved_names, saved_state, bounds, offsets = (
-          saved[key] for key in ('version', 'names', 'state', 'bounds', 'offsets'))
+        saved[key] for key in ('version', 'names', 'state', 'bounds', 'offsets')
+      )
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     return None
   same = version == _INDEX_VERSION and np.array_equal(saved_names, names) and np.array_equal(saved_state, state)

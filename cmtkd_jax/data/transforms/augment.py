@@ -67,15 +67,27 @@ def resample(image: jax.Array, box, size: int) -> jax.Array:
   Returns:
     float32[B, size, size, C] in 0..255.
   """
+
   def one(image, top, left, height, width):
     scale = size / jnp.stack([height, width])
-    return jax.image.scale_and_translate(image, (size, size, image.shape[-1]), (0, 1), scale,
-                                         -jnp.stack([top, left]) * scale, 'linear')
+    return jax.image.scale_and_translate(
+      image, (size, size, image.shape[-1]), (0, 1), scale, -jnp.stack([top, left]) * scale, 'linear'
+    )
+
   return jax.vmap(one)(image.astype(jnp.float32), *box)
 
 
-def build(augment: str, *, size: int, resize: int, pad: int, mean: tuple[float, ...], std: tuple[float, ...],
-          raw: bool, pad_mode: str = 'zeros') -> tuple[Callable, Callable]:
+def build(
+  augment: str,
+  *,
+  size: int,
+  resize: int,
+  pad: int,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  raw: bool,
+  pad_mode: str = 'zeros',
+) -> tuple[Callable, Callable]:
   """Returns (augment, normalize) for images as the loaders hand them out.
 
   Args:
@@ -91,6 +103,7 @@ def build(augment: str, *, size: int, resize: int, pad: int, mean: tuple[float, 
     augment(key, uint8[B, h, w, C]) -> float32[B, size, size, C], for training;
     normalize(uint8[B, h, w, C]) -> float32[B, size, size, C], for evaluation.
   """
+
   def fit(image):
     if not (raw and resize):
       return image

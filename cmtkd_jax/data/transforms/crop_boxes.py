@@ -55,7 +55,7 @@ def inception_box(xp, u, height: int, width: int):
     (top, left, height, width), each of u's leading shape.
   """
   area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * u[..., :_TRIES])
-  ratio = xp.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * u[..., _TRIES:2 * _TRIES])
+  ratio = xp.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * u[..., _TRIES : 2 * _TRIES])
   w, h = xp.round(xp.sqrt(area * ratio)), xp.round(xp.sqrt(area / ratio))
   fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
   first = xp.argmax(fits, axis=-1)[..., None]

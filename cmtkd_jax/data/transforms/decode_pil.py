@@ -24,8 +24,12 @@ def _resample(image: np.ndarray | Image.Image, box, size: int, channels: int) ->
   # A smaller version of a JPEG, as long as its box has `size` pixels; other images, and arrays, have none.
   smaller = image.draft(None, (math.ceil(image.width * size / width), math.ceil(image.height * size / height)))
   scale = smaller[1][2] / whole if smaller else 1
-  corners = (left * scale, top * scale, min((left + width) * scale, image.width),
-             min((top + height) * scale, image.height))
+  corners = (
+    left * scale,
+    top * scale,
+    min((left + width) * scale, image.width),
+    min((top + height) * scale, image.height),
+  )
   resized = image_file.convert(image, channels).resize((size, size), Image.Resampling.BILINEAR, box=corners)
   array = np.asarray(resized)
   return array[..., None] if channels == 1 else array
@@ -45,6 +49,7 @@ class Transform:
 
   Calling it raises `image_file.Unreadable` for a file that cannot be decoded, and `WrongSize`.
   """
+
   augment: str
   size: int
   resize: int

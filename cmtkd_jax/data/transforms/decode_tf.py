@@ -39,7 +39,7 @@ def resample(encoded: bytes | None, image: Image.Image | np.ndarray, box, size: 
     if isinstance(image, Image.Image):
       image = np.asarray(image_file.convert(image, channels)).reshape(image.height, image.width, channels)
     top, left, height, width = _whole(box, *image.shape[:2])
-    crop = np.ascontiguousarray(image[top:top + height, left:left + width])
+    crop = np.ascontiguousarray(image[top : top + height, left : left + width])
   ops = tensorflow_host.load().raw_ops
   resized = ops.ResizeBilinear(images=ops.ExpandDims(input=crop, axis=0), size=(size, size), half_pixel_centers=True)
   return (resized.numpy()[0] + np.float32(0.5)).astype(np.uint8)
@@ -50,8 +50,9 @@ def _decode_jpeg(encoded, height, width, box, size, channels):
   ratio = next(r for r in _RATIOS if r == 1 or min(box[2:]) >= r * size)
   window = _whole([edge / ratio for edge in box], math.ceil(height / ratio), math.ceil(width / ratio))
   try:
-    return tf.raw_ops.DecodeAndCropJpeg(contents=encoded, crop_window=window, channels=channels, ratio=ratio,
-                                        dct_method='INTEGER_ACCURATE')  # which takes no longer
+    return tf.raw_ops.DecodeAndCropJpeg(
+      contents=encoded, crop_window=window, channels=channels, ratio=ratio, dct_method='INTEGER_ACCURATE'
+    )  # which takes no longer
   except tf.errors.InvalidArgumentError as e:
     raise ValueError('the data of the JPEG are cut short or damaged') from e
 

@@ -15,8 +15,28 @@ BACKGROUND = 255  # Behind transparent pixels: white, like a page.
 
 # Formats of single pictures that Pillow decodes by itself. Not here: EPS and PDF, which need Ghostscript, WMF, MPEG and
 # the formats of measurements. Reading no others also keeps a file from choosing them whatever its suffix is.
-_FORMATS = ('AVIF', 'BMP', 'DIB', 'GIF', 'ICO', 'JPEG', 'JPEG2000', 'MPO', 'PCX', 'PNG', 'PPM', 'PSD', 'QOI', 'SGI',
-            'SUN', 'TGA', 'TIFF', 'WEBP', 'XBM', 'XPM')
+_FORMATS = (
+  'AVIF',
+  'BMP',
+  'DIB',
+  'GIF',
+  'ICO',
+  'JPEG',
+  'JPEG2000',
+  'MPO',
+  'PCX',
+  'PNG',
+  'PPM',
+  'PSD',
+  'QOI',
+  'SGI',
+  'SUN',
+  'TGA',
+  'TIFF',
+  'WEBP',
+  'XBM',
+  'XPM',
+)
 _MODES = {1: 'L', 3: 'RGB'}
 _16_BITS = ('I;16', 'I;16L', 'I;16B', 'I;16N')
 _WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
@@ -78,6 +98,7 @@ def _widen_color_key(image):
 
 class Orientation(NamedTuple):
   """How stored pixels become the picture: rows and columns are mirrored, then the two axes are swapped."""
+
   mirror_rows: bool = False
   mirror_columns: bool = False
   swap: bool = False
@@ -95,15 +116,20 @@ class Orientation(NamedTuple):
 
   def apply(self, array: np.ndarray) -> np.ndarray:
     """Returns the picture of stored pixels [h, w, C], as a view."""
-    array = array[::-1 if self.mirror_rows else 1, ::-1 if self.mirror_columns else 1]
+    array = array[:: -1 if self.mirror_rows else 1, :: -1 if self.mirror_columns else 1]
     return array.swapaxes(0, 1) if self.swap else array
 
 
 UPRIGHT = Orientation()
 _ORIENTATIONS = {  # EXIF 2.3, tag 0x0112
-    2: Orientation(mirror_columns=True), 3: Orientation(mirror_rows=True, mirror_columns=True),
-    4: Orientation(mirror_rows=True), 5: Orientation(swap=True), 6: Orientation(mirror_rows=True, swap=True),
-    7: Orientation(True, True, True), 8: Orientation(mirror_columns=True, swap=True)}
+  2: Orientation(mirror_columns=True),
+  3: Orientation(mirror_rows=True, mirror_columns=True),
+  4: Orientation(mirror_rows=True),
+  5: Orientation(swap=True),
+  6: Orientation(mirror_rows=True, swap=True),
+  7: Orientation(True, True, True),
+  8: Orientation(mirror_columns=True, swap=True),
+}
 
 
 def orientation(image: Image.Image) -> Orientation:

@@ -44,5 +44,5 @@ def unpack_by_shifts(data, bits, shape):
   """`unpack` as a function of jax arrays: int32 of `shape`."""
   count = int(np.prod(shape))
   single = (data[:, None] >> np.arange(8, dtype=np.uint8)[None]) & np.uint8(1)
-  single = single.reshape(-1)[:count * bits].reshape(count, bits).astype(jnp.int32)
+  single = single.reshape(-1)[: count * bits].reshape(count, bits).astype(jnp.int32)
   return jnp.sum(single << np.arange(bits, dtype=np.int32)[None], axis=1).reshape(shape)

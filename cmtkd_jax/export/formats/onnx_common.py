@@ -76,13 +76,20 @@ class Parts:
     except schema.Invalid as e:
       raise UserError(f'{path} is not written: {e}') from None
     graph = helper.make_graph(
-        self._nodes, 'network', [helper.make_tensor_value_info(IMAGES, types.UINT8, [batch, *graph.image_shape])],
-        [helper.make_tensor_value_info(LOGITS, types.FLOAT, [batch, logits])], list(self._constants.values()))
+      self._nodes,
+      'network',
+      [helper.make_tensor_value_info(IMAGES, types.UINT8, [batch, *graph.image_shape])],
+      [helper.make_tensor_value_info(LOGITS, types.FLOAT, [batch, logits])],
+      list(self._constants.values()),
+    )
     opsets = [helper.make_opsetid('', opset)]
     model = helper.make_model(
-        graph, opset_imports=[*opsets, *(helper.make_opsetid(domain, 1) for domain in domains)],
-        ir_version=helper.find_min_ir_version_for(opsets), producer_name=cmtkd_jax.__name__,
-        producer_version=cmtkd_jax.__version__)
+      graph,
+      opset_imports=[*opsets, *(helper.make_opsetid(domain, 1) for domain in domains)],
+      ir_version=helper.find_min_ir_version_for(opsets),
+      producer_name=cmtkd_jax.__name__,
+      producer_version=cmtkd_jax.__version__,
+    )
     helper.set_model_props(model, {ABOUT: text})
     epath.Path(path).write_bytes(model.SerializeToString())
 
@@ -109,15 +116,16 @@ def read(path):
     about = schema.parse(metadata[ABOUT])
     _check(session, about)
   except Exception as e:  # ONNX Runtime raises kinds of its own
-    raise UserError(f'{path} is damaged or not an ONNX file that ONNX Runtime and cmtkd_jax read ({_reason(e)}); '
-                    'export it again') from None
+    raise UserError(
+      f'{path} is damaged or not an ONNX file that ONNX Runtime and cmtkd_jax read ({_reason(e)}); export it again'
+    ) from None
 
   def network(images):
     if isinstance(images, jax.core.Tracer):
       raise UserError(f'{path}: ONNX Runtime cannot run inside a JAX transformation such as jax.jit; call it outside')
     images = np.asarray(images_lib.check(images, about['image_shape']))
     try:
-      logits, = session.run([LOGITS], {IMAGES: images})
+      (logits,) = session.run([LOGITS], {IMAGES: images})
       if logits.shape != (len(images), len(about['classes'])):
         raise ValueError(f'it returns an array of the shape {list(logits.shape)}')
     except Exception as e:
@@ -131,8 +139,12 @@ def _check(session, about):
   """Raises `schema.Invalid` unless the file is a function of such images to such logits, and `about` fits them."""
   (images, *more), (logits, *others) = session.get_inputs(), session.get_outputs()
   names = [x.name for x in (images, *more, logits, *others)]
-  if names != [IMAGES, LOGITS] or images.type != 'tensor(uint8)' or logits.type != 'tensor(float)' or (
-      len(images.shape), len(logits.shape)) != (4, 2):
+  if (
+    names != [IMAGES, LOGITS]
+    or images.type != 'tensor(uint8)'
+    or logits.type != 'tensor(float)'
+    or (len(images.shape), len(logits.shape)) != (4, 2)
+  ):
     raise schema.Invalid(f'it has the inputs and outputs {schema.shown(names)}, {images.type} and {logits.type}')
   schema.IMAGE_SHAPE.check(images.shape[1:], f'the shape of {IMAGES}')
   schema.Integer(1, schema.CLASSES.most).check(logits.shape[1], f'the number of {LOGITS}')

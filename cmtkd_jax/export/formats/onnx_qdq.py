@@ -45,8 +45,10 @@ class Writer:
     self.graph = Graph((*graph.nodes[:-1], last), graph.image_shape)
     self.parts, self.opset = onnx_common.Parts(), _OPSETS[8]
     self.kinds, self.levels = self.graph.kinds(), self.graph.levels()
-    maps = jax.eval_shape(lambda images: interpreter.run(self.graph, images, 'float'),
-                          jax.ShapeDtypeStruct((1, *graph.image_shape), jnp.uint8))
+    maps = jax.eval_shape(
+      lambda images: interpreter.run(self.graph, images, 'float'),
+      jax.ShapeDtypeStruct((1, *graph.image_shape), jnp.uint8),
+    )
     self.shapes = {name: x.shape[1:] for name, x in maps.items()}  # (H, W, C) or (C,)
 
   def write_nodes(self):
@@ -92,10 +94,12 @@ class Writer:
     total = None
     for first, last in groups:
       name = f'{node.output}/{first}'
-      part = self.parts.node('Slice', [x, *(self.parts.constant(f'integer {i}', np.int64([i])) for i in (
-          first, last, 1))], f'{name}/part')
-      part = self.parts.node(op, [self.flat(node, part), self.weights(node, name, first, last)], f'{name}/sums',
-                             **attributes)
+      part = self.parts.node(
+        'Slice', [x, *(self.parts.constant(f'integer {i}', np.int64([i])) for i in (first, last, 1))], f'{name}/part'
+      )
+      part = self.parts.node(
+        op, [self.flat(node, part), self.weights(node, name, first, last)], f'{name}/sums', **attributes
+      )
       part = self.parts.to_type(part, np.int32, f'{name}/integers')
       total = part if total is None else self.parts.node('Add', [total, part], f'{name}/total')
     self.parts.to_type(total, np.float32, node.output)
@@ -119,16 +123,19 @@ class Writer:
       return self.parts.constant(f'{name}/weights', weights)
     self.refuse_table(node)
     stored = _STORED.get(node.attributes['bits'], 8)
-    half, factor, rest = 2**(stored - 1), 1, 0
+    half, factor, rest = 2 ** (stored - 1), 1, 0
     if weights.min() < -half or weights.max() >= half:  # grids without a zero: factor * integers + rest
       factor = node.attributes['factor']
-      rest = factor * 2**(node.attributes['bits'] - 1) - node.attributes['shift']
+      rest = factor * 2 ** (node.attributes['bits'] - 1) - node.attributes['shift']
     self.opset = max(self.opset, _OPSETS[stored])
     codes = self.parts.constant(f'{name}/codes', ((weights - rest) / factor).astype(_TYPES[stored]))
     scale = self.parts.constant(f'factor {factor}', np.float32(factor))
     made = self.parts.node('DequantizeLinear', [codes, scale], f'{name}/dequantized')
-    return made if not rest else self.parts.node(
-        'Add', [made, self.parts.constant(f'rest {rest}', np.float32(rest))], f'{name}/weights')
+    return (
+      made
+      if not rest
+      else self.parts.node('Add', [made, self.parts.constant(f'rest {rest}', np.float32(rest))], f'{name}/weights')
+    )
 
   def arranged(self, node, weights, first=0, last=None):
     """Weights of some input channels as ONNX has them: [O, I, H, W] or [I * H * W, O]."""
@@ -141,13 +148,16 @@ class Writer:
   def refuse_table(self, node, layer=None):
     """Raises `UserError` where codes stand for the values of a table."""
     if 'values' in node.arrays:
-      raise UserError(f'{layer or node.output}: its quantizer has levels that are not evenly spaced (as apot and '
-                      'lq_nets have), which no integer type of ONNX holds; use the packed archive or StableHLO')
+      raise UserError(
+        f'{layer or node.output}: its quantizer has levels that are not evenly spaced (as apot and '
+        'lq_nets have), which no integer type of ONNX holds; use the packed archive or StableHLO'
+      )
 
   def affine(self, node):
     # A difference: runtimes fuse a sum into the convolution before it, whose own sums would no longer be exact.
-    x = self.parts.node('Sub', [self.real(node.inputs[0]), self.per_channel(node, 'bias', -1)],
-                        f'{node.output}/shifted')
+    x = self.parts.node(
+      'Sub', [self.real(node.inputs[0]), self.per_channel(node, 'bias', -1)], f'{node.output}/shifted'
+    )
     self.parts.node('Mul', [x, self.per_channel(node, 'scale')], node.output)
 
   def per_channel(self, node, name, sign=1):
@@ -168,8 +178,9 @@ class Writer:
       return
     x, one, zero = self.real(node.inputs[0]), *self.unit()
     if node.attributes['levels'] < 256:  # above, the type clips
-      bounds = [self.parts.constant(f'bound {bound}', np.float32(bound)) for bound in (
-          0, node.attributes['levels'] - 1)]
+      bounds = [
+        self.parts.constant(f'bound {bound}', np.float32(bound)) for bound in (0, node.attributes['levels'] - 1)
+      ]
       x = self.parts.node('Clip', [x, *bounds], f'{node.output}/clipped')
     codes = self.parts.node('QuantizeLinear', [x, one, zero], f'{node.output}/codes')
     self.parts.node('DequantizeLinear', [codes, one, zero], node.output)
@@ -199,8 +210,7 @@ class Writer:
   def max_pool(self, node):
     window, stride, padding = (node.attributes[name] for name in ('window', 'stride', 'padding'))
     x = node.inputs[0] if self.kinds[node.output] == 'codes' else self.real(node.inputs[0])
-    self.parts.node('MaxPool', x, node.output, kernel_shape=2 * [window], strides=2 * [stride],
-                    pads=4 * [padding])
+    self.parts.node('MaxPool', x, node.output, kernel_shape=2 * [window], strides=2 * [stride], pads=4 * [padding])
 
   def sum(self, node):
     axes = self.parts.constant('positions', np.int64([2, 3]))

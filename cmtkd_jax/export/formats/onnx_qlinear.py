@@ -55,9 +55,14 @@ class _Writer(onnx_qdq.Writer):
 
   def _calibrate(self, images):
     """`{convolution whose sums are rounded to 8 bits: (lowest, highest sum)}`, each [C]."""
-    names = {node.output for node in self.graph.nodes if self.kinds[node.output] == 'sums'
-             and node.op == 'convolution' and (affine := self._only_reader(node, 'affine'))
-             and not self._fused_codes(affine)}
+    names = {
+      node.output
+      for node in self.graph.nodes
+      if self.kinds[node.output] == 'sums'
+      and node.op == 'convolution'
+      and (affine := self._only_reader(node, 'affine'))
+      and not self._fused_codes(affine)
+    }
     if not names:
       return {}
     if images is None:
@@ -68,9 +73,11 @@ class _Writer(onnx_qdq.Writer):
       values = interpreter.run(self.graph, images, interpreter.carrier())
       return {name: jnp.stack([values[name].min((0, 1, 2)), values[name].max((0, 1, 2))]) for name in names}
 
-    found = [extremes(jnp.asarray(images[first:first + _BATCH])) for first in range(0, len(images), _BATCH)]
-    return {name: (np.min([batch[name][0] for batch in found], axis=0),
-                   np.max([batch[name][1] for batch in found], axis=0)) for name in names}
+    found = [extremes(jnp.asarray(images[first : first + _BATCH])) for first in range(0, len(images), _BATCH)]
+    return {
+      name: (np.min([batch[name][0] for batch in found], axis=0), np.max([batch[name][1] for batch in found], axis=0))
+      for name in names
+    }
 
   def _only_reader(self, node, op):
     readers = self._readers.get(node.output, ())
@@ -85,8 +92,12 @@ class _Writer(onnx_qdq.Writer):
     if self.kinds.get(name) == 'codes':
       return self._once(f'{name}/float', lambda made: self.parts.node('DequantizeLinear', [name, *self.unit()], made))
     if name in self._owed:
-      return self._once(f'{name}/paid', lambda made: self.parts.node(
-          'Add', [name, self.parts.constant(f'{name}/owed', self.channels_first(self._owed[name], name))], made))
+      return self._once(
+        f'{name}/paid',
+        lambda made: self.parts.node(
+          'Add', [name, self.parts.constant(f'{name}/owed', self.channels_first(self._owed[name], name))], made
+        ),
+      )
     return name
 
   def _unpaid(self, name):
@@ -111,8 +122,9 @@ class _Writer(onnx_qdq.Writer):
       self._float_convolution(node, affine)
     elif quantize := self._fused_codes(affine):
       self._done.add(quantize.output)
-      result = self._qlinear(node, *_fixed_point(node, affine, self.levels[node.inputs[0]] - 1,
-                                                 quantize.attributes['levels']))
+      result = self._qlinear(
+        node, *_fixed_point(node, affine, self.levels[node.inputs[0]] - 1, quantize.attributes['levels'])
+      )
       self._clip(result, quantize)
     else:
       self._rounded_sums(node, affine)
@@ -122,9 +134,16 @@ class _Writer(onnx_qdq.Writer):
       self.refuse_table(node)
     bias, scale = _broadcast(affine, node.weights.shape[-1:])
     kernel = self.arranged(node, np.float32(node.weights * scale))
-    self.parts.node('Conv', [self.real(node.inputs[0]), self.parts.constant(f'{node.output}/weights', kernel),
-                             self.parts.constant(f'{node.output}/bias', np.float32(bias * scale))], affine.output,
-                    **_geometry(node))
+    self.parts.node(
+      'Conv',
+      [
+        self.real(node.inputs[0]),
+        self.parts.constant(f'{node.output}/weights', kernel),
+        self.parts.constant(f'{node.output}/bias', np.float32(bias * scale)),
+      ],
+      affine.output,
+      **_geometry(node),
+    )
 
   def _rounded_sums(self, node, affine):
     """The sums in 8 bits, step * (code + lowest): exact where a channel's span less than 256."""
@@ -150,12 +169,19 @@ class _Writer(onnx_qdq.Writer):
   def _qlinear(self, node, weights, bias, scale):
     """uint8 codes: clip(round((sum + bias) * scale), 0, 255)."""
     one, unsigned = self.unit()
-    arrays = {'weights': self.arranged(node, weights.astype(np.int8)), 'scale': np.float32(scale),
-              'bias': np.round(bias).astype(np.int32)}
+    arrays = {
+      'weights': self.arranged(node, weights.astype(np.int8)),
+      'scale': np.float32(scale),
+      'bias': np.round(bias).astype(np.int32),
+    }
     weights, scale, bias = (self.parts.constant(f'{node.output}/{name}', array) for name, array in arrays.items())
     signed = self.parts.constant('signed zero', np.int8(0))
-    return self.parts.node('QLinearConv', [node.inputs[0], one, unsigned, weights, scale, signed, one, unsigned, bias],
-                           f'{node.output}/result', **_geometry(node))
+    return self.parts.node(
+      'QLinearConv',
+      [node.inputs[0], one, unsigned, weights, scale, signed, one, unsigned, bias],
+      f'{node.output}/result',
+      **_geometry(node),
+    )
 
   def _clip(self, codes, node):
     """Clips uint8 to the highest code; the type clips at 0 and 255."""
@@ -168,9 +194,11 @@ class _Writer(onnx_qdq.Writer):
       return
     # As many sums as outputs: their scales cost nothing. The product itself is exact.
     weights = self.arranged(node, _int8(node, node.weights))
-    sums = self.parts.node('MatMulInteger', [self.flat(node, node.inputs[0]),
-                                             self.parts.constant(f'{node.output}/weights', weights)],
-                           f'{node.output}/integers')
+    sums = self.parts.node(
+      'MatMulInteger',
+      [self.flat(node, node.inputs[0]), self.parts.constant(f'{node.output}/weights', weights)],
+      f'{node.output}/integers',
+    )
     self.parts.to_type(sums, np.float32, node.output)
 
   def affine(self, node):
@@ -193,14 +221,17 @@ class _Writer(onnx_qdq.Writer):
     if 'thresholds' in node.arrays:
       self.parts.to_type(self.counted(node), np.uint8, node.output)
       return
-    self._clip(self.parts.node('QuantizeLinear', [self.real(node.inputs[0]), *self.unit()], f'{node.output}/codes'),
-               node)
+    self._clip(
+      self.parts.node('QuantizeLinear', [self.real(node.inputs[0]), *self.unit()], f'{node.output}/codes'), node
+    )
 
 
 def _int8(node, weights):
   if weights.max() > 127 or weights.min() < -128:
-    raise UserError(f'{node.output}: its {node.attributes["bits"]}-bit weights are the odd numbers up to '
-                    f'{int(np.abs(weights).max())}, which int8 does not hold; use the exact ONNX file, or 7 bits')
+    raise UserError(
+      f'{node.output}: its {node.attributes["bits"]}-bit weights are the odd numbers up to '
+      f'{int(np.abs(weights).max())}, which int8 does not hold; use the exact ONNX file, or 7 bits'
+    )
   return np.round(weights).astype(np.int8)
 
 
@@ -232,8 +263,10 @@ def _fixed_point(node, affine, most, levels):
 
 def _broadcast(affine, channels):
   """Bias and scale of an affine map, float64, of at least the shape `channels`, (C,)."""
-  return (np.broadcast_to(array, np.broadcast_shapes(array.shape, channels)).astype(np.float64)
-          for array in (affine.arrays['bias'], affine.arrays['scale']))
+  return (
+    np.broadcast_to(array, np.broadcast_shapes(array.shape, channels)).astype(np.float64)
+    for array in (affine.arrays['bias'], affine.arrays['scale'])
+  )
 
 
 def _geometry(node):

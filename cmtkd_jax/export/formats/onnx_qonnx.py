@@ -27,7 +27,6 @@ def write(path, graph, about):
 
 
 class _Writer(onnx_qdq.Writer):
-
   def groups(self, node):
     return [(0, self.shapes[node.inputs[0]][-1])]
 
@@ -38,15 +37,21 @@ class _Writer(onnx_qdq.Writer):
       return kernel
     self.refuse_table(node)
     if set(np.unique(weights)) <= {-1, 1}:
-      return self.parts.node('BipolarQuant', [kernel, self.parts.constant('one', np.float32(1))], f'{name}/weights',
-                             domain=DOMAIN)
+      return self.parts.node(
+        'BipolarQuant', [kernel, self.parts.constant('one', np.float32(1))], f'{name}/weights', domain=DOMAIN
+      )
     low, high = int(weights.min()), int(weights.max())
     bits = max(2, 1 + max(high, -low - 1).bit_length())  # 1 signed bit means -1 and 1 to QONNX, not -1 and 0
-    return self._quant(kernel, bits, f'{name}/weights', signed=1, narrow=int(low > -2**(bits - 1)))
+    return self._quant(kernel, bits, f'{name}/weights', signed=1, narrow=int(low > -(2 ** (bits - 1))))
 
   def _quant(self, x, bits, output, signed, narrow):
-    inputs = [x, *(self.parts.constant(name, np.float32(value)) for name, value in (
-        ('one', 1), ('zero', 0), (f'bits {bits}', bits)))]
+    inputs = [
+      x,
+      *(
+        self.parts.constant(name, np.float32(value))
+        for name, value in (('one', 1), ('zero', 0), (f'bits {bits}', bits))
+      ),
+    ]
     return self.parts.node('Quant', inputs, output, domain=DOMAIN, signed=signed, narrow=narrow, rounding_mode='ROUND')
 
   def affine(self, node):
@@ -57,7 +62,9 @@ class _Writer(onnx_qdq.Writer):
     levels = node.attributes['levels']
     bits = (levels - 1).bit_length()
     if 'thresholds' in node.arrays or levels != 2**bits:
-      raise UserError(f'{node.output}: its quantizer does not round to 2^b levels (as sign and n2uq), which Quant of '
-                      'QONNX does; use the exact ONNX file or the packed archive')
+      raise UserError(
+        f'{node.output}: its quantizer does not round to 2^b levels (as sign and n2uq), which Quant of '
+        'QONNX does; use the exact ONNX file or the packed archive'
+      )
     x = self.parts.node('Relu', node.inputs[0], f'{node.output}/relu')
     self._quant(x, bits, node.output, signed=0, narrow=0)

@@ -32,8 +32,15 @@ from cmtkd_jax.export.graph import Graph, Node
 FORMAT, VERSION = 'cmtkd_jax packed network', 2  # 2 has the operation `pixels`
 _MANIFEST = 'manifest'
 _NPY = '.npy'  # what NumPy adds to the name of a member
-_HEAD = schema.Record({'format': schema.OneOf((FORMAT,)), 'version': schema.Integer(1, 2**31),
-                       'image_shape': schema.IMAGE_SHAPE, 'nodes': schema.NODES, 'about': schema.ABOUT})
+_HEAD = schema.Record(
+  {
+    'format': schema.OneOf((FORMAT,)),
+    'version': schema.Integer(1, 2**31),
+    'image_shape': schema.IMAGE_SHAPE,
+    'nodes': schema.NODES,
+    'about': schema.ABOUT,
+  }
+)
 
 
 def write(path, graph, about):
@@ -50,10 +57,13 @@ def write(path, graph, about):
       if 'codes' in own:
         attributes['shape'] = own['codes'].shape
         own['codes'] = bitpacking.pack(own['codes'], attributes['bits'])
-      arrays |= {f'{node.output}/{name}': np.asarray(array, array.dtype.newbyteorder('<'), order='C')
-                 for name, array in own.items()}
-      nodes.append({'op': node.op, 'inputs': node.inputs, 'output': node.output, 'attributes': attributes,
-                    'arrays': sorted(own)})
+      arrays |= {
+        f'{node.output}/{name}': np.asarray(array, array.dtype.newbyteorder('<'), order='C')
+        for name, array in own.items()
+      }
+      nodes.append(
+        {'op': node.op, 'inputs': node.inputs, 'output': node.output, 'attributes': attributes, 'arrays': sorted(own)}
+      )
     head = {'format': FORMAT, 'version': VERSION, 'image_shape': graph.image_shape, 'nodes': nodes, 'about': about}
     arrays[_MANIFEST] = np.frombuffer(schema.dump(head).encode(), np.uint8)
   except schema.Invalid as e:
@@ -89,8 +99,10 @@ def read(path):
 def _check_version(path, head):
   version = head.get('version') if isinstance(head, dict) and head.get('format') == FORMAT else None
   if type(version) is int and version > VERSION:
-    raise UserError(f'{path} has version {min(version, 10**9)} of the format, but this cmtkd_jax reads versions up to '
-                    f'{VERSION}; update cmtkd_jax')
+    raise UserError(
+      f'{path} has version {min(version, 10**9)} of the format, but this cmtkd_jax reads versions up to '
+      f'{VERSION}; update cmtkd_jax'
+    )
 
 
 def _members(data):
@@ -125,8 +137,11 @@ def _array(data, name):
     raise schema.Invalid(' '.join(f'{name} is not an array: {e}'.split())[:120]) from None
   offset = file.tell()
   # Pickled objects have another dtype. The size is compared before anything is allocated.
-  if dtype not in (np.dtype(np.uint8), np.dtype('<f4')) or min(shape, default=0) < 0 or (
-      math.prod(shape) * dtype.itemsize != len(data) - offset):
+  if (
+    dtype not in (np.dtype(np.uint8), np.dtype('<f4'))
+    or min(shape, default=0) < 0
+    or (math.prod(shape) * dtype.itemsize != len(data) - offset)
+  ):
     raise schema.Invalid(f'{name} is {schema.shown(str(dtype))} {schema.shown(shape)} in {len(data) - offset} bytes')
   return np.frombuffer(data, dtype, offset=offset).reshape(shape, order='F' if fortran_order else 'C')
 

@@ -19,9 +19,11 @@ def write(path, graph):
   it for six months, so keep the packed archive. `read` needs a manifest next to the file, see `manifest.write`.
   """
   from jax import export  # needs flatbuffers
+
   batch = export.symbolic_shape('b')
   program = export.export(jax.jit(_program(graph)), platforms=PLATFORMS)(
-      jax.ShapeDtypeStruct((*batch, *graph.image_shape), jnp.uint8))
+    jax.ShapeDtypeStruct((*batch, *graph.image_shape), jnp.uint8)
+  )
   epath.Path(path).write_bytes(bytes(program.serialize()))
 
 
@@ -38,6 +40,7 @@ def read(path):
   data, about = manifest.read_checked(path, required=True)
   try:
     from jax import export
+
     program = export.deserialize(bytearray(data))
     _check(program, about)
   except Exception as e:  # flatbuffers and MLIR raise many kinds
@@ -57,14 +60,18 @@ def _check(program, about):
 
 def _program(graph):
   graph = graph.by_bytes()
-  packed = {node.output: bitpacking.pack(node.arrays['codes'], node.attributes['bits'])
-            for node in graph.nodes if 'codes' in node.arrays}
+  packed = {
+    node.output: bitpacking.pack(node.arrays['codes'], node.attributes['bits'])
+    for node in graph.nodes
+    if 'codes' in node.arrays
+  }
 
   def weights(node):
     if node.output not in packed:
       return jnp.asarray(node.weights)
-    codes = bitpacking.unpack_by_shifts(jnp.asarray(packed[node.output]), node.attributes['bits'],
-                                     node.arrays['codes'].shape)
+    codes = bitpacking.unpack_by_shifts(
+      jnp.asarray(packed[node.output]), node.attributes['bits'], node.arrays['codes'].shape
+    )
     return node.decoded(codes, jnp)
 
   return lambda images: interpreter.run(graph, images, 'float', weights)[graph.nodes[-1].output]
