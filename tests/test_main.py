@@ -26,7 +26,7 @@ def load(name, argument=''):
 def test_config_is_valid_and_short(name):
   config_lib.check(load(name))
   text = (ROOT / 'configs' / f'{name}.py').read_text()
-  assert text.count('\n') <= 60
+  assert text.count('\n') <= 75  # as ruff format breaks lines
   assert f'--config=configs/{name}.py' in text
 
 
