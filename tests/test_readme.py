@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import tomllib
 
 import pytest
 
@@ -9,7 +10,7 @@ from cmtkd_jax import losses, methods, quantizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'cmtkd_jax'
-READMES = sorted(path.relative_to(ROOT) for path in [*ROOT.glob('README.md'), *ROOT.glob('[!.]*/**/README.md')])
+READMES = sorted(path.relative_to(ROOT) for path in [*ROOT.glob('*.md'), *ROOT.glob('[!.]*/**/README.md')])
 
 
 def first_column(path):
@@ -71,6 +72,17 @@ def test_links_and_files_exist(readme):
     re.findall(r'(?:^|[ `(=])((?:configs|launch|benchmarks|tests|cmtkd_jax)/[\w./]+\.(?:py|md|sh|sbatch|yaml))', text)
   )
   assert sorted(name for name in named if 'NAME' not in name and not (ROOT / name).exists()) == []
+
+
+def test_requirements_are_those_of_the_package_and_its_extras():
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  extras = project['optional-dependencies']
+  wanted = {
+    *project['dependencies'],
+    *(line for name in ('tfds', 'tensorboard', 'report', 'test') for line in extras[name]),
+  }
+  lines = (line.partition('#')[0].strip() for line in (ROOT / 'requirements.txt').read_text().splitlines())
+  assert sorted(filter(None, lines)) == sorted(wanted)
 
 
 def test_the_front_page_is_short():
