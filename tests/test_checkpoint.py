@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_named(tmp_path):
   assert f'{tmp_path}/6' in message
   assert 'variables/batch_stats/mean is bfloat16[4] there, float32[4] here' in message
   assert 'variables/head/b is absent there, float32[2] here; ...; use' in message
-  assert (tmp_path / '6').is_dir()  # A misfit is no damage.
+  assert (tmp_path / '6').is_dir()  # A misfit is not damage.
 
 
 def test_missing_checkpoints_are_told(tmp_path):

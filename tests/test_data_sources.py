@@ -176,7 +176,7 @@ LABELS = np.arange(12) % 3
   ids=itertools.count(),
 )
 def test_npy_mistakes(tmp_path, arrays, words, mended):
-  """Where the line tells how to mend the array, doing so gives the right one."""
+  """Where the line tells how to fix the array, doing so gives the right one."""
   name, channels = save_npy(tmp_path, **arrays), 3 if mended is RGB else 1
   line = expect([*words, f'config.data.name={name!r}'], name=name, mean=(0.5,) * channels, std=(1.0,) * channels)
   assert (mended is not None) == (', here ' in line)

@@ -264,7 +264,7 @@ def array_change(name, make):
 
 GRAPHS = {
   'stride 0': (node_change('s0', stride=0), 's0.stride is 0'),
-  'a stride that is no integer': (node_change('s0', stride=1.5), 's0.stride is 1.5'),
+  'a stride that is not an integer': (node_change('s0', stride=1.5), 's0.stride is 1.5'),
   'padding as large as the window': (node_change('s0', padding=3), 'with padding 3 does not fit'),
   'a huge padding': (node_change('s0', padding=10**9), 's0.padding is 1000000000'),
   '9 bits': (node_change('s1', bits=9), 's1.bits is 9'),

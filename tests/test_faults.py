@@ -107,7 +107,7 @@ def test_changed_configuration_is_refused_unless_told_otherwise(tmp_path, quick_
     ({'accumulate': 0}, 'config.accumulate=0 must be positive'),
     ({'model.bn_groups': 5}, 'config.model.bn_groups=5 does not divide the 16 images'),
     ({'model.bn_groups': 16, 'accumulate': 2}, 'config.model.bn_groups=16 does not divide the 8 images'),
-    ({'remat': '('}, r"config.remat='\(' is no regular expression"),
+    ({'remat': '('}, r"config.remat='\(' is not a regular expression"),
   ],
 )
 def test_memory_fields_are_checked(changes, words):

@@ -31,7 +31,7 @@ def steps_of(workdir):
 
 def strict(text):
   """One JSON object, as a reader that knows no NaN reads it."""
-  return json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is no JSON'))
+  return json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
 
 
 def test_rows_are_on_disk_at_once_and_strict_json(tmp_path):

@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
   with pytest.raises(UserError, match="config.model.block_order='pre': .*'post'"):
     load(config, 64)
   config = make_config('alexnet_torchvision', path)
-  with pytest.raises(UserError, match="weights.safetensors: '[a-z0-9.]+' is no array of a alexnet_torchvision"):
+  with pytest.raises(UserError, match="weights.safetensors: '[a-z0-9.]+' is not an array of a alexnet_torchvision"):
     load(config, 224)
   config = make_config('resnet18', path)
   config.model.name, config.model.stem, config.model.block_order = 'resnet8', 'cifar', 'pre'

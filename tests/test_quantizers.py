@@ -103,7 +103,7 @@ DEGENERATE = {
 
 @pytest.mark.parametrize('name', CLASSES)
 def test_degenerate_input_stays_finite(name, quick_compile):
-  """Values, gradients and refitted values of a network whose first batch is no Gaussian."""
+  """Values, gradients and refitted values of a network whose first batch is not Gaussian."""
   cls = CLASSES[name]
 
   @functools.partial(jax.jit, static_argnums=0)

@@ -96,7 +96,7 @@ def broken(tmp_path, change):
     (lambda data: b'', 'has 0 records, not the 3'),
     (lambda data: data[:1] + b'\x01' + data[2:], 'damaged at record 0'),  # of the length
     (lambda data: data[:9] + bytes([data[9] ^ 1]) + data[10:], 'damaged at record 0'),  # of its checksum
-    (lambda data: b'PNG' * 100, 'is no TFRecord file'),
+    (lambda data: b'PNG' * 100, 'is not a TFRecord file'),
   ],
 )
 def test_damaged_files_are_named(tmp_path, change, words):

@@ -38,7 +38,7 @@ _PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes of the
 _PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0, with --coordinator.')
 _JOIN_SECONDS = flags.DEFINE_integer('join_seconds', 300, 'How long to wait for the other processes.', lower_bound=1)
 
-_MENDS = {  # what Python says of values that flags cannot take -> what to do
+_FIXES = {  # what Python says of values that flags cannot take -> what to do
   r'invalid literal for int\(\) with base 10: .*': 'give a whole number',
   r'could not convert string to float: .*': 'give a number',
   r"\('Non-boolean argument to boolean flag', .*\)": 'give True or False',
@@ -78,7 +78,7 @@ def parse(argv):
     )
   if rest[1:]:
     raise UserError(
-      f'{rest[1]!r} is no flag; flags are --config, --config.FIELD, --workdir, --mode, --{", --".join(_OF_MODES)}'
+      f'{rest[1]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --mode, --{", --".join(_OF_MODES)}'
     )
   for name, allowed in _OF_MODES.items():
     if flags.FLAGS[name].value is not None and _MODE.value not in allowed:
@@ -139,8 +139,8 @@ def _one_line(error, argv):
   if ours:
     return str(ours)
   text = str(error).strip() or type(error).__name__
-  for said, mend in _MENDS.items():
-    text = re.sub(said, mend, text)
+  for said, fix in _FIXES.items():
+    text = re.sub(said, fix, text)
   if isinstance(error, flags.UnrecognizedFlagError) and (field := config_lib.suggest(error.flagname)):
     value = {'duration': "='3 epochs'"}.get(field, '=...')
     return f'--{error.flagname} is not a flag; set the field: --config.{field}{value}'
@@ -153,7 +153,7 @@ def _one_line(error, argv):
   library = 'site-packages' in place.filename or place.filename.startswith('<')
   where = '' if library or place.filename == __file__ else f' ({place.filename}, line {place.lineno})'
   text = text.splitlines()[-1].strip().removeprefix(_UNAVAILABLE)
-  return f'--config: {text}{where}; mend the config file, or name another one'
+  return f'--config: {text}{where}; fix the config file, or name another one'
 
 
 def _default_workdir():

@@ -13,7 +13,7 @@ def parse(text, field, *, steps_per_epoch, batch_size):
   """Returns the durations in `text`, e.g. '50, 100 epochs', as a tuple of whole training steps.
 
   Args:
-    text: numbers separated by commas, then one unit; '' is no duration.
+    text: numbers separated by commas, then one unit; '' is not a duration.
     field: name of the config field, for the error.
     steps_per_epoch, batch_size: what an epoch and a step are.
 
@@ -28,7 +28,7 @@ def parse(text, field, *, steps_per_epoch, batch_size):
   match = _FORM.fullmatch(text)
   if not match:
     raise UserError(
-      f"{field}={text!r} is no duration; give numbers and one unit, such as '120 epochs', "
+      f"{field}={text!r} is not a duration; give numbers and one unit, such as '120 epochs', "
       "'3000 steps' or '50, 100 epochs' (steps, epochs or examples)"
     )
   numbers, unit = match.groups()

@@ -185,7 +185,7 @@ def check(config):
     try:
       re.compile(fields[field])
     except re.error as e:
-      raise UserError(f'config.{field}={fields[field]!r} is no regular expression ({e}); mend or empty it') from None
+      raise UserError(f'config.{field}={fields[field]!r} is not a regular expression ({e}); fix or empty it') from None
   for field, below in RANGES.items():
     if not 0 <= fields[field] < below:
       raise UserError(f'config.{field}={fields[field]!r} must lie in [0, {below})')

@@ -190,9 +190,9 @@ def _open(config) -> base.Splits:
 
 
 def _check_fields(config):
-  def check(field, good, mend):
+  def check(field, good, fix):
     if not good:
-      raise UserError(f'config.data.{field}={getattr(config, field)!r}: {mend}')
+      raise UserError(f'config.data.{field}={getattr(config, field)!r}: {fix}')
 
   is_int = lambda v: isinstance(v, int) and not isinstance(v, bool)
   check(

@@ -187,7 +187,7 @@ def _check(logits, labels):
 
 
 def _of_class(x, labels):
-  """x[..., b, c_b], kept as the last axis of size 1; as a masked sum, whose gradient is no scatter."""
+  """x[..., b, c_b], kept as the last axis of size 1; as a masked sum, whose gradient needs no scatter."""
   true_class = jax.nn.one_hot(labels, x.shape[-1], dtype=jnp.bool_)
   true_class = true_class.reshape((1,) * (x.ndim - 2) + true_class.shape)
   return jnp.sum(jnp.where(true_class, x, 0.0), axis=-1, keepdims=True)

@@ -119,7 +119,7 @@ def _check_npz(path):
         )
         shape, _, dtype = read(file)
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-          raise ValueError(f'{member.filename} is no array {dtype}{list(shape)}')
+          raise ValueError(f'{member.filename} is not an array {dtype}{list(shape)}')
 
 
 def _convert(array):

@@ -41,7 +41,7 @@ class Checkpoints(contextlib.AbstractContextManager):
   def __init__(self, directory, keep=2, best_metric=''):
     self.directory = _absolute(directory)
     if self.directory.exists() and not self.directory.is_dir():
-      raise UserError(f'{self.directory} is no directory; remove it, or choose another --workdir')
+      raise UserError(f'{self.directory} is not a directory; remove it, or choose another --workdir')
     self._metric, self._saving = best_metric, None
     if best_metric and self.directory.is_dir():
       _drop_damaged_metrics(self.directory)

@@ -88,7 +88,7 @@ def initialize(cluster=Cluster()):
 def _number(environment, name, default):
   text = environment.get(name) or default
   if not text.isdecimal():
-    raise UserError(f'{name}={text!r} in the environment is no whole number; set it to one, or unset it')
+    raise UserError(f'{name}={text!r} in the environment is not a whole number; set it to one, or unset it')
   return int(text)
 
 

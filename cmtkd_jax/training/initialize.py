@@ -102,7 +102,7 @@ def _regex(allow):
   try:
     return re.compile(allow)
   except re.error as error:
-    raise UserError(f'config.init_from_allow={allow!r} is no regular expression: {error}') from None
+    raise UserError(f'config.init_from_allow={allow!r} is not a regular expression: {error}') from None
 
 
 def _origin(path, source, method):

@@ -46,5 +46,5 @@ def create(config, **sizes):
   fields = ('duration', 'log_every', 'eval_every', 'checkpoint_every', 'profile')
   schedule = Schedule(*(durations.parse_one(config[field], f'config.{field}', **sizes) for field in fields))
   if not schedule.total:
-    raise UserError(f"config.duration={config.duration!r} is no training; give e.g. '120 epochs' or '3000 steps'")
+    raise UserError(f"config.duration={config.duration!r} has no steps; give e.g. '120 epochs' or '3000 steps'")
   return schedule

@@ -174,10 +174,10 @@ def _axes_fault(images, num_labels, channels) -> tuple[str, str | None]:
 def _check_labels(labels, num_images, where):
   """Raises `UserError` unless `labels` are integer[num_images], with what makes them so."""
   if labels.dtype.kind not in 'iu' or labels.shape != (num_images,):
-    fault, mend = _label_fault(labels, num_images)
+    fault, fix = _label_fault(labels, num_images)
     raise UserError(
       f'{where} is {_describe(labels)}: {fault}; save integers [{num_images}], one for each image'
-      + (f', here {mend}' if mend else '')
+      + (f', here {fix}' if fix else '')
     )
 
 

@@ -175,7 +175,9 @@ def _builder(tfds, name, data_dir, field):
   if plain not in known():
     raise names.unknown(name, known()) or UserError(f'{field} is unknown; {names.ALLOWED}')
   looked_in = data_dir or str(epath.Path(tfds.core.constants.DATA_DIR).expanduser())
-  raise UserError(f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); {_mend(name, looked_in)}')
+  raise UserError(
+    f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); {_how_to_prepare(name, looked_in)}'
+  )
 
 
 def _check_metadata(data_dir, plain, field):
@@ -187,7 +189,7 @@ def _check_metadata(data_dir, plain, field):
         raise UserError(f'{field}: {path} is {kind}, not a file; prepare the data set again')
 
 
-def _mend(name, data_dir, new=False):
+def _how_to_prepare(name, data_dir, new=False):
   place = ' in another folder, and set config.data.dir to it' if new else ''
   archives = f'put its archives into {data_dir}/downloads/manual and '
   return (
@@ -211,7 +213,8 @@ def _features(tfds, info, field):
       if image.shape[-1] in (1, 3) and image.np_dtype == np.uint8:
         return image, label
   raise UserError(
-    f'{field} is no set of 8-bit images (1 or 3 channels) with one class label each; choose an image classification set'
+    f'{field} is not a set of 8-bit images (1 or 3 channels) with one class label each; '
+    'choose an image classification set'
   )
 
 
@@ -228,7 +231,7 @@ def _records(tfds, builder, split, field) -> Records:
   if builder.info.file_format.value != 'tfrecord':
     raise UserError(
       f'{field}: {builder.data_dir} holds {builder.info.file_format.value} files; '
-      f'{_mend(builder.name, "NEW_DIR", new=True)}'
+      f'{_how_to_prepare(builder.name, "NEW_DIR", new=True)}'
     )
   files = builder.info.splits[split]
   return tfrecord.Files(files.filepaths, files.shard_lengths)

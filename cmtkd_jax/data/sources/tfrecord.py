@@ -132,7 +132,7 @@ def _length(header, path, record):
     raise _damaged(path, f'ends within record {record}')
   length, crc = _HEADER.unpack(header)
   if mask(crc32c(header[:8])) != crc:
-    raise _damaged(path, f'is no TFRecord file, or damaged at record {record}')
+    raise _damaged(path, f'is not a TFRecord file, or damaged at record {record}')
   return length
 
 
