@@ -16,6 +16,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import event_files, metric_log
 from cmtkd_jax.runs.metric_log import MetricLog
 from cmtkd_jax.runtime import progress as progress_line
+from cmtkd_jax.runtime import tensorflow_host
 from cmtkd_jax.runtime.progress import Progress, format_duration
 
 
@@ -150,6 +151,7 @@ print(log.tensorboard)
 @pytest.mark.parametrize('missing', ['tensorflow', 'clu'])
 def test_the_log_works_without_tensorflow_or_clu(tmp_path, monkeypatch, missing):
   monkeypatch.setitem(sys.modules, missing, None)  # As if it were not installed.
+  tensorflow_host.load.cache_clear()  # Other tests may have loaded it.
   with MetricLog(tmp_path) as log:
     assert not log.tensorboard
     log.write(1, {'train/loss': 1.0})
