@@ -8,50 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from ml_collections import ConfigDict
 from PIL import Image
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import data
 from cmtkd_jax.data import sampling
 from cmtkd_jax.data.loading import loaders, streaming
 from cmtkd_jax.data.transforms import augment, crop_boxes, decode_pil
-from tests.batches import assert_equal, take
-
-
-def make_mesh(devices=8):
-  return jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-
-
-def make_config(**fields):
-  config = ConfigDict(
-    dict(
-      name='digits',
-      dir='',
-      minival=0.0,
-      augment='none',
-      pad=2,
-      pad_mode='zeros',
-      image_size=8,
-      resize=0,
-      mean=(0.3,),
-      std=(0.35,),
-      resident='auto',
-      num_workers=2,
-      workers='threads',
-      decoder='pil',
-      max_corrupt=0.01,
-    )
-  )
-  config.update(fields)
-  return config
-
-
-def load(batch_size=64, eval_batch_size=100, seed=0, devices=8, **fields):
-  return data.load(
-    make_config(**fields), batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed, mesh=make_mesh(devices)
-  )
+from tests.batches import assert_equal, load, take
 
 
 @pytest.fixture(scope='module')

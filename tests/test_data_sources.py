@@ -1,5 +1,6 @@
 """Data sets as they lie on disk, and the error line for each mistake."""
 
+import functools
 import itertools
 import os
 import socket
@@ -10,38 +11,13 @@ import unicodedata
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from ml_collections import ConfigDict
 from PIL import Image
 
-from cmtkd_jax import data
 from cmtkd_jax.errors import UserError
+from tests import batches
 from tests.batches import take
 
-
-def load(batch_size=4, eval_batch_size=4, devices=2, **fields):
-  config = ConfigDict(
-    dict(
-      name='digits',
-      dir='',
-      minival=0.0,
-      augment='none',
-      pad=2,
-      pad_mode='zeros',
-      image_size=8,
-      resize=0,
-      mean=(0.3,),
-      std=(0.35,),
-      resident='auto',
-      num_workers=2,
-      workers='threads',
-      decoder='pil',
-      max_corrupt=0.01,
-    )
-  )
-  config.update(fields)
-  mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-  return data.load(config, batch_size=batch_size, eval_batch_size=eval_batch_size, seed=0, mesh=mesh)
+load = functools.partial(batches.load, batch_size=4, eval_batch_size=4, devices=2)
 
 
 def rgb(**fields):
