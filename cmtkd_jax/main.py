@@ -21,7 +21,7 @@ def main(argv):
     commands.MODES[command.mode](command)
   except UserError as e:
     return _end(2, f'error: {e}')
-  except preemption.Stopped as e:
+  except preemption.Preempted as e:
     print(e, file=sys.stderr)
     return preemption.EXIT_STATUS
   except KeyboardInterrupt:

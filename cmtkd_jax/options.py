@@ -19,6 +19,6 @@ def check(options):
         raise ValueError(f'{field.name}={value!r} must {"be positive" if positive else "not be negative"}')
 
 
-def defaults(cls, but=()):
-  """Returns `{field: default}` of a dataclass, `but` for some."""
-  return {field.name: field.default for field in dataclasses.fields(cls) if field.name not in but}
+def defaults(cls, exclude=()):
+  """Returns `{field: default}` of a dataclass, without those in `exclude`."""
+  return {field.name: field.default for field in dataclasses.fields(cls) if field.name not in exclude}

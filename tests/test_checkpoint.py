@@ -290,7 +290,7 @@ def test_every_flipped_bit_is_damage(tmp_path, caplog):
   for path in files:
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(checksums.Damaged, match=f'{path.name} is not what was written'):
+    with pytest.raises(checksums.ChecksumError, match=f'{path.name} is not what was written'):
       checksums.check(tmp_path / '2', ['variables', 'state', 'meta'])
     path.write_bytes(data)
   checksums.check(tmp_path / '2', ['variables', 'state', 'meta'])

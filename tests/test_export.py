@@ -254,7 +254,7 @@ def test_pixels_carry_mean_and_std():
 
 
 def step(op, module=None, variables=None, source='input', output='out', shape=(2, 2, 1)):
-  return trace.Step(op, (source,), output, shape, module, variables)
+  return trace.TracedOp(op, (source,), output, shape, module, variables)
 
 
 def test_normalization_by_hand():

@@ -208,7 +208,7 @@ def test_directory_without_a_run_is_refused(run, tmp_path):
 
 def test_names_for_people():
   names = ('teacher1_4bit', 'teacher2_w2a8', 'combined_teacher', 'adaptor_tap3')
-  assert [run_reader.shown(name) for name in names] == [
+  assert [run_reader.display_name(name) for name in names] == [
     'teacher 1 (4 bit)',
     'teacher 2 (w2a8)',
     'combined teacher',

@@ -193,8 +193,8 @@ def test_object_stores_are_asked_again(finished, monkeypatch):
   with pytest.raises(UserError, match=r'gs://bucket/run/2 cannot be read \(OSError: 503\)'):
     checkpoint._retried(read, 'gs://bucket/run/2')
   assert not answers
-  answers[:] = [checksums.Damaged('x is missing')]
-  with pytest.raises(checksums.Damaged):
+  answers[:] = [checksums.ChecksumError('x is missing')]
+  with pytest.raises(checksums.ChecksumError):
     checkpoint._retried(read, 'gs://bucket/run/2')
 
 
@@ -204,7 +204,7 @@ def test_object_stores_are_asked_again(finished, monkeypatch):
 def test_only_disk_errors_are_reported_as_a_disk(tmp_path, number, is_full):
   """ENOSPC, EDQUOT, EIO, EACCES; not EEXIST, EISDIR, ENOTDIR, EPERM, which may be our own fault."""
   error = OSError(number, 'words')
-  with pytest.raises(UserError if is_full else OSError) as raised, run_files.told_of_disk(tmp_path):
+  with pytest.raises(UserError if is_full else OSError) as raised, run_files.disk_errors_as_user_errors(tmp_path):
     raise error
   assert isinstance(raised.value, UserError) == is_full
   checkpoints = object.__new__(checkpoint.Checkpoints)

@@ -60,7 +60,7 @@ def default():
   config.quantizer = dict(name='hwgq', weights='', activations='')  # the last two where one role has another quantizer
   for name, module in quantizers.QUANTIZERS.items():
     roles = {role: getattr(module, role.capitalize(), None) for role in QUANTIZER_ROLES}
-    config.quantizer[name] = {role: options.defaults(cls, but=('bits',)) for role, cls in roles.items() if cls}
+    config.quantizer[name] = {role: options.defaults(cls, exclude=('bits',)) for role, cls in roles.items() if cls}
   for kind, table in LOSSES.items():
     config[kind] = {name: options.defaults(cls) for name, cls in table.items()}
   for name, module in methods.METHODS.items():

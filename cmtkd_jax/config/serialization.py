@@ -28,13 +28,13 @@ def from_json(text):
   return config
 
 
-def difference(a, b, but=()):
-  """Returns lines 'field: value in a -> value in b' of the fields, `but` for some, in which configurations differ."""
+def difference(a, b, exclude=()):
+  """Returns lines 'field: value in a -> value in b' of the fields in which configurations differ, without `exclude`."""
   a, b = flat(a), flat(b)
   return [
     f'{field}: {a.get(field)!r} -> {b.get(field)!r}'
     for field in sorted(a.keys() | b.keys())
-    if field not in but and _tuples(a.get(field)) != _tuples(b.get(field))
+    if field not in exclude and _tuples(a.get(field)) != _tuples(b.get(field))
   ]
 
 

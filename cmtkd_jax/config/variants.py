@@ -50,7 +50,7 @@ def smoke(config, image_size, channels=3, classes=10):
   config.model.width = min(config.model.width, 8 / 64)
   for name in methods.METHODS:
     for field in ('teacher_bits', 'peer_bits'):
-      if field in config[name]:
+      if isinstance(config[name].get(field), tuple):
         config[name][field] = config[name][field][::2]
   config.ctkd.teacher_model = config.model.name
   for changes in config.first.values():

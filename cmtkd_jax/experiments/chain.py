@@ -96,7 +96,7 @@ def _finished(config, workdir):
   if summary is None:
     return None
   there = config_lib.from_json(json.dumps(summary['config']))
-  return None if config_lib.difference(there, config, but=run_files.FREE) else summary
+  return None if config_lib.difference(there, config, exclude=run_files.MUTABLE_FIELDS) else summary
 
 
 def _train(config, workdir):

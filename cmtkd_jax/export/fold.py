@@ -35,7 +35,7 @@ class Grid(NamedTuple):
 
 
 def fold(steps, input_shape, mean, std):
-  """Returns the `Graph` of the `trace.Step`s of a network.
+  """Returns the `Graph` of the `trace.TracedOp`s of a network.
 
   Args:
     steps: as from `trace.trace`.

@@ -34,7 +34,7 @@ _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = _brief.maxlong = 60
 
 
-def shown(value):
+def display_name(value):
   """`value` in short, in printable characters."""
   text = _brief.repr(value).encode('ascii', 'backslashreplace').decode()
   return text if len(text) <= 100 else f'{text[:97]}...'
@@ -54,7 +54,7 @@ class Integer:
   def check(self, value, where):
     if type(value) is not int or not (self.low <= value <= self.high or value in self.also):
       allowed = ' or '.join([f'{self.low}..{self.high}', *map(str, self.also)])
-      raise Invalid(f'{where} is {shown(value)}, not an integer in {allowed}')
+      raise Invalid(f'{where} is {display_name(value)}, not an integer in {allowed}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Text:
 
   def check(self, value, where):
     if not isinstance(value, str) or not 0 < len(value) <= self.longest:
-      raise Invalid(f'{where} is {shown(value)}, not a text of 1..{self.longest} characters')
+      raise Invalid(f'{where} is {display_name(value)}, not a text of 1..{self.longest} characters')
     if character := base.unprintable(value):
-      raise Invalid(f'{where} is {shown(value)}, which has the control character {ascii(character)}')
+      raise Invalid(f'{where} is {display_name(value)}, which has the control character {ascii(character)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class OneOf:
 
   def check(self, value, where):
     if not isinstance(value, str) or value not in self.values:
-      raise Invalid(f'{where} is {shown(value)}, not one of {", ".join(self.values)}')
+      raise Invalid(f'{where} is {display_name(value)}, not one of {", ".join(self.values)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Items:
 
   def check(self, value, where):
     if not isinstance(value, list) or not self.fewest <= len(value) <= self.most:
-      raise Invalid(f'{where} is {shown(value)}, not a list of {self.fewest}..{self.most} values')
+      raise Invalid(f'{where} is {display_name(value)}, not a list of {self.fewest}..{self.most} values')
     for i, item in enumerate(value):
       self.kind.check(item, f'{where}[{i}]')
 
@@ -105,11 +105,11 @@ class Record:
 
   def check(self, value, where):
     if not isinstance(value, dict):
-      raise Invalid(f'{where} is {shown(value)}, not an object')
+      raise Invalid(f'{where} is {display_name(value)}, not an object')
     kinds = self.required | self.optional
     for name in value:
       if name not in kinds:
-        raise Invalid(f'{where} has the unknown field {shown(name)}')
+        raise Invalid(f'{where} has the unknown field {display_name(name)}')
     for name in self.required:
       if name not in value:
         raise Invalid(f'{where} has no field {name}')
@@ -125,7 +125,7 @@ class Mapping:
 
   def check(self, value, where):
     if not isinstance(value, dict):
-      raise Invalid(f'{where} is {shown(value)}, not an object')
+      raise Invalid(f'{where} is {display_name(value)}, not an object')
     if self.kind is not None:
       for name, item in value.items():
         Text().check(name, f'a name in {where}')
@@ -145,7 +145,7 @@ class Digest:
 
   def check(self, value, where):
     if not isinstance(value, str) or len(value) != 64 or not set(value) <= set('0123456789abcdef'):
-      raise Invalid(f'{where} is {shown(value)}, not a SHA-256')
+      raise Invalid(f'{where} is {display_name(value)}, not a SHA-256')
 
 
 IMAGE_SHAPE = Items(Integer(1, LONGEST_SIDE), 3, 3)
@@ -199,7 +199,7 @@ def _unique(pairs):
   found = {}
   for name, value in pairs:
     if name in found:
-      raise Invalid(f'its JSON has the name {shown(name)} twice in one object')
+      raise Invalid(f'its JSON has the name {display_name(name)} twice in one object')
     found[name] = value
   return found
 
@@ -211,7 +211,7 @@ def _not_a_number(text):
 def _finite(text):
   value = float(text)
   if not math.isfinite(value):
-    raise Invalid(f'its JSON has the number {shown(text)}, which is not finite')
+    raise Invalid(f'its JSON has the number {display_name(text)}, which is not finite')
   return value
 
 
@@ -249,7 +249,7 @@ class Array:
 
   def check(self, array, where):
     if not isinstance(array, (np.ndarray, np.generic)) or array.dtype != np.float32:
-      raise Invalid(f'{where} is {getattr(array, "dtype", shown(array))}, not float32')
+      raise Invalid(f'{where} is {getattr(array, "dtype", display_name(array))}, not float32')
     if not np.isfinite(array).all():
       raise Invalid(f'{where} has values that are not finite')
     if self.positive and not (array > 0).all():
@@ -339,7 +339,7 @@ def check_graph(graph):
     raise Invalid(f'it has {len(graph.nodes)} operations, not 1..{_MOST_NODES}')
   results = {IMAGES: _Result('images', _bounded(tuple(graph.image_shape), 'image_shape'))}
   for node in graph.nodes:
-    OneOf(tuple(OPERATIONS)).check(node.op, f'operation {shown(node.output)}')
+    OneOf(tuple(OPERATIONS)).check(node.op, f'operation {display_name(node.output)}')
     Text().check(node.output, f'the name of an operation {node.op}')
     if node.output in results:
       raise Invalid(f'the name {node.output} stands for two results')
@@ -365,7 +365,7 @@ class _Checker:
   def __init__(self, node, results):
     self.node, self.where, self.operation = node, node.output, OPERATIONS[node.op]
     if len(node.inputs) != len(self.operation.inputs) or not all(name in results for name in node.inputs):
-      raise Invalid(f'{self.where} has the inputs {shown(tuple(node.inputs))}')
+      raise Invalid(f'{self.where} has the inputs {display_name(tuple(node.inputs))}')
     inputs = [results[name] for name in node.inputs]
     for found, kinds in zip(inputs, self.operation.inputs, strict=True):
       if found.kind not in kinds or self.operation.rank not in (None, len(found.shape)):
@@ -380,13 +380,13 @@ class _Checker:
     attributes, names = operation.attributes, tuple(sorted(node.arrays))
     if operation.has_weights:
       if names not in WEIGHTS:
-        raise Invalid(f'{self.where} has the arrays {shown(names)}, which are not weights')
+        raise Invalid(f'{self.where} has the arrays {display_name(names)}, which are not weights')
       attributes = attributes | WEIGHTS[names]
     Record(attributes).check(dict(node.attributes), self.where)
     if not operation.has_weights:
       known = operation.arrays | operation.optional_arrays
       if not set(operation.arrays) <= set(names) <= set(known):
-        raise Invalid(f'{self.where} has the arrays {shown(names)}; those of {node.op} are {", ".join(known)}')
+        raise Invalid(f'{self.where} has the arrays {display_name(names)}; those of {node.op} are {", ".join(known)}')
       for name in names:
         self._array(known[name], name)
     return getattr(self, f'_{node.op}')(self.input)

@@ -23,7 +23,7 @@ _layer = jex.core.Primitive('layer')
 _layer.def_abstract_eval(lambda x, *, path, shape: jax.core.ShapedArray(shape, jnp.float32))
 
 
-class Step(NamedTuple):
+class TracedOp(NamedTuple):
   """One operation: a layer of the network, or 'add', 'relu' or 'mean' between layers.
 
   shape: (H, W, C), or (C,), of the first input.
@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 def trace(method, variables, input_shape, network):
-  """Returns the `Step`s from 'input', the standardized images, to the logits of `network`, its last.
+  """Returns the `TracedOp`s from 'input', the standardized images, to the logits of `network`, its last.
 
   Args:
     method: a `methods.Method`.
@@ -84,20 +84,20 @@ def _steps(jaxpr, found):
     if kind == 'layer':
       path = equation.params['path']
       op, module, variables = found[path]
-      step = Step(op, (visit(equation.invars[0]),), path, shape, module, variables)
+      step = TracedOp(op, (visit(equation.invars[0]),), path, shape, module, variables)
     elif kind in ('convert_element_type', 'copy'):
       return names.setdefault(variable, visit(equation.invars[0]))
     elif kind == 'add':
-      step = Step('add', tuple(map(visit, equation.invars)), f'add{len(steps)}', shape)
+      step = TracedOp('add', tuple(map(visit, equation.invars)), f'add{len(steps)}', shape)
     elif _is_relu(equation):
-      step = Step('relu', (visit(equation.invars[0]),), f'relu{len(steps)}', shape)
+      step = TracedOp('relu', (visit(equation.invars[0]),), f'relu{len(steps)}', shape)
     elif (
       kind == 'div'
       and (total := made_by.get(equation.invars[0]))
       and total.primitive.name == 'reduce_sum'
       and (tuple(total.params['axes']) == (1, 2))
     ):
-      step = Step('mean', (visit(total.invars[0]),), f'mean{len(steps)}', total.invars[0].aval.shape[1:])
+      step = TracedOp('mean', (visit(total.invars[0]),), f'mean{len(steps)}', total.invars[0].aval.shape[1:])
     else:
       raise UserError(f'the network has the operation {kind!r} between its layers, which cannot be exported')
     steps.append(step)

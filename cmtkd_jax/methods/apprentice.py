@@ -23,7 +23,7 @@ class Settings:
   beta: float = 0.5  # weight of the apprentice's cross entropy
   gamma: float = 0.5  # weight of the cross entropy between the two
   temperature: float = 1.0
-  teacher_width: int = FULL_PRECISION  # bits of the jointly trained teacher (scheme A)
+  teacher_bits: int = FULL_PRECISION  # bits of the jointly trained teacher (scheme A)
   stop_gradient_target: bool = True  # the teacher's prediction is a constant in the last term
 
   choices = {'scheme': ('A', 'B', 'C')}
@@ -52,11 +52,11 @@ def create(config, settings, num_classes, teachers=()):
   Raises:
     UserError: a scheme lacks its trained networks.
   """
-  check_bits(settings.teacher_width, 'config.apprentice.teacher_width')
+  check_bits(settings.teacher_bits, 'config.apprentice.teacher_bits')
   if settings.scheme == 'A':
     check_teachers(teachers, 'apprentice', 0, 0)
-    width = settings.teacher_width
-    teacher = Member('teacher', network_recipe(config, width, width, num_classes), width)
+    bits = settings.teacher_bits
+    teacher = Member('teacher', network_recipe(config, bits, bits, num_classes), bits)
   else:
     check_teachers(teachers, 'apprentice', 1, 1)
     (teacher,) = trained_members(teachers, ('teacher',), num_classes)

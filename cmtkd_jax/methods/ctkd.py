@@ -28,7 +28,7 @@ class Settings:
   """Fields of `config.ctkd`. The expert is the student of the run in `config.teachers`."""
 
   teacher_model: str = 'wrn40_1'  # the scratch teacher, a name in `models.MODELS`
-  teacher_width: int = FULL_PRECISION  # bits of the scratch teacher
+  teacher_bits: int = FULL_PRECISION  # bits of the scratch teacher
   shared_stem: bool = True  # student and scratch teacher share the first convolution
   gamma: float = 0.03  # weight of the logits of the scratch teacher
   beta: float = 1000.0  # weight of the attention maps of the expert
@@ -105,13 +105,13 @@ def create(config, settings, num_classes, teachers=()):
     UserError: the scratch teacher is unknown, the networks cannot be compared, or have no stem to share.
   """
   check_teachers(teachers, 'ctkd', 1, 1)
-  check_bits(settings.teacher_width, 'config.ctkd.teacher_width')
+  check_bits(settings.teacher_bits, 'config.ctkd.teacher_bits')
   if settings.teacher_model not in models.MODELS:
     raise UserError(f'config.ctkd.teacher_model={settings.teacher_model!r}; allowed: {", ".join(models.MODELS)}')
   scratch_config = config.copy_and_resolve_references()
   scratch_config.model.name = settings.teacher_model
-  width = settings.teacher_width
-  scratch = Member('scratch_teacher', network_recipe(scratch_config, width, width, num_classes), width)
+  bits = settings.teacher_bits
+  scratch = Member('scratch_teacher', network_recipe(scratch_config, bits, bits, num_classes), bits)
   members = (student_member(config, num_classes), scratch, *trained_members(teachers, ('expert',), num_classes))
   networks = [member.make() for member in members]
   if len({len(network.taps) for network in networks}) > 1:

@@ -10,7 +10,7 @@ from matplotlib import colors
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.runs.run_reader import MAIN, shown
+from cmtkd_jax.runs.run_reader import MAIN, display_name
 from cmtkd_jax.training import restore
 
 _MAX_LABELS = 20  # classes that are named in the figure
@@ -73,7 +73,7 @@ def section(run):
   counts = matrices[MAIN]
   right, total = int(np.trace(counts)), int(counts.sum())
   text = (
-    f'The {shown(MAIN)} of step {step} has {right:,} of {total:,} test images right ({100 * right / total:.2f} '
+    f'The {display_name(MAIN)} of step {step} has {right:,} of {total:,} test images right ({100 * right / total:.2f} '
     '%). Row by row: of the images of one class, the share that is taken for each class; the diagonal is what '
     'is right, everything beside it a confusion. '
   )

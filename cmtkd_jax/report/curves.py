@@ -2,7 +2,7 @@
 
 from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section
-from cmtkd_jax.runs.run_reader import MAIN, shown
+from cmtkd_jax.runs.run_reader import MAIN, display_name
 
 _NO_LOSS = (
   'train/top1/',
@@ -28,11 +28,11 @@ def learning_curves(run):
     for split in ('test', 'minival'):
       x, y = run.series(f'{split}/{network}/top1')
       if len(x):
-        label = f'{shown(network)}, {split}' if has_minival else shown(network)
+        label = f'{display_name(network)}, {split}' if has_minival else display_name(network)
         plotting.line(evaluated, x, y, i, label, dashed=split == 'minival')
     x, y = run.series(f'train/top1/{network}')
     if len(x):
-      plotting.line(training, x, 100 * y, i, shown(network))
+      plotting.line(training, x, 100 * y, i, display_name(network))
   evaluated.set_title(
     f'evaluation: {"test (solid) and minival (dashed)" if has_minival else "test images"}', fontsize=10
   )
@@ -80,10 +80,10 @@ def loss_terms(run):
     values = []
     for i, name in enumerate(sorted(names, key=lambda name: name.split('/')[-1] != MAIN)):
       x, y = run.series(name)
-      plotting.line(panel, x, y, i, shown(name.removeprefix(f'train/{kind}').strip('/') or kind))
+      plotting.line(panel, x, y, i, display_name(name.removeprefix(f'train/{kind}').strip('/') or kind))
       values += list(y)
     plotting.log_y_where_positive(panel, values)
-    panel.set_title('total loss' if kind == 'loss' else plotting.plain(shown(kind)), fontsize=10)
+    panel.set_title('total loss' if kind == 'loss' else plotting.plain(display_name(kind)), fontsize=10)
     if len(names) > 1 or names[0].count('/') > 1:
       plotting.legend_below(panel)
   if rates:
@@ -120,7 +120,7 @@ def importance_factors(run):
     panel.axhline(1 / len(teachers), color=plotting.GRAY, linewidth=1, linestyle=':', label='all equal')
     for i, teacher in enumerate(teachers):
       x, y = run.series(f'{_IMPORTANCE}{tap}/{teacher}')
-      plotting.line(panel, x, y, i, shown(teacher))
+      plotting.line(panel, x, y, i, display_name(teacher))
     panel.set_title(f'tapped layer {tap.removeprefix("tap")}', fontsize=10)
     plotting.epochs(panel)
     panel.set_ylabel('importance', fontsize=9)

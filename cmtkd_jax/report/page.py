@@ -187,7 +187,7 @@ def _results(run):
   for name in order:
     split, network = name.split('/')
     result = results[name]
-    row = [run_reader.shown(network), split]
+    row = [run_reader.display_name(network), split]
     for kind in ('last', 'best', 'chosen'):
       if kind in result:
         row += [percent(result[kind]['top1']), percent(result[kind]['top5'])]
@@ -228,7 +228,7 @@ def _networks(run):
     }.get(name, 'trained before, frozen' if name in frozen else 'trains together with the student')
     rows.append(
       (
-        run_reader.shown(name),
+        run_reader.display_name(name),
         len(layers),
         f'{parameters:,}',
         ', '.join(map(str, sorted({layer.weight_bits for layer in layers}))),
@@ -241,6 +241,8 @@ def _networks(run):
   for name in run.networks:
     if name not in networks:
       members = [other for other in networks if other not in run.networks] or networks
-      rows.append((run_reader.shown(name), *[''] * 6, f'{", ".join(map(run_reader.shown, members))}: taken as one'))
+      rows.append(
+        (run_reader.display_name(name), *[''] * 6, f'{", ".join(map(run_reader.display_name, members))}: taken as one')
+      )
   header = ('network', 'layers', 'parameters', 'bits of weights', 'mean bits', 'bits in all', 'MACs', 'what it is')
   return table(header, rows)

@@ -7,7 +7,7 @@ from matplotlib import ticker
 
 from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.runs.run_reader import MAIN, results, shown
+from cmtkd_jax.runs.run_reader import MAIN, display_name, results
 
 
 class Point(NamedTuple):
@@ -89,7 +89,7 @@ def section(run, others=()):
   rows = [
     (
       point.run,
-      shown(point.network),
+      display_name(point.network),
       f'{point.bits:,}',
       f'{point.bits / 8 / 1024:,.1f} KiB',
       f'{point.top1:.2f} %',
@@ -109,7 +109,7 @@ def _draw(found, best):
   for i, group in enumerate(found):
     color, marker = plotting.COLORS[i % len(plotting.COLORS)], plotting.MARKERS[i % len(plotting.MARKERS)]
     for point in group:
-      label = f'{shown(point.network)} ({point.run})'
+      label = f'{display_name(point.network)} ({point.run})'
       panel.plot(
         [point.bits],
         [point.top1],

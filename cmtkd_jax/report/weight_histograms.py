@@ -13,7 +13,7 @@ from cmtkd_jax.models import layers
 from cmtkd_jax.quantizers.base import dequantize
 from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.runs.run_reader import MAIN, shown
+from cmtkd_jax.runs.run_reader import MAIN, display_name
 from cmtkd_jax.training.restore import load_trained
 
 MAX_PANELS = 24
@@ -94,7 +94,7 @@ def _describe(path, quantizer, flat):
 
 def section(run):
   """Histograms of the full-precision weights with the levels that they are rounded to."""
-  title = f'Weights of the {shown(MAIN)}'
+  title = f'Weights of the {display_name(MAIN)}'
   try:
     trained = load_trained(run)
   except UserError as e:

@@ -180,7 +180,7 @@ def _drop_damaged_metrics(directory):
     folder = directory / str(step)
     try:
       checksums.check(folder, ['metrics'])
-    except checksums.Damaged as error:
+    except checksums.ChecksumError as error:
       if (folder / 'metrics').exists():
         logging.getLogger(__name__).warning('%s: %s; it cannot be the best one any more', folder, error)
         (folder / 'metrics').rmtree()
@@ -211,18 +211,18 @@ def _read_newest(directory, step, wanted):
     try:
       items, meta = _retried(lambda folder=folder: _read_step(folder, wanted), folder)
       return items, meta, int(folder.name)
-    except checksums.Damaged as error:
+    except checksums.ChecksumError as error:
       reason = str(error)
       logging.getLogger(__name__).warning('%s is damaged: %s', folder, reason)
   raise UserError(f'no readable checkpoint in {directory}: {reason}; use another one')
 
 
 def _read_step(folder, wanted):
-  """(items, meta) of one checkpoint; raises `Damaged` if that is proven."""
+  """(items, meta) of one checkpoint; raises `ChecksumError` if that is proven."""
   names = [*wanted, 'meta']
   for name in names:
     if not (folder / name).exists():
-      raise checksums.Damaged(f'{name} is missing')
+      raise checksums.ChecksumError(f'{name} is missing')
   checksums.check(folder, names)  # first: orbax leaves tasks behind that complain of a damaged file
   items = {name: _read_item(folder / name, target) for name, target in wanted.items()}
   return items, ocp.JsonCheckpointHandler().restore(folder / 'meta')
@@ -234,7 +234,7 @@ def _retried(read, folder):
   for wait in (*(_RETRY_SECONDS if remote else ()), None):
     try:
       return read()
-    except (UserError, checksums.Damaged):
+    except (UserError, checksums.ChecksumError):
       raise
     except Exception as error:  # storage backends raise many exception types
       if not remote and not isinstance(error, OSError):
@@ -258,11 +258,11 @@ def _read_item(path, target):
   with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
     saved = handler.metadata(path).tree
     target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved) if target is None else target
-    check_same({path.name: target}, {path.name: saved}, path.parent)
+    check_same_structure({path.name: target}, {path.name: saved}, path.parent)
     return handler.restore(path, args=ocp.args.StandardRestore(target))
 
 
-def check_same(here, there, where):
+def check_same_structure(here, there, where):
   """Raises `UserError`, beginning with `where`, unless two trees have the same arrays."""
   here, there = _signature(here), _signature(there)
   lines = [

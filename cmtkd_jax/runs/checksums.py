@@ -12,7 +12,7 @@ FILE = 'digests.json'
 _BLOCK = 2**24
 
 
-class Damaged(Exception):
+class ChecksumError(Exception):
   """A file of a checkpoint is not what was written."""
 
 
@@ -24,24 +24,24 @@ def write(folder):
 
 
 def check(folder, items):
-  """Raises `Damaged` unless the folders `items` of `folder` hold what `write` saw.
+  """Raises `ChecksumError` unless the folders `items` of `folder` hold what `write` saw.
 
   Where it has not been, only pipes and devices in place of files are damage. (Object stores have neither.)
   """
   for path in _files(folder) if '://' not in str(folder) else ():
     if kind := local_file.not_a_file(path):
-      raise Damaged(f'{path.relative_to(folder)} is {kind}, not a file')
+      raise ChecksumError(f'{path.relative_to(folder)} is {kind}, not a file')
   if not (folder / FILE).exists():
     return
   try:
     wanted = {name: crc for name, crc in json.loads((folder / FILE).read_text()).items() if name.split('/')[0] in items}
   except (ValueError, AttributeError, RecursionError):
-    raise Damaged(f'{FILE} is damaged') from None
+    raise ChecksumError(f'{FILE} is damaged') from None
   for name, crc in wanted.items():
     if not (folder / name).exists():
-      raise Damaged(f'{name} is missing')
+      raise ChecksumError(f'{name} is missing')
     if _crc(folder / name) != crc:
-      raise Damaged(f'{name} is not what was written')
+      raise ChecksumError(f'{name} is not what was written')
 
 
 def _files(folder):

@@ -29,7 +29,7 @@ from cmtkd_jax.runtime import distributed, local_file
 CONFIG, BITS, CLASSES, RECORDS, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'records.json', 'summary.json'
 CHECKPOINTS, LOCK = 'checkpoints', 'lock'
 # Fields that may change when a run goes on: they do not touch what is trained.
-FREE = (
+MUTABLE_FIELDS = (
   'data.dir',
   'data.num_workers',
   'data.workers',
@@ -85,7 +85,7 @@ def has_checkpoint(workdir):
 
 def check_configuration(workdir, config):
   """Raises `UserError` if the run in `workdir` has another configuration, unless `config.allow_changes`."""
-  differing = config_lib.difference(read_config(workdir), config, but=FREE)
+  differing = config_lib.difference(read_config(workdir), config, exclude=MUTABLE_FIELDS)
   if differing and config.allow_changes:
     print(f'{workdir} continues with another configuration: {"; ".join(differing)}', flush=True)
   elif differing:
@@ -179,7 +179,7 @@ class Lock(contextlib.AbstractContextManager):
 
 
 @contextlib.contextmanager
-def told_of_disk(workdir):
+def disk_errors_as_user_errors(workdir):
   """Turns a failed write to a full or broken disk into a `UserError`; `Checkpoints` reports its own."""
   try:
     yield

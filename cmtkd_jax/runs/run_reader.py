@@ -93,7 +93,7 @@ def results(run):
   return run_files.results(run.rows, run.steps_per_epoch) if run.steps_per_epoch else {}
 
 
-def shown(name):
+def display_name(name):
   """Returns the name of a network or term for people: 'teacher1_4bit' as 'teacher 1 (4 bit)'."""
   name = re.sub(r'^([a-z]+)(\d+)_(\d+)bit$', r'\1 \2 (\3 bit)', name)
   name = re.sub(r'^([a-z]+)(\d+)_(w\d+a\d+)$', r'\1 \2 (\3)', name)

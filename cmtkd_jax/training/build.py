@@ -33,8 +33,8 @@ def create_method(config, num_classes, teachers=()):
   )
 
 
-def check_variables(method, input_shape, variables, where):
+def check_checkpoint_fits(method, input_shape, variables, where):
   """Raises `UserError`, beginning with `where`, unless `variables` are those of `method` at images of `input_shape`."""
   images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
   abstract = jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)
-  checkpoint.check_same(abstract, variables, where)
+  checkpoint.check_same_structure(abstract, variables, where)

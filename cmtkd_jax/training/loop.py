@@ -7,7 +7,7 @@ import jax
 
 from cmtkd_jax.runs import run_files
 from cmtkd_jax.runs.checkpoint import Checkpoints
-from cmtkd_jax.runtime.preemption import Preemption, Stopped
+from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import evaluate, memory, plan, start, teachers
 from cmtkd_jax.training.journal import Journal
 from cmtkd_jax.training.step import train_step
@@ -23,7 +23,7 @@ def train_and_evaluate(config, workdir):
   parts = plan.create(config, workdir)
   with (
     run_files.claim(workdir, config, parts.dataset, parts.layers) as run,
-    run_files.told_of_disk(run),
+    run_files.disk_errors_as_user_errors(run),
     memory.errors_as_advice(config),
     Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, parts.best_metric) as checkpoints,
   ):
@@ -35,7 +35,7 @@ def train_and_evaluate(config, workdir):
         journal.note(line)
       _train(parts, state, checkpoints, journal, preemption)
       checkpoints.wait()  # before SIGTERM ends the process again
-  with run_files.told_of_disk(run):
+  with run_files.disk_errors_as_user_errors(run):
     summary = run_files.write_summary(run, config, parts.dataset.train.steps_per_epoch)
   print(run_files.closing_table(summary))
   return summary
@@ -68,7 +68,7 @@ def _train(parts, state, checkpoints, journal, preemption):
       window.restart()
     if stops:
       checkpoints.wait()
-      raise Stopped(f'asked to stop: step {step} of {schedule.total} is saved; the same command resumes from there')
+      raise Preempted(f'asked to stop: step {step} of {schedule.total} is saved; the same command resumes from there')
 
 
 def _compile(parts, state, batch, journal):

@@ -55,7 +55,7 @@ def create(config, workdir):
   sizes = dict(steps_per_epoch=dataset.train.steps_per_epoch, batch_size=config.batch_size)
   when = schedule.create(config, **sizes)
   trained = teachers.open_all(config, workdir)
-  teachers.check_fit(trained, config, dataset.class_names)
+  teachers.check_compatible(trained, config, dataset.class_names)
   method = build.create_method(config, dataset.num_classes, trained)
   if method.held_out and 'minival' not in dataset.evals:
     raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')

@@ -49,7 +49,7 @@ def open_all(config, workdir):
   return tuple(Teacher(directory, run_files.read_config(directory, 'config.teachers')) for directory in directories)
 
 
-def check_fit(teachers, config, class_names):
+def check_compatible(teachers, config, class_names):
   """Raises `UserError` where a teacher sees other images, or knows other classes, than this run has."""
   here = config_lib.flat(config)
   for teacher in teachers:
@@ -91,7 +91,7 @@ def load(teachers, names, abstract):
     for collection, networks in abstract.items():
       if name in networks:
         found = variables.get(collection, {}).get(Method.main_network, {})
-        checkpoint.check_same(networks[name], found, f'config.teachers: {teacher.directory}')
+        checkpoint.check_same_structure(networks[name], found, f'config.teachers: {teacher.directory}')
         loaded.setdefault(collection, {})[name] = found
     bits = teacher.config.student
     report.append(

@@ -12,7 +12,7 @@ _AT_FIRST = 100  # broken images in a row, before a set is taken for broken
 _STAND_INS = 100  # that are tried for one broken image
 
 
-class BrokenImage(UserError):
+class CorruptImageError(UserError):
   """One image cannot be decoded; others can."""
 
 
@@ -22,7 +22,7 @@ class WrongSize(ValueError):
 
 @contextlib.contextmanager
 def blame(source: Source, record: int):
-  """Names the record whose decoding failed, in a `BrokenImage`, or in a `UserError` where only its size is wrong."""
+  """Names the record whose decoding failed: in a `CorruptImageError`, or in a `UserError` if only its size is wrong."""
   try:
     yield
   except UserError:
@@ -32,7 +32,7 @@ def blame(source: Source, record: int):
       f'config.data.resize=0, but {source.describe(record)} is {e} (config.data.image_size); set config.data.resize'
     ) from e
   except (OSError, ValueError) as e:
-    raise BrokenImage(
+    raise CorruptImageError(
       f'config.data.name: {source.describe(record)} cannot be decoded '
       f'({" ".join(str(e).split())[:200]}); repair or remove it'
     ) from e
@@ -44,7 +44,7 @@ def first_shape(shape_of: Callable[[int], tuple[int, int, int]], count: int) -> 
   for record in range(min(count, _AT_FIRST)):
     try:
       return shape_of(record)
-    except BrokenImage as e:
+    except CorruptImageError as e:
       errors.append(e)
   raise errors[0]
 
@@ -56,7 +56,7 @@ def same_shape(shape_of: Callable[[int], tuple[int, int, int]], count: int) -> t
     try:
       if shape_of(record) != wanted:
         return None
-    except BrokenImage:  # replaced, or an error, when it is read
+    except CorruptImageError:  # replaced, or an error, when it is read
       pass
   return wanted
 

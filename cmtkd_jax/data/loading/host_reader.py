@@ -53,7 +53,7 @@ class HostReader:
         record = int(records[row])
         try:
           images[row] = self._decode(opened, item, position + int(row), record)
-        except broken_lib.BrokenImage as e:
+        except broken_lib.CorruptImageError as e:
           if self._substitutes is None:
             raise
           images[row], labels[row] = self._substitute(e, position + int(row), record, broken)
@@ -71,6 +71,6 @@ class HostReader:
       base.check_labels(labels, self._source, np.array([other]))
       try:
         return self._decode(opened, 0, position, other), labels[0]
-      except broken_lib.BrokenImage:
+      except broken_lib.CorruptImageError:
         broken[other] = self._source.describe(other)
     raise UserError(f'{error}; nor can {len(broken) - 1} other images') from error

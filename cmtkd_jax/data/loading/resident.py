@@ -55,7 +55,7 @@ def read_all(
               )
             )
           images[record] = image
-      except broken_lib.BrokenImage as e:
+      except broken_lib.CorruptImageError as e:
         errors[int(record)] = e
 
   chunks = np.array_split(np.arange(len(source)), -(-len(source) // 256))

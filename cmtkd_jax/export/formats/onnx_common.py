@@ -145,7 +145,7 @@ def _check(session, about):
     or logits.type != 'tensor(float)'
     or (len(images.shape), len(logits.shape)) != (4, 2)
   ):
-    raise schema.Invalid(f'it has the inputs and outputs {schema.shown(names)}, {images.type} and {logits.type}')
+    raise schema.Invalid(f'it has the inputs and outputs {schema.display_name(names)}, {images.type} and {logits.type}')
   schema.IMAGE_SHAPE.check(images.shape[1:], f'the shape of {IMAGES}')
   schema.Integer(1, schema.CLASSES.most).check(logits.shape[1], f'the number of {LOGITS}')
   schema.check_about(about, images.shape[1:], logits.shape[1])

@@ -142,7 +142,9 @@ def _array(data, name):
     or min(shape, default=0) < 0
     or (math.prod(shape) * dtype.itemsize != len(data) - offset)
   ):
-    raise schema.Invalid(f'{name} is {schema.shown(str(dtype))} {schema.shown(shape)} in {len(data) - offset} bytes')
+    raise schema.Invalid(
+      f'{name} is {schema.display_name(str(dtype))} {schema.display_name(shape)} in {len(data) - offset} bytes'
+    )
   return np.frombuffer(data, dtype, offset=offset).reshape(shape, order='F' if fortran_order else 'C')
 
 

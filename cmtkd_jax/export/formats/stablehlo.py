@@ -55,7 +55,7 @@ def _check(program, about):
   found = [(str(x.dtype), *x.shape[1:]) for x in (*program.in_avals, *program.out_avals)]
   wanted = [('uint8', *about['image_shape']), ('float32', len(about['classes']))]
   if found != wanted:
-    raise schema.Invalid(f'it maps {schema.shown(found)}, and the manifest says {schema.shown(wanted)}')
+    raise schema.Invalid(f'it maps {schema.display_name(found)}, and the manifest says {schema.display_name(wanted)}')
 
 
 def _program(graph):
