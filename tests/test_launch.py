@@ -63,3 +63,17 @@ def test_job_set_follows_its_schema():
   for job in spec['replicatedJobs']:
     assert {'name', 'template'} <= job.keys() <= REPLICATED_JOB and type(job['replicas']) is int
     models.V1JobTemplateSpec.model_validate(job['template'], strict=True, extra='forbid')
+
+
+def test_several_gpus_where_there_are_none(tmp_path):
+  """One line that says what to do instead, since a GPU each is what the script is for."""
+  (tmp_path / 'dirname').symlink_to(shutil.which('dirname'))
+  run = subprocess.run(
+    [shutil.which('bash'), str(LAUNCH / 'multi_gpu.sh'), '--config=x'],
+    env={'PATH': str(tmp_path), 'HOME': str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert run.returncode == 2
+  assert run.stderr == ('error: there is no nvidia-smi to count the GPUs; set GPUS=N, or use launch/single_host.sh\n')
