@@ -212,6 +212,11 @@ def test_classes_without_images_are_in_the_summary(tmp_path):
   )
   save_npy(tmp_path, train_labels=np.arange(12) % 6 + 1, class_names=np.array([*'abcdefgh']))
   assert '2 of the 8 classes have no training images (labels in use: 1, 2, 3, 4, 5, ...)' in load(name=name).summary
+  save_npy(tmp_path, train_labels=np.arange(12) % 3 + 1, test_labels=np.array([0, 1, 2, 1, 2]))
+  assert load(name=name).summary.endswith(
+    '; 1 of the 8 classes has training images, but no test images; 1 test image belongs to classes without '
+    'training images'
+  )
   save_npy(tmp_path)
   (tmp_path / 'class_names.npy').unlink()
   assert load(name=name).summary == f'{name}: train 12 images, test 5, 3 classes'

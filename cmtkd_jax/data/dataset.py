@@ -163,11 +163,15 @@ def _class_notes(splits):
   train, test = (np.bincount(source.labels, minlength=count) for source in (splits.train, splits.test))
   if empty := int(np.sum(train == 0)):
     used = ', '.join(map(str, np.flatnonzero(train)[:5])) + ', ...' * (count - empty > 5)
-    yield f'{empty} of the {count} classes have no training images (labels in use: {used})'
+    yield f'{empty} of the {count} classes {_have(empty)} no training images (labels in use: {used})'
   if untested := int(np.sum((train > 0) & (test == 0))):
-    yield f'{untested} of the {count} classes have training images, but no test images'
+    yield f'{untested} of the {count} classes {_have(untested)} training images, but no test images'
   if strays := int(np.sum(test[train == 0])):
-    yield f'{strays} test images belong to classes without training images'
+    yield f'{strays} test image{" belongs" if strays == 1 else "s belong"} to classes without training images'
+
+
+def _have(count):
+  return 'has' if count == 1 else 'have'
 
 
 def _open(config) -> base.Splits:
