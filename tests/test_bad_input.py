@@ -92,6 +92,7 @@ def finished(tmp_path_factory):
     (['--mode=bits', '--workdir=x'], ['--config is missing', 'configs/digits_resnet8.py']),
     (['--mode=table', SMOKE], ['has no table', 'configs/table2_resnet18_cifar100.py']),
     (['--config=configs/table2_resnet18_cifar100.py'], ['is a table of 10 runs', 'use --mode=table']),
+    ([SMOKE, '--mode=bits', '--config.table.only=("x",)'], ["config.table.only=('x',)", "no run 'x'", 'runs are none']),
     ([SMOKE, '--processes=2'], ['--coordinator, --processes and --process', 'all three or none']),
     ([SMOKE, '--coordinator=h:1', '--processes=2', '--process=2'], ['--process=2', 'below --processes=2']),
     ([SMOKE, '--coordinator=h:1', '--processes=0', '--process=0'], ['--process=0', 'below --processes=0']),

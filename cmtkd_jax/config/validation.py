@@ -160,6 +160,12 @@ def check(config):
   for field in known:
     if field not in fields:
       raise UserError(f'config.{field} is missing; start the config file from cmtkd_jax.config.default()')
+  for name in config.table.only:
+    if name not in config.table.runs:
+      raise UserError(
+        f'config.table.only={config.table.only!r}: there is no run {name!r}; runs are '
+        f'{", ".join(config.table.runs) or "none"}'
+      )
   for field, allowed in CHOICES.items():
     _check_choice(field, fields[field], allowed)
   for field in POSITIVE:
