@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 import jax
 import numpy as np
 
-from cmtkd_jax.runs import checkpoint, metric_log, run_files
+from cmtkd_jax.runs import checkpoint, metric_log, run_files, run_summary
 from cmtkd_jax.runtime.progress import format_duration
 
 STEPS, CHECKPOINT_EVERY = 60, 3
@@ -142,7 +142,7 @@ class Campaign:
     for _ in range(2):  # the first compiles
       shutil.rmtree(reference, ignore_errors=True)
       self.seconds = self.run_alone(reference)
-    self.first, self.summary = self.reference, json.loads((reference / run_files.SUMMARY).read_text())
+    self.first, self.summary = self.reference, json.loads((reference / run_summary.FILE).read_text())
 
   def run_alone(self, workdir):
     """Trains without any fault, for later runs to be compared with; returns the seconds it took."""
@@ -399,7 +399,7 @@ def snapshot(workdir):
     'last step': step,
     f'{len(leaves)} arrays': arrays.hexdigest(),
     f'{len(rows)} rows of metrics': digest(rows),
-    'results': digest(json.loads((workdir / run_files.SUMMARY).read_text())['results']),
+    'results': digest(json.loads((workdir / run_summary.FILE).read_text())['results']),
   }
 
 

@@ -24,7 +24,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import predict
 from cmtkd_jax.models import pytorch_weights
 from cmtkd_jax.quantizers import QUANTIZERS
-from cmtkd_jax.runs import checkpoint, event_files, metric_log, run_files, run_reader
+from cmtkd_jax.runs import checkpoint, event_files, metric_log, run_files, run_reader, run_summary
 from cmtkd_jax.training import loop, restore, teachers
 
 SIZE, CLASSES = 8, ('ant', 'bee', 'cat', 'dog')
@@ -600,7 +600,7 @@ class Run(Files):
   source, pattern = 'run', '*.json*'
   cases, mutates = 1200, 'config, bits, classes, records, summary and metrics of a run, read for report and evaluation'
   untold = 'JSON of the same form with other values: these files have no digest, so that a user may edit them'
-  FILES = (run_files.CONFIG, run_files.BITS, run_files.CLASSES, run_files.RECORDS, run_files.SUMMARY, metric_log.FILE)
+  FILES = (run_files.CONFIG, run_files.BITS, run_files.CLASSES, run_files.RECORDS, run_summary.FILE, metric_log.FILE)
 
   def reset(self):
     if not self.copied.exists():

@@ -897,7 +897,7 @@ def test_files_are_opened_only_after_a_look_at_what_they_are():
     'local_file.py': 1,
     'tensorflow_host.py': 1,
     'distributed.py': 1,  # the null device
-    'run_files.py': 1,  # the lock, without waiting
+    'lock.py': 1,  # the lock, without waiting
     'metric_log.py': 1,
     'checksums.py': 2,
     'pytorch_weights.py': 3,

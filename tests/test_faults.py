@@ -9,7 +9,7 @@ import pytest
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import checkpoint, metric_log, run_files
+from cmtkd_jax.runs import checkpoint, lock, metric_log
 from cmtkd_jax.training import loop, memory
 
 
@@ -23,10 +23,10 @@ def make_config(**changes):
 
 
 def test_second_run_in_a_directory_is_refused(tmp_path):
-  with run_files.Lock(tmp_path), pytest.raises(UserError, match=rf'{tmp_path} is in use by process \d+ on \S+; wait'):
-    with run_files.Lock(tmp_path):
+  with lock.Lock(tmp_path), pytest.raises(UserError, match=rf'{tmp_path} is in use by process \d+ on \S+; wait'):
+    with lock.Lock(tmp_path):
       pass
-  with run_files.Lock(tmp_path):  # the first has ended
+  with lock.Lock(tmp_path):  # the first has ended
     pass
 
 
@@ -35,7 +35,7 @@ def test_training_holds_the_lock(tmp_path, monkeypatch, quick_compile):
   seen = []
 
   def write(self, step, scalars):
-    with open(tmp_path / run_files.LOCK) as file, pytest.raises(BlockingIOError):
+    with open(tmp_path / lock.FILE) as file, pytest.raises(BlockingIOError):
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     seen.append(step)
     original(self, step, scalars)
@@ -44,7 +44,7 @@ def test_training_holds_the_lock(tmp_path, monkeypatch, quick_compile):
   monkeypatch.setattr(metric_log.MetricLog, 'write', write)
   loop.train_and_evaluate(make_config(), tmp_path)
   assert seen
-  with open(tmp_path / run_files.LOCK) as file:
+  with open(tmp_path / lock.FILE) as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

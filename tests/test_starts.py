@@ -8,7 +8,7 @@ import pytest
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import checkpoint, checksums, metric_log, run_files
+from cmtkd_jax.runs import checkpoint, checksums, lock, metric_log, run_files
 from cmtkd_jax.training import evaluate, loop, plan, restore, teachers
 
 
@@ -54,7 +54,7 @@ def copy(finished, tmp_path):
 
 def digest(workdir):
   """Contents of the files that describe a run."""
-  return {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file() and path.name != run_files.LOCK}
+  return {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file() and path.name != lock.FILE}
 
 
 # --- One run at a time.
@@ -64,7 +64,7 @@ def test_a_refused_second_run_changes_nothing(finished, tmp_path):
   config, workdir = copy(finished, tmp_path)
   before = digest(workdir)
   config.optimizer.learning_rate = 0.5
-  with run_files.Lock(workdir), pytest.raises(UserError, match='is in use by process'):
+  with lock.Lock(workdir), pytest.raises(UserError, match='is in use by process'):
     loop.train_and_evaluate(config, workdir)
   assert digest(workdir) == before
 
@@ -73,8 +73,8 @@ def test_the_lock_follows_no_link(tmp_path):
   victim = tmp_path / 'victim'
   victim.write_text('keep me')
   (tmp_path / 'run').mkdir()
-  (tmp_path / 'run' / run_files.LOCK).symlink_to(victim)
-  with pytest.raises(UserError, match='run/lock cannot be written .*; remove it'), run_files.Lock(tmp_path / 'run'):
+  (tmp_path / 'run' / lock.FILE).symlink_to(victim)
+  with pytest.raises(UserError, match='run/lock cannot be written .*; remove it'), lock.Lock(tmp_path / 'run'):
     pass
   assert victim.read_text() == 'keep me'
 
@@ -86,11 +86,11 @@ def test_the_lock_needs_no_room_on_the_disk(tmp_path):
   unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
   try:
-    with run_files.Lock(tmp_path):
+    with lock.Lock(tmp_path):
       pass
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-  with run_files.Lock(tmp_path), pytest.raises(UserError, match='in use by process'), run_files.Lock(tmp_path):
+  with lock.Lock(tmp_path), pytest.raises(UserError, match='in use by process'), lock.Lock(tmp_path):
     pass
 
 

@@ -7,7 +7,7 @@ import ml_collections
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.training import loop
 
 _REFERENCE = re.compile(r'\{(\w+)\}')
@@ -92,7 +92,7 @@ def resolve(config, directories):
 
 def _finished(config, workdir):
   """The summary of the finished run of `config` in `workdir`, or None."""
-  summary = run_files.read_summary(workdir, ('config', 'results', 'importance'))
+  summary = run_summary.read(workdir, ('config', 'results', 'importance'))
   if summary is None:
     return None
   there = config_lib.from_json(json.dumps(summary['config']))
@@ -103,5 +103,5 @@ def _train(config, workdir):
   summary = _finished(config, workdir)
   if summary is None:
     return loop.train_and_evaluate(config, workdir)
-  print(f'{workdir} is finished\n{run_files.closing_table(summary)}', flush=True)
+  print(f'{workdir} is finished\n{run_summary.closing_table(summary)}', flush=True)
   return summary

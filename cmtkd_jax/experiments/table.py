@@ -18,7 +18,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError, printable
 from cmtkd_jax.experiments import chain
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.runtime import text_table
 
 FILE = 'table'
@@ -150,7 +150,7 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
   found = {}
   if line.run:
     for path in (workdir / line.run).glob('seed*/summary.json'):
-      found[int(re.search(r'seed(\d+)$', path.parent.name)[1])] = run_files.read_summary(path.parent)
+      found[int(re.search(r'seed(\d+)$', path.parent.name)[1])] = run_summary.read(path.parent)
   found = dict(sorted(found.items()))
   results = [summary['results'].get(f'test/{line.network}') for summary in found.values()]
   if found and None in results:

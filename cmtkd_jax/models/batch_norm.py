@@ -20,13 +20,15 @@ def normalize(x, scale, bias, epsilon):
       y = (x - mean) / sqrt(var + epsilon) * scale + bias,  var = mean((x - mean)^2)
 
   The mean comes first, since mean(x^2) - mean^2 loses all digits where the mean is large. No gradient flows through
-  the mean and the variance that are returned. With its gradient written out, the step costs what it does with
-  Flax's mean(x^2) - mean^2, which autodiff of a second pass does not.
+  the mean and the variance that are returned. Its gradient is written out, since autodiff of the second pass would
+  make the step slower.
 
   Args:
-    x: [..., C], float.
+    x: [..., C], of any float type.
     scale, bias: [C], float32.
     epsilon: added to the variance, > 0.
+
+  Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
   """
   return _normalize(x, scale, bias, epsilon)[0]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cmtkd_jax import methods
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import quantizer_names
-from cmtkd_jax.runs import run_files, run_reader
+from cmtkd_jax.runs import run_reader, run_summary
 from cmtkd_jax.runtime import progress
 from cmtkd_jax.training import restore
 
@@ -107,7 +107,7 @@ def _notice(run):
   epoch = _epochs(run)
   so_far = f'what is here was logged up to epoch {epoch:.4g}' if epoch else 'nothing was logged yet'
   return (
-    f'<p class="unfinished"><strong>This run is not finished:</strong> there is no {run_files.SUMMARY}; of '
+    f'<p class="unfinished"><strong>This run is not finished:</strong> there is no {run_summary.FILE}; of '
     f'{escape(run.config.duration)}, {so_far}. The command that started it goes on where it stopped.</p>'
   )
 

@@ -1,33 +1,24 @@
-"""What a run leaves in its work directory beside checkpoints and metrics: config, bits, summary."""
+"""The files that describe a run in its work directory: configuration, bits, classes, number of images."""
 
 import contextlib
 import functools
 import importlib.metadata
 import json
-import math
-import os
 import shutil
-import socket
-import stat
 import subprocess
 import unicodedata
 
-import jax
 from etils import epath
-
-try:
-  import fcntl
-except ImportError:  # Windows
-  fcntl = None
 
 import cmtkd_jax
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import checkpoint, metric_log
+from cmtkd_jax.runs import checkpoint
+from cmtkd_jax.runs.lock import Lock
 from cmtkd_jax.runtime import distributed, local_file
 
-CONFIG, BITS, CLASSES, RECORDS, SUMMARY = 'config.json', 'bits.json', 'classes.json', 'records.json', 'summary.json'
-CHECKPOINTS, LOCK = 'checkpoints', 'lock'
+CONFIG, BITS, CLASSES, RECORDS = 'config.json', 'bits.json', 'classes.json', 'records.json'
+CHECKPOINTS = 'checkpoints'
 # Fields that may change when a run goes on: they do not touch what is trained.
 MUTABLE_FIELDS = (
   'data.dir',
@@ -128,56 +119,6 @@ def _listed(classes, most=6):
   return f'[{shown}, ... {len(classes)} in all]' if len(classes) > most else f'[{shown}]'
 
 
-class Lock(contextlib.AbstractContextManager):
-  """Makes a work directory and keeps a second run out of it, until it is left or the process ends.
-
-  On a local file system only: object stores have no locks. The file stays; what counts is which process holds it.
-  Nothing else is written before the lock is held.
-
-  Raises:
-    UserError: another run holds the lock, or the directory cannot be written.
-  """
-
-  def __init__(self, workdir):
-    self._path, self._file = epath.Path(workdir) / LOCK, None
-
-  def __enter__(self):
-    try:
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      if fcntl is None or '://' in str(self._path) or not distributed.is_first():
-        return self
-      # Neither follows a link out of the directory, nor waits for the other end of a pipe.
-      self._file = os.fdopen(
-        os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), 'rb+', buffering=0
-      )
-      if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-        raise OSError(None, 'not a regular file')
-    except OSError as e:
-      self.__exit__()
-      where = self._path if os.path.lexists(self._path) else self._path.parent
-      fix = 'remove it, or choose another one' if where == self._path else 'choose another one'
-      raise UserError(f'--workdir: {where} cannot be written ({e.strerror or e}); {fix}') from None
-    try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      holder = self._file.read().decode('utf-8', 'replace').strip() or 'another process'
-      self.__exit__()
-      raise UserError(
-        f'--workdir: {self._path.parent} is in use by {holder}; wait for it, stop it, or choose another --workdir'
-      ) from None
-    except OSError:  # a file system without locks
-      return self
-    with contextlib.suppress(OSError):  # The lock is held on a full disk, too; the next file reports the disk.
-      self._file.truncate(0)
-      self._file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
-    return self
-
-  def __exit__(self, *unused):
-    if self._file is not None:
-      self._file.close()
-      self._file = None
-
-
 @contextlib.contextmanager
 def disk_errors_as_user_errors(workdir):
   """Turns a failed write to a full or broken disk into a `UserError`; `Checkpoints` reports its own."""
@@ -235,16 +176,6 @@ def read_config(workdir, field='--workdir'):
     raise UserError(f'{field}: {e}') from None
 
 
-def read_summary(workdir, needed=('results',)):
-  """Returns the summary of the run in `workdir`, with the `needed` entries, None where it is not finished.
-
-  Raises:
-    UserError: it is damaged.
-  """
-  path = epath.Path(workdir) / SUMMARY
-  return read_json(path, dict, needed, _is_summary) if path.exists() else None
-
-
 def read_json(path, kind, needed=(), valid=lambda value: True):
   """Returns what the JSON file `path` holds.
 
@@ -275,31 +206,6 @@ def _holds(valid, value):
     return False
 
 
-def _is_number(value):
-  return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_summary(summary):
-  """Whether a summary's entries, as far as it has them, are those that `write_summary` writes."""
-  for result in summary['results'].values():
-    for which, keys in (
-      ('last', ('top1', 'top5')),
-      ('best', ('top1', 'top5', 'epoch')),
-      ('chosen', ('top1', 'top5', 'epoch')),
-    ):
-      if which in result or which != 'chosen':
-        if not all(_is_number(result[which][key]) for key in keys):
-          return False
-  factors = summary.get('importance', {})
-  return (
-    all(name.count('/') == 1 and _is_number(value) for name, value in factors.items())
-    and all(_is_number(summary.get(name, 0)) for name in ('steps', 'epochs'))
-    and all(isinstance(summary.get(name, ''), str) for name in ('commit', 'device'))
-    and all(isinstance(version, str) for version in summary.get('versions', {}).values())
-    and isinstance(summary.get('config', {}), dict)
-  )
-
-
 def read_classes(workdir):
   """Returns the names of the classes of the run in `workdir`, in Unicode NFC; [] where they are not known yet.
 
@@ -322,95 +228,6 @@ def meta(config, step, rows):
     'commit': commit(),
     'bits': [row._asdict() for row in rows],
   }
-
-
-def write_summary(workdir, config, steps_per_epoch):
-  """Writes and returns the run's summary: `results` of every network, importance factors, what it was run with."""
-  distributed.wait_for_all('the metrics are written')
-  rows = metric_log.read(workdir)
-  trained = [row for row in rows if 'train/loss' in row]
-  if not trained:
-    raise UserError(
-      f'{workdir}/{metric_log.FILE} has lost the rows of training; restore it, or train in another --workdir'
-    )
-  summary = {
-    'config': config.to_dict(),
-    'steps': rows[-1]['step'],
-    'commit': commit(),
-    'versions': versions(),
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'epochs': round(rows[-1]['step'] / steps_per_epoch, 3),
-    'results': results(rows, steps_per_epoch),
-    'importance': {
-      name.removeprefix('importance/'): value for name, value in trained[-1].items() if name.startswith('importance/')
-    },
-  }
-  write(epath.Path(workdir) / SUMMARY, json.dumps(summary, indent=1))
-  distributed.wait_for_all('the summary is written')
-  return summary
-
-
-def results(rows, steps_per_epoch):
-  """Returns last and best evaluation of every network, from the rows of metrics.jsonl.
-
-  'best' is the evaluation with the highest top-1 of that network on that split: on 'test' a maximum, as papers print
-  it, that no choice could have found. 'chosen' is the one that minival chooses, where there is a minival.
-
-  Returns:
-    `{'test/student': {'last': {'top1', 'top5'}, 'best': {'top1', 'top5', 'epoch'}}}`, {} before any evaluation.
-  """
-  found = {}
-  evaluations = [row for row in rows if any(name.startswith('test/') for name in row)]
-  for name in evaluations[-1] if evaluations else ():
-    if not name.endswith('/top1'):
-      continue
-    network, held_out = name.removesuffix('/top1'), name.replace('test/', 'minival/')
-    for row in evaluations:
-      if missing := {name, f'{network}/top5'} - row.keys():
-        raise UserError(
-          f'{metric_log.FILE}: the evaluation of step {row["step"]} has no {sorted(missing)[0]!r}, which '
-          f'that of step {evaluations[-1]["step"]} has; restore the file, or train in another --workdir'
-        )
-    found[network] = {'last': _accuracies(evaluations[-1], network), 'best': _best(evaluations, network, name)}
-    if held_out != name and all(held_out in row for row in evaluations):
-      found[network]['chosen'] = _best(evaluations, network, held_out)
-    for which in found[network].keys() - {'last'}:
-      found[network][which]['epoch'] = round(found[network][which].pop('step') / steps_per_epoch, 3)
-  return found
-
-
-def _accuracies(row, network):
-  return {kind: row[f'{network}/{kind}'] for kind in ('top1', 'top5')}
-
-
-def _best(evaluations, network, by):
-  row = max(evaluations, key=lambda row: row[by])
-  return {**_accuracies(row, network), 'step': row['step']}
-
-
-def closing_table(summary):
-  """Returns the summary as text: accuracies, then the importance of each teacher at each tap."""
-  lines = [
-    f'{"":28}{"last epoch":>20}{"best epoch":>27}',
-    f'{"network":28}{"top-1":>10}{"top-5":>10}{"top-1":>10}{"top-5":>10}{"at":>7}',
-  ]
-  for network, result in summary['results'].items():
-    last, best = result['last'], result['best']
-    lines.append(
-      f'{network:28}{last["top1"]:>8.2f} %{last["top5"]:>8.2f} %{best["top1"]:>8.2f} %'
-      f'{best["top5"]:>8.2f} %{best["epoch"]:>7.4g}'
-    )
-  for network, result in summary['results'].items():
-    if 'chosen' in result:
-      chosen = result['chosen']
-      lines.append(f'{network + ", as minival chooses":40}{chosen["top1"]:.2f} %  at epoch {chosen["epoch"]:.4g}')
-  if summary['importance']:
-    taps = list(dict.fromkeys(name.split('/')[0] for name in summary['importance']))
-    teachers = list(dict.fromkeys(name.split('/')[1] for name in summary['importance']))
-    lines += ['', f'{"importance factors":28}' + ''.join(f'{teacher:>16}' for teacher in teachers)]
-    for tap in taps:
-      lines.append(f'{tap:28}' + ''.join(f'{summary["importance"][f"{tap}/{t}"]:>16.3f}' for t in teachers))
-  return '\n'.join(lines)
 
 
 def write(path, text):

@@ -8,7 +8,7 @@ from etils import epath
 
 from cmtkd_jax.methods import Method
 from cmtkd_jax.models import bit_table
-from cmtkd_jax.runs import metric_log, run_files
+from cmtkd_jax.runs import metric_log, run_files, run_summary
 
 MAIN = Method.main_network  # the network that a run is for
 
@@ -73,7 +73,7 @@ def read(workdir):
     directory,
     config,
     rows,
-    run_files.read_summary(directory) or {},
+    run_summary.read(directory) or {},
     [bit_table.Row(**row) for row in table],
     run_files.read_classes(directory),
   )
@@ -87,10 +87,10 @@ def _are_layers(rows):
 
 
 def results(run):
-  """Returns `run_files.results`, of an unfinished run those of its rows so far; {} before any evaluation."""
+  """Returns `run_summary.results`, of an unfinished run those of its rows so far; {} before any evaluation."""
   if run.summary:
     return run.summary['results']
-  return run_files.results(run.rows, run.steps_per_epoch) if run.steps_per_epoch else {}
+  return run_summary.results(run.rows, run.steps_per_epoch) if run.steps_per_epoch else {}
 
 
 def display_name(name):

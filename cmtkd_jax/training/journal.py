@@ -25,7 +25,7 @@ class Journal(contextlib.ExitStack):
   def __init__(self, plan, run, start):
     super().__init__()
     self._plan, self._run, self._start = plan, run, start
-    self._told_broken = 0
+    self._reported_broken = 0
 
   def __enter__(self):
     plan, start = self._plan, self._start
@@ -60,8 +60,8 @@ class Journal(contextlib.ExitStack):
         **jax.device_get(plan.method.summary(state.params)),
       },
     )
-    if len(broken) > 2 * self._told_broken:  # Not at every row, where there are many.
-      self._told_broken = len(broken)
+    if len(broken) > 2 * self._reported_broken:  # Not at every row, where there are many.
+      self._reported_broken = len(broken)
       self.note(_describe_broken(broken))
     accuracies = {
       f'train {name.partition("/")[2]}': f'{100 * value:.1f} %'

@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.runs.checkpoint import Checkpoints
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import evaluate, memory, plan, start, teachers
@@ -36,8 +36,8 @@ def train_and_evaluate(config, workdir):
       _train(parts, state, checkpoints, journal, preemption)
       checkpoints.wait()  # before SIGTERM ends the process again
   with run_files.disk_errors_as_user_errors(run):
-    summary = run_files.write_summary(run, config, parts.dataset.train.steps_per_epoch)
-  print(run_files.closing_table(summary))
+    summary = run_summary.write(run, config, parts.dataset.train.steps_per_epoch)
+  print(run_summary.closing_table(summary))
   return summary
 
 
@@ -72,7 +72,7 @@ def _train(parts, state, checkpoints, journal, preemption):
 
 
 def _compile(parts, state, batch, journal):
-  """The train step; compiled before the first one, so that its time is told apart, unless there is none to do."""
+  """The train step, compiled before the first one so that its time is reported apart."""
   step_fn = jax.jit(
     functools.partial(
       train_step,

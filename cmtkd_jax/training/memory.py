@@ -23,10 +23,10 @@ def errors_as_advice(config):
 
 
 def describe(compiled):
-  """Returns a line on the memory that a compiled step needs on each device, if the backend tells."""
+  """Returns a line on the memory that a compiled step needs on each device, if the backend reports it."""
   analysis = compiled.memory_analysis()
   if analysis is None:
-    return 'the backend does not tell how much memory a step takes'
+    return 'the backend does not report how much memory a step takes'
   mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
   held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
   return (

@@ -11,7 +11,7 @@ from flax import traverse_util
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Method
-from cmtkd_jax.runs import checkpoint, run_files
+from cmtkd_jax.runs import checkpoint, run_files, run_summary
 
 FILE = 'teachers.json'
 # What a teacher's training and this one must share: its logits are for the same classes, its images the same numbers.
@@ -123,7 +123,7 @@ def save(workdir, teachers):
 
 
 def _accuracy(directory):
-  summary = run_files.read_summary(directory)
+  summary = run_summary.read(directory)
   if summary is None:
     return ', whose training is not finished'
   result = summary['results'].get(f'test/{Method.main_network}')

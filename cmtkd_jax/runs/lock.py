@@ -1,0 +1,68 @@
+"""The lock that keeps a second run out of a work directory."""
+
+import contextlib
+import os
+import socket
+import stat
+
+from etils import epath
+
+try:
+  import fcntl
+except ImportError:  # Windows
+  fcntl = None
+
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import distributed
+
+FILE = 'lock'
+
+
+class Lock(contextlib.AbstractContextManager):
+  """Makes a work directory and keeps a second run out of it, until it is left or the process ends.
+
+  On a local file system only: object stores have no locks. The file stays; what counts is which process holds it.
+  Nothing else is written before the lock is held.
+
+  Raises:
+    UserError: another run holds the lock, or the directory cannot be written.
+  """
+
+  def __init__(self, workdir):
+    self._path, self._file = epath.Path(workdir) / FILE, None
+
+  def __enter__(self):
+    try:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      if fcntl is None or '://' in str(self._path) or not distributed.is_first():
+        return self
+      # Neither follows a link out of the directory, nor waits for the other end of a pipe.
+      self._file = os.fdopen(
+        os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), 'rb+', buffering=0
+      )
+      if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+        raise OSError(None, 'not a regular file')
+    except OSError as e:
+      self.__exit__()
+      where = self._path if os.path.lexists(self._path) else self._path.parent
+      fix = 'remove it, or choose another one' if where == self._path else 'choose another one'
+      raise UserError(f'--workdir: {where} cannot be written ({e.strerror or e}); {fix}') from None
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      holder = self._file.read().decode('utf-8', 'replace').strip() or 'another process'
+      self.__exit__()
+      raise UserError(
+        f'--workdir: {self._path.parent} is in use by {holder}; wait for it, stop it, or choose another --workdir'
+      ) from None
+    except OSError:  # a file system without locks
+      return self
+    with contextlib.suppress(OSError):  # The lock is held on a full disk, too; the next file reports the disk.
+      self._file.truncate(0)
+      self._file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
+    return self
+
+  def __exit__(self, *unused):
+    if self._file is not None:
+      self._file.close()
+      self._file = None

@@ -1,0 +1,137 @@
+"""What a run comes to: last and best accuracies, importance factors, and what it was run with."""
+
+import json
+import math
+
+import jax
+from etils import epath
+
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import metric_log, run_files
+from cmtkd_jax.runtime import distributed
+
+FILE = 'summary.json'
+
+
+def write(workdir, config, steps_per_epoch):
+  """Writes and returns the run's summary: `results` of every network, importance factors, what it was run with."""
+  distributed.wait_for_all('the metrics are written')
+  rows = metric_log.read(workdir)
+  trained = [row for row in rows if 'train/loss' in row]
+  if not trained:
+    raise UserError(
+      f'{workdir}/{metric_log.FILE} has lost the rows of training; restore it, or train in another --workdir'
+    )
+  summary = {
+    'config': config.to_dict(),
+    'steps': rows[-1]['step'],
+    'commit': run_files.commit(),
+    'versions': run_files.versions(),
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'epochs': round(rows[-1]['step'] / steps_per_epoch, 3),
+    'results': results(rows, steps_per_epoch),
+    'importance': {
+      name.removeprefix('importance/'): value for name, value in trained[-1].items() if name.startswith('importance/')
+    },
+  }
+  run_files.write(epath.Path(workdir) / FILE, json.dumps(summary, indent=1))
+  distributed.wait_for_all('the summary is written')
+  return summary
+
+
+def results(rows, steps_per_epoch):
+  """Returns last and best evaluation of every network, from the rows of metrics.jsonl.
+
+  'best' is the evaluation with the highest top-1 of that network on that split: on 'test' a maximum, as papers print
+  it, that no choice could have found. 'chosen' is the one that minival chooses, where there is a minival.
+
+  Returns:
+    `{'test/student': {'last': {'top1', 'top5'}, 'best': {'top1', 'top5', 'epoch'}}}`, {} before any evaluation.
+  """
+  found = {}
+  evaluations = [row for row in rows if any(name.startswith('test/') for name in row)]
+  for name in evaluations[-1] if evaluations else ():
+    if not name.endswith('/top1'):
+      continue
+    network, held_out = name.removesuffix('/top1'), name.replace('test/', 'minival/')
+    for row in evaluations:
+      if missing := {name, f'{network}/top5'} - row.keys():
+        raise UserError(
+          f'{metric_log.FILE}: the evaluation of step {row["step"]} has no {sorted(missing)[0]!r}, which '
+          f'that of step {evaluations[-1]["step"]} has; restore the file, or train in another --workdir'
+        )
+    found[network] = {'last': _accuracies(evaluations[-1], network), 'best': _best(evaluations, network, name)}
+    if held_out != name and all(held_out in row for row in evaluations):
+      found[network]['chosen'] = _best(evaluations, network, held_out)
+    for which in found[network].keys() - {'last'}:
+      found[network][which]['epoch'] = round(found[network][which].pop('step') / steps_per_epoch, 3)
+  return found
+
+
+def _accuracies(row, network):
+  return {kind: row[f'{network}/{kind}'] for kind in ('top1', 'top5')}
+
+
+def _best(evaluations, network, by):
+  row = max(evaluations, key=lambda row: row[by])
+  return {**_accuracies(row, network), 'step': row['step']}
+
+
+def closing_table(summary):
+  """Returns the summary as text: accuracies, then the importance of each teacher at each tap."""
+  lines = [
+    f'{"":28}{"last epoch":>20}{"best epoch":>27}',
+    f'{"network":28}{"top-1":>10}{"top-5":>10}{"top-1":>10}{"top-5":>10}{"at":>7}',
+  ]
+  for network, result in summary['results'].items():
+    last, best = result['last'], result['best']
+    lines.append(
+      f'{network:28}{last["top1"]:>8.2f} %{last["top5"]:>8.2f} %{best["top1"]:>8.2f} %'
+      f'{best["top5"]:>8.2f} %{best["epoch"]:>7.4g}'
+    )
+  for network, result in summary['results'].items():
+    if 'chosen' in result:
+      chosen = result['chosen']
+      lines.append(f'{network + ", as minival chooses":40}{chosen["top1"]:.2f} %  at epoch {chosen["epoch"]:.4g}')
+  if summary['importance']:
+    taps = list(dict.fromkeys(name.split('/')[0] for name in summary['importance']))
+    teachers = list(dict.fromkeys(name.split('/')[1] for name in summary['importance']))
+    lines += ['', f'{"importance factors":28}' + ''.join(f'{teacher:>16}' for teacher in teachers)]
+    for tap in taps:
+      lines.append(f'{tap:28}' + ''.join(f'{summary["importance"][f"{tap}/{t}"]:>16.3f}' for t in teachers))
+  return '\n'.join(lines)
+
+
+def read(workdir, needed=('results',)):
+  """Returns the summary of the run in `workdir`, with the `needed` entries, None where it is not finished.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  path = epath.Path(workdir) / FILE
+  return run_files.read_json(path, dict, needed, _is_summary) if path.exists() else None
+
+
+def _is_number(value):
+  return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_summary(summary):
+  """Whether a summary's entries, as far as it has them, are those that `write` writes."""
+  for result in summary['results'].values():
+    for which, keys in (
+      ('last', ('top1', 'top5')),
+      ('best', ('top1', 'top5', 'epoch')),
+      ('chosen', ('top1', 'top5', 'epoch')),
+    ):
+      if which in result or which != 'chosen':
+        if not all(_is_number(result[which][key]) for key in keys):
+          return False
+  factors = summary.get('importance', {})
+  return (
+    all(name.count('/') == 1 and _is_number(value) for name, value in factors.items())
+    and all(_is_number(summary.get(name, 0)) for name in ('steps', 'epochs'))
+    and all(isinstance(summary.get(name, ''), str) for name in ('commit', 'device'))
+    and all(isinstance(version, str) for version in summary.get('versions', {}).values())
+    and isinstance(summary.get('config', {}), dict)
+  )
