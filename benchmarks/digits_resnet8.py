@@ -11,7 +11,7 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.load_config(__file__, '../configs/digits_resnet8')
   config.table.title = 'Digits, ResNet8, 80 epochs'
-  config.table.runs = dict(single=dict(method='single'), cmtkd=dict())
+  config.table.runs = dict(single=dict(method=dict(name='single')), cmtkd=dict())
   config.table.lines = (
     ('single model', '2/2', 'single', 'student', (None, None)),
     ('CMT-KD', '2/2', 'cmtkd', 'student', (None, None)),

@@ -14,11 +14,11 @@ STARTS = {'ours': 1.0, 'published': 3.2}
 
 def get_config(argument=''):
   config = base.load_config(__file__, 'cifar10c_resnet8')
-  runs = {'full_precision': dict(method='single', student=dict(weight_bits=32, activation_bits=32))}
+  runs = {'full_precision': dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))}
   lines = [('full precision', '32/32', 'full_precision')]
   for title, start in STARTS.items():
     scratch = dict(
-      method='single',
+      method=dict(name='single'),
       student=dict(weight_bits=2, activation_bits=2),
       quantizer=dict(name='ewgs', ewgs=dict(weight=dict(start=start))),
     )

@@ -43,7 +43,7 @@ _HEADER = (
 def exported(bits, first_last):
   """(the network as a `Graph`, how many weights its kernels have)."""
   config = config_lib.load_config(__file__, '../configs/cifar100_resnet18')
-  config.method, config.student.weight_bits, config.bits.first_last = 'single', bits, first_last
+  config.method.name, config.student.weight_bits, config.bits.first_last = 'single', bits, first_last
   shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
   method = build.create_method(config, _CLASSES)
   variables = jax.jit(lambda: method.init({'params': jax.random.key(0)}, jnp.zeros((1, *shape)), train=False))()

@@ -50,11 +50,11 @@ COMMAND = (
 RECIPES = {
   'LQ-Nets, bases fitted at each step': ('--config.quantizer.name=lq_nets',),
   'KDCL, general ensemble on held-out images': (
-    '--config.method=kdcl',
-    '--config.kdcl.ensemble=general',
+    '--config.method.name=kdcl',
+    '--config.method.kdcl.ensemble=general',
     '--config.data.minival=0.2',
   ),
-  'SPEQ, bit-widths sampled at each step': ('--config.method=speq', '--config.quantizer.name=hwgq'),
+  'SPEQ, bit-widths sampled at each step': ('--config.method.name=speq', '--config.quantizer.name=hwgq'),
   'two micro-batches a step': ('--config.accumulate=2',),
   'streamed folder, 2 worker processes, a broken image': (
     '--config.data.name=folder:{images}',
@@ -64,7 +64,7 @@ RECIPES = {
     '--config.data.max_corrupt=0.05',
   ),
 }
-TIMES = ('time', 'train/images_per_second', 'train/data_wait')  # what differs between equal runs
+TIMES = ('time', 'perf/images_per_second', 'perf/data_wait')  # what differs between equal runs
 DAMAGES = ('truncated', 'flipped', 'deleted', 'emptied')
 LIMIT_SECONDS = 600  # of one process
 

@@ -210,7 +210,7 @@ def make_config(**changes):
   """Returns the configuration of a tiny network on a few made images."""
   config = config_lib.default()
   config_lib.smoke(config, SIZE, channels=1)
-  config.data.name, config.method, config.model.width = f'generated:{SIZE}x{SIZE}x1:4:16', 'single', 2 / 64
+  config.data.name, config.method.name, config.model.width = f'generated:{SIZE}x{SIZE}x1:4:16', 'single', 2 / 64
   config.batch_size, config.eval_batch_size, config.optimizer.decay_at = 8, 8, ''
   config.duration, config.checkpoint_every, config.eval_every, config.log_every = (
     '2 steps',
@@ -428,8 +428,8 @@ class ConfigValues(Target):
   def value(self, field, rng):
     old = config_lib.flat(make_config())[field]
     close = [old]
-    if field in config_lib.CHOICES:
-      close += config_lib.CHOICES[field]
+    if field in config_lib.fields():
+      close += config_lib.fields()[field].choices
     if field.startswith('quantizer.'):
       close += QUANTIZERS
     if type(old) in (int, float):

@@ -55,7 +55,7 @@ def crops(count, size):
 def network(bits, size, images):
   """Returns (graph, forward function) of a network of `bits` that has seen `images`."""
   config = config_lib.default()
-  config.method, config.student = 'single', dict(weight_bits=bits, activation_bits=bits)
+  config.method.name, config.student = 'single', dict(weight_bits=bits, activation_bits=bits)
   config.data.image_size, config.data.mean, config.data.std = size, _MEAN, _STD
   config.model.name, config.model.stem = 'resnet18', 'imagenet' if size > 64 else 'cifar'
   config.model.width, config.model.bn_momentum = _WIDTH.value, 0.0

@@ -28,13 +28,13 @@ QUANTIZERS = {
 def get_config(argument=''):
   config = base.load_config(__file__, 'cifar10c_resnet8')
   two_bits = dict(weight_bits=2, activation_bits=2)
-  runs = {name: dict(method='single', student=two_bits, quantizer=dict(name=name)) for name in QUANTIZERS}
+  runs = {name: dict(method=dict(name='single'), student=two_bits, quantizer=dict(name=name)) for name in QUANTIZERS}
   runs['twn']['quantizer']['activations'] = 'hwgq'
   one_bit = dict(weight_bits=1, activation_bits=1)
   runs |= {
-    'full_precision': dict(method='single', student=dict(weight_bits=32, activation_bits=32)),
-    'hwgq1': dict(method='single', student=one_bit),
-    'xnor': dict(method='single', student=one_bit, quantizer=dict(name='xnor')),
+    'full_precision': dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32)),
+    'hwgq1': dict(method=dict(name='single'), student=one_bit),
+    'xnor': dict(method=dict(name='single'), student=one_bit, quantizer=dict(name='xnor')),
   }
   # Wide clips are made for a hundred epochs, and some quantizers for networks that were trained before.
   clip = lambda name: {name: {'activation': {'init_clip': 2.0}}, 'name': name}

@@ -21,7 +21,7 @@ ACTIVATION_STEP = (0.799, 0.538, 0.3217, 0.185, 0.105488, 0.057261, 0.030870, 0.
 LOW_BITS = 2  # weights of so few bits get the smaller weight decay
 # The one form of the method that is written here.
 FIXED = {
-  'method': 'cmtkd',
+  'method.name': 'cmtkd',
   'model.block_order': 'pre',
   'model.bn_groups': 1,
   'model.bn_affine': True,
@@ -35,17 +35,17 @@ FIXED = {
   'bits.first_last': 32,
   'bits.rules': (),
   'bits.shortcut': 'quantized',
-  'cmtkd.taps': (),
-  'cmtkd.ce_temperature': 1.0,
-  'cmtkd.feature_loss': 'attention',
-  'cmtkd.mutual_loss': 'kd',
-  'cmtkd.stop_gradient_target': True,
-  'cmtkd.stop_gradient_shared': False,
-  'cmtkd.combined_head': 'shared',
-  'cmtkd.fused': 'quantized',
-  'cmtkd.student_map': 'quantized',
-  'cmtkd.requantize': False,
-  'cmtkd.importance_init': (),
+  'method.cmtkd.taps': (),
+  'method.cmtkd.ce_temperature': 1.0,
+  'feature_loss.name': 'attention',
+  'logit_loss.name': 'kd',
+  'method.cmtkd.stop_gradient_target': True,
+  'method.cmtkd.stop_gradient_shared': False,
+  'method.cmtkd.combined_head': 'shared',
+  'method.cmtkd.fused': 'quantized',
+  'method.cmtkd.student_map': 'quantized',
+  'method.cmtkd.requantize': False,
+  'method.cmtkd.importance_init': (),
   'feature_loss.attention.norm': 'mean_square',
   'feature_loss.attention.power': 2.0,
   'feature_loss.attention.adaptor': 'identity',
@@ -253,7 +253,7 @@ class CMTKD(nn.Module):
   def __init__(self, config, classes):
     super().__init__()
     check(config)
-    self.settings, self.gamma = config['cmtkd'], config['feature_loss']['attention']['weight']
+    self.settings, self.gamma = config['method']['cmtkd'], config['feature_loss']['attention']['weight']
     own = config['student']
     self.student = Network(config['model'], own['weight_bits'], own['activation_bits'], classes)
     self.weight_bits = {'student': own['weight_bits']}

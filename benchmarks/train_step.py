@@ -52,7 +52,7 @@ LEARNING_RATE = 1e-3
 def small(config):
   """Compiles and runs on a CPU in seconds: for trying this file out."""
   config.model.name, config.model.width, config.data.image_size = 'resnet8', 1.0, 16
-  config.cmtkd.teacher_bits = (4, 8)
+  config.method.cmtkd.teacher_bits = (4, 8)
 
 
 # Name -> (config, classes, batch size, steps a repeat, whether images are cropped on the device, changes).
@@ -68,19 +68,19 @@ class Apart(Joint):
 
   def loss(self, outputs, labels):
     """Returns (sum of the cross entropies, each of them)."""
-    terms = {f'cross_entropy/{name}': losses.cross_entropy(z, labels) for name, z in outputs.logits.items()}
+    terms = {f'{name}/cross_entropy': losses.cross_entropy(z, labels) for name, z in outputs.logits.items()}
     return sum(terms.values()), terms
 
 
 def apart(config, classes):
-  """The networks of `config.cmtkd`, without anything that connects them."""
-  peers = peer_members(config, config.cmtkd.teacher_bits, 'cmtkd.teacher_bits', classes)
+  """The networks of `config.method.cmtkd`, without anything that connects them."""
+  peers = peer_members(config, config.method.cmtkd.teacher_bits, 'method.cmtkd.teacher_bits', classes)
   return Apart((student_member(config, classes), *peers), None)
 
 
 def full_precision(config):
   config.student.weight_bits = config.student.activation_bits = 32
-  config.cmtkd.teacher_bits = (32,) * len(config.cmtkd.teacher_bits)
+  config.method.cmtkd.teacher_bits = (32,) * len(config.method.cmtkd.teacher_bits)
 
 
 # Name -> (what it is, changes to the configuration, the method it makes).
@@ -88,8 +88,8 @@ OURS = {
   'cmtkd': ('CMT-KD', {}, build.create_method),
   'plain': ('as many full-precision networks', full_precision, apart),
   'without_quantizers': ('CMT-KD in full precision', full_precision, build.create_method),
-  'without_attention': ('CMT-KD without attention loss', {'cmtkd.feature_loss': 'none'}, build.create_method),
-  'without_mutual': ('CMT-KD, mutual loss weighed 0', {'cmtkd.beta': 0.0}, build.create_method),
+  'without_attention': ('CMT-KD without attention loss', {'feature_loss.name': 'none'}, build.create_method),
+  'without_mutual': ('CMT-KD, mutual loss weighed 0', {'method.cmtkd.beta': 0.0}, build.create_method),
   'without_augmentation': ('CMT-KD without augmentation', {'data.augment': 'none'}, build.create_method),
   'without_fusion': ('the quantized networks apart', {}, apart),
 }
@@ -179,7 +179,7 @@ class Torch:
     self.name, self.connection = name, connection
     method = apart(config, classes) if kind == 'plain' else build.create_method(config, classes)
     self.flops = train_flops(method, batch['image'].shape)
-    widths = (32,) * (1 + len(config.cmtkd.teacher_bits))
+    widths = (32,) * (1 + len(config.method.cmtkd.teacher_bits))
     self.found = self.ask('prepare', widths if kind == 'plain' else kind, mode, WARM_UP)
 
   def ask(self, task, *arguments):

@@ -1,24 +1,194 @@
-"""Frozen dataclasses whose fields users set: what each may be, checked where the object is made."""
+"""Options: dataclasses of fields that users set, each with its default, its meaning and its allowed values in one line.
+
+    @dataclasses.dataclass(frozen=True)
+    class Settings(Options):
+      temperature: float = option(2.0, 'of the softmax', above=0)
+      ensemble: str = option('mean', 'of the logits', choices=('mean', 'min_logit'))
+
+The checks of the configuration, its error messages and `--mode=config` all come from these lines.
+"""
 
 import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cmtkd_jax.errors import UserError
+
+LARGEST = 1e9  # beyond it float32 sums overflow, and int32 counts
 
 
-def check(options):
-  """Raises `ValueError`, naming field and value, unless the fields of the dataclass `options` can be honored.
+def option(default, doc, **allowed):
+  """Returns the dataclass field of one option.
 
-  Its class may have `choices`, `{field: allowed values}`, and `positive`, names of fields; other numbers are >= 0.
+  Args:
+    default: its value where the user says nothing. Its type is the type that is allowed: a float also takes whole
+      numbers, a tuple also lists; None stands for an optional float.
+    doc: what it means, a phrase of one line.
+    **allowed: what else a value must fulfill.
+      choices: a collection that it is one of; a registry may grow later.
+      least, above, most, below: bounds of a number, inclusive and exclusive; `least=0` if there is no lower one.
+      items: an example of what a tuple is made of.
+      regex: whether it is a regular expression.
   """
-  for field, allowed in getattr(options, 'choices', {}).items():
-    if getattr(options, field) not in allowed:
-      raise ValueError(f'{field}={getattr(options, field)!r} is not one of {", ".join(map(repr, allowed))}')
-  for field in dataclasses.fields(options):
-    value = getattr(options, field.name)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-      positive = field.name in getattr(options, 'positive', ())
-      if not (value > 0 if positive else value >= 0):
-        raise ValueError(f'{field.name}={value!r} must {"be positive" if positive else "not be negative"}')
+  if unknown := allowed.keys() - {'choices', 'least', 'above', 'most', 'below', 'items', 'regex'}:
+    raise TypeError(f'option: {", ".join(sorted(unknown))}')
+  if isinstance(default, dict):
+    return dataclasses.field(default_factory=default.copy, metadata={'doc': doc, **allowed})
+  return dataclasses.field(default=default, metadata={'doc': doc, **allowed})
 
 
-def defaults(cls, exclude=()):
-  """Returns `{field: default}` of a dataclass, without those in `exclude`."""
-  return {field.name: field.default for field in dataclasses.fields(cls) if field.name not in exclude}
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Base of frozen dataclasses of `option`s.
+
+  Raises:
+    ValueError: a value is not allowed. The message begins with 'field=value'.
+  """
+
+  def __post_init__(self):
+    for field in fields(type(self)):
+      field.check(getattr(self, field.name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One option of a class: name, default, meaning, and what `option` was given as `allowed`."""
+
+  name: str
+  default: Any
+  doc: str
+  allowed: dict[str, Any]
+
+  @property
+  def choices(self):
+    """The values that it may take where `option` lists them, else ()."""
+    return self.allowed.get('choices', ())
+
+  def check(self, value):
+    """Raises `ValueError`, whose message begins with 'field=value', unless the option may take `value`."""
+    if problem := self._problem(value):
+      raise ValueError(f'{self.name}={value!r} {problem}')
+
+  def describe(self):
+    """Returns the allowed values as a phrase, e.g. "one of 'step', 'cosine'" or '> 0'; '' for any of its type."""
+    if self.choices:
+      return f'one of {", ".join(map(repr, self.choices))}'
+    if self._is_number():
+      return _short_bounds(self._bounds())
+    if 'items' in self.allowed:
+      return f'a tuple of values like {self.allowed["items"]!r}'
+    if isinstance(self.default, bool):
+      return 'True or False'
+    return 'a regular expression' if self.allowed.get('regex') else ''
+
+  def _is_number(self):
+    return self.default is None or isinstance(self.default, (int, float)) and not isinstance(self.default, bool)
+
+  def _bounds(self):
+    bounds = {name: self.allowed[name] for name in ('least', 'above', 'most', 'below') if name in self.allowed}
+    return bounds if bounds.keys() & {'least', 'above'} else {'least': 0, **bounds}
+
+  def _problem(self, value):
+    if self.default is None:
+      if value is None:
+        return ''
+    if not _same_kind(value, 1.0 if self.default is None else self.default):
+      return f'is {_kind(value)}; it must be {_kind(self.default)}, such as {self._example()!r}'
+    numbers = [value]
+    if 'items' in self.allowed:
+      if not all(_same_kind(item, self.allowed['items']) for item in value):
+        return f'must hold values like {self.allowed["items"]!r}'
+      numbers = value
+    for number in numbers:
+      if isinstance(number, float) and not math.isfinite(number):
+        return 'must be finite'
+      if isinstance(number, (int, float)) and abs(number) > LARGEST and not self._bounds().keys() & {'most', 'below'}:
+        return f'must lie between -{LARGEST:g} and {LARGEST:g}'
+    if self.choices and value not in self.choices:
+      return f'is not one of {", ".join(map(repr, self.choices))}'
+    if self._is_number() and not self.choices and not _within(value, self._bounds()):
+      return f'must {_describe_bounds(self._bounds())}'
+    if self.allowed.get('regex'):
+      try:
+        re.compile(value)
+      except re.error as e:
+        return f'is not a regular expression ({e}); fix or empty it'
+    return ''
+
+  def _example(self):
+    return 1.0 if self.default is None else self.default
+
+
+@functools.cache
+def fields(cls):
+  """Returns the `Field`s of a class of options, in their order."""
+  return [
+    Field(
+      field.name,
+      field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
+      field.metadata['doc'],
+      {name: value for name, value in field.metadata.items() if name != 'doc'},
+    )
+    for field in dataclasses.fields(cls)
+    if field.metadata
+  ]
+
+
+def create(cls: type[Options], section: str, values: Mapping[str, Any], **others):
+  """Returns a `cls` of the `values` of `config.<section>`; `others` are fields that are not options.
+
+  Raises:
+    UserError: a value is not allowed; the line begins with 'config.SECTION.FIELD=VALUE'.
+  """
+  given = {field.name: values[field.name] for field in fields(cls)}
+  given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+  try:
+    return cls(**given, **others)
+  except ValueError as e:
+    raise UserError(f'config.{section}{"." if section else ""}{e}') from None
+
+
+def _within(value, bounds):
+  return (
+    ('least' not in bounds or value >= bounds['least'])
+    and ('above' not in bounds or value > bounds['above'])
+    and ('most' not in bounds or value <= bounds['most'])
+    and ('below' not in bounds or value < bounds['below'])
+  )
+
+
+def _describe_bounds(bounds):
+  """Completes 'it must ...'."""
+  if bounds == {'above': 0}:
+    return 'be positive'
+  if bounds == {'least': 0}:
+    return 'not be negative'
+  if bounds.keys() == {'least'}:
+    return f'be at least {bounds["least"]}'
+  return f'lie {_short_bounds(bounds)}'
+
+
+def _short_bounds(bounds):
+  """As '> 0' or 'in [0, 1)'."""
+  if not bounds.keys() & {'most', 'below'}:
+    return f'>= {bounds["least"]}' if 'least' in bounds else f'> {bounds["above"]}'
+  low = f'[{bounds["least"]}' if 'least' in bounds else f'({bounds.get("above", -math.inf)}'
+  high = f'{bounds["most"]}]' if 'most' in bounds else f'{bounds.get("below", math.inf)})'
+  return f'in {low}, {high}'
+
+
+def _kind(value):
+  return 'float' if value is None else type(value).__name__
+
+
+def _same_kind(value, expected):
+  if isinstance(expected, bool) or isinstance(value, bool):
+    return isinstance(expected, bool) and isinstance(value, bool)
+  if isinstance(expected, float):
+    return isinstance(value, (int, float))
+  if isinstance(expected, tuple):
+    return isinstance(value, (tuple, list))
+  return isinstance(value, type(expected))

@@ -15,8 +15,8 @@ def get_config(argument=''):
   config.data.augment, config.data.resize, config.data.image_size = 'resize_crop_flip', 256, 227
   config.data.mean, config.data.std = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
   config.model.name, config.model.stem = 'alexnet', 'imagenet'
-  config.cmtkd.teacher_bits = (4, 6, 8)
-  config.cmtkd.alpha, config.cmtkd.beta, config.feature_loss.attention.weight = 1.0, 0.5, 100.0
+  config.method.cmtkd.teacher_bits = (4, 6, 8)
+  config.method.cmtkd.alpha, config.method.cmtkd.beta, config.feature_loss.attention.weight = 1.0, 0.5, 100.0
   config.batch_size, config.eval_batch_size = 256, 1000
   config.duration = '100 epochs'
   config.optimizer.learning_rate, config.optimizer.schedule = 0.01, 'cosine'
@@ -33,13 +33,13 @@ def get_config(argument=''):
 
 def fitnet(config):
   """CMT-KD-FitNet: 70.0 / 90.7 in the paper."""
-  config.cmtkd.feature_loss = 'fitnet'
+  config.feature_loss.name = 'fitnet'
 
 
 def w1a2(config):
   """1-bit weights, 2-bit activations, teachers at 2, 4, 8 bits: 70.4 / 91.1 in the paper (FitNet 69.9 / 91.3)."""
   config.student.weight_bits = 1
-  config.cmtkd.teacher_bits = (2, 4, 8)
+  config.method.cmtkd.teacher_bits = (2, 4, 8)
 
 
 def native(config):

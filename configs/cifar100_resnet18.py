@@ -15,8 +15,8 @@ def get_config(argument=''):
   config.data.image_size, config.data.augment, config.data.pad = 32, 'pad_crop_flip', 4
   config.data.mean, config.data.std = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
   config.model.name, config.model.stem = 'resnet18', 'cifar'
-  config.cmtkd.teacher_bits = (4, 6, 8)
-  config.cmtkd.alpha, config.cmtkd.beta, config.feature_loss.attention.weight = 1.0, 0.5, 100.0
+  config.method.cmtkd.teacher_bits = (4, 6, 8)
+  config.method.cmtkd.alpha, config.method.cmtkd.beta, config.feature_loss.attention.weight = 1.0, 0.5, 100.0
   config.batch_size, config.eval_batch_size = 256, 1000
   config.duration = '120 epochs'
   config.optimizer.learning_rate = 0.1
@@ -29,13 +29,13 @@ def get_config(argument=''):
 
 def fitnet(config):
   """CMT-KD-FitNet: 78.7 / 94.6 in the paper."""
-  config.cmtkd.feature_loss = 'fitnet'
+  config.feature_loss.name = 'fitnet'
 
 
 def w1a2(config):
   """1-bit weights, 2-bit activations, teachers at 2, 4, 8 bits: 75.6 / 93.5 in the paper (FitNet 76.1 / 93.7)."""
   config.student.weight_bits = 1
-  config.cmtkd.teacher_bits = (2, 4, 8)
+  config.method.cmtkd.teacher_bits = (2, 4, 8)
 
 
 def upsampled(config):

@@ -11,16 +11,16 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.default()
-  config.method = 'ctkd'
+  config.method.name = 'ctkd'
   config.data.name = 'cifar10'
   config.data.image_size, config.data.augment = 32, 'pad_crop_flip'
   config.data.pad, config.data.pad_mode = 4, 'symmetric'  # OpenCV's BORDER_REFLECT
   config.data.mean, config.data.std = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
-  config.model.name, config.ctkd.teacher_model = 'wrn16_1', 'wrn40_1'
+  config.model.name, config.method.ctkd.teacher_model = 'wrn16_1', 'wrn40_1'
   config.model.init = 'ctkd'
   config.student.weight_bits = config.student.activation_bits = 32
   config.first.expert = dict(
-    method='single', model=dict(name='wrn40_1'), student=dict(weight_bits=32, activation_bits=32)
+    method=dict(name='single'), model=dict(name='wrn40_1'), student=dict(weight_bits=32, activation_bits=32)
   )
   config.teachers = ('{expert}',)
   config.batch_size, config.eval_batch_size = 128, 1000

@@ -14,5 +14,5 @@ def get_config(argument=''):
   config.data.name = 'folder:tiny-imagenet-200'
   config.data.augment, config.data.resize, config.data.image_size = 'inception_crop_flip', 64, 32
   config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-  config.model.name, config.ctkd.teacher_model, config.first.expert.model.name = 'wrn16_2', 'wrn40_2', 'wrn40_2'
+  config.model.name, config.method.ctkd.teacher_model, config.first.expert.model.name = 'wrn16_2', 'wrn40_2', 'wrn40_2'
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32, classes=200))

@@ -1,6 +1,6 @@
 """Apprentice on the bundled digits, scheme C: a 2-bit ResNet8 that starts from its trained full-precision teacher.
 
-Scheme A (both from scratch): --config.apprentice.scheme=A --config.teachers='()' --config.init_from=''.
+Scheme A (both from scratch): --config.method.apprentice.scheme=A --config.teachers='()' --config.init_from=''.
 Run: python -m cmtkd_jax.main --config=configs/digits_apprentice.py
 """
 
@@ -9,7 +9,7 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
-  config.method, config.apprentice.scheme = 'apprentice', 'C'
-  config.first.teacher = dict(method='single', student=dict(weight_bits=32, activation_bits=32))
+  config.method.name, config.method.apprentice.scheme = 'apprentice', 'C'
+  config.first.teacher = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
   config.teachers, config.init_from = ('{teacher}',), '{teacher}'
   return config

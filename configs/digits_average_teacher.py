@@ -9,8 +9,10 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
-  config.method = 'average_teacher'
+  config.method.name = 'average_teacher'
   for bits in (4, 6, 8):
-    config.first[f'teacher{bits}'] = dict(method='single', student=dict(weight_bits=bits, activation_bits=bits))
+    config.first[f'teacher{bits}'] = dict(
+      method=dict(name='single'), student=dict(weight_bits=bits, activation_bits=bits)
+    )
   config.teachers = ('{teacher4}', '{teacher6}', '{teacher8}')
   return config

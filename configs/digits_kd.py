@@ -9,7 +9,7 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
-  config.method = 'kd'
-  config.first.teacher = dict(method='single', student=dict(weight_bits=32, activation_bits=32))
+  config.method.name = 'kd'
+  config.first.teacher = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
   config.teachers = ('{teacher}',)
   return config

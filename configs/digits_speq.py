@@ -8,5 +8,5 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
-  config.method = 'speq'
+  config.method.name = 'speq'
   return config

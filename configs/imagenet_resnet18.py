@@ -16,8 +16,8 @@ def get_config(argument=''):
   config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
   config.data.num_workers = 16
   config.model.name, config.model.stem = 'resnet18', 'imagenet'
-  config.cmtkd.teacher_bits = (4, 6, 8)
-  config.cmtkd.alpha, config.cmtkd.beta, config.feature_loss.attention.weight = 1.0, 0.5, 100.0
+  config.method.cmtkd.teacher_bits = (4, 6, 8)
+  config.method.cmtkd.alpha, config.method.cmtkd.beta, config.feature_loss.attention.weight = 1.0, 0.5, 100.0
   config.batch_size, config.eval_batch_size = 256, 1000
   config.duration = '100 epochs'
   config.optimizer.learning_rate = 0.1
@@ -36,4 +36,4 @@ def lsq(config):
 def w1a2(config):
   """1-bit weights, 2-bit activations, teachers at 2, 4, 8 bits: 60.6 / 83.5 in the paper."""
   config.student.weight_bits = 1
-  config.cmtkd.teacher_bits = (2, 4, 8)
+  config.method.cmtkd.teacher_bits = (2, 4, 8)

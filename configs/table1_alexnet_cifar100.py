@@ -9,7 +9,7 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.load_config(__file__, 'cifar100_alexnet')
-  single = lambda bits: dict(method='single', student=dict(weight_bits=bits, activation_bits=bits))
+  single = lambda bits: dict(method=dict(name='single'), student=dict(weight_bits=bits, activation_bits=bits))
   config.table.title = 'Table 1: AlexNet, CIFAR-100'
   config.table.runs = dict(
     full_precision=single(32),
@@ -17,10 +17,10 @@ def get_config(argument=''):
     single6=single(6),
     single4=single(4),
     single2=single(2),
-    kd=dict(method='kd', teachers=('{full_precision}',)),
-    average_teacher=dict(method='average_teacher', teachers=('{single4}', '{single6}', '{single8}')),
-    without_attention=dict(cmtkd=dict(feature_loss='none')),
-    without_mutual_learning=dict(cmtkd=dict(beta=0.0)),
+    kd=dict(method=dict(name='kd'), teachers=('{full_precision}',)),
+    average_teacher=dict(method=dict(name='average_teacher'), teachers=('{single4}', '{single6}', '{single8}')),
+    without_attention=dict(feature_loss=dict(name='none')),
+    without_mutual_learning=dict(method=dict(cmtkd=dict(beta=0.0))),
     cmtkd=dict(),
   )
   config.table.lines = (  # (top-1, top-5) as published

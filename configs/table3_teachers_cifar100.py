@@ -13,7 +13,8 @@ def get_config(argument=''):
   network = 'alexnet' if 'alexnet' in argument.split(',') else 'resnet18'
   config = base.load_config(__file__, f'cifar100_{network}')
   config.table.title = f'Table 3: number of teachers, {network}, CIFAR-100'
-  config.table.runs = dict(three=dict(cmtkd=dict(teacher_bits=(4, 6, 8))), two=dict(cmtkd=dict(teacher_bits=(4, 8))))
+  teachers = lambda *bits: dict(method=dict(cmtkd=dict(teacher_bits=bits)))
+  config.table.runs = dict(three=teachers(4, 6, 8), two=teachers(4, 8))
   three, two = PUBLISHED[network]
   config.table.lines = (
     ('CMT-KD, teachers of 4, 6, 8 bit', '2/2', 'three', 'student', three),

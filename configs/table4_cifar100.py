@@ -26,22 +26,26 @@ def get_config(argument=''):
   network = 'alexnet' if 'alexnet' in argument.split(',') else 'resnet18'
   config = base.load_config(__file__, f'cifar100_{network}')
   bits = lambda weights, activations: dict(student=dict(weight_bits=weights, activation_bits=activations))
-  single = lambda *widths, **more: dict(method='single', **bits(*widths), **more)
-  w1a2 = lambda **loss: dict(**bits(1, 2), cmtkd=dict(teacher_bits=(2, 4, 8), **loss))
+  single = lambda *widths, **more: dict(method=dict(name='single'), **bits(*widths), **more)
+  w1a2 = dict(**bits(1, 2), method=dict(cmtkd=dict(teacher_bits=(2, 4, 8))))
+  fitnet = dict(feature_loss=dict(name='fitnet'))
   guided = base.load_config(__file__, 'digits_guided')
   config.table.title = f'Table 4: {network}, CIFAR-100'
   config.table.runs = dict(
     full_precision=single(32, 32),
     lq_nets_w1a2=single(1, 2, quantizer=dict(name='lq_nets')),
     hwgq_w1a2=single(1, 2),
-    cmtkd_fitnet_w1a2=w1a2(feature_loss='fitnet'),
-    cmtkd_w1a2=w1a2(),
+    cmtkd_fitnet_w1a2=dict(w1a2, **fitnet),
+    cmtkd_w1a2=w1a2,
     guided_w2a2=dict(
-      method='guided', first=guided.first.to_dict(), init_from=guided.init_from, quantizer=dict(name='dorefa')
+      method=dict(name='guided'),
+      first=guided.first.to_dict(),
+      init_from=guided.init_from,
+      quantizer=dict(name='dorefa'),
     ),
     lq_nets_w2a2=single(2, 2, quantizer=dict(name='lq_nets')),
     hwgq_w2a2=single(2, 2),
-    cmtkd_fitnet_w2a2=dict(cmtkd=dict(feature_loss='fitnet')),
+    cmtkd_fitnet_w2a2=fitnet,
     cmtkd_w2a2=dict(),
   )
   config.table.lines = tuple(

@@ -31,10 +31,10 @@ def get_config(argument=''):
   chain = lambda name: {
     key: value
     for key, value in base.load_config(__file__, f'digits_{name}').to_dict().items()
-    if key in ('method', 'first', 'init_from', name)
+    if key in ('method', 'first', 'init_from')
   }
   single = lambda weights, name: dict(
-    method='single', student=dict(weight_bits=weights, activation_bits=2), quantizer=dict(name=name)
+    method=dict(name='single'), student=dict(weight_bits=weights, activation_bits=2), quantizer=dict(name=name)
   )
   lsq = dict(
     quantizer=dict(name='lsq'),
@@ -46,20 +46,20 @@ def get_config(argument=''):
   authors_lsq = dict(lsq, quantizer=dict(name='lsq', lsq=dict(activation=dict(count='batch'))))
   config.table.title = f'Table 5: {network}, ImageNet'
   config.table.runs = dict(
-    full_precision=dict(method='single', student=dict(weight_bits=32, activation_bits=32)),
+    full_precision=dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32)),
     dorefa_w1a2=single(1, 'dorefa'),
     lq_nets_w1a2=single(1, 'lq_nets'),
     hwgq_w1a2=single(1, 'hwgq'),
-    cmtkd_w1a2=dict(student=dict(weight_bits=1), cmtkd=dict(teacher_bits=(2, 4, 8))),
+    cmtkd_w1a2=dict(student=dict(weight_bits=1), method=dict(cmtkd=dict(teacher_bits=(2, 4, 8)))),
     dorefa_w2a2=single(2, 'dorefa'),
     qkd=chain('qkd'),
     guided=dict(chain('guided'), quantizer=dict(name='dorefa')),
     lq_nets_w2a2=single(2, 'lq_nets'),
-    speq=dict(method='speq'),
+    speq=dict(method=dict(name='speq')),
     hwgq_w2a2=single(2, 'hwgq'),
     cmtkd_w2a2=dict(),
-    kd_lsq=dict(lsq, method='kd', kd=dict(temperature=1.0), teachers=('{full_precision}',)),
-    lsq=dict(authors_lsq, method='single'),
+    kd_lsq=dict(lsq, method=dict(name='kd', kd=dict(temperature=1.0)), teachers=('{full_precision}',)),
+    lsq=dict(authors_lsq, method=dict(name='single')),
     cmtkd_lsq=authors_lsq,
   )
   config.table.lines = tuple(

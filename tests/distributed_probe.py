@@ -34,7 +34,7 @@ def main():
   directory, me = pathlib.Path(directory), jax.process_index()
   config = config_lib.default()
   config_lib.smoke(config, 8, channels=1)
-  config.model.width, config.cmtkd.teacher_bits = 4 / 64, (4,)
+  config.model.width, config.method.cmtkd.teacher_bits = 4 / 64, (4,)
   mesh = build.make_mesh()
   replicated = build.replicated(mesh)
   labels = {}

@@ -30,7 +30,7 @@ from cmtkd_jax.runtime import local_file, text_table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMOKE = '--config=configs/digits_resnet8.py:smoke'
-SINGLE = (SMOKE, '--config.method=single')
+SINGLE = (SMOKE, '--config.method.name=single')
 RESNET18 = (*SINGLE, '--config.model.name=resnet18', '--config.model.stem=imagenet', '--config.model.block_order=post')
 # ml_collections loads config files so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
@@ -118,7 +118,7 @@ def test_environment_of_processes(refused, monkeypatch):
   'field, words',
   [
     ('nope.x=1', ['config.nope.x', 'no such field', 'optimizer']),
-    ('cmtkd.gama=1', ['config.cmtkd.gama', 'alpha, beta']),
+    ('cmtkd.gama=1', ['config.method.cmtkd.gama', 'alpha, beta']),
     ('data=3', ['config.data', 'no such field']),
     ('optimizer.learnin_rate=1', ['no such field, perhaps config.optimizer.learning_rate']),
     ('epochs=3', ['no such field, perhaps config.duration']),
@@ -127,19 +127,19 @@ def test_environment_of_processes(refused, monkeypatch):
     ('seed=-1', ['config.seed=-1', 'must lie in [0, 4294967296)']),
     (f'seed={2**70}', [f'config.seed={2**70}', 'must lie in']),
     ('tensorboard=maybe', ['config.tensorboard=maybe', 'give True or False']),
-    ('method=nope', ["config.method='nope'", 'is one of', "'cmtkd'"]),
+    ('method.name=nope', ["config.method.name='nope'", 'is not one of', "'cmtkd'"]),
     ('dtype=float16', ["config.dtype='float16'", "'bfloat16'"]),
     ('model.name=vgg', ["config.model.name='vgg'", "'resnet18'"]),
     ('model.width=0', ['config.model.width=0', 'must be positive']),
     ('model.width=1e308', ['config.model.width=1e+308', 'must lie between']),
     ('model.width=1e-9', ['config.model.width=1e-09', 'must lie between 0.01 and 64']),
     ('model.width=1000', ['config.model.width=1000', 'must lie between 0.01 and 64']),
-    ('cmtkd.alpha=1e308', ['config.cmtkd.alpha=1e+308', 'must lie between']),
-    ('cmtkd.importance_init=("a","b","c")', ["config.cmtkd.importance_init=('a', 'b', 'c')", 'values like 0.5']),
-    ('cmtkd.importance_init=(1.0,float("nan"),1.0)', ['config.cmtkd.importance_init']),
-    ('cmtkd.importance_init=(0.0,1e308,0.0)', ['config.cmtkd.importance_init', 'must lie between']),
-    ('cmtkd.taps=("a",)', ["config.cmtkd.taps=('a',)", 'values like 5']),
-    ('cmtkd.taps=(5.5,)', ['config.cmtkd.taps=(5.5,)', 'values like 5']),
+    ('cmtkd.alpha=1e308', ['config.method.cmtkd.alpha=1e+308', 'must lie between']),
+    ('cmtkd.importance_init=("a","b","c")', ["config.method.cmtkd.importance_init=('a', 'b', 'c')", 'values like 0.5']),
+    ('cmtkd.importance_init=(1.0,float("nan"),1.0)', ['config.method.cmtkd.importance_init']),
+    ('cmtkd.importance_init=(0.0,1e308,0.0)', ['config.method.cmtkd.importance_init', 'must lie between']),
+    ('cmtkd.taps=("a",)', ["config.method.cmtkd.taps=('a',)", 'values like 5']),
+    ('cmtkd.taps=(5.5,)', ['config.method.cmtkd.taps=(5.5,)', 'values like 5']),
     ('eval_batch_size=1000000000000', ['config.eval_batch_size=1000000000000']),
     ('model.bn_momentum=1', ['config.model.bn_momentum=1.0', '[0, 1)']),
     ('model.bn_groups=5', ['config.model.bn_groups=5', 'choose a divisor']),
@@ -177,13 +177,13 @@ def test_environment_of_processes(refused, monkeypatch):
     ('remat=(', ["config.remat='('", 'fix or empty it']),
     ('remat=nothing', ["config.remat='nothing' matches none of", "name one of them, or '.*'"]),
     ('keep_checkpoints=0', ['config.keep_checkpoints=0', 'positive']),
-    ('cmtkd.teacher_bits=()', ['config.cmtkd.teacher_bits=()', "config.method='single'"]),
-    ('cmtkd.teacher_bits=(4.5,)', ['config.cmtkd.teacher_bits=4.5', 'allowed']),
-    ('cmtkd.taps=(99,)', ['config.cmtkd.taps=(99,)', '(3, 5, 7)']),
-    ('cmtkd.temperature=0', ['config.cmtkd.temperature=0', 'must be positive']),
-    ('cmtkd.alpha=-1', ['config.cmtkd.alpha=-1', 'must not be negative']),
+    ('cmtkd.teacher_bits=()', ['config.method.cmtkd.teacher_bits=()', "config.method.name='single'"]),
+    ('cmtkd.teacher_bits=(4.5,)', ['config.method.cmtkd.teacher_bits=4.5', 'allowed']),
+    ('cmtkd.taps=(99,)', ['config.method.cmtkd.taps=(99,)', '(3, 5, 7)']),
+    ('cmtkd.temperature=0', ['config.method.cmtkd.temperature=0', 'must be positive']),
+    ('cmtkd.alpha=-1', ['config.method.cmtkd.alpha=-1', 'must not be negative']),
     ('feature_loss.attention.norm=x', ["config.feature_loss.attention.norm='x'", "'l1'"]),
-    ('method=kd', ['config.teachers=()', 'name the work directories']),
+    ('method.name=kd', ['config.teachers=()', 'name the work directories']),
     ('data.mean=("a",)', ["config.data.mean=('a',)", 'like 0.5']),
     ('data.std=(0.0,)', ['config.data.std=(0.0,)', 'must be positive']),
     ('data.pad=100', ['config.data.pad=100', 'below config.data.image_size=8']),
@@ -233,7 +233,7 @@ BASE = 'from cmtkd_jax import config as base\ndef get_config(argument=""):\n  co
     (BASE + '  config.neew = 3\n  return config\n', ['config.neew', 'no such field', 'seed']),
     (BASE + '  config.seed = "a"\n  return config\n', ['--config', "'seed'", 'fix the config file']),
     (BASE + '  del config.seed\n  return config\n', ['config.seed is missing', 'cmtkd_jax.config.default()']),
-    (BASE + '  config.first.a = 3\n  return config\n', ['a=3', "dict(method='single')"]),
+    (BASE + '  config.first.a = 3\n  return config\n', ['a=3', "dict(method=dict(name='single'))"]),
     (BASE + '  config.first.a = dict(nope=3)\n  return config\n', ['config.nope', 'no such field']),
     (
       BASE + '  config.first = dict(a=dict(init_from="{b}"), b=dict(init_from="{a}"))\n  return config\n',
@@ -669,7 +669,9 @@ TEACHERS = {
 def test_teachers(refused, finished, tmp_path, damage, more, words):
   copy = shutil.copytree(finished, tmp_path / 'teacher')
   damage(copy)
-  refused([SMOKE, '--config.method=kd', f'--config.teachers=("{copy}",)', f'--workdir={tmp_path}/run', *more], words)
+  refused(
+    [SMOKE, '--config.method.name=kd', f'--config.teachers=("{copy}",)', f'--workdir={tmp_path}/run', *more], words
+  )
 
 
 def safetensors(header, data=b''):
@@ -883,7 +885,7 @@ def test_pipes_that_users_give(refused, tmp_path, in_time, name):
   refused(
     [
       *(RESNET18 if name.startswith('weights') else [SMOKE] if 'teacher' in name else SINGLE),
-      *(['--config.method=kd'] * ('teacher' in name)),
+      *(['--config.method.name=kd'] * ('teacher' in name)),
       f'--workdir={tmp_path}/new',
       option,
     ],
@@ -931,7 +933,7 @@ def test_files_are_opened_only_after_a_look_at_what_they_are():
   'arguments, words',
   [
     (['--config=configs/nope.py'], ['there is no file configs/nope.py']),
-    ([SMOKE, '--config.cmtkd.gama=1'], ['config.cmtkd.gama', 'alpha, beta']),
+    ([SMOKE, '--config.method.cmtkd.gama=1'], ['config.method.cmtkd.gama', 'alpha, beta']),
     ([SMOKE, '--config.duration=5 weeks'], ['config.duration', 'epochs']),
     ([SMOKE, '--config.data.name=folder:/nonexistent'], ['/nonexistent/train', 'put the images under']),
     (['--mode=evaluate', '--workdir=/nonexistent'], ['/nonexistent', 'name the directory of a run']),

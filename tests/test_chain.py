@@ -16,7 +16,7 @@ from cmtkd_jax.runs import checkpoint
 from cmtkd_jax.training import evaluate
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FULL = dict(method='single', student=dict(weight_bits=32, activation_bits=32))
+FULL = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
 
 
 def load(name, argument=''):
@@ -35,7 +35,7 @@ def variables(workdir):
 
 def test_kd_trains_its_teacher_first_keeps_it_and_can_be_evaluated_without_it(tmp_path, quick_compile, capsys):
   config = smoke_config()
-  config.method, config.teachers, config.first.teacher = 'kd', ('{teacher}',), FULL
+  config.method.name, config.teachers, config.first.teacher = 'kd', ('{teacher}',), FULL
   summary = chain.train_chain(config, tmp_path / 'kd')
   assert set(summary['results']) == {'test/student', 'test/teacher'}
   teacher, student = variables(tmp_path / 'kd' / 'teacher'), variables(tmp_path / 'kd')
@@ -97,10 +97,10 @@ def test_a_run_of_a_chain_has_its_changes_and_no_plans():
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path, quick_compile, field, value, words):
   config = smoke_config()
   config.update_from_flattened_dict(
-    {'method': 'single', 'duration': '1 steps', 'eval_every': '1 steps', 'optimizer.decay_at': ''}
+    {'method.name': 'single', 'duration': '1 steps', 'eval_every': '1 steps', 'optimizer.decay_at': ''}
   )
   chain.train_chain(config, tmp_path / 'teacher')
-  config.update_from_flattened_dict({'method': 'kd', 'teachers': (str(tmp_path / 'teacher'),), field: value})
+  config.update_from_flattened_dict({'method.name': 'kd', 'teachers': (str(tmp_path / 'teacher'),), field: value})
   with pytest.raises(UserError, match=words):
     chain.train_chain(config, tmp_path / 'student')
   config.teachers = (str(tmp_path / 'nothing'),)
@@ -113,9 +113,9 @@ def table_config(only=()):
   config.table.title, config.table.seeds, config.table.only = 'A table', (0, 1), only
   config.table.runs = dict(
     full=FULL,
-    apot=dict(method='single', quantizer=dict(name='apot_of_tomorrow')),
-    kd=dict(method='kd', teachers=('{full}',)),
-    lost=dict(method='single', data=dict(name='npy:/nowhere')),
+    apot=dict(method=dict(name='single'), quantizer=dict(name='apot_of_tomorrow')),
+    kd=dict(method=dict(name='kd'), teachers=('{full}',)),
+    lost=dict(method=dict(name='single'), data=dict(name='npy:/nowhere')),
   )
   config.table.lines = (
     ('full precision', '32/32', 'full', 'student', (75.3, 93.1)),

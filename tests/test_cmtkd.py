@@ -44,11 +44,12 @@ def make_config(bits=(4, 8), student=2, **settings):
   config = config_lib.default()
   config.model.name = 'tiny'
   config.student.weight_bits = config.student.activation_bits = student
-  config.cmtkd.teacher_bits = bits
+  config.method.cmtkd.teacher_bits = bits
   for field in ('weight', 'adaptor'):
     if field in settings:
       config.feature_loss[settings.get('feature_loss', 'attention')][field] = settings.pop(field)
-  config.cmtkd.update(settings)
+  config.feature_loss.name = settings.pop('feature_loss', 'attention')
+  config.method.cmtkd.update(settings)
   return config
 
 
@@ -100,13 +101,13 @@ def log_softmax(z):
   return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-def loss_of(settings, **options):
-  """(feature loss, mutual loss) of `settings`, the first with `options`."""
-  feature = None if settings.feature_loss == 'none' else losses.FEATURE_LOSSES[settings.feature_loss](**options)
-  return feature, losses.LOGIT_LOSSES[settings.mutual_loss]()
+def make_losses(feature='attention', mutual='kd', **options):
+  """(feature loss, mutual loss), the first with `options`."""
+  feature = None if feature == 'none' else losses.FEATURE_LOSSES[feature](**options)
+  return feature, losses.LOGIT_LOSSES[mutual]()
 
 
-def reference_loss(z_t, z_s, labels, pairs, settings, gamma, power):
+def reference_loss(z_t, z_s, labels, pairs, settings, feature_loss, gamma, power):
   """Eqs. (4)-(10) in float64."""
   z_t, z_s = f64(z_t), f64(z_s)
   own = lambda z: z[np.arange(len(labels)), labels][:, None]
@@ -125,14 +126,12 @@ def reference_loss(z_t, z_s, labels, pairs, settings, gamma, power):
     'fitnet': lambda t, s: np.mean((f64(t) - f64(s)) ** 2),
   }
   terms = {
-    'cross_entropy/student': ce(z_s),
-    'cross_entropy/combined_teacher': ce(z_t),
-    'mutual/student': kl(z_s),
-    'mutual/combined_teacher': kl(z_t),
+    'student/cross_entropy': ce(z_s),
+    'combined_teacher/cross_entropy': ce(z_t),
+    'student/mutual': kl(z_s),
+    'combined_teacher/mutual': kl(z_t),
   }
-  feature = {}
-  if settings.feature_loss != 'none':
-    feature = {f'{settings.feature_loss}/{tap}': distance[settings.feature_loss](*pair) for tap, pair in pairs.items()}
+  feature = {f'student/feature/{tap}': distance[feature_loss](*pair) for tap, pair in pairs.items()}
   total = settings.alpha * (ce(z_s) + ce(z_t)) + settings.beta * (kl(z_s) + kl(z_t)) + gamma * sum(feature.values())
   return total, terms | feature
 
@@ -145,26 +144,23 @@ def loss_inputs():
 
 
 @pytest.mark.parametrize(
-  'settings, options, gamma',
+  'settings, feature_loss, options, gamma',
   [
-    (cmtkd.Settings(), {}, 100),
-    (cmtkd.Settings(feature_loss='fitnet'), {}, 1),
-    (cmtkd.Settings(feature_loss='none'), {}, 0),
-    (cmtkd.Settings(alpha=0.7, beta=1.3, temperature=3.0, ce_temperature=1.7), dict(weight=11.0, power=3.0), 11),
-    (
-      cmtkd.Settings(alpha=1.9, beta=0.2, temperature=5.0, ce_temperature=0.6, feature_loss='fitnet'),
-      dict(weight=0.4),
-      0.4,
-    ),
-    (cmtkd.Settings(alpha=0.3, beta=2.0, temperature=0.5, ce_temperature=2.5, feature_loss='none'), {}, 0),
-    (cmtkd.Settings(), dict(weight=0.0), 0),
+    ({}, 'attention', {}, 100),
+    ({}, 'fitnet', {}, 1),
+    ({}, 'none', {}, 0),
+    (dict(alpha=0.7, beta=1.3, temperature=3.0, ce_temperature=1.7), 'attention', dict(weight=11.0, power=3.0), 11),
+    (dict(alpha=1.9, beta=0.2, temperature=5.0, ce_temperature=0.6), 'fitnet', dict(weight=0.4), 0.4),
+    (dict(alpha=0.3, beta=2.0, temperature=0.5, ce_temperature=2.5), 'none', {}, 0),
+    ({}, 'attention', dict(weight=0.0), 0),
   ],
 )
-def test_loss_and_terms(settings, options, gamma):
+def test_loss_and_terms(settings, feature_loss, options, gamma):
   *logits, labels, pairs = loss_inputs()
-  pairs = {} if settings.feature_loss == 'none' else pairs
-  total, terms = cmtkd.cmtkd_loss(*logits, labels, pairs, settings, *loss_of(settings, **options))
-  expected_total, expected_terms = reference_loss(*logits, labels, pairs, settings, gamma, options.get('power', 2))
+  settings, pairs = cmtkd.Settings(**settings), {} if feature_loss == 'none' else pairs
+  total, terms = cmtkd.cmtkd_loss(*logits, labels, pairs, settings, *make_losses(feature_loss, **options))
+  power = options.get('power', 2)
+  expected_total, expected_terms = reference_loss(*logits, labels, pairs, settings, feature_loss, gamma, power)
   assert terms.keys() == expected_terms.keys()
   for name, value in expected_terms.items():
     assert_close(terms[name], value)
@@ -176,23 +172,23 @@ def test_loss_and_terms(settings, options, gamma):
 def test_any_logit_loss_is_the_mutual_loss(name):
   """The loss that is configured compares both networks to the minimum logits, all counted from the true class."""
   z_t, z_s, labels, _ = loss_inputs()
-  settings = cmtkd.Settings(alpha=0.0, beta=0.5, feature_loss='none', mutual_loss=name, temperature=3.0)
-  total, terms = cmtkd.cmtkd_loss(z_t, z_s, labels, {}, settings, *loss_of(settings))
+  settings = cmtkd.Settings(alpha=0.0, beta=0.5, temperature=3.0)
+  total, terms = cmtkd.cmtkd_loss(z_t, z_s, labels, {}, settings, *make_losses('none', name))
   own_s, own_t = (f64(z) - f64(z)[np.arange(len(labels)), labels][:, None] for z in (z_s, z_t))
   expected = [
     losses.LOGIT_LOSSES[name]()(np.float32(np.minimum(own_t, own_s)), np.float32(own), labels, 3.0)
     for own in (own_s, own_t)
   ]
-  assert_close([terms['mutual/student'], terms['mutual/combined_teacher']], expected)
+  assert_close([terms['student/mutual'], terms['combined_teacher/mutual']], expected)
   assert_close(total, 0.5 * float(sum(expected)))
 
 
 def test_taps_weigh_less_the_shallower_they_are():
   """OFD: the weight of each tap is half that of the next, deeper one."""
   *logits, labels, pairs = loss_inputs()
-  settings = cmtkd.Settings(alpha=0.0, beta=0.0, feature_loss='ofd')
-  total, terms = cmtkd.cmtkd_loss(*logits, labels, pairs, settings, *loss_of(settings, weight=0.1))
-  assert_close(total, 0.1 * (0.5 * float(terms['ofd/tap3']) + float(terms['ofd/tap5'])))
+  settings = cmtkd.Settings(alpha=0.0, beta=0.0)
+  total, terms = cmtkd.cmtkd_loss(*logits, labels, pairs, settings, *make_losses('ofd', weight=0.1))
+  assert_close(total, 0.1 * (0.5 * float(terms['student/feature/tap3']) + float(terms['student/feature/tap5'])))
 
 
 # The forward pass.
@@ -252,8 +248,8 @@ def dense(x, parameters):
 )
 def test_forward(options):
   config = make_config(**options)
-  settings = config_lib.settings(config, 'cmtkd')
-  feature_loss = losses.FEATURE_LOSSES[settings.feature_loss](**config.feature_loss[settings.feature_loss])
+  settings = config_lib.create(config, 'method.cmtkd')
+  feature_loss = config_lib.create(config, f'feature_loss.{config.feature_loss.name}')
   method, images = make_method(config), make_images()
   variables = make_variables(method)
   params = variables['params']
@@ -343,7 +339,7 @@ def test_importance_starts_where_it_should_and_is_summarized():
   ],
 )
 def test_refused(options, field):
-  with pytest.raises(UserError, match=f'config.cmtkd.{field}'):
+  with pytest.raises(UserError, match=f'config.method.cmtkd.{field}'):
     make_method(make_config(**options))
 
 
@@ -364,19 +360,19 @@ def linearized():
     lambda params: method.apply({**variables, 'params': params}, images, train=False), variables['params']
   )
 
-  def gradients(settings, term='total', **options):
+  def gradients(settings, term='total', feature_loss='attention', **options):
     def loss(outputs):
-      pairs = {} if settings.feature_loss == 'none' else outputs.extras
+      pairs = {} if feature_loss == 'none' else outputs.extras
       total, terms = cmtkd.cmtkd_loss(
         outputs.logits['combined_teacher'],
         outputs.logits['student'],
         LABELS,
         pairs,
         settings,
-        *loss_of(settings, **options),
+        *make_losses(feature_loss, **options),
       )
       terms['total'] = total
-      terms['features'] = sum(value for name, value in terms.items() if name.startswith('attention/'))
+      terms['features'] = sum(value for name, value in terms.items() if name.startswith('student/feature/'))
       return terms[term]
 
     (params,) = pull_back(jax.grad(loss)(outputs))
@@ -392,14 +388,14 @@ OPEN_TARGET = dict(stop_gradient_target=False)
 
 
 @pytest.mark.parametrize(
-  'options, term, reached',
+  'settings, term, reached',
   [
-    (dict(), 'cross_entropy/student', {'student'}),
-    (dict(), 'cross_entropy/combined_teacher', TEACHER_SIDE),
-    (dict(), 'mutual/student', {'student'}),
-    (dict(), 'mutual/combined_teacher', TEACHER_SIDE),
-    (OPEN_TARGET, 'mutual/student', ALL),
-    (OPEN_TARGET, 'mutual/combined_teacher', ALL),
+    (dict(), 'student/cross_entropy', {'student'}),
+    (dict(), 'combined_teacher/cross_entropy', TEACHER_SIDE),
+    (dict(), 'student/mutual', {'student'}),
+    (dict(), 'combined_teacher/mutual', TEACHER_SIDE),
+    (OPEN_TARGET, 'student/mutual', ALL),
+    (OPEN_TARGET, 'combined_teacher/mutual', ALL),
     (dict(), 'features', MAPS | {'student'}),
     (dict(stop_gradient_shared=True), 'features', {'student'}),
     (dict(alpha=0.0, beta=0.0), 'total', MAPS | {'student'}),
@@ -408,8 +404,10 @@ OPEN_TARGET = dict(stop_gradient_target=False)
     (dict(feature_loss='none', **OPEN_TARGET), 'total', ALL),
   ],
 )
-def test_which_parameters_a_term_reaches(linearized, options, term, reached):
-  largest = linearized(cmtkd.Settings(**options), term)
+def test_which_parameters_a_term_reaches(linearized, settings, term, reached):
+  settings = dict(settings)
+  feature_loss = settings.pop('feature_loss', 'attention')
+  largest = linearized(cmtkd.Settings(**settings), term, feature_loss)
   assert largest.keys() == ALL
   assert {name for name, value in largest.items() if value > 1e-5} == reached
   assert all(largest[name] == 0 for name in ALL - reached)
@@ -421,9 +419,9 @@ def test_feature_loss_of_weight_zero_reaches_nothing(linearized):
 
 
 def test_without_mutual_and_feature_loss_the_two_sides_are_apart(linearized):
-  both = linearized(cmtkd.Settings(beta=0.0, feature_loss='none'))
-  teacher = linearized(cmtkd.Settings(), 'cross_entropy/combined_teacher')
-  student = linearized(cmtkd.Settings(), 'cross_entropy/student')
+  both = linearized(cmtkd.Settings(beta=0.0), feature_loss='none')
+  teacher = linearized(cmtkd.Settings(), 'combined_teacher/cross_entropy')
+  student = linearized(cmtkd.Settings(), 'student/cross_entropy')
   for name in ALL:
     assert_close(both[name], (student if name == 'student' else teacher)[name])
 
@@ -463,7 +461,7 @@ def table(config, classes=10):
 
 def resnet8_config():
   config = config_lib.default()
-  config.cmtkd.teacher_bits = (4, 8)
+  config.method.cmtkd.teacher_bits = (4, 8)
   return config
 
 
@@ -500,7 +498,7 @@ def test_bit_table_by_hand():
 
 def test_bit_table_follows_options_and_rules():
   config = resnet8_config()
-  config.bits.first_last, config.bits.shortcut, config.cmtkd.requantize = 8, 'full_precision', True
+  config.bits.first_last, config.bits.shortcut, config.method.cmtkd.requantize = 8, 'full_precision', True
   config.bits.rules = (
     ('student/stage2/block1/conv2', 3, 5),
     ('student/stage2/.*', 6, 7),
@@ -515,7 +513,7 @@ def test_bit_table_follows_options_and_rules():
   # A mixture that is quantized again has the teacher's own bits.
   assert bits['teacher1_4bit/stage2/block1/conv1'] == (4, 4)
   assert bits['teacher2_8bit/stage2/block1/conv1'] == (8, 5)
-  config.method, config.student.weight_bits, config.student.activation_bits = 'single', 32, 32
+  config.method.name, config.student.weight_bits, config.student.activation_bits = 'single', 32, 32
   config.bits.rules = ()
   rows = table(config)
   assert {layer.split('/')[0] for layer in rows} == {'student'} and len(rows) == 10
@@ -545,13 +543,13 @@ def test_policies_are_compared_before_training(capsys):
 
 def test_rule_that_matches_nothing_is_refused():
   config = resnet8_config()
-  config.method = 'single'
+  config.method.name = 'single'
   config.bits.rules = (('student/.*', 2, 2), ('student/stage9/.*', 4, 4))
   with pytest.raises(UserError, match='config.bits.rules.*stage9'):
     table(config)
 
 
 def test_every_setting_is_a_config_field():
-  assert set(config_lib.default().cmtkd) == {field.name for field in dataclasses.fields(cmtkd.Settings)}
+  assert set(config_lib.default().method.cmtkd) == {field.name for field in dataclasses.fields(cmtkd.Settings)}
   flat = traverse_util.flatten_dict(config_lib.default().to_dict(), sep='.')
-  assert flat['cmtkd.teacher_bits'] == (4, 6, 8) and flat['feature_loss.attention.weight'] == 100
+  assert flat['method.cmtkd.teacher_bits'] == (4, 6, 8) and flat['feature_loss.attention.weight'] == 100

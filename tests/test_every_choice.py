@@ -19,12 +19,12 @@ import pytest
 from absl.testing import flagsaver
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import losses, main, methods, models, quantizers
-from cmtkd_jax.data.transforms.augment import AUGMENTS
+from cmtkd_jax import losses, main, methods, models, options, quantizers
 from cmtkd_jax.models import resnet
 from cmtkd_jax.models.bit_policy import QUANTIZER_ROLES
 from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.network import Network
+from cmtkd_jax.quantizers import Quantizer
 from cmtkd_jax.training import build
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
@@ -39,31 +39,35 @@ BASE = {
   'eval_every': '',
   'checkpoint_every': '',
   'data.augment': 'none',
-  'ctkd.teacher_model': 'resnet8',
-  'ctkd.shared_stem': False,
+  'method.ctkd.teacher_model': 'resnet8',
+  'method.ctkd.shared_stem': False,
 }
 # What a choice needs next to it; {run} is a finished run, {teachers} one that also has a network 'teacher'.
 NEEDS = {
-  ('method', 'kd'): {'teachers': ('{run}',)},
-  ('method', 'average_teacher'): {'teachers': ('{run}', '{run}')},
-  ('method', 'ctkd'): {'teachers': ('{run}',)},
-  ('method', 'guided'): {'init_from': '{run}'},
-  ('kdcl.ensemble', 'general'): {'data.minival': 0.4},
-  ('apprentice.scheme', 'B'): {'teachers': ('{run}',)},
-  ('apprentice.scheme', 'C'): {'teachers': ('{run}',), 'init_from': '{run}'},
-  ('qkd.phase', 'tutoring'): {'init_from': '{teachers}'},
+  ('method.name', 'kd'): {'teachers': ('{run}',)},
+  ('method.name', 'average_teacher'): {'teachers': ('{run}', '{run}')},
+  ('method.name', 'ctkd'): {'teachers': ('{run}',)},
+  ('method.name', 'guided'): {'init_from': '{run}'},
+  ('method.kdcl.ensemble', 'general'): {'data.minival': 0.4},
+  ('method.apprentice.scheme', 'B'): {'teachers': ('{run}',)},
+  ('method.apprentice.scheme', 'C'): {'teachers': ('{run}',), 'init_from': '{run}'},
+  ('method.qkd.phase', 'tutoring'): {'init_from': '{teachers}'},
   ('data.augment', 'resize_crop_flip'): {'data.resize': 8},
   ('optimizer.schedule', 'cosine'): {'optimizer.decay_at': ''},
 }
+LOSSES = {'feature_loss': losses.FEATURE_LOSSES, 'logit_loss': losses.LOGIT_LOSSES}
+USES = {'cmtkd': ('feature_loss', 'logit_loss'), 'kd': ('logit_loss',), 'average_teacher': ('logit_loss',)}
 # Fields whose choices other tests run with real files or larger networks.
 ELSEWHERE = (
-  'method',
+  'method.name',
   'model.name',
   'data.workers',
   'data.decoder',
   'quantizer.name',
   'quantizer.weights',
   'quantizer.activations',
+  'student.weight_bits',
+  'student.activation_bits',
 )
 
 
@@ -75,7 +79,7 @@ def products(choices):
   pairs_of = lambda row: {
     (a, b)
     for a, b in itertools.combinations(sorted(row.items(), key=str), 2)
-    if not a[0].endswith('_loss') or not b[0].endswith('_loss')
+    if not a[0].endswith('_loss.name') or not b[0].endswith('_loss.name')
   }
   missing, chosen = set().union(*map(pairs_of, combinations)), []
   while missing:
@@ -86,7 +90,21 @@ def products(choices):
 
 
 def choices_of(cls, prefix):
-  return {f'{prefix}.{field}': values for field, values in getattr(cls, 'choices', {}).items()}
+  """`{field: values}` of a section, without those of which other tests run every value: bit-widths, backbones."""
+  fields = [field for field in options.fields(cls) if not field.name.endswith(('_bits', '_model'))]
+  choices = {f'{prefix}.{field.name}': field.choices for field in fields if field.choices}
+  if issubclass(cls, Quantizer):
+    choices |= {f'{prefix}.{field.name}': (False, True) for field in fields if isinstance(field.default, bool)}
+  return choices
+
+
+def shared_choices():
+  """`{field: values}` of the sections of which nothing is selected."""
+  return {
+    name: field.choices
+    for name, field in config_lib.fields().items()
+    if field.choices and name not in ELSEWHERE and name.count('.') < 2 and '_loss.' not in name
+  }
 
 
 def quantizer_changes():
@@ -108,26 +126,35 @@ def widths(changes):
   found = {
     'student.weight_bits': pair[0],
     'student.activation_bits': pair[1],
-    'cmtkd.teacher_bits': (higher,),
-    'speq.high_bits': a[-1],
+    'method.cmtkd.teacher_bits': (higher,),
+    'method.speq.high_bits': a[-1],
   }
   peers = next((bits for bits in (4, *range(1, 9)) if bits in w and bits in a), 2)
-  return found | {'dml.peer_bits': (peers,), 'kdcl.peer_bits': (peers,)} | ({} if 8 in w else {'bits.first_last': 32})
+  return (
+    found
+    | {'method.dml.peer_bits': (peers,), 'method.kdcl.peer_bits': (peers,)}
+    | ({} if 8 in w else {'bits.first_last': 32})
+  )
 
 
 def shared_changes():
   """[[changes]]: of each shared field its choices; of each loss the combinations of its own."""
-  fields = {field: values for field, values in config_lib.CHOICES.items() if field not in ELSEWHERE}
-  return [[{field: value} for value in values] for field, values in {**fields, 'data.augment': AUGMENTS}.items()]
+  return [[{field: value} for value in values] for field, values in shared_choices().items()]
 
 
-def loss_changes(method, combination):
+def method_choices(method, settings):
+  """`{field: values}` of a method and of which losses it uses."""
+  return choices_of(settings, f'method.{method}') | {
+    f'{kind}.name': config_lib.fields()[f'{kind}.name'].choices for kind in USES.get(method, ())
+  }
+
+
+def loss_changes(combination):
   """[changes] in which every choice of the losses that a run uses comes once."""
   found = {}
-  for field, value in combination.items():
-    section = {f'{method}.mutual_loss': 'logit_loss'}.get(field, field.removeprefix(f'{method}.'))
-    if value in config_lib.LOSSES.get(section, ()):
-      found |= choices_of(config_lib.LOSSES[section][value], f'{section}.{value}')
+  for kind, table in LOSSES.items():
+    if cls := table.get(combination.get(f'{kind}.name')):
+      found |= choices_of(cls, f'{kind}.{combination[f"{kind}.name"]}')
   count = max(map(len, found.values()), default=1)
   return [{field: values[i % len(values)] for field, values in found.items()} for i in range(count)]
 
@@ -135,9 +162,9 @@ def loss_changes(method, combination):
 def fits(changes):
   """Returns whether the quantizers of a run have what its method asks of them."""
   weight, activation = _classes(changes)
-  if changes['method'] == 'speq':  # switches widths, which values of one width's own would not
+  if changes['method.name'] == 'speq':  # switches widths, which values of one width's own would not
     return not (activation.learned or activation.fitted)
-  return changes['method'] not in ('dml', 'kdcl') or not set(weight.widths).isdisjoint(activation.widths)
+  return changes['method.name'] not in ('dml', 'kdcl') or not set(weight.widths).isdisjoint(activation.widths)
 
 
 def _classes(changes):
@@ -155,16 +182,16 @@ def all_runs():
 
   runs, by_role = [], quantizer_changes()
   for method, module in methods.METHODS.items():
-    combinations = products(choices_of(module.Settings, method))
-    starts = [combination | least_used(loss_changes(method, combination)) for combination in combinations]
+    combinations = products(method_choices(method, module.Settings))
+    starts = [combination | least_used(loss_changes(combination)) for combination in combinations]
     starts += [
       combination | changes
       for combination in combinations
-      for changes in loss_changes(method, combination)
+      for changes in loss_changes(combination)
       if not used[str(changes)] and least_used([changes])
     ]
     for start in starts:
-      run = {'method': method, **start} | least_used(by_role['weight'])
+      run = {'method.name': method, **start} | least_used(by_role['weight'])
       run |= least_used([changes for changes in by_role['activation'] if fits(run | changes)])
       for changes in shared_changes():
         run |= least_used(changes)
@@ -228,12 +255,12 @@ def trained(tmp_path_factory):
   """`{name: directory}` of the runs that others start from."""
   directory = tmp_path_factory.mktemp('trained')
   full = {'student.weight_bits': 32, 'student.activation_bits': 32}
-  assert command(directory / 'run', {'method': 'single', **full}) == 0
-  assert command(directory / 'teachers', {'method': 'qkd', **full}) == 0
+  assert command(directory / 'run', {'method.name': 'single', **full}) == 0
+  assert command(directory / 'teachers', {'method.name': 'qkd', **full}) == 0
   return {name: str(directory / name) for name in ('run', 'teachers')}
 
 
-@pytest.mark.parametrize('number', range(len(RUNS)), ids=lambda i: f'{i}-{RUNS[i]["method"]}')
+@pytest.mark.parametrize('number', range(len(RUNS)), ids=lambda i: f'{i}-{RUNS[i]["method.name"]}')
 def test_run(number, trained, tmp_path, capsys):
   changes = {field: _named(value, trained) for field, value in RUNS[number].items()}
   assert command(tmp_path / 'run', changes) == 0, capsys.readouterr().err.splitlines()[-1]
@@ -250,8 +277,9 @@ def _named(value, directories):
 
 def test_every_choice_is_run(capsys):
   """Of methods, quantizers, losses and shared fields; prints how many combinations there are."""
-  wanted = {('method', name) for name in methods.METHODS}
-  sections = {name: module.Settings for name, module in methods.METHODS.items()}
+  wanted = {('method.name', name) for name in methods.METHODS}
+  sections = {f'method.{name}': module.Settings for name, module in methods.METHODS.items()}
+  wanted |= {(f'{kind}.name', name) for kind, table in LOSSES.items() for name in table}
   sections |= {f'feature_loss.{name}': cls for name, cls in losses.FEATURE_LOSSES.items()}
   sections |= {f'logit_loss.{name}': cls for name, cls in losses.LOGIT_LOSSES.items()}
   for name, module in quantizers.QUANTIZERS.items():
@@ -261,10 +289,7 @@ def test_every_choice_is_run(capsys):
         wanted.add((f'quantizer.{role}s', name))
   for section, cls in sections.items():
     wanted |= {(field, value) for field, values in choices_of(cls, section).items() for value in values}
-  wanted |= {
-    (field, value) for field, values in config_lib.CHOICES.items() if field not in ELSEWHERE for value in values
-  }
-  wanted |= {('data.augment', value) for value in AUGMENTS}
+  wanted |= {(field, value) for field, values in shared_choices().items() for value in values}
   seen = {pair for run in RUNS for pair in run.items()}
   assert sorted(wanted - seen, key=str) == []
   with capsys.disabled():

@@ -113,7 +113,7 @@ def test_sums_of_dense_layers_are_exact(sums):
 def make_network(**changes):
   """(config, method, variables with running statistics, uint8 images) of one small network."""
   config = config_lib.default()
-  config.method, config.model.width = 'single', 4 / 16
+  config.method.name, config.model.width = 'single', 4 / 16
   config.update_from_flattened_dict(changes)
   shape = (config.data.image_size, config.data.image_size, 1)
   method = build.create_method(config, 10)
@@ -424,7 +424,7 @@ def run(tmp_path_factory):
   """Work directory of a short run on the digits."""
   config = config_lib.default()
   config_lib.smoke(config, 8, channels=1)
-  config.method, config.data.name, config.model.width = 'single', 'digits', 0.25
+  config.method.name, config.data.name, config.model.width = 'single', 'digits', 0.25
   config.tensorboard = False
   workdir = tmp_path_factory.mktemp('runs') / 'digits'
   train.train_and_evaluate(config, workdir)

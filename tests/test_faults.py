@@ -16,7 +16,7 @@ from cmtkd_jax.training import loop, memory
 def make_config(**changes):
   config = config_lib.default()
   config_lib.smoke(config, 8, channels=1)
-  config.method, config.model.width = 'single', 4 / 64
+  config.method.name, config.model.width = 'single', 4 / 64
   config.duration, config.checkpoint_every, config.eval_every = '4 steps', '1 steps', '4 steps'
   config.update_from_flattened_dict(changes)
   return config

@@ -43,7 +43,7 @@ def tiny_model():
 
 def make_config(method='cmtkd', **changes):
   config = config_lib.default()
-  config.method, config.model.name, config.cmtkd.teacher_bits = method, 'tiny', (4, 8)
+  config.method.name, config.model.name, config.method.cmtkd.teacher_bits = method, 'tiny', (4, 8)
   config.update_from_flattened_dict(changes)
   return config
 

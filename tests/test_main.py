@@ -34,17 +34,17 @@ def test_config_is_valid_and_short(name):
 def test_smoke_trains_and_evaluates(name, tmp_path, quick_compile):
   config = load(name, 'smoke')
   if name.endswith('resnet18'):  # one teacher is enough where compiling takes longest
-    config.cmtkd.teacher_bits = config.cmtkd.teacher_bits[:1]
+    config.method.cmtkd.teacher_bits = config.method.cmtkd.teacher_bits[:1]
   summary = loop.train_and_evaluate(config, tmp_path)
   assert summary['steps'] == 3
   assert set(summary['results']) == {'test/student', 'test/combined_teacher'}
   rows = metric_log.read(tmp_path)
   assert [row['step'] for row in rows if 'train/loss' in row] == [1, 2, 3]
   assert {
-    'train/cross_entropy/student',
-    'train/mutual/combined_teacher',
+    'train/student/cross_entropy',
+    'train/combined_teacher/mutual',
     'train/learning_rate',
-    'train/images_per_second',
+    'perf/images_per_second',
   } <= rows[0].keys()
   importance = {name: value for name, value in rows[-2].items() if name.startswith('importance/')}
   taps = {name.split('/')[1] for name in importance}
@@ -68,7 +68,7 @@ def test_minival_is_what_chooses_the_best_checkpoint_and_no_tensorflow_is_needed
     monkeypatch.setitem(sys.modules, module, None)
   config = load('digits_resnet8', 'smoke')
   config.tensorboard = True
-  config.method, config.data.minival, config.duration, config.eval_every = 'single', 0.25, '4 steps', '1 steps'
+  config.method.name, config.data.minival, config.duration, config.eval_every = 'single', 0.25, '4 steps', '1 steps'
   summary = loop.train_and_evaluate(config, tmp_path)
   assert set(summary['results']) == {'minival/student', 'test/student'}
   rows = [row for row in metric_log.read(tmp_path) if 'minival/student/top1' in row]
@@ -81,7 +81,7 @@ def test_minival_is_what_chooses_the_best_checkpoint_and_no_tensorflow_is_needed
 
 def test_everything_is_compiled_once(tmp_path, quick_compile, caplog):
   config = load('digits_resnet8', 'smoke')
-  config.method, config.duration, config.eval_every, config.log_every = 'single', '6 steps', '2 steps', '1 steps'
+  config.method.name, config.duration, config.eval_every, config.log_every = 'single', '6 steps', '2 steps', '1 steps'
   with jax.log_compiles():
     loop.train_and_evaluate(config, tmp_path)
   messages = [record.getMessage() for record in caplog.records if record.getMessage().startswith('Compiling')]
@@ -93,7 +93,7 @@ def test_everything_is_compiled_once(tmp_path, quick_compile, caplog):
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, quick_compile):
   config = load('digits_resnet8', 'smoke')
-  config.method, config.duration, config.checkpoint_every = 'single', '6 steps', '1 steps'
+  config.method.name, config.duration, config.checkpoint_every = 'single', '6 steps', '1 steps'
   config.optimizer.learning_rate = 1e9
   with pytest.raises(UserError, match=r'step \d: \S+ is (nan|inf).*not finite.*config.optimizer.learning_rate'):
     loop.train_and_evaluate(config, tmp_path)

@@ -161,7 +161,7 @@ def test_sums_above_2_to_the_24(tmp_path):
 def make_graph(move_offsets=0.0, **changes):
   """Graph of a network with random weights; learned offsets of its quantizers are moved."""
   config = config_lib.default()
-  config.method, config.model.width, config.model.bn_momentum = 'single', 0.25, 0.0
+  config.method.name, config.model.width, config.model.bn_momentum = 'single', 0.25, 0.0
   config.update_from_flattened_dict(changes)
   method, shape = build.create_method(config, 10), (config.data.image_size, config.data.image_size, 1)
   x = images_of(shape).astype(np.float32) / 127.5 - 1
@@ -255,7 +255,7 @@ def test_fast_form_rounds_by_little(bits, factor, levels, tmp_path):
 
 def test_fast_form_of_a_trained_network_predicts_the_same(tmp_path):
   config = config_lib.default()
-  config.method, config.tensorboard, config.model.block_order = 'single', False, 'post'
+  config.method.name, config.tensorboard, config.model.block_order = 'single', False, 'post'
   config.student = dict(weight_bits=4, activation_bits=4)  # sums that 8 bits do not hold
   config.model.width, config.optimizer.schedule = 0.5, 'cosine'
   config.duration = config.eval_every = config.checkpoint_every = '8 epochs'

@@ -16,7 +16,12 @@ CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'digits_resne
 
 def make_config(profiled, steps):
   config = runpy.run_path(str(CONFIG))['get_config']('smoke')
-  config.method, config.profile, config.duration, config.optimizer.decay_at = 'single', profiled, f'{steps} steps', ''
+  config.method.name, config.profile, config.duration, config.optimizer.decay_at = (
+    'single',
+    profiled,
+    f'{steps} steps',
+    '',
+  )
   config.log_every = config.eval_every = config.checkpoint_every = '100 steps'
   return config
 

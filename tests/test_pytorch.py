@@ -118,7 +118,7 @@ def save(network, path):
 
 def make_config(name, path):
   config = config_lib.default()
-  config.method, config.init_from = 'single', path
+  config.method.name, config.init_from = 'single', path
   config.model.name, config.model.width, config.model.stem = name, 1 / 8, 'imagenet'
   config.model.block_order = 'post' if name == 'resnet18' else 'pre'
   config.student.weight_bits = config.student.activation_bits = 32

@@ -369,7 +369,7 @@ def test_recipes_of_cmtkd_count_the_batch_as_its_authors_did():
         f'{path.stem}:{run}': config_lib.derive(config, changes.to_dict()) for run, changes in config.table.runs.items()
       }
   counts = {
-    name: (config.method, config.quantizer.lsq.activation.count)
+    name: (config.method.name, config.quantizer.lsq.activation.count)
     for name, config in counts.items()
     if 'lsq' in (config.quantizer.name, config.quantizer.weights, config.quantizer.activations)
   }

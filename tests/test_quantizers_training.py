@@ -35,10 +35,10 @@ def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
   equal, unequal, teacher = WIDTHS.get(name, USUAL)
   monkeypatch.setitem(models.MODELS, 'tiny', tiny)
   config = config_lib.default()
-  config.method, config.quantizer.name = kind, name
+  config.method.name, config.quantizer.name = kind, name
   config.student.weight_bits, config.student.activation_bits = equal
   config.bits.rules = (('student/stage2.*', *unequal),)
-  config.cmtkd.teacher_bits = (teacher,)
+  config.method.cmtkd.teacher_bits = (teacher,)
   config_lib.check(config)
   config.model.name = 'tiny'
   method = build.create_method(config, 5)
@@ -79,7 +79,7 @@ def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
 def test_a_clip_is_decayed_like_its_network_and_nothing_else_of_a_quantizer(monkeypatch):
   monkeypatch.setitem(models.MODELS, 'tiny', tiny)
   config = config_lib.default()
-  config.method, config.model.name, config.quantizer.name = 'single', 'tiny', 'pact'
+  config.method.name, config.model.name, config.quantizer.name = 'single', 'tiny', 'pact'
   config.optimizer.weight_decay_low_bits, config.optimizer.momentum = 0.5, 0.0
   params = {'student': {'activation': {'activation_quantizer': {'clip': np.float32(4)}}}}
 

@@ -57,7 +57,7 @@ def run(tmp_path_factory):
 def alone(tmp_path_factory):
   """Work directory of a run of one network, with minival, that did not reach its end."""
   config = smoke_config()
-  config.method, config.data.minival, config.eval_every = 'single', 0.25, '1 steps'
+  config.method.name, config.data.minival, config.eval_every = 'single', 0.25, '1 steps'
   workdir = tmp_path_factory.mktemp('runs') / 'alone'
   loop.train_and_evaluate(config, workdir)
   (workdir / 'summary.json').rename(workdir / 'finished.json')
@@ -150,7 +150,7 @@ def test_levels_and_shares_of_two_bit_layers(run):
 
 def test_levels_of_channels_stand_at_the_mean_scale():
   config = smoke_config()
-  config.method, config.quantizer.name, config.quantizer.lsq.weight.per_channel = 'single', 'lsq', True
+  config.method.name, config.quantizer.name, config.quantizer.lsq.weight.per_channel = 'single', 'lsq', True
   method = build.create_method(config, 10)
   abstract = jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True))
   rng = np.random.default_rng(0)

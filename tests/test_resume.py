@@ -32,7 +32,7 @@ def start(workdir, cache):
       'cmtkd_jax.main',
       '--config=configs/digits_resnet8.py:smoke',
       f'--workdir={workdir}',
-      '--config.cmtkd.teacher_bits=(4,)',
+      '--config.method.cmtkd.teacher_bits=(4,)',
       f'--config.duration={STEPS} steps',
       '--config.eval_every=100 steps',
       '--config.checkpoint_every=3 steps',

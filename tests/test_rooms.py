@@ -21,7 +21,8 @@ FLOORS = (
   ('models',),
   ('quantizers', 'losses', 'data'),
   ('runtime',),
-  ('errors', 'options'),
+  ('options',),
+  ('errors',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

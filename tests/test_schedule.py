@@ -65,7 +65,9 @@ def test_a_window_by_hand(clock):
 def test_the_first_metric_that_is_not_finite_is_named(clock):
   steps = window.Window(batch_size=1)
   for loss, term in ((1.0, 1.0), (float('nan'), float('inf')), (float('nan'), 1.0)):
-    steps.add({'loss': loss, 'cross_entropy/student': term, 'gradient_norm': float('nan') if loss != loss else 1.0})
+    steps.add(
+      {'loss': loss, 'student/cross_entropy': term, 'student/gradient_norm': float('nan') if loss != loss else 1.0}
+    )
   clock[0] += 1
-  with pytest.raises(UserError, match='^step 8: cross_entropy/student is inf, .* checkpoint, of step 5, is kept'):
+  with pytest.raises(UserError, match='^step 8: student/cross_entropy is inf, .* checkpoint, of step 5, is kept'):
     steps.close(9, 5)

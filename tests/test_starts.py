@@ -15,7 +15,7 @@ from cmtkd_jax.training import evaluate, loop, plan, restore, teachers
 def make_config(**changes):
   config = config_lib.default()
   config_lib.smoke(config, 8, channels=1)
-  config.method, config.model.width = 'single', 4 / 64
+  config.method.name, config.model.width = 'single', 4 / 64
   config.optimizer.decay_at = ''
   config.duration, config.checkpoint_every, config.eval_every = '2 steps', '1 steps', '2 steps'
   config.update_from_flattened_dict(changes)

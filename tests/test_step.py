@@ -62,7 +62,7 @@ def parts():
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(models.MODELS, 'tiny', tiny)
     config = config_lib.default()
-    config.model.name, config.quantizer.name, config.cmtkd.teacher_bits = 'tiny', 'lsq', (4, 8)
+    config.model.name, config.quantizer.name, config.method.cmtkd.teacher_bits = 'tiny', 'lsq', (4, 8)
     method = build.create_method(config, CLASSES)
   transform = optimizer.create(config, method, lambda step: 0.1)
   images = jax.ShapeDtypeStruct((16, 8, 8, 1), jnp.float32)
@@ -162,12 +162,12 @@ def test_a_step_changes_everything_that_trains(parts, runs):
     assert np.all(old != value)
   assert runs[8].metrics.keys() == {
     'loss',
-    'attention/tap1',
-    'attention/tap2',
-    'top1/student',
-    'top1/combined_teacher',
+    'student/feature/tap1',
+    'student/feature/tap2',
+    'student/top1',
+    'combined_teacher/top1',
     *(f'{term}/{name}' for term in ('cross_entropy', 'mutual') for name in ('student', 'combined_teacher')),
-    *(f'gradient_norm/{name}' for name in new),
+    *(f'{name}/gradient_norm' for name in new),
   }
 
 
@@ -195,16 +195,16 @@ def test_loss_and_gradient_norms_of_a_step(parts, runs):
   """The new parameters are those that the optimizer makes of the gradients that the metrics describe."""
   metrics, params = runs[1].metrics, runs[1].host[0]
   total = (
-    metrics['cross_entropy/student']
-    + metrics['cross_entropy/combined_teacher']
-    + 0.5 * (metrics['mutual/student'] + metrics['mutual/combined_teacher'])
-    + 100 * (metrics['attention/tap1'] + metrics['attention/tap2'])
+    metrics['student/cross_entropy']
+    + metrics['combined_teacher/cross_entropy']
+    + 0.5 * (metrics['student/mutual'] + metrics['combined_teacher/mutual'])
+    + 100 * (metrics['student/feature/tap1'] + metrics['student/feature/tap2'])
   )
   np.testing.assert_allclose(metrics['loss'], total, rtol=1e-5)
   for name, rate, decay in (('importance', 0.01, 0.0), ('combined_head', 0.1, 1e-4)):
     moved = jax.tree.map(lambda old, new: (old - new) / rate - decay * old, parts.state.params[name], params[name])
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(moved)))
-    np.testing.assert_allclose(metrics[f'gradient_norm/{name}'], norm, rtol=2e-3)
+    np.testing.assert_allclose(metrics[f'{name}/gradient_norm'], norm, rtol=2e-3)
 
 
 @pytest.mark.parametrize('name, bits', [('hwgq', 1), ('hwgq', 2), ('hwgq', 8), ('lsq', 2), ('lsq', 8)])
@@ -418,7 +418,7 @@ def test_parts_of_a_batch_are_spread_over_the_devices():
 def test_maps_computed_again_give_the_same_gradients(quick_compile):
   """In the networks that the regex names, and in no other."""
   config = config_lib.default()
-  config.cmtkd.teacher_bits, config.model.width = (4,), 4 / 64
+  config.method.cmtkd.teacher_bits, config.model.width = (4,), 4 / 64
   images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
   found, counts = {}, {}
   for remat in ('', 'teacher.*', '.*'):

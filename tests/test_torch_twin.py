@@ -30,7 +30,7 @@ def make_config(model='resnet8', stem='cifar', bits=2, teachers=(3, 4)):
   config = config_lib.default()
   config.model.name, config.model.stem, config.model.width = model, stem, 1 / 4
   config.student.weight_bits = config.student.activation_bits = bits
-  config.cmtkd.teacher_bits = teachers
+  config.method.cmtkd.teacher_bits = teachers
   config.data.mean = config.data.std = (0.5, 0.5, 0.5)
   return config
 

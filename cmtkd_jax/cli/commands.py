@@ -2,6 +2,7 @@
 
 import json
 
+from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
 from cmtkd_jax.training import evaluate
@@ -48,6 +49,13 @@ def run_report(command):
   print(report.write(run, others))
 
 
+def run_config(command):
+  """Prints every field with its value, what it may be, and its meaning; without --config the defaults of all."""
+  config = config_lib.default() if command.config is None else command.config
+  config_lib.check(config)
+  print(config_lib.describe(config, selected_only=command.config is not None))
+
+
 def run_bits(command):
   """Prints bits, size and bit operations of the networks, without training them."""
   from cmtkd_jax.experiments import cost
@@ -78,6 +86,7 @@ def _config(command):
 MODES = {
   'train': run_train,
   'evaluate': run_evaluate,
+  'config': run_config,
   'bits': run_bits,
   'table': run_table,
   'collect': run_collect,

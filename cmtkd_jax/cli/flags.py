@@ -24,7 +24,8 @@ _MODE = flags.DEFINE_enum(
   'train',
   list(commands.MODES),
   'train: train or resume; evaluate: print JSON; '
-  'bits: what networks cost; table, collect: runs of a table; report: HTML page of a run; '
+  'config: every field, its value and meaning; bits: what networks cost; table, collect: runs of a table; '
+  'report: HTML page of a run; '
   'export: files to deploy; predict: classes of image files.',
 )
 # {flag: the modes that it belongs to}
@@ -159,6 +160,8 @@ def _one_line(error, argv):
 def _default_workdir():
   """runs/<config file>, with the argument after the colon."""
   if _CONFIG.value is None:
+    if _MODE.value == 'config':
+      return ''
     raise UserError(
       '--config and --workdir are missing; give a config file, e.g. --config=configs/digits_resnet8.py, '
       'or the directory of a run'

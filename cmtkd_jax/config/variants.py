@@ -3,7 +3,7 @@
 import pathlib
 import runpy
 
-from cmtkd_jax import methods
+from cmtkd_jax.data.transforms.augments import AUGMENTS
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
 
@@ -45,14 +45,13 @@ def smoke(config, image_size, channels=3, classes=10):
   """Shrinks `config` to a few seconds anywhere: generated images, narrow layers, two teachers, three steps."""
   config.data.name = f'generated:{image_size}x{image_size}x{channels}:{classes}:48'
   config.data.image_size, config.data.resize = image_size, 0
-  if config.data.augment in ('inception_crop_flip', 'resize_crop_flip'):
+  if AUGMENTS[config.data.augment].random_box:
     config.data.augment = 'pad_crop_flip'
   config.model.width = min(config.model.width, 8 / 64)
-  for name in methods.METHODS:
-    for field in ('teacher_bits', 'peer_bits'):
-      if isinstance(config[name].get(field), tuple):
-        config[name][field] = config[name][field][::2]
-  config.ctkd.teacher_model = config.model.name
+  method = config.method
+  for section, field in ((method.cmtkd, 'teacher_bits'), (method.dml, 'peer_bits'), (method.kdcl, 'peer_bits')):
+    section[field] = section[field][::2]
+  method.ctkd.teacher_model = config.model.name
   for changes in config.first.values():
     if 'model' in changes:
       del changes.model  # every network is the student's

@@ -9,18 +9,19 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cmtkd_jax import options
 from cmtkd_jax.data import sampling
 from cmtkd_jax.data.loading import broken, host_reader, loaders, resident, worker_pool
+from cmtkd_jax.data.settings import Settings
 from cmtkd_jax.data.sources import base, names, npy
 from cmtkd_jax.data.transforms import augment as augment_lib
 from cmtkd_jax.data.transforms import decode_pil
+from cmtkd_jax.data.transforms.augments import AUGMENTS
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import tensorflow_host
 
 _RESIDENT_LIMIT = 2**30
-_MOST_WORKERS = 1024
 _MOST_IN_A_BATCH = 2**20
-_LARGEST_SIDE = 2**14
 _SMALL = 64  # pixels a side of images that networks take as they are
 
 
@@ -52,12 +53,13 @@ class Dataset(NamedTuple):
   summary: str
 
 
-def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int, mesh: jax.sharding.Mesh) -> Dataset:
+def load(
+  config: Mapping[str, Any], *, batch_size: int, eval_batch_size: int, seed: int, mesh: jax.sharding.Mesh
+) -> Dataset:
   """Opens a data set.
 
   Args:
-    config: the fields of `config.data` as attributes: name, dir, minival, augment, pad, image_size, resize,
-      mean, std, resident, num_workers, workers, decoder, max_corrupt.
+    config: the fields of `Settings`, a mapping such as `config.data`.
     batch_size: global batch size for training.
     eval_batch_size: global batch size for evaluation; rounded up to a multiple of the device count.
     seed: seed of the order and, when streaming, of the random crops; the held-out slice is always the same.
@@ -69,13 +71,13 @@ def load(config: Any, *, batch_size: int, eval_batch_size: int, seed: int, mesh:
   Raises:
     UserError: a field is out of range or does not fit the images, or the data are missing or broken.
   """
-  _check_fields(config)
+  config = options.create(Settings, 'data', config)
   _check_batch_sizes(batch_size, eval_batch_size, mesh.shape['data'])
   splits = _open(config)
   channels, size = len(config.mean), config.image_size
   _check_images(config, splits)
   is_resident = _is_resident(config, splits)
-  resizes = config.resize or config.augment == 'inception_crop_flip'
+  resizes = config.resize or AUGMENTS[config.augment].random_box
   if resizes and not is_resident and channels not in (1, 3):
     raise UserError(
       f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 '
@@ -191,66 +193,6 @@ def _open(config) -> base.Splits:
   from cmtkd_jax.data.sources import tfds_source  # Imports tensorflow_datasets, which may not be installed.
 
   return tfds_source.read(rest if kind == 'tfds' else config.name, config.dir)
-
-
-def _check_fields(config):
-  def check(field, good, fix):
-    if not good:
-      raise UserError(f'config.data.{field}={getattr(config, field)!r}: {fix}')
-
-  is_int = lambda v: isinstance(v, int) and not isinstance(v, bool)
-  check(
-    'name', isinstance(config.name, str) and config.name, "give the name of a data set, such as 'digits' or 'cifar100'"
-  )
-  check(
-    'minival',
-    isinstance(config.minival, (int, float)) and 0 <= config.minival < 0.5,
-    'must be a fraction, 0 <= minival < 0.5',
-  )
-  check('augment', config.augment in augment_lib.AUGMENTS, f'choose one of {", ".join(augment_lib.AUGMENTS)}')
-  check('resident', config.resident in ('auto', 'yes', 'no'), 'choose one of auto, yes, no')
-  check(
-    'image_size',
-    is_int(config.image_size) and 0 < config.image_size <= _LARGEST_SIDE,
-    f'must be a positive whole number, at most {_LARGEST_SIDE}',
-  )
-  check(
-    'pad',
-    is_int(config.pad) and 0 <= config.pad < config.image_size,
-    f'must be a whole number, from 0 to below config.data.image_size={config.image_size}',
-  )
-  check(
-    'num_workers',
-    is_int(config.num_workers) and 0 <= config.num_workers <= _MOST_WORKERS,
-    f'must be a whole number from 0 to {_MOST_WORKERS}; the number of cores is enough',
-  )
-  check('workers', config.workers in ('threads', 'processes'), 'choose one of threads, processes')
-  check(
-    'num_workers',
-    config.num_workers or config.workers == 'threads',
-    "workers='processes' needs at least one; set workers='threads' to read in the main thread",
-  )
-  check('decoder', config.decoder in ('pil', 'tensorflow'), 'choose one of pil, tensorflow')
-  check(
-    'max_corrupt',
-    isinstance(config.max_corrupt, (int, float)) and 0 <= config.max_corrupt < 1,
-    'must be a fraction, 0 <= max_corrupt < 1',
-  )
-  check(
-    'resize',
-    is_int(config.resize) and (config.resize == 0 or config.image_size <= config.resize <= _LARGEST_SIDE),
-    f'must be 0 (no resizing) or from config.data.image_size={config.image_size} to {_LARGEST_SIDE}',
-  )
-  check(
-    'resize',
-    config.resize or config.augment != 'resize_crop_flip',
-    "augment='resize_crop_flip' needs the shorter side after resizing; set config.data.resize",
-  )
-  check('std', len(config.std) == len(config.mean), f'must have one number per channel, as mean={tuple(config.mean)}')
-  check('std', all(s > 0 for s in config.std), 'must be positive')
-  check(
-    'mean', all(0 <= m <= 1 for m in config.mean), 'must lie between 0 and 1 (the pixels 0..255 are divided by 255)'
-  )
 
 
 def _check_decoder(config):

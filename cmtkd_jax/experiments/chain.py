@@ -42,7 +42,7 @@ def train_chain(config, workdir, directories=()):
     _train(resolve(run, directories), directory)
     directories[name] = directory
   if runs:
-    print(f'\n== {config.method} -> {workdir}', flush=True)
+    print(f'\n== {config.method.name} -> {workdir}', flush=True)
   return _train(resolve(last, directories), workdir)
 
 

@@ -25,13 +25,15 @@ def compare(config):
     if not name and not run.teachers and not run.first:
       method = build.create_method(run, dataset.num_classes)
       print(bit_table.render(bit_table.collect(method, dataset.input_shape, parse_rules(run.bits.rules))) + '\n')
-    student = config_lib.derive(config, changes | {'method': 'single', 'teachers': (), 'init_from': '', 'first': {}})
+    student = config_lib.derive(
+      config, changes | {'method': {'name': 'single'}, 'teachers': (), 'init_from': '', 'first': {}}
+    )
     rows = bit_table.collect(build.create_method(student, dataset.num_classes), dataset.input_shape)
     totals[name] = bit_table.total(rows)
   header = ['student of', 'parameters', 'weights, KiB', 'bits a weight', 'million MACs', 'million bit operations']
   body = [
     [
-      name or config.method,
+      name or config.method.name,
       f'{t.parameters:,}',
       f'{t.size / 8192:,.1f}',
       f'{t.size / t.parameters:.2f}',

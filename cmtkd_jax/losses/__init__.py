@@ -26,7 +26,7 @@ from cmtkd_jax.losses.similarity import Similarity, similarity_loss, similarity_
 from cmtkd_jax.losses.soft_cross_entropy import soft_cross_entropy
 from cmtkd_jax.losses.standardized_kd import StandardizedKD, standardize, standardized_kl
 
-# Adding a loss: its file, one line here, its test. Fields of the class are `config.feature_loss.NAME.*`.
+# Adding a loss: its file, one line here, its test. Options of the class are `config.feature_loss.NAME.*`.
 FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
   'ab': ActivationBoundary,
   'attention': Attention,

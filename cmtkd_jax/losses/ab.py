@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmtkd_jax.losses import base
+from cmtkd_jax.options import option
 
 
 def activation_boundary_loss(teacher: jax.Array, student: jax.Array, margin: float = 1.0) -> jax.Array:
@@ -39,12 +40,11 @@ def activation_boundary_loss(teacher: jax.Array, student: jax.Array, margin: flo
 class ActivationBoundary(base.FeatureLoss):
   """`activation_boundary_loss`. Its authors use it to initialize the student; here it goes along with the training."""
 
-  weight: float = 3e-3
-  tap_factor: float = 0.5
-  adaptor: str = 'conv_norm'
-  margin: float = 1.0
+  weight: float = base.weight_option(3e-3)
+  tap_factor: float = base.tap_factor_option(0.5)
+  adaptor: str = base.adaptor_option('conv_norm')
+  margin: float = option(1.0, 'that a feature keeps from 0 on its side', above=0)
   maps = 'pre_quantizer'
-  positive = ('tap_factor', 'margin')
 
   def __call__(self, teacher, student):
     return activation_boundary_loss(teacher, student, self.margin)

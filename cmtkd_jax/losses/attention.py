@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmtkd_jax.losses import base
+from cmtkd_jax.options import option
 
 NORMS = ('mean_square', 'sum_square', 'l2', 'l1')
 
@@ -101,11 +102,9 @@ def attention_loss(teacher: jax.Array, student: jax.Array, p: float = 2, norm: s
 class Attention(base.FeatureLoss):
   """`attention_loss`. Its weight belongs to norm and map size."""
 
-  weight: float = 100.0
-  power: float = 2.0
-  norm: str = 'mean_square'
-  choices = base.FeatureLoss.choices | {'norm': NORMS}
-  positive = ('tap_factor', 'power')
+  weight: float = base.weight_option(100.0)
+  power: float = option(2.0, 'p of the attention map', above=0)
+  norm: str = option('mean_square', 'of the difference between attention maps', choices=NORMS)
 
   def __call__(self, teacher, student):
     return attention_loss(teacher, student, self.power, self.norm)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-from cmtkd_jax import options
 from cmtkd_jax.losses.mean_softmax import mean_softmax
+from cmtkd_jax.options import Options, option
 
 ADAPTORS = ('identity', 'conv', 'conv_norm')
 
@@ -23,28 +23,37 @@ def check_logits(target_logits, logits, labels=None):
     raise ValueError(f'labels must be [B]; got {labels.shape} for logits {logits.shape}')
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureLoss:
-  """D of CMT-KD eq. (4): how far the student's map is from the teachers' at one tap, `loss(teacher, student)`.
+def weight_option(default):
+  """Returns the option `weight` of a feature loss."""
+  return option(default, 'gamma of eq. (10), of the loss in the total')
 
-  weight: of the loss in the total, gamma of eq. (10).
-  tap_factor: weight of each tap relative to the next deeper one.
-  adaptor: what brings the student's map to the teacher's channels: 'identity', a 1x1 'conv', or 'conv_norm', which
-    adds batch normalization.
+
+def tap_factor_option(default):
+  """Returns the option `tap_factor` of a feature loss."""
+  return option(default, 'weight of each tap relative to the next deeper one', above=0)
+
+
+def adaptor_option(default):
+  """Returns the option `adaptor` of a feature loss."""
+  return option(
+    default,
+    "what brings the student's map to the teacher's channels: nothing, a 1x1 'conv', or one with batch normalization",
+    choices=ADAPTORS,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureLoss(Options):
+  """D of CMT-KD eq. (4): how far the student's map is from the teachers' at one tap, `loss(teacher, student)`.
 
   `maps` says which maps it compares: 'quantized', or 'pre_quantizer'.
   """
 
-  weight: float = 1.0
-  tap_factor: float = 1.0
-  adaptor: str = 'identity'
+  weight: float = weight_option(1.0)
+  tap_factor: float = tap_factor_option(1.0)
+  adaptor: str = adaptor_option('identity')
 
   maps: ClassVar[str] = 'quantized'
-  choices: ClassVar[dict[str, tuple]] = {'adaptor': ADAPTORS}
-  positive: ClassVar[tuple[str, ...]] = ('tap_factor',)
-
-  def __post_init__(self):
-    options.check(self)
 
   def __call__(self, teacher, student):
     """Returns the loss, a float32 scalar, of maps [B, H, W, C]."""
@@ -52,18 +61,12 @@ class FeatureLoss:
 
 
 @dataclasses.dataclass(frozen=True)
-class LogitLoss:
+class LogitLoss(Options):
   """How far logits are from target logits, `loss(target_logits, logits, labels, temperature)`.
 
   The loss is 0, its minimum, where both are equal. Methods give it logits of one kind on both sides: those that the
   networks return, with a target from `combine`, or both counted from the true class (CMT-KD eq. (7)).
   """
-
-  choices: ClassVar[dict[str, tuple]] = {}
-  positive: ClassVar[tuple[str, ...]] = ()
-
-  def __post_init__(self):
-    options.check(self)
 
   def combine(self, teacher_logits, temperature):
     """Returns the target logits, float32 [B, C], of one or more teachers, a sequence of [B, C].

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmtkd_jax.losses import base
+from cmtkd_jax.options import option
 
 
 def pearson(a: jax.Array, b: jax.Array, axis: int, epsilon: float = 0.0) -> jax.Array:
@@ -79,9 +80,9 @@ def correlation_loss(
 class DIST(base.LogitLoss):
   """`correlation_loss`. Its authors weigh it by 2."""
 
-  beta: float = 1.0
-  gamma: float = 1.0
-  epsilon: float = 1e-8
+  beta: float = option(1.0, 'weight of the correlation over classes')
+  gamma: float = option(1.0, 'weight of the correlation over the batch')
+  epsilon: float = option(1e-8, 'added to the norms that are divided by')
 
   def __call__(self, target_logits, logits, labels, temperature):
     return correlation_loss(target_logits, logits, temperature, self.beta, self.gamma, self.epsilon)

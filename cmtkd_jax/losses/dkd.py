@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmtkd_jax.losses import base
+from cmtkd_jax.options import option
 
 
 def decoupled_loss(
@@ -59,8 +60,8 @@ def _decouple(logits, is_label, temperature):
 class DKD(base.LogitLoss):
   """`decoupled_loss`. Its authors choose beta between 2 and 8 by the pair, and raise the weight over 20 epochs."""
 
-  alpha: float = 1.0
-  beta: float = 8.0
+  alpha: float = option(1.0, 'weight of the label against the rest')
+  beta: float = option(8.0, 'weight of the rest among itself')
 
   def __call__(self, target_logits, logits, labels, temperature):
     return decoupled_loss(target_logits, logits, labels, temperature, self.alpha, self.beta)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cmtkd_jax.losses import base
+from cmtkd_jax.options import option
 
 NORMS = ('mean_square', 'l2', 'l1')
 
@@ -55,9 +56,8 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
 class FitNet(base.FeatureLoss):
   """`fitnet_loss`."""
 
-  adaptor: str = 'conv'
-  norm: str = 'mean_square'
-  choices = base.FeatureLoss.choices | {'norm': NORMS}
+  adaptor: str = base.adaptor_option('conv')
+  norm: str = option('mean_square', 'of the difference between feature maps', choices=NORMS)
 
   def __call__(self, teacher, student):
     return fitnet_loss(teacher, student, self.norm)

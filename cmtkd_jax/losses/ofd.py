@@ -60,9 +60,9 @@ def overhaul_loss(teacher: jax.Array, student: jax.Array, margin: jax.Array) -> 
 class Overhaul(base.FeatureLoss):
   """`overhaul_loss` with the margins of the batch, whose statistics behind a normalization are that one's own."""
 
-  weight: float = 1e-3
-  tap_factor: float = 0.5
-  adaptor: str = 'conv_norm'
+  weight: float = base.weight_option(1e-3)
+  tap_factor: float = base.tap_factor_option(0.5)
+  adaptor: str = base.adaptor_option('conv_norm')
   maps = 'pre_quantizer'
 
   def __call__(self, teacher, student):

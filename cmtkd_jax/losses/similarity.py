@@ -54,7 +54,7 @@ def similarity_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:
 class Similarity(base.FeatureLoss):
   """`similarity_loss`."""
 
-  weight: float = 3000.0
+  weight: float = base.weight_option(3000.0)
 
   def __call__(self, teacher, student):
     return similarity_loss(teacher, student)

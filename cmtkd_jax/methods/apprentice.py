@@ -11,22 +11,21 @@ import jax
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Member, check_teachers, network_recipe, student_member, trained_members
-from cmtkd_jax.models.bit_policy import FULL_PRECISION, check_bits
+from cmtkd_jax.models.bit_policy import FULL_PRECISION, WIDTHS
+from cmtkd_jax.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.apprentice`."""
+class Settings(Options):
+  """Fields of `config.method.apprentice`."""
 
-  scheme: str = 'A'
-  alpha: float = 1.0  # weight of the teacher's cross entropy (scheme A)
-  beta: float = 0.5  # weight of the apprentice's cross entropy
-  gamma: float = 0.5  # weight of the cross entropy between the two
-  temperature: float = 1.0
-  teacher_bits: int = FULL_PRECISION  # bits of the jointly trained teacher (scheme A)
-  stop_gradient_target: bool = True  # the teacher's prediction is a constant in the last term
-
-  choices = {'scheme': ('A', 'B', 'C')}
+  scheme: str = option('A', 'trained jointly (A), or from a trained teacher (B, C)', choices=('A', 'B', 'C'))
+  alpha: float = option(1.0, "weight of the teacher's cross entropy (scheme A)")
+  beta: float = option(0.5, "weight of the apprentice's cross entropy")
+  gamma: float = option(0.5, 'weight of the cross entropy between the two')
+  temperature: float = option(1.0, 'of the last term', above=0)
+  teacher_bits: int = option(FULL_PRECISION, 'bits of the jointly trained teacher (scheme A)', choices=WIDTHS)
+  stop_gradient_target: bool = option(True, "the teacher's prediction is a constant in the last term")
 
 
 class Apprentice(Joint):
@@ -42,7 +41,7 @@ def apprentice_loss(teacher, student, labels, settings):
   ce_a = losses.cross_entropy(student, labels)
   target = jax.lax.stop_gradient(teacher) if settings.stop_gradient_target else teacher
   soft = losses.soft_cross_entropy(target, student, settings.temperature)
-  terms = {'cross_entropy/teacher': ce_t, 'cross_entropy/student': ce_a, 'distillation/student': soft}
+  terms = {'teacher/cross_entropy': ce_t, 'student/cross_entropy': ce_a, 'student/distillation': soft}
   return settings.alpha * ce_t + settings.beta * ce_a + settings.gamma * soft, terms
 
 
@@ -52,7 +51,6 @@ def create(config, settings, num_classes, teachers=()):
   Raises:
     UserError: a scheme lacks its trained networks.
   """
-  check_bits(settings.teacher_bits, 'config.apprentice.teacher_bits')
   if settings.scheme == 'A':
     check_teachers(teachers, 'apprentice', 0, 0)
     bits = settings.teacher_bits
@@ -62,7 +60,7 @@ def create(config, settings, num_classes, teachers=()):
     (teacher,) = trained_members(teachers, ('teacher',), num_classes)
   if settings.scheme == 'C' and not config.init_from:
     raise UserError(
-      "config.apprentice.scheme='C' starts from a trained full-precision network; name its directory in "
+      "config.method.apprentice.scheme='C' starts from a trained full-precision network; name its directory in "
       'config.init_from'
     )
   return Apprentice((student_member(config, num_classes), teacher), settings)

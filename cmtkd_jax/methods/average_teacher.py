@@ -6,20 +6,18 @@ their triplets. A `logit_loss` may average otherwise: `logits_regression` takes 
 
 import dataclasses
 
-from cmtkd_jax import losses
 from cmtkd_jax.methods.base import check_teachers
 from cmtkd_jax.methods.kd import distillation
+from cmtkd_jax.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.average_teacher`. The teachers are the students of the runs in `config.teachers`."""
+class Settings(Options):
+  """Fields of `config.method.average_teacher`. The teachers are the students of the runs in `config.teachers`."""
 
-  alpha: float = 1.0  # weight of the cross entropy
-  beta: float = 1.0  # weight of the distillation term
-  temperature: float = 2.0
-  logit_loss: str = 'kd'  # the distillation term, with its options in config.logit_loss
-  choices = {'logit_loss': tuple(losses.LOGIT_LOSSES)}
+  alpha: float = option(1.0, 'weight of the cross entropy')
+  beta: float = option(1.0, 'weight of the distillation term, `config.logit_loss`')
+  temperature: float = option(2.0, 'of the distillation term', above=0)
 
 
 def create(config, settings, num_classes, teachers=()):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cmtkd_jax import models
+from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy, check_bits, parse_rules, quantizer_names
 from cmtkd_jax.models.layers import INITIALIZERS, LayerFactory
@@ -61,8 +61,9 @@ class Method(nn.Module):
   def loss(self, outputs, labels):
     """Returns (total, terms) of labels int32 [B]: a float32 scalar, and the unweighted scalars it is made of.
 
-    Terms are named 'KIND/NETWORK' after the network that learns from them, e.g. 'cross_entropy/student'; not 'loss',
-    'top1/...' or 'gradient_norm/...', which the step adds. Called outside of `apply`: it reads `outputs` and settings.
+    Terms are named 'NETWORK/TERM' after the network that learns from them, e.g. 'student/cross_entropy'; not 'loss',
+    'NETWORK/top1' or 'NETWORK/gradient_norm', which the step adds. Called outside of `apply`: it reads `outputs` and
+    settings.
     """
     raise NotImplementedError
 
@@ -188,29 +189,27 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
   Raises:
     UserError: a field of `config.model`, `config.bits` or `config.quantizer` cannot be honored.
   """
-  if config.model.name not in models.MODELS:
-    raise UserError(f'config.model.name={config.model.name!r}; allowed: {", ".join(models.MODELS)}')
   names = quantizer_names(config.quantizer)
   options = {role: tuple(sorted(config.quantizer[name].get(role, {}).items())) for role, name in names.items()}
   policy = BitPolicy(
-    weight_bits,
-    activation_bits,
-    config.bits.first_last,
-    config.bits.shortcut == 'quantized',
-    parse_rules(config.bits.rules),
-    names['weight'],
-    options['weight'],
-    options['activation'],
+    weight_bits=weight_bits,
+    activation_bits=activation_bits,
+    first_last_bits=config.bits.first_last,
+    quantize_shortcuts=config.bits.shortcut == 'quantized',
+    rules=parse_rules(config.bits.rules),
+    quantizer=names['weight'],
+    weight_options=options['weight'],
+    activation_options=options['activation'],
     activations=names['activation'],
     **policy_fields,
   )
   layers = LayerFactory(
-    policy,
-    jnp.dtype(config.dtype),
-    config.model.bn_affine,
-    config.model.bn_momentum,
-    config.model.bn_groups,
-    INITIALIZERS[config.model.init],
+    policy=policy,
+    dtype=jnp.dtype(config.dtype),
+    bn_affine=config.model.bn_affine,
+    bn_momentum=config.model.bn_momentum,
+    bn_groups=config.model.bn_groups,
+    initializers=INITIALIZERS[config.model.init],
   )
   build = functools.partial(
     models.MODELS[config.model.name],
@@ -223,6 +222,17 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
   return lambda: build().clone(remat=config.remat)
 
 
+def configured_feature_loss(config):
+  """Returns the `losses.FeatureLoss` of `config.feature_loss`, None for 'none'."""
+  name = config.feature_loss.name
+  return None if name == 'none' else losses.FEATURE_LOSSES[name](**config.feature_loss[name])
+
+
+def configured_logit_loss(config):
+  """Returns the `losses.LogitLoss` of `config.logit_loss`."""
+  return losses.LOGIT_LOSSES[config.logit_loss.name](**config.logit_loss[config.logit_loss.name])
+
+
 def check_teachers(teachers, method, least, most):
   """Raises `UserError` unless `method`, its name in the table, is given `least` to `most` trained teachers."""
   if not least <= len(teachers) <= most:
@@ -232,4 +242,4 @@ def check_teachers(teachers, method, least, most):
       if not most
       else (f'{least if most == least else f"at least {least}"} of them; name the work directories of finished runs')
     )
-    raise UserError(f'config.teachers={given!r}; config.method={method!r} takes {wanted}')
+    raise UserError(f'config.teachers={given!r}; config.method.name={method!r} takes {wanted}')

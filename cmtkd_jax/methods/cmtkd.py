@@ -15,41 +15,50 @@ import jax.numpy as jnp
 
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import Method, Outputs, check_teachers, network_recipe
+from cmtkd_jax.methods.base import (
+  Method,
+  Outputs,
+  check_teachers,
+  configured_feature_loss,
+  configured_logit_loss,
+  network_recipe,
+)
 from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
 from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.models.bit_policy import check_bits
+from cmtkd_jax.options import Options, option
 
 STUDENT, COMBINED = 'student', 'combined_teacher'
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.cmtkd`. F-numbers name the questions the paper leaves open (README, departures)."""
+class Settings(Options):
+  """Fields of `config.method.cmtkd`; D of eq. (4) is `config.feature_loss`, L_KL of (8), (9) `config.logit_loss`.
 
-  teacher_bits: tuple = (4, 6, 8)  # an int for both, or (weight bits, activation bits)
-  taps: tuple = ()  # numbers of tapped layers; () = every stage of the backbone
-  alpha: float = 1.0  # weight of the cross entropies, eq. (10)
-  beta: float = 0.5  # weight of the mutual KL terms; 0 = without mutual learning
-  temperature: float = 2.0  # F1
-  ce_temperature: float = 1.0  # F11
-  feature_loss: str = 'attention'  # D of eq. (4), with gamma and the rest in config.feature_loss (F5, F6); or 'none'
-  mutual_loss: str = 'kd'  # L_KL of eqs. (8), (9), with its options in config.logit_loss
-  stop_gradient_target: bool = True  # F2: the min-logit ensemble is a constant for the KL terms
-  stop_gradient_shared: bool = False  # F3: the feature loss does not reach teachers and importance factors
-  combined_head: str = 'shared'  # F4: one classifier on the last shared map, or the 'mean' of a head per teacher
-  fused: str = 'quantized'  # F7: what eq. (1) mixes; 'pre_quantizer' mixes before, each teacher quantizes the mixture
-  student_map: str = 'quantized'  # F7: the student's side of the feature loss, or 'pre_quantizer'
-  requantize: bool = False  # F8: each teacher quantizes the mixture again before its next stage
-  importance_init: tuple = ()  # F10: initial theta of each teacher; () = zeros, uniform importance
+  Where the paper leaves a question open, an option stands for each answer.
+  """
 
-  choices = {
-    'feature_loss': ('none', *losses.FEATURE_LOSSES),
-    'mutual_loss': tuple(losses.LOGIT_LOSSES),
-    'combined_head': ('shared', 'mean'),
-    'fused': ('quantized', 'pre_quantizer'),
-    'student_map': ('quantized', 'pre_quantizer'),
-  }
+  teacher_bits: tuple = option((4, 6, 8), 'of each teacher: an int, or (weight bits, activation bits)')
+  taps: tuple = option((), 'numbers of the tapped layers; () = every stage of the backbone', items=5)
+  alpha: float = option(1.0, 'weight of the cross entropies, eq. (10)')
+  beta: float = option(0.5, 'weight of the mutual KL terms; 0 = without mutual learning')
+  temperature: float = option(2.0, 'tau of the mutual KL terms', above=0)
+  ce_temperature: float = option(1.0, 'of the cross entropies', above=0)
+  stop_gradient_target: bool = option(True, 'the min-logit ensemble is a constant for the KL terms')
+  stop_gradient_shared: bool = option(False, 'the feature loss does not reach teachers and importance factors')
+  combined_head: str = option(
+    'shared', "one classifier on the last shared map, or the 'mean' of a head per teacher", choices=('shared', 'mean')
+  )
+  fused: str = option(
+    'quantized',
+    "what eq. (1) mixes; with 'pre_quantizer' each teacher quantizes the mixture",
+    choices=('quantized', 'pre_quantizer'),
+  )
+  student_map: str = option(
+    'quantized', "the student's side of the feature loss", choices=('quantized', 'pre_quantizer')
+  )
+  requantize: bool = option(False, 'each teacher quantizes the mixture again before its next stage')
+  importance_init: tuple = option((), 'initial theta of each teacher; () = zeros, uniform importance', items=0.5)
 
 
 class CMTKD(Method):
@@ -187,16 +196,16 @@ def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings, feature_
     feature[tap] = feature_loss(shared, student)
     total += feature_loss.weight * feature_loss.tap_factor ** (len(pairs) - k) * feature[tap]
   terms = {
-    f'cross_entropy/{STUDENT}': ce_s,
-    f'cross_entropy/{COMBINED}': ce_t,
-    f'mutual/{STUDENT}': kl_s,
-    f'mutual/{COMBINED}': kl_t,
+    f'{STUDENT}/cross_entropy': ce_s,
+    f'{COMBINED}/cross_entropy': ce_t,
+    f'{STUDENT}/mutual': kl_s,
+    f'{COMBINED}/mutual': kl_t,
   }
-  return total, terms | {f'{settings.feature_loss}/{tap}': value for tap, value in feature.items()}
+  return total, terms | {f'{STUDENT}/feature/{tap}': value for tap, value in feature.items()}
 
 
 def create(config, settings, num_classes, teachers=()):
-  """Returns the method for `config`, whose `config.cmtkd` is `settings`.
+  """Returns the method for `config`, whose `config.method.cmtkd` is `settings`.
 
   Raises:
     UserError: teachers, taps or initial importances do not fit.
@@ -205,23 +214,25 @@ def create(config, settings, num_classes, teachers=()):
   widths = [tuple(bits) if isinstance(bits, (tuple, list)) else (bits, bits) for bits in settings.teacher_bits]
   if not widths:
     raise UserError(
-      'config.cmtkd.teacher_bits=() names no teacher; give at least one width, such as (4, 6, 8), '
-      "or train the student alone with config.method='single'"
+      'config.method.cmtkd.teacher_bits=() names no teacher; give at least one width, such as (4, 6, 8), '
+      "or train the student alone with config.method.name='single'"
     )
   for pair in widths:
     if len(pair) != 2:
-      raise UserError(f'config.cmtkd.teacher_bits={pair!r} is neither a width nor (weight bits, activation bits)')
+      raise UserError(
+        f'config.method.cmtkd.teacher_bits={pair!r} is neither a width nor (weight bits, activation bits)'
+      )
     for bits in pair:
-      check_bits(bits, 'config.cmtkd.teacher_bits')
+      check_bits(bits, 'config.method.cmtkd.teacher_bits')
   if settings.importance_init and len(settings.importance_init) != len(widths):
     raise UserError(
-      f'config.cmtkd.importance_init={settings.importance_init!r} has {len(settings.importance_init)} '
+      f'config.method.cmtkd.importance_init={settings.importance_init!r} has {len(settings.importance_init)} '
       f'values for {len(widths)} teachers; give one each, or () for uniform importance'
     )
 
   if settings.requantize and settings.fused == 'pre_quantizer':
     raise UserError(
-      "config.cmtkd.requantize=True has no meaning with config.cmtkd.fused='pre_quantizer', where each "
+      "config.method.cmtkd.requantize=True has no meaning with config.method.cmtkd.fused='pre_quantizer', where each "
       'teacher quantizes the mixture anyway; set it to False'
     )
 
@@ -232,31 +243,27 @@ def create(config, settings, num_classes, teachers=()):
   backbone_taps = make_student().taps
   taps = tuple(settings.taps) or backbone_taps
   if not set(taps) <= set(backbone_taps):
-    raise UserError(f'config.cmtkd.taps={taps!r}; {config.model.name} can be tapped at {backbone_taps!r}')
+    raise UserError(f'config.method.cmtkd.taps={taps!r}; {config.model.name} can be tapped at {backbone_taps!r}')
   make_head = None
   if settings.combined_head == 'shared':
     if backbone_taps[-1] not in taps:
       raise UserError(
-        f"config.cmtkd.combined_head: 'shared' needs a tap at the last stage, layer "
-        f"{backbone_taps[-1]}, but config.cmtkd.taps is {taps!r}; add it or use 'mean'"
+        f"config.method.cmtkd.combined_head: 'shared' needs a tap at the last stage, layer "
+        f"{backbone_taps[-1]}, but config.method.cmtkd.taps is {taps!r}; add it or use 'mean'"
       )
     make_head = max(zip(widths, make_teachers), key=lambda pair: pair[0])[1]().make_head
   names = tuple(f'teacher{i}_{_width_name(*pair)}' for i, pair in enumerate(widths, 1))
-  feature_loss = None
-  if settings.feature_loss != 'none':
-    feature_loss = losses.FEATURE_LOSSES[settings.feature_loss](**config.feature_loss[settings.feature_loss])
-  mutual_loss = losses.LOGIT_LOSSES[settings.mutual_loss](**config.logit_loss[settings.mutual_loss])
   return CMTKD(
-    make_teachers,
-    make_student,
-    make_head,
-    names,
-    tuple(w for w, _ in widths),
-    student.weight_bits,
-    taps,
-    settings,
-    feature_loss,
-    mutual_loss,
+    make_teachers=make_teachers,
+    make_student=make_student,
+    make_combined_head=make_head,
+    teacher_names=names,
+    teacher_weight_bits=tuple(w for w, _ in widths),
+    student_weight_bits=student.weight_bits,
+    taps=taps,
+    settings=settings,
+    feature_loss=configured_feature_loss(config),
+    mutual_loss=configured_logit_loss(config),
   )
 
 

@@ -20,23 +20,24 @@ from cmtkd_jax.methods.base import (
   student_member,
   trained_members,
 )
-from cmtkd_jax.models.bit_policy import FULL_PRECISION, check_bits
+from cmtkd_jax.models.bit_policy import FULL_PRECISION, WIDTHS
+from cmtkd_jax.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.ctkd`. The expert is the student of the run in `config.teachers`."""
+class Settings(Options):
+  """Fields of `config.method.ctkd`. The expert is the student of the run in `config.teachers`."""
 
-  teacher_model: str = 'wrn40_1'  # the scratch teacher, a name in `models.MODELS`
-  teacher_bits: int = FULL_PRECISION  # bits of the scratch teacher
-  shared_stem: bool = True  # student and scratch teacher share the first convolution
-  gamma: float = 0.03  # weight of the logits of the scratch teacher
-  beta: float = 1000.0  # weight of the attention maps of the expert
-  alpha: float = 0.0  # weight of the expert's logits: the published code computes this term and leaves it out
-  temperature: float = 4.0  # of the expert's logits
-  attention_to: str = 'student'  # as in the paper; the published code compares the expert to the 'scratch_teacher'
-
-  choices = {'attention_to': ('student', 'scratch_teacher')}
+  teacher_model: str = option('wrn40_1', 'the scratch teacher', choices=models.MODELS)
+  teacher_bits: int = option(FULL_PRECISION, 'bits of the scratch teacher', choices=WIDTHS)
+  shared_stem: bool = option(True, 'student and scratch teacher share the first convolution')
+  gamma: float = option(0.03, 'weight of the logits of the scratch teacher')
+  beta: float = option(1000.0, 'weight of the attention maps of the expert')
+  # The published code computes this term and leaves it out.
+  alpha: float = option(0.0, "weight of the expert's logits")
+  temperature: float = option(4.0, "of the expert's logits", above=0)
+  # As in the paper; the published code compares the expert with the scratch teacher.
+  attention_to: str = option('student', 'whom the expert shows where to look', choices=('student', 'scratch_teacher'))
 
 
 class CTKD(Joint):
@@ -90,24 +91,21 @@ def ctkd_loss(logits, labels, maps, settings):
   if settings.alpha:
     total += settings.alpha * kl
   terms = {
-    'cross_entropy/student': ce_s,
-    'cross_entropy/scratch_teacher': ce_t,
-    'imitation/student': imitation,
-    'expert_distillation/student': kl,
+    'student/cross_entropy': ce_s,
+    'scratch_teacher/cross_entropy': ce_t,
+    'student/imitation': imitation,
+    'student/expert_distillation': kl,
   }
-  return total, terms | {f'attention/{receiver}/group{j}': value for j, value in enumerate(attention, 1)}
+  return total, terms | {f'{receiver}/attention/group{j}': value for j, value in enumerate(attention, 1)}
 
 
 def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`.
 
   Raises:
-    UserError: the scratch teacher is unknown, the networks cannot be compared, or have no stem to share.
+    UserError: the networks cannot be compared, or have no stem to share.
   """
   check_teachers(teachers, 'ctkd', 1, 1)
-  check_bits(settings.teacher_bits, 'config.ctkd.teacher_bits')
-  if settings.teacher_model not in models.MODELS:
-    raise UserError(f'config.ctkd.teacher_model={settings.teacher_model!r}; allowed: {", ".join(models.MODELS)}')
   scratch_config = config.copy_and_resolve_references()
   scratch_config.model.name = settings.teacher_model
   bits = settings.teacher_bits
@@ -116,12 +114,12 @@ def create(config, settings, num_classes, teachers=()):
   networks = [member.make() for member in members]
   if len({len(network.taps) for network in networks}) > 1:
     raise UserError(
-      f'config.ctkd.teacher_model={settings.teacher_model!r} and config.model.name='
+      f'config.method.ctkd.teacher_model={settings.teacher_model!r} and config.model.name='
       f'{config.model.name!r} and the expert have different numbers of stages; take one family'
     )
   if settings.shared_stem and not all(network.make_stem for network in networks[:2]):
     raise UserError(
-      'config.ctkd.shared_stem=True needs wide residual networks (wrn16_1, ...), whose stem stands '
+      'config.method.ctkd.shared_stem=True needs wide residual networks (wrn16_1, ...), whose stem stands '
       'apart; set it to False'
     )
   return CTKD(members, settings)

@@ -6,15 +6,16 @@ import jax
 
 from cmtkd_jax import losses
 from cmtkd_jax.methods.base import Joint, check_teachers, peer_members, student_member
+from cmtkd_jax.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.dml`."""
+class Settings(Options):
+  """Fields of `config.method.dml`."""
 
-  peer_bits: tuple = (4, 6, 8)  # networks of the student's architecture beside it
-  beta: float = 1.0  # weight of the mutual terms
-  temperature: float = 1.0
+  peer_bits: tuple = option((4, 6, 8), "networks of the student's architecture next to it", items=8)
+  beta: float = option(1.0, 'weight of the mutual terms')
+  temperature: float = option(1.0, 'of the mutual terms', above=0)
 
 
 class DML(Joint):
@@ -34,13 +35,13 @@ def dml_loss(logits, labels, settings):
     for i, z in logits.items()
   }
   total = sum(ce.values()) + settings.beta * sum(mutual.values())
-  return total, {f'cross_entropy/{i}': value for i, value in ce.items()} | {
-    f'mutual/{i}': value for i, value in mutual.items()
+  return total, {f'{i}/cross_entropy': value for i, value in ce.items()} | {
+    f'{i}/mutual': value for i, value in mutual.items()
   }
 
 
 def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
   check_teachers(teachers, 'dml', 0, 0)
-  peers = peer_members(config, settings.peer_bits, 'dml.peer_bits', num_classes)
+  peers = peer_members(config, settings.peer_bits, 'method.dml.peer_bits', num_classes)
   return DML((student_member(config, num_classes), *peers), settings)

@@ -12,18 +12,17 @@ import jax
 from cmtkd_jax import losses
 from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, run_stages, student_member
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
+from cmtkd_jax.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.guided`."""
+class Settings(Options):
+  """Fields of `config.method.guided`."""
 
-  hint: str = 'features'
-  teacher_weight: float = 1.0  # of the hint that the full-precision network gets
-  student_weight: float = 0.5  # of the hint that the low-precision network gets
-  temperature: float = 1.0  # of the hint by predictions
-
-  choices = {'hint': ('features', 'logits')}
+  hint: str = option('features', 'what the networks show each other', choices=('features', 'logits'))
+  teacher_weight: float = option(1.0, 'of the hint that the full-precision network gets')
+  student_weight: float = option(0.5, 'of the hint that the low-precision network gets')
+  temperature: float = option(1.0, 'of the hint by logits', above=0)
 
 
 class Guided(Joint):
@@ -65,10 +64,10 @@ def guided_loss(logits, labels, pairs, settings):
     to_teacher = losses.kl_divergence(constant(z_s), z_t, settings.temperature)
   total = ce_t + ce_s + settings.teacher_weight * to_teacher + settings.student_weight * to_student
   return total, {
-    'cross_entropy/student': ce_s,
-    'cross_entropy/teacher': ce_t,
-    'guidance/student': to_student,
-    'guidance/teacher': to_teacher,
+    'student/cross_entropy': ce_s,
+    'teacher/cross_entropy': ce_t,
+    'student/guidance': to_student,
+    'teacher/guidance': to_teacher,
   }
 
 

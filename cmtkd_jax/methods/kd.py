@@ -3,18 +3,24 @@
 import dataclasses
 
 from cmtkd_jax import losses
-from cmtkd_jax.methods.base import Joint, Outputs, check_teachers, student_member, trained_members
+from cmtkd_jax.methods.base import (
+  Joint,
+  Outputs,
+  check_teachers,
+  configured_logit_loss,
+  student_member,
+  trained_members,
+)
+from cmtkd_jax.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.kd`. The teacher is the student of the run in `config.teachers`, full precision or quantized."""
+class Settings(Options):
+  """Fields of `config.method.kd`. The teacher is the student of the run in `config.teachers`, at any bit-width."""
 
-  alpha: float = 1.0  # weight of the cross entropy
-  beta: float = 1.0  # weight of the distillation term
-  temperature: float = 2.0
-  logit_loss: str = 'kd'  # the distillation term, with its options in config.logit_loss
-  choices = {'logit_loss': tuple(losses.LOGIT_LOSSES)}
+  alpha: float = option(1.0, 'weight of the cross entropy')
+  beta: float = option(1.0, 'weight of the distillation term, `config.logit_loss`')
+  temperature: float = option(2.0, 'of the distillation term', above=0)
 
 
 class Distillation(Joint):
@@ -37,7 +43,7 @@ class Distillation(Joint):
     ce = losses.cross_entropy(student, labels)
     target = self.logit_loss.combine(outputs.extras, settings.temperature)
     distance = self.logit_loss(target, student, labels, settings.temperature)
-    terms = {'cross_entropy/student': ce, 'distillation/student': distance}
+    terms = {'student/cross_entropy': ce, 'student/distillation': distance}
     return settings.alpha * ce + settings.beta * distance, terms
 
 
@@ -51,5 +57,4 @@ def distillation(config, settings, num_classes, teachers, target_name):
   """Returns the `Distillation` of `config.student` from `teachers`."""
   names = [f'teacher{i}' for i in range(1, len(teachers) + 1)]
   members = (student_member(config, num_classes), *trained_members(teachers, names, num_classes))
-  logit_loss = losses.LOGIT_LOSSES[settings.logit_loss](**config.logit_loss[settings.logit_loss])
-  return Distillation(members, settings, target_name, logit_loss)
+  return Distillation(members, settings, target_name, configured_logit_loss(config))

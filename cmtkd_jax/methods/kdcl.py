@@ -11,23 +11,24 @@ import jax.numpy as jnp
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Outputs, check_teachers, peer_members, student_member
+from cmtkd_jax.options import Options, option
 
 STATE = 'ensemble'  # variable collection of the weights of the general ensemble
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.kdcl`."""
+class Settings(Options):
+  """Fields of `config.method.kdcl`."""
 
-  peer_bits: tuple = (4, 6, 8)  # networks of the student's architecture beside it
+  peer_bits: tuple = option((4, 6, 8), "networks of the student's architecture next to it", items=8)
   # 'naive': the best of each sample; 'linear': the best mixture of logits of each batch; 'min_logit'; 'general':
   # the mixture of probabilities with the least error on minival, found again after every epoch.
-  ensemble: str = 'min_logit'
-  distillation_weight: float = 1.0  # lambda
-  temperature: float = 2.0
-  own_views: bool = True  # each network its own augmentation
-
-  choices = {'ensemble': ('naive', 'linear', 'min_logit', 'general')}
+  ensemble: str = option(
+    'min_logit', 'of the logits, the target of each', choices=('naive', 'linear', 'min_logit', 'general')
+  )
+  distillation_weight: float = option(1.0, 'lambda')
+  temperature: float = option(2.0, 'of the distillation term', above=0)
+  own_views: bool = option(True, 'each network sees its own augmentation')
 
 
 class KDCL(Joint):
@@ -75,8 +76,8 @@ def kdcl_loss(logits, labels, weights, settings):
   ce = {i: losses.cross_entropy(z, labels) for i, z in logits.items()}
   kl = {i: losses.kl_divergence(target, z, settings.temperature) for i, z in logits.items()}
   total = sum(ce.values()) + settings.distillation_weight * sum(kl.values())
-  return total, {f'cross_entropy/{i}': value for i, value in ce.items()} | {
-    f'distillation/{i}': value for i, value in kl.items()
+  return total, {f'{i}/cross_entropy': value for i, value in ce.items()} | {
+    f'{i}/distillation': value for i, value in kl.items()
   }
 
 
@@ -89,8 +90,8 @@ def create(config, settings, num_classes, teachers=()):
   check_teachers(teachers, 'kdcl', 0, 0)
   if settings.ensemble == 'general' and not config.data.minival:
     raise UserError(
-      "config.kdcl.ensemble='general' weighs the networks on a held-out slice of train; set "
+      "config.method.kdcl.ensemble='general' weighs the networks on a held-out slice of train; set "
       'config.data.minival to e.g. 0.1'
     )
-  peers = peer_members(config, settings.peer_bits, 'kdcl.peer_bits', num_classes)
+  peers = peer_members(config, settings.peer_bits, 'method.kdcl.peer_bits', num_classes)
   return KDCL((student_member(config, num_classes), *peers), settings)

@@ -13,17 +13,16 @@ from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Member, check_teachers, network_recipe, student_member
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
+from cmtkd_jax.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.qkd`. Both networks start from `config.init_from`."""
+class Settings(Options):
+  """Fields of `config.method.qkd`. Both networks start from `config.init_from`."""
 
-  phase: str = 'co_studying'
-  distillation_weight: float = 1.0
-  temperature: float = 2.0
-
-  choices = {'phase': ('self_studying', 'co_studying', 'tutoring')}
+  phase: str = option('co_studying', 'of the three', choices=('self_studying', 'co_studying', 'tutoring'))
+  distillation_weight: float = option(1.0, 'w, of the KL terms')
+  temperature: float = option(2.0, 'of the KL terms', above=0)
 
 
 class QKD(Joint):
@@ -43,15 +42,15 @@ def qkd_loss(logits, labels, settings):
   The first argument of each KL is a constant.
   """
   constant, tau = jax.lax.stop_gradient, settings.temperature
-  terms = {'cross_entropy/student': losses.cross_entropy(logits['student'], labels)}
-  total = terms['cross_entropy/student']
+  terms = {'student/cross_entropy': losses.cross_entropy(logits['student'], labels)}
+  total = terms['student/cross_entropy']
   if settings.phase != 'self_studying':
-    terms['distillation/student'] = losses.kl_divergence(constant(logits['teacher']), logits['student'], tau)
-    total += settings.distillation_weight * terms['distillation/student']
+    terms['student/distillation'] = losses.kl_divergence(constant(logits['teacher']), logits['student'], tau)
+    total += settings.distillation_weight * terms['student/distillation']
   if settings.phase == 'co_studying':
-    terms['cross_entropy/teacher'] = losses.cross_entropy(logits['teacher'], labels)
-    terms['distillation/teacher'] = losses.kl_divergence(constant(logits['student']), logits['teacher'], tau)
-    total += terms['cross_entropy/teacher'] + settings.distillation_weight * terms['distillation/teacher']
+    terms['teacher/cross_entropy'] = losses.cross_entropy(logits['teacher'], labels)
+    terms['teacher/distillation'] = losses.kl_divergence(constant(logits['student']), logits['teacher'], tau)
+    total += terms['teacher/cross_entropy'] + settings.distillation_weight * terms['teacher/distillation']
   return total, terms
 
 
@@ -68,7 +67,8 @@ def create(config, settings, num_classes, teachers=()):
   tutoring = settings.phase == 'tutoring'
   if tutoring and not config.init_from:
     raise UserError(
-      "config.qkd.phase='tutoring' goes on from a run of phase 'co_studying'; name its directory in config.init_from"
+      "config.method.qkd.phase='tutoring' continues a run of phase 'co_studying'; name its directory in "
+      'config.init_from'
     )
   make_teacher = network_recipe(config, FULL_PRECISION, FULL_PRECISION, num_classes)
   return QKD((student, Member('teacher', make_teacher, FULL_PRECISION, frozen=tutoring)), settings)

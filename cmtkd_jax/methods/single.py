@@ -4,13 +4,14 @@ import dataclasses
 
 from cmtkd_jax import losses
 from cmtkd_jax.methods.base import Joint, check_teachers, student_member
+from cmtkd_jax.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.single`. The bit-widths are those of `config.student`."""
+class Settings(Options):
+  """Fields of `config.method.single`. The bit-widths are those of `config.student`."""
 
-  ce_temperature: float = 1.0
+  ce_temperature: float = option(1.0, 'of the cross entropy', above=0)
 
 
 class Single(Joint):
@@ -18,7 +19,7 @@ class Single(Joint):
 
   def loss(self, outputs, labels):
     loss = losses.cross_entropy(outputs.logits['student'], labels, self.settings.ce_temperature)
-    return loss, {'cross_entropy/student': loss}
+    return loss, {'student/cross_entropy': loss}
 
 
 def create(config, settings, num_classes, teachers=()):

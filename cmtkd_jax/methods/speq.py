@@ -12,19 +12,18 @@ import jax
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, student_member
-from cmtkd_jax.models.bit_policy import check_bits, quantizer_class, quantizer_names
+from cmtkd_jax.models.bit_policy import WIDTHS, quantizer_class, quantizer_names
+from cmtkd_jax.options import Options, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """Fields of `config.speq`."""
+class Settings(Options):
+  """Fields of `config.method.speq`."""
 
-  high_bits: int = 8  # of the teacher's activations where they are not the student's
-  high_probability: float = 0.5  # of a layer to be at high precision
-  distillation_weight: float = 1.0
-  compared: str = 'probabilities'  # what the cosine similarity is taken of
-
-  choices = {'compared': ('probabilities', 'logits')}
+  high_bits: int = option(8, "of the teacher's activations where they are not the student's", choices=WIDTHS)
+  high_probability: float = option(0.5, 'of a layer to be at high precision', least=0, most=1)
+  distillation_weight: float = option(1.0, 'w, of the cosine loss')
+  compared: str = option('probabilities', 'what the cosine similarity is taken of', choices=('probabilities', 'logits'))
 
 
 class SPEQ(Joint):
@@ -51,7 +50,7 @@ def speq_loss(teacher, student, labels, settings):
   ce = losses.cross_entropy(student, labels)
   of = jax.nn.softmax if settings.compared == 'probabilities' else lambda z: z
   cosine = losses.cosine_loss(jax.lax.stop_gradient(of(teacher)), of(student))
-  return ce + settings.distillation_weight * cosine, {'cross_entropy/student': ce, 'distillation/student': cosine}
+  return ce + settings.distillation_weight * cosine, {'student/cross_entropy': ce, 'student/distillation': cosine}
 
 
 def create(config, settings, num_classes, teachers=()):
@@ -61,15 +60,12 @@ def create(config, settings, num_classes, teachers=()):
     UserError: the quantizer has values of its own for each width, or a width or probability does not exist.
   """
   check_teachers(teachers, 'speq', 0, 0)
-  check_bits(settings.high_bits, 'config.speq.high_bits')
-  if not 0 <= settings.high_probability <= 1:
-    raise UserError(f'config.speq.high_probability={settings.high_probability!r} must lie in [0, 1]')
   name = quantizer_names(config.quantizer)['activation']
   activation = quantizer_class(name, 'activation')
   if activation.learned or activation.fitted:
     raise UserError(
       f'config.quantizer: {name!r} has values of its own for each width, so that '
-      "config.method='speq' cannot switch widths; use 'hwgq'"
+      "config.method.name='speq' cannot switch widths; use 'hwgq'"
     )
   bits = config.student
   make_teacher = network_recipe(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base
 
 
@@ -40,10 +41,9 @@ class Weight(base.Quantizer):
   Source: APoT sections 2.2, 2.3; Algorithm 1.
   """
 
-  init_clip: float = 3.0
+  init_clip: float = option(3.0, 'where the clip starts, in standard deviations', above=0)
   learned = ('clip',)
   widths = tuple(range(2, base.MAX_BITS + 1))
-  positive = ('init_clip',)
 
   def init(self, x):
     return {'clip': jnp.float32(self.init_clip)}
@@ -72,9 +72,8 @@ class Activation(base.Quantizer):
   Source: APoT eqs. (4), (6).
   """
 
-  init_clip: float = 6.0
+  init_clip: float = option(6.0, 'where the clip starts', above=0)
   learned = ('clip',)
-  positive = ('init_clip',)
 
   def init(self, x):
     return {'clip': jnp.float32(self.init_clip)}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmtkd_jax import options
+from cmtkd_jax.options import Options
 
 MAX_BITS = 8
 SMALLEST = 1e-6  # scales and widths of intervals, learned or measured, stay above it
@@ -92,7 +92,7 @@ def nearest_level(x, levels):
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantizer:
+class Quantizer(Options):
   """One quantizer of one tensor role (weight or activation) at one bit-width.
 
   A subclass defines `encode`, which says which values there are, and `surrogate`, whose gradient stands for that of the
@@ -107,17 +107,12 @@ class Quantizer:
   decayed: ClassVar[tuple[str, ...]] = ()
   fitted: ClassVar[tuple[str, ...]] = ()
   widths: ClassVar[tuple[int, ...]] = tuple(range(1, MAX_BITS + 1))
-  choices: ClassVar[dict[str, tuple]] = {}
-  positive: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
-    name = f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
+    super().__post_init__()
     if type(self.bits) is not int or self.bits not in self.widths:
+      name = f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
       raise ValueError(f'{name}: bits={self.bits} is not supported; allowed: {", ".join(map(str, self.widths))}')
-    try:
-      options.check(self)
-    except ValueError as e:
-      raise ValueError(f'{name}: {e}') from None
 
   def init(self, x):
     """Returns the initial learned and fitted values, `{name: float32 array}`, from data `x` (float32)."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base
 
 
@@ -39,9 +40,9 @@ discretize.defvjp(lambda x, n, delta: (discretize(x, n, delta), x - discretize(x
 
 @dataclasses.dataclass(frozen=True)
 class _Interval(base.Quantizer):
-  """delta: of `discretize`; the paper also derives it from the Hessian, epoch by epoch, its fixed value is 1e-3."""
+  """The paper also derives delta from the Hessian, epoch by epoch; its fixed value is 1e-3."""
 
-  delta: float = 1e-3
+  delta: float = option(1e-3, 'of `discretize`, how strongly gradients are scaled')
   learned = ('lower', 'upper')
 
   def _normalize(self, x, lower, upper):
@@ -63,9 +64,8 @@ class Weight(_Interval):
   them, since activations become codes in [0, 1], too. Source: EWGS sections 3.2, 4.1.
   """
 
-  start: float = 1.0
+  start: float = option(1.0, 'of the scale, in units of E|w| / E|w_hat|', above=0)
   learned = ('lower', 'upper', 'scale')
-  positive = ('start',)
 
   def init(self, x):
     reach = 3 * jnp.maximum(jnp.std(x), base.SMALLEST)

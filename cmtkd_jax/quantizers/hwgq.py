@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base
 
 # Steps by bit-width 1..8. The optimal ones minimize E (x - q(x))^2 for x ~ N(0, 1).
@@ -141,9 +142,8 @@ quantize_weight.defvjp(
 class Activation(base.Quantizer):
   """`quantize_activation` under the common contract."""
 
-  scheme: str = 'nearest'
-  step: str = 'published'
-  choices = {'scheme': ('nearest', 'zero_threshold'), 'step': ('published', 'optimal')}
+  scheme: str = option('nearest', "'zero_threshold' is the original HWGQ", choices=('nearest', 'zero_threshold'))
+  step: str = option('published', 'between levels, see `ACTIVATION_STEP`', choices=('published', 'optimal'))
 
   def encode(self, x, parameters=None):
     return encode_activation(x, self.bits, self.scheme, self.step)
@@ -156,9 +156,8 @@ class Activation(base.Quantizer):
 class Weight(base.Quantizer):
   """`quantize_weight` under the common contract."""
 
-  per_channel: bool = False
-  binary_scale: str = 'std'
-  choices = {'per_channel': (False, True), 'binary_scale': ('std', 'mean_abs')}
+  per_channel: bool = option(False, 'one scale for each output channel')
+  binary_scale: str = option('std', 'what 1-bit weights are scaled by', choices=('std', 'mean_abs'))
 
   def encode(self, x, parameters=None):
     return encode_weight(x, self.bits, self.per_channel, self.binary_scale)

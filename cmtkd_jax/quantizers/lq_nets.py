@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base
 
 RIDGE = 1e-4  # pulls the fitted basis to the old one, which decides where the data leave a coefficient open
@@ -49,16 +50,11 @@ class _Basis(base.Quantizer):
   The initial basis codes the first step; the first fit then replaces it, v_1 = f_1. This is the published code's
   average: TensorFlow's `assign_moving_average` removes the bias towards a start at zero, and so removes the start.
 
-  momentum: m, in [0, 1). The state holds v_t in 'basis' and t in 'updates'.
+  The state holds v_t in 'basis' and t in 'updates'.
   """
 
-  momentum: float = 0.9
+  momentum: float = option(0.9, 'm', least=0, below=1)
   fitted = ('basis', 'updates')
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not 0 <= self.momentum < 1:
-      raise ValueError(f'lq_nets.{type(self).__name__.lower()}: momentum={self.momentum!r} must lie in [0, 1)')
 
   def _binary(self, low):
     """All 2^K rows of K factors that are 1, or `low`."""

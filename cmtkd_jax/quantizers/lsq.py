@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base
 
 SMALLEST_STEP = 1e-6
@@ -118,9 +119,12 @@ quantize.defvjp(_quantize_forward, _quantize_backward)
 class Activation(base.Quantizer):
   """Unsigned `quantize` with one learned step a tensor, under the common contract."""
 
-  count: str = 'features'
+  count: str = option(
+    'features',
+    "N in the gradient's factor: features of one example, or of the batch",
+    choices=('features', 'batch'),
+  )
   learned = ('step',)
-  choices = {'count': ('features', 'batch')}
 
   def init(self, x):
     return {'step': init_step(x, self.bits, signed=False)}
@@ -137,9 +141,8 @@ class Activation(base.Quantizer):
 class Weight(base.Quantizer):
   """Signed `quantize` with a learned step a tensor or a channel, under the common contract."""
 
-  per_channel: bool = False
+  per_channel: bool = option(False, 'one step for each output channel')
   learned = ('step',)
-  choices = {'per_channel': (False, True)}
 
   def init(self, x):
     return {'step': init_step(x, self.bits, signed=True, per_channel=self.per_channel)}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base, lsq
 
 FUNCTIONS = {'relu': jax.nn.relu, 'swish': jax.nn.swish, 'identity': lambda x: x}
@@ -46,9 +47,8 @@ class Activation(base.Quantizer):
   range). Source: LSQ+ eqs. (3)-(6).
   """
 
-  function: str = 'relu'
+  function: str = option('relu', 'f, the activation function itself', choices=tuple(FUNCTIONS))
   learned = ('step', 'offset')
-  choices = {'function': tuple(FUNCTIONS)}
 
   def init(self, x):
     x = FUNCTIONS[self.function](x).reshape(-1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base
 
 RANGE = 2.0  # of the outputs of the activation quantizer
@@ -26,8 +27,7 @@ class Weight(base.Quantizer):
   factor, SGD does. Source: N2UQ section 3.3.
   """
 
-  gradient: str = 'identity'
-  choices = {'gradient': ('identity', 'published')}
+  gradient: str = option('identity', "'published' divides it by alpha_c", choices=('identity', 'published'))
 
   def _alpha(self, x):
     magnitude = jnp.mean(jnp.abs(x), base.reduction_axes(x, per_channel=True))

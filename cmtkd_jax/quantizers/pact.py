@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base, dorefa
 
 Weight = dorefa.Weight
@@ -19,10 +20,9 @@ class Activation(base.Quantizer):
   small. init_clip: its start, 10 in the paper, 6 in some codes. Source: PACT eqs. (1)-(3).
   """
 
-  init_clip: float = 10.0
+  init_clip: float = option(10.0, 'where the clip starts', above=0)
   learned = ('clip',)
   decayed = ('clip',)
-  positive = ('init_clip',)
 
   def init(self, x):
     return {'clip': jnp.float32(self.init_clip)}

@@ -8,6 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base, hwgq
 
 
@@ -32,9 +33,8 @@ def transform(magnitude, center, distance, gamma=1.0):
 
 @dataclasses.dataclass(frozen=True)
 class _Interval(base.Quantizer):
-  gradient_scale: float = 0.01
+  gradient_scale: float = option(0.01, "factor on the interval's gradients", above=0)
   learned = ('center', 'distance')
-  positive = ('gradient_scale',)
 
   def _init(self, top):
     """An interval from 0 to `top`."""
@@ -55,9 +55,8 @@ class Weight(_Interval):
   unstable) or 1. Source: QIL eqs. (1)-(4).
   """
 
-  learn_gamma: bool = False
+  learn_gamma: bool = option(False, 'whether gamma is trained')
   widths = tuple(range(2, base.MAX_BITS + 1))
-  choices = {'learn_gamma': (False, True)}
 
   @property
   def learned(self):

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base
 
 
@@ -17,11 +18,9 @@ class Weight(base.Quantizer):
   the layer. Gradient: the identity. Source: TWN eqs. (3), (6).
   """
 
-  threshold: float = 0.7
-  per_channel: bool = False
+  threshold: float = option(0.7, 't, in units of E|w|', above=0)
+  per_channel: bool = option(False, 'threshold and scale for each output channel')
   widths = (2,)
-  choices = {'per_channel': (False, True)}
-  positive = ('threshold',)
 
   def encode(self, x, parameters=None):
     axes, magnitude = base.reduction_axes(x, self.per_channel), jnp.abs(x)

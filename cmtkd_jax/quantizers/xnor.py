@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base
 
 
@@ -20,9 +21,8 @@ class Weight(base.Quantizer):
   Source: XNOR-Net section 3.1.
   """
 
-  gradient: str = 'paper'
+  gradient: str = option('paper', "'identity' as in HWGQ", choices=('paper', 'identity'))
   widths = (1,)
-  choices = {'gradient': ('paper', 'identity')}
 
   def encode(self, x, parameters=None):
     return base.Coded((x >= 0).astype(jnp.int32), 2 * base.broadcast_to_channels(_magnitude(x), x), 0.5)

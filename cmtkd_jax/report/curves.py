@@ -4,14 +4,7 @@ from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section
 from cmtkd_jax.runs.run_reader import MAIN, display_name
 
-_NO_LOSS = (
-  'train/top1/',
-  'train/learning_rate',
-  'train/epoch',
-  'train/images_per_second',
-  'train/data_wait',
-  'train/corrupt_images',
-)
+_NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images')  # train/METRIC and train/NETWORK/METRIC
 _IMPORTANCE = 'importance/'
 
 
@@ -20,7 +13,7 @@ def learning_curves(run):
   title = 'Learning curves'
   if not run.networks:
     return Section(title, 'There is no evaluation in metrics.jsonl yet.')
-  trained = [name.removeprefix('train/top1/') for name in run.names if name.startswith('train/top1/')]
+  trained = [name.split('/')[1] for name in run.names if name.startswith('train/') and name.endswith('/top1')]
   networks = list(dict.fromkeys(run.networks + sorted(trained, key=lambda name: name != MAIN)))
   has_minival = any(name.startswith('minival/') for name in run.names)
   figure, (evaluated, training) = plotting.panels(2, 2, 5, 3.6)
@@ -30,9 +23,9 @@ def learning_curves(run):
       if len(x):
         label = f'{display_name(network)}, {split}' if has_minival else display_name(network)
         plotting.line(evaluated, x, y, i, label, dashed=split == 'minival')
-    x, y = run.series(f'train/top1/{network}')
+    x, y = run.series(f'train/{network}/top1')
     if len(x):
-      plotting.line(training, x, 100 * y, i, display_name(network))
+      plotting.line(training, x, y, i, display_name(network))
   evaluated.set_title(
     f'evaluation: {"test (solid) and minival (dashed)" if has_minival else "test images"}', fontsize=10
   )
@@ -49,7 +42,7 @@ def learning_curves(run):
     'The share of images whose most likely class is the right one. On the left, images that are never trained '
     'on, each counted once; on the right, the training batches, averaged from one logged line to the next, '
     'with the parameters as they were during training and the images shifted, cropped or mirrored at random. '
-    'Training far above test says that a network has learned its images by heart; both low, that it is too '
+    'Training far above test: the network overfits; both low: it is too '
     'small or has trained too short. '
     + (
       '<em>minival</em> is a held-out slice of the training images: it chooses an epoch without looking at test.'
@@ -65,22 +58,22 @@ def loss_terms(run):
   title = 'Loss terms'
   kinds = {}
   for name in run.names:
-    if name.startswith('train/') and not name.startswith(_NO_LOSS):
-      kinds.setdefault(name.split('/')[1], []).append(name)
+    if name.startswith('train/') and name.split('/')[-1] not in _NO_LOSS:
+      kinds.setdefault(_kind(name), []).append(name)
   if not kinds:
     return Section(title, 'There is no row of training in metrics.jsonl yet.')
   kinds = {kind: kinds[kind] for kind in sorted(kinds, key=lambda kind: (kind != 'loss', kind == 'gradient_norm'))}
   rates = [
     name
     for name in run.names
-    if name == 'train/learning_rate' or name.startswith('train/learning_rate/') and _importance_names(run)
+    if name == 'train/learning_rate' or name.endswith('/learning_rate') and _importance_names(run)
   ]
   figure, axes = plotting.panels(len(kinds) + bool(rates), 3, 3.6, 3.0)
   for panel, (kind, names) in zip(axes, kinds.items()):
     values = []
-    for i, name in enumerate(sorted(names, key=lambda name: name.split('/')[-1] != MAIN)):
+    for i, name in enumerate(sorted(names, key=lambda name: name.split('/')[1] != MAIN)):
       x, y = run.series(name)
-      plotting.line(panel, x, y, i, display_name(name.removeprefix(f'train/{kind}').strip('/') or kind))
+      plotting.line(panel, x, y, i, display_name(_label(name)))
       values += list(y)
     plotting.log_y_where_positive(panel, values)
     panel.set_title('total loss' if kind == 'loss' else plotting.plain(display_name(kind)), fontsize=10)
@@ -96,9 +89,9 @@ def loss_terms(run):
   for panel in axes:
     plotting.epochs(panel)
   text = (
-    'What training makes small: the total loss, and one panel for each kind of term it is made of, before '
+    'The total loss and its terms, one panel for each kind, before '
     'weighting; every point is the mean since the logged line before. <em>Cross entropy</em> compares a network '
-    'with the labels. Terms of distillation (<em>mutual</em>, <em>attention</em>, <em>fitnet</em>, '
+    'with the labels. Terms of distillation (<em>mutual</em>, <em>feature</em>, <em>imitation</em>, '
     '<em>distillation</em>) compare networks with each other, their answers or, at the tapped layers, their '
     'inner maps. <em>Gradient norm</em> is the length of the gradient that reaches each network. Axes are '
     'logarithmic wherever all values are positive; the learning rate is the size of the steps.'
@@ -137,6 +130,18 @@ def importance_factors(run):
     'layer. All panels have one scale, which need not start at 0.'
   )
   return Section('Importance factors', text, {'importance.png': plotting.png(figure)})
+
+
+def _kind(name):
+  """The kind of term that train/TERM or train/NETWORK/TERM[/TAP] is."""
+  parts = name.split('/')
+  return parts[2] if len(parts) > 2 else parts[1]
+
+
+def _label(name):
+  """What tells a line from the others of its kind: the network, or the tap of a feature loss."""
+  parts = name.split('/')
+  return parts[3] if len(parts) > 3 else parts[1]
 
 
 def _common_limits(axes):

@@ -119,7 +119,7 @@ def _epochs(run):
 
 
 def _heading_text(run):
-  method = escape(methods.METHODS[run.config.method].__doc__.splitlines()[0])
+  method = escape(methods.METHODS[run.config.method.name].__doc__.splitlines()[0])
   return (
     f'{method} <em>Bits</em> are those of each weight and of each value between layers: with <em>b</em> bits '
     'a layer has 2<sup><em>b</em></sup> different values to compute with, where full precision has 32 bits.'
@@ -128,9 +128,9 @@ def _heading_text(run):
 
 def _facts(run):
   config, about = run.config, run.summary or _checkpoint_meta(run)
-  speeds = [row['train/images_per_second'] for row in run.rows if 'train/images_per_second' in row]
+  speeds = [row['perf/images_per_second'] for row in run.rows if 'perf/images_per_second' in row]
   facts = [
-    ('method', config.method),
+    ('method', config.method.name),
     (
       'network',
       f'{config.model.name}, width {config.model.width:g}, quantizer '

@@ -28,9 +28,8 @@ def load_data(config, mesh):
 
 def create_method(config, num_classes, teachers=()):
   """Returns the configured `methods.Method`; `teachers` are the `teachers.Teacher`s it learns from."""
-  return methods.METHODS[config.method].create(
-    config, config_lib.settings(config, config.method), num_classes, teachers
-  )
+  name = config.method.name
+  return methods.METHODS[name].create(config, config_lib.create(config, f'method.{name}'), num_classes, teachers)
 
 
 def check_checkpoint_fits(method, input_shape, variables, where):

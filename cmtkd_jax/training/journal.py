@@ -53,8 +53,8 @@ class Journal(contextlib.ExitStack):
       {f'train/{name}': value for name, value in window.means.items()}
       | {
         'train/epoch': step / plan.dataset.train.steps_per_epoch,
-        'train/images_per_second': window.images_per_second,
-        'train/data_wait': window.data_wait,
+        'perf/images_per_second': window.images_per_second,
+        'perf/data_wait': window.data_wait,
         **({'train/corrupt_images': len(broken)} if broken else {}),
         **optimizer.rates(plan.config, plan.method, plan.learning_rate(step - 1)),
         **jax.device_get(plan.method.summary(state.params)),
@@ -64,9 +64,9 @@ class Journal(contextlib.ExitStack):
       self._reported_broken = len(broken)
       self.note(_describe_broken(broken))
     accuracies = {
-      f'train {name.partition("/")[2]}': f'{100 * value:.1f} %'
+      f'train {name.removesuffix("/top1")}': f'{value:.1f} %'
       for name, value in window.means.items()
-      if name.startswith('top1/')
+      if name.endswith('/top1')
     }
     slow = {'waits for data': f'{100 * window.data_wait:.0f} %'} if window.data_wait > _SLOW else {}
     self._progress.update(step, window.images_per_second, loss=window.means['loss'], **accuracies, **slow)

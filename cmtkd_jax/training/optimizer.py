@@ -90,7 +90,7 @@ def rates(config, method, rate):
   """Returns `{name: learning rate}` to log, where `rate` is that of the networks."""
   return {
     'train/learning_rate': float(rate),
-    f'train/learning_rate/{method.importance_group}': config.optimizer.importance_lr_factor * float(rate),
+    f'train/{method.importance_group}/learning_rate': config.optimizer.importance_lr_factor * float(rate),
   }
 
 

@@ -95,7 +95,8 @@ def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
     accumulate: into how many parts the batch is cut, whose gradients are averaged; each is normalized by itself.
 
   Returns:
-    (new state, metrics): float32 scalars 'loss', each loss term, 'top1/<network>' and 'gradient_norm/<network>'.
+    (new state, metrics): float32 scalars 'loss', each loss term, '<network>/top1' in percent, and
+    '<network>/gradient_norm'.
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   images = _views(key, batch['image'], method, augment)
@@ -106,7 +107,7 @@ def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
       {'params': params, **model_state}, images, train=True, mutable=list(model_state), rngs={'sampling': key}
     )
     loss, terms = method.loss(outputs, labels)
-    top1 = {f'top1/{name}': jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
+    top1 = {f'{name}/top1': 100 * jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
     return loss, ({'loss': loss, **terms, **top1}, model_state)
 
   gradients_of = jax.grad(objective, has_aux=True)
@@ -128,7 +129,7 @@ def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
     (gradients, model_state), metrics = jax.lax.scan(add, (zeros, dict(state.model_state)), parts)
     metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  metrics |= {f'gradient_norm/{name}': optax.tree.norm(g) for name, g in gradients.items() if name not in method.frozen}
+  metrics |= {f'{name}/gradient_norm': optax.tree.norm(g) for name, g in gradients.items() if name not in method.frozen}
   state = state.replace(
     step=state.step + 1, params=optax.apply_updates(state.params, updates), model_state=model_state, opt_state=opt_state
   )

@@ -66,7 +66,7 @@ def _check_finite(history, step, last_good):
   """Raises `UserError` that names the first metric of the first step that is not finite."""
   for i, metrics in enumerate(history):
     # Loss terms before their sum, and that before what follows from it.
-    for name in sorted(metrics, key=lambda name: (name.startswith('gradient_norm'), name == 'loss')):
+    for name in sorted(metrics, key=lambda name: (name.endswith('/gradient_norm'), name == 'loss')):
       if not np.isfinite(metrics[name]):
         kept = f'the last good checkpoint, of step {last_good}, is kept' if last_good else 'there is no checkpoint yet'
         raise UserError(

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmtkd_jax.data.transforms import crop_boxes
-
-AUGMENTS = ('none', 'pad_crop', 'pad_crop_flip', 'resize_crop_flip', 'inception_crop_flip')
+from cmtkd_jax.data.transforms.augments import AUGMENTS
 
 
 def standardize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
@@ -91,7 +90,7 @@ def build(
   """Returns (augment, normalize) for images as the loaders hand them out.
 
   Args:
-    augment: one of AUGMENTS.
+    augment: a name in AUGMENTS.
     size: side of the network's input.
     resize: shorter side after resizing, 0 for none.
     pad, pad_mode: for pad_crop.
@@ -104,6 +103,8 @@ def build(
     normalize(uint8[B, h, w, C]) -> float32[B, size, size, C], for evaluation.
   """
 
+  chosen = AUGMENTS[augment]
+
   def fit(image):
     if not (raw and resize):
       return image
@@ -114,23 +115,19 @@ def build(
   def random_box(key, image):
     batch, height, width, _ = image.shape
     u = jax.random.uniform(key, (batch, crop_boxes.NUM_DRAWS))
-    if augment == 'inception_crop_flip':
-      box = crop_boxes.inception_box(jnp, u, height, width)
-    else:
-      box = crop_boxes.resize_crop_box(jnp, u, height, width, resize, size)
-    return resample(image, box, size)
+    return resample(image, chosen.random_box(jnp, u, height, width, resize, size), size)
 
   def normalize_fn(image):
     return standardize(fit(image), mean, std)
 
   def augment_fn(key, image):
-    if augment == 'none':
-      image = fit(image)
-    elif augment.startswith('pad_crop'):
-      image = pad_crop(key, fit(image), pad, flip=augment.endswith('flip'), mode=pad_mode)
-    else:
+    if chosen.pad_crop:
+      image = pad_crop(key, fit(image), pad, flip=chosen.flip, mode=pad_mode)
+    elif chosen.random_box:
       crop_key, flip_key = jax.random.split(key)
       image = mirror(flip_key, random_box(crop_key, image) if raw else image)
+    else:
+      image = fit(image)
     return standardize(image, mean, std)
 
   return augment_fn, normalize_fn

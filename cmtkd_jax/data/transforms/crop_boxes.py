@@ -40,7 +40,7 @@ def resize_crop_box(xp, u, height: int, width: int, resize: int, size: int):
   return top, left, side, side
 
 
-def inception_box(xp, u, height: int, width: int):
+def inception_box(xp, u, height: int, width: int, resize: int = 0, size: int = 0):
   """Box of random area (8-100 %) and aspect ratio (3/4-4/3): the first of ten draws that fits.
 
   Where none fits, the largest centered box of allowed ratio, as torchvision's RandomResizedCrop does.
@@ -50,10 +50,12 @@ def inception_box(xp, u, height: int, width: int):
     u: uniform [..., NUM_DRAWS].
     height: height of the source image.
     width: width of the source image.
+    resize, size: not used; the signature is that of `resize_crop_box`.
 
   Returns:
     (top, left, height, width), each of u's leading shape.
   """
+  del resize, size
   area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * u[..., :_TRIES])
   ratio = xp.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * u[..., _TRIES : 2 * _TRIES])
   w, h = xp.round(xp.sqrt(area * ratio)), xp.round(xp.sqrt(area / ratio))

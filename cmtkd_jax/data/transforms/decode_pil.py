@@ -15,6 +15,7 @@ from PIL import Image
 from cmtkd_jax.data import sampling
 from cmtkd_jax.data.loading.broken import WrongSize
 from cmtkd_jax.data.transforms import crop_boxes, decode_tf, image_file
+from cmtkd_jax.data.transforms.augments import AUGMENTS
 
 
 def _resample(image: np.ndarray | Image.Image, box, size: int, channels: int) -> np.ndarray:
@@ -40,7 +41,7 @@ class Transform:
   """Decodes, crops and resizes: (image, position, record) -> uint8[size, size, channels]. Picklable.
 
   Attributes:
-    augment: as in `augment.AUGMENTS`; here only the kinds of random resized crop matter.
+    augment: a name in `augments.AUGMENTS`; here only the kinds of random resized crop matter.
     size: side of the result.
     resize: shorter side after resizing; 0: images must have the right size already.
     channels: 1 or 3 (any number where nothing is resized).
@@ -65,12 +66,10 @@ class Transform:
       image = image_file.open_image(encoded)
       stored, turned = (image.height, image.width), image_file.orientation(image)
     height, width = turned.size(*stored)
-    if self.seed is not None and self.augment in ('inception_crop_flip', 'resize_crop_flip'):
+    random_box = AUGMENTS[self.augment].random_box
+    if self.seed is not None and random_box:
       u = sampling.record_rng(self.seed, position, record).random(crop_boxes.NUM_DRAWS)
-      if self.augment == 'inception_crop_flip':
-        box = crop_boxes.inception_box(np, u, height, width)
-      else:
-        box = crop_boxes.resize_crop_box(np, u, height, width, self.resize, self.size)
+      box = random_box(np, u, height, width, self.resize, self.size)
     elif self.resize:
       box = crop_boxes.center_box(height, width, self.resize, self.size)
     elif (height, width) != (self.size, self.size):

@@ -1,0 +1,193 @@
+"""Every section of the configuration and the class of its options; the whole is a tree of them."""
+
+import dataclasses
+import functools
+
+from cmtkd_jax import data, losses, methods, models, options, quantizers
+from cmtkd_jax.models import layers
+from cmtkd_jax.models.bit_policy import FULL_PRECISION, QUANTIZER_ROLES, WIDTHS
+from cmtkd_jax.options import Options, option
+
+_DURATION = "as '120 epochs', '3000 steps' or '1000000 examples'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Options):
+  """The run."""
+
+  seed: int = option(0, 'of the random numbers: parameters, order of the images, augmentation', least=0, below=2**32)
+  # Parameters, statistics, the classifier and losses are float32. bfloat16 has 8 significant bits, so that feature maps
+  # of 6 to 8 bits lose some of their levels in it.
+  dtype: str = option('float32', 'compute type of convolutions', choices=('float32', 'bfloat16'))
+  init_from: str = option('', "start from trained networks: a work directory, or 'student=DIR,teacher1_4bit=DIR'")
+  init_from_allow: str = option('', 'parameters that may be missing or mismatched there', regex=True)
+  teachers: tuple = option((), 'work directories of finished runs to learn from', items='runs/teacher')
+  first: dict = option({}, "runs that come before, {name: changes}; '{name}' in init_from and teachers is a directory")
+  batch_size: int = option(64, 'images of a training step, on all devices', least=1)
+  eval_batch_size: int = option(256, 'images of an evaluation step, on all devices', least=1)
+  accumulate: int = option(1, 'parts of a batch that are computed one after the other, to save memory', least=1)
+  remat: str = option('', "networks whose activations are computed again backward, such as 'teacher.*'", regex=True)
+  duration: str = option('60 epochs', f'length of the training, {_DURATION}')
+  log_every: str = option('50 steps', 'how often training metrics are logged; a duration')
+  eval_every: str = option('10 epochs', 'how often all networks are evaluated; a duration')
+  checkpoint_every: str = option('10 epochs', 'how often a checkpoint is saved; a duration')
+  keep_checkpoints: int = option(2, 'how many of the newest are kept, next to the best', least=1)
+  profile: str = option('', "'10 steps' records ten with JAX's profiler into WORKDIR/profile")
+  allow_changes: bool = option(False, 'resume in a work directory of another configuration')
+  tensorboard: bool = option(True, 'also write TensorBoard files, if clu and TensorFlow are installed')
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.batch_size % self.accumulate:
+      raise ValueError(
+        f'accumulate={self.accumulate!r} does not divide config.batch_size={self.batch_size!r}; choose a divisor'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(Options):
+  """The backbone, which all networks share."""
+
+  name: str = option('resnet8', 'architecture', choices=models.MODELS)
+  width: float = option(1.0, 'factor on the channels of every layer', least=0.01, most=64)
+  stem: str = option('cifar', "one 3x3 convolution, or 7x7 and pooling for 'imagenet'", choices=('cifar', 'imagenet'))
+  block_order: str = option('pre', 'order of normalization and quantizer in a block', choices=models.ORDERS)
+  init: str = option('he_fan_out', 'initial weights', choices=layers.INITIALIZERS)
+  bn_affine: bool = option(True, 'whether batch normalization has scale and bias')
+  bn_momentum: float = option(0.9, 'momentum of the running statistics', least=0, below=1)
+  bn_groups: int = option(1, 'parts of a batch that are normalized separately; 1 = the whole batch', least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Student(Options):
+  """Bits of the network that is deployed."""
+
+  weight_bits: int = option(2, 'bits of the weights; 32 = full precision', choices=WIDTHS)
+  activation_bits: int = option(2, 'bits of the activations; 32 = full precision', choices=WIDTHS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits(Options):
+  """Layers that have other bits than their network."""
+
+  first_last: int = option(FULL_PRECISION, 'weight bits of the first and last layer', choices=(FULL_PRECISION, 8))
+  shortcut: str = option(
+    'quantized', 'bits of the 1x1 convolutions of shortcuts', choices=('quantized', 'full_precision')
+  )
+  rules: tuple = option((), "(regex on 'student/stage1/..', weight bits, activation bits); the first match wins")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer(Options):
+  """The quantizer of all networks."""
+
+  name: str = option('hwgq', 'quantizer of weights and activations', choices=quantizers.QUANTIZERS)
+  weights: str = option('', 'another quantizer for weights', choices=('', *quantizers.QUANTIZERS))
+  activations: str = option('', 'another quantizer for activations', choices=('', *quantizers.QUANTIZERS))
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureLoss(Options):
+  """What brings the student's feature maps to those of the teachers."""
+
+  name: str = option(
+    'attention',
+    'distance between feature maps, for methods that compare them',
+    choices=('none', *losses.FEATURE_LOSSES),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitLoss(Options):
+  """What brings logits to target logits."""
+
+  name: str = option('kd', 'distance between logits, for methods that compare them', choices=losses.LOGIT_LOSSES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(Options):
+  """The method: which networks train together, and on which loss."""
+
+  name: str = option('cmtkd', 'which networks train together', choices=methods.METHODS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer(Options):
+  """Stochastic gradient descent with momentum."""
+
+  learning_rate: float = option(0.1, 'initial learning rate', above=0)
+  momentum: float = option(0.9, 'momentum', least=0, below=1)
+  nesterov: bool = option(False, 'Nesterov momentum')
+  schedule: str = option('step', "learning rate: steps at decay_at, or a 'cosine' to 0", choices=('step', 'cosine'))
+  decay_at: str = option('', "when the rate falls, such as '50, 100 epochs'; '' = it is constant")
+  decay_factor: float = option(0.1, 'factor on the rate at each step of the schedule', above=0)
+  warmup: str = option('', 'linear warm-up from 0; a duration')
+  importance_lr_factor: float = option(0.1, 'learning rate of importance factors, relative to the rest')
+  weight_decay: float = option(1e-4, 'L2 regularization of the weights')
+  weight_decay_low_bits: float = option(25e-6, 'the same for networks whose weights have 1 or 2 bits')
+  gradient_clip: float = option(None, 'largest norm of all gradients together; None = no limit', above=0)
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.schedule == 'cosine' and self.decay_at:
+      raise ValueError(
+        f"decay_at={self.decay_at!r} contradicts config.optimizer.schedule='cosine'; set it to '', or the schedule "
+        "to 'step'"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Options):
+  """A table of runs, `--mode=table`; see experiments/table.py."""
+
+  title: str = option('', 'title')
+  seeds: tuple = option((0, 1, 2), 'seeds of each run', items=0)
+  only: tuple = option((), 'names of the runs to train; () = all', items='single')
+  runs: dict = option({}, '{name: changes to this configuration}')
+  lines: tuple = option((), 'what is printed, (title, W/A bits, run, network, published top-1 and top-5) each')
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in self.only:
+      if name not in self.runs:
+        raise ValueError(f'only={self.only!r}: there is no run {name!r}; runs are {", ".join(self.runs) or "none"}')
+
+
+def _selections():
+  """The sections of which `name` chooses one: `{section: {name: class}}`."""
+  chosen = {
+    'method': {name: module.Settings for name, module in methods.METHODS.items()},
+    'feature_loss': losses.FEATURE_LOSSES,
+    'logit_loss': losses.LOGIT_LOSSES,
+    'quantizer': {
+      f'{name}.{role}': cls
+      for name, module in quantizers.QUANTIZERS.items()
+      for role in QUANTIZER_ROLES
+      if (cls := getattr(module, role.capitalize(), None))
+    },
+  }
+  return {f'{section}.{name}': cls for section, table in chosen.items() for name, cls in table.items()}
+
+
+SECTIONS = {
+  '': Run,
+  'data': data.Settings,
+  'model': Model,
+  'student': Student,
+  'bits': Bits,
+  'method': Method,
+  'feature_loss': FeatureLoss,
+  'logit_loss': LogitLoss,
+  'quantizer': Quantizer,
+  'optimizer': Optimizer,
+  'table': Table,
+  **_selections(),
+}  # {section: its class}; a section inside another one is named 'method.kd'
+
+
+@functools.cache
+def fields():
+  """Returns `{'optimizer.momentum': options.Field}` of the whole configuration."""
+  return {
+    f'{section}.{field.name}'.lstrip('.'): field for section, cls in SECTIONS.items() for field in options.fields(cls)
+  }

@@ -1,0 +1,71 @@
+"""The fields of `config.data`."""
+
+import dataclasses
+
+from cmtkd_jax.data.transforms.augments import AUGMENTS
+from cmtkd_jax.options import Options, option
+
+_MOST_WORKERS = 1024
+_LARGEST_SIDE = 2**14
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Options):
+  """Which images, and what is done to them before a network sees them."""
+
+  name: str = option('digits', "'digits', a tfds name, 'folder:PATH', 'npy:PATH', 'generated:HxWxC:CLASSES:N'")
+  dir: str = option('', 'folder of tfds data sets, its data_dir')
+  minival: float = option(0.0, 'fraction of train that is held out, for choosing', least=0, below=0.5)
+  augment: str = option('pad_crop', 'augmentation of training images', choices=tuple(AUGMENTS))
+  pad: int = option(1, 'pixels that pad_crop adds on each side')
+  pad_mode: str = option('zeros', 'what the added pixels hold', choices=('zeros', 'reflect', 'symmetric'))
+  image_size: int = option(8, "side of the network's input, in pixels", least=1, most=_LARGEST_SIDE)
+  resize: int = option(0, 'shorter side after resizing, in pixels; 0 = images are not resized', most=_LARGEST_SIDE)
+  mean: tuple = option((0.5,), 'mean of each channel, for pixels from 0 to 1', items=0.5)
+  std: tuple = option((0.5,), 'standard deviation of each channel, in the same unit', items=0.5)
+  resident: str = option('auto', 'whether the images are kept on the device', choices=('auto', 'yes', 'no'))
+  num_workers: int = option(4, 'workers that read and decode streamed images; 0 = the main thread', most=_MOST_WORKERS)
+  workers: str = option(
+    'threads', "what workers are; 'processes' if one Python is too slow", choices=('threads', 'processes')
+  )
+  decoder: str = option(
+    'pil',
+    "decoder of streamed images; 'tensorflow' must be installed, is faster, resizes without antialiasing",
+    choices=('pil', 'tensorflow'),
+  )
+  max_corrupt: float = option(
+    0.01, 'fraction of training images that may be broken, and are replaced by the next ones', least=0, below=1
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+
+    def check(field, good, problem):
+      if not good:
+        raise ValueError(f'{field}={getattr(self, field)!r} {problem}')
+
+    size = f'config.data.image_size={self.image_size}'
+    check('name', self.name, "is empty; give the name of a data set, such as 'digits' or 'cifar100'")
+    check('pad', self.pad < self.image_size, f'must be a whole number, from 0 to below {size}')
+    check(
+      'num_workers',
+      self.num_workers or self.workers == 'threads',
+      "is too few for workers='processes'; set workers='threads' to read in the main thread",
+    )
+    check(
+      'resize',
+      not self.resize or self.image_size <= self.resize,
+      f'must be 0 (no resizing) or from {size} to {_LARGEST_SIDE}',
+    )
+    check(
+      'resize',
+      self.resize or self.augment != 'resize_crop_flip',
+      "does not go with augment='resize_crop_flip'; set config.data.resize to the shorter side after resizing",
+    )
+    check('std', len(self.std) == len(self.mean), f'must have one number per channel, as mean={tuple(self.mean)}')
+    check('std', all(s > 0 for s in self.std), 'must be positive')
+    check(
+      'mean',
+      all(0 <= m <= 1 for m in self.mean),
+      'must lie between 0 and 1 (the pixels 0..255 are divided by 255)',
+    )
