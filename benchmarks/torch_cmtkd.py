@@ -1,10 +1,10 @@
 """The train step of CMT-KD in PyTorch, for comparison: ResNets with HWGQ, the attention loss, SGD, augmentation.
 
 Written from the definitions, the way PyTorch is fast: channels last, autocast, a fused optimizer, and nothing that
-waits for the device. Modules are named like the parameters of `cmtkd_jax`, so that `tests/test_torch_twin.py` can
-compare losses and gradients. What differs: running variances are unbiased, and under autocast normalized and quantized
-maps are bfloat16, where ours are float32 until the next convolution. Its configuration is that of `cmtkd_jax`, as a
-nested dict.
+waits for the device. Modules are named like the parameters of `cmtkd_jax`, so that `tests/methods/test_torch_twin.py`
+can compare losses and gradients. What differs: running variances are unbiased, and under autocast normalized and
+quantized maps are bfloat16, where ours are float32 until the next convolution. Its configuration is that of
+`cmtkd_jax`, as a nested dict.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py, as one process or as several: what batches hold, and the state after some steps.
+"""Run by runtime/test_distributed.py, as one process or as several: what batches hold, and the state after some steps.
 
 python -m tests.distributed_probe DIRECTORY [--coordinator=... --processes=... --process=...]
 """

@@ -1,4 +1,4 @@
-"""Data: order, resuming, sharding, evaluation, preprocessing. Sources, errors: test_data_sources."""
+"""Data: order, resuming, sharding, evaluation, preprocessing. Sources, errors: test_sources."""
 
 import functools
 import itertools

@@ -340,7 +340,7 @@ class Misbehaving:
 
 
 def test_workers_errors_and_end(monkeypatch):
-  monkeypatch.setenv('PYTHONPATH', os.path.dirname(__file__))  # for this module
+  monkeypatch.setenv('PYTHONPATH', str(pathlib.Path(__file__).parents[2]))  # for this module
   pool, reader, records = workers.Workers(1), Misbehaving(), np.arange(3)
   images, (pid, has_backends), _ = pool.read(reader, records, 0)
   assert (images == pid % 251).all() and images.shape == (3, 1, 1, 1) and pid != os.getpid() and not has_backends

@@ -12,39 +12,20 @@ import pytest
 from flax import traverse_util
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import losses, models
+from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods import METHODS, apprentice, average_teacher, ctkd, dml, guided, kd, kdcl, qkd, speq
-from cmtkd_jax.models import alexnet, resnet
 from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.step import eval_step, initial_state, train_step
 from cmtkd_jax.training.teachers import Teacher
+from tests import networks
 
 CLASSES = 5
-CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 LABELS = np.array([0, 3, 1, 4], np.int32)
 
 
-def tiny(num_classes, layers, **unused):
-  """Two convolutions, a stage each, and a stem that stands apart."""
-  stages = tuple(
-    functools.partial(alexnet.Stage, ((features, 3, stride, None, 'body'),), (1, 1), layers)
-    for features, stride in ((4, 1), (6, 2))
-  )
-  return models.Network(
-    (2, 3),
-    stages,
-    layers.activation,
-    functools.partial(resnet.PooledHead, num_classes, layers),
-    functools.partial(resnet.Stem, 3, 'cifar', 'pre', layers),
-  )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def tiny_model():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.MODELS, 'tiny', tiny)
-    yield
+tiny_model = networks.named_tiny(networks.tiny((4, 1, 'body'), (6, 2, 'body'), stem=3))
 
 
 def make_config(method, bits=2, **settings):

@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec as P
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import losses, models, quantizers
 from cmtkd_jax.methods import Outputs
-from cmtkd_jax.models import alexnet, resnet
 from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.step import (
   TrainState,
@@ -24,19 +23,14 @@ from cmtkd_jax.training.step import (
   label_rank,
   train_step,
 )
+from tests import networks
 
 CLASSES = 5
 DEVICES = (1, 2, 4, 8)
 KEY_DATA = np.array([0, 7], np.uint32)
 
 
-def tiny(num_classes, layers, **unused):
-  """Two convolutions, a stage each: quick to compile."""
-  stages = tuple(
-    functools.partial(alexnet.Stage, ((features, 3, stride, None, role),), (1, 1), layers)
-    for features, stride, role in ((4, 1, 'first'), (6, 2, 'body'))
-  )
-  return models.Network((1, 2), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers))
+TINY = networks.tiny((4, 1, 'first'), (6, 2, 'body'))
 
 
 def augment(key, images):
@@ -60,7 +54,7 @@ def make_batch(seed=0):
 def parts():
   """The step of CMT-KD with two teachers, and a state of NumPy arrays."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.MODELS, 'tiny', tiny)
+    patch.setitem(models.MODELS, 'tiny', TINY)
     config = config_lib.default()
     config.model.name, config.quantizer.name, config.method.cmtkd.teacher_bits = 'tiny', 'lsq', (4, 8)
     method = build.create_method(config, CLASSES)

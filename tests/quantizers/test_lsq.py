@@ -16,7 +16,7 @@ from cmtkd_jax.quantizers import dequantize, lsq
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 BITS = range(1, 9)
 GRIDS = list(itertools.product(BITS, (False, True)))  # bits, signed
 

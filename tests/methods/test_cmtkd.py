@@ -1,7 +1,6 @@
 """CMT-KD: its loss, its forward pass and its gradients against NumPy, and the bit table it reports."""
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -15,29 +14,17 @@ from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import cost as bit_report
 from cmtkd_jax.methods import base, cmtkd
-from cmtkd_jax.models import alexnet, bit_table, resnet
+from cmtkd_jax.models import bit_table, resnet
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.training import build
+from tests import networks
 
 CLASSES = 5
 TEACHERS = ('teacher1_4bit', 'teacher2_8bit')
 LABELS = np.array([0, 3, 1, 4, 2, 2, 0, 1], np.int32)
 
 
-def tiny(num_classes, layers, **unused):
-  """Three convolutions, a stage each: what a method does with a network does not depend on its depth."""
-  stages = tuple(
-    functools.partial(alexnet.Stage, ((features, 3, stride, None, role),), (1, 1), layers)
-    for features, stride, role in ((4, 1, 'first'), (6, 2, 'body'), (8, 2, 'body'))
-  )
-  return models.Network((1, 2, 3), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def tiny_model():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.MODELS, 'tiny', tiny)
-    yield
+tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (6, 2, 'body'), (8, 2, 'body')))
 
 
 def make_config(bits=(4, 8), student=2, **settings):

@@ -14,7 +14,7 @@ import pytest
 from cmtkd_jax.runtime import peers
 from cmtkd_jax.runtime.preemption import Preemption
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location('local_processes', ROOT / 'launch' / 'local_processes.py')
 local_processes = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(local_processes)

@@ -1,4 +1,4 @@
-"""Every config: valid, and its smoke run; evaluation of a finished run; losses that are not finite."""
+"""The smoke run of every recipe; evaluation of a finished run; losses that are not finite."""
 
 import collections
 import pathlib
@@ -8,26 +8,20 @@ import sys
 import jax
 import pytest
 
-from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import metric_log
 from cmtkd_jax.training import evaluate, loop
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-RECIPES = [name for name in CONFIGS if name.endswith(('_resnet8', '_resnet18', '_alexnet'))]  # of CMT-KD
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECIPES = [  # of CMT-KD
+  path.stem
+  for path in sorted((ROOT / 'configs').glob('*.py'))
+  if path.stem.endswith(('_resnet8', '_resnet18', '_alexnet'))
+]
 
 
 def load(name, argument=''):
   return runpy.run_path(str(ROOT / 'configs' / f'{name}.py'))['get_config'](argument)
-
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_config_is_valid_and_short(name):
-  config_lib.check(load(name))
-  text = (ROOT / 'configs' / f'{name}.py').read_text()
-  assert text.count('\n') <= 75  # as ruff format breaks lines
-  assert f'--config=configs/{name}.py' in text
 
 
 @pytest.mark.parametrize('name', RECIPES)

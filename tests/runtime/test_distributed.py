@@ -15,7 +15,7 @@ from flax import traverse_util
 from cmtkd_jax.runs import checkpoint, metric_log
 from cmtkd_jax.runtime import distributed
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location('local_processes', ROOT / 'launch' / 'local_processes.py')
 local_processes = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(local_processes)

@@ -1,7 +1,5 @@
 """Every quantizer under `single` and `cmtkd`: one compiled step at 2/2 bits and at an unequal pair."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -9,9 +7,9 @@ from flax import traverse_util
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import models, quantizers
-from cmtkd_jax.models import alexnet, resnet
 from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.step import initial_state, train_step
+from tests import networks
 
 LABELS = np.array([0, 3, 1, 4], np.int32)
 # (weight bits, activation bits) of the student's two layers, and the teacher's, where a quantizer lacks the usual ones.
@@ -19,13 +17,7 @@ WIDTHS = {'xnor': ((1, 1), (1, 32), (1, 1)), 'twn': ((2, 32), (2, 32), (2, 32)),
 USUAL = ((2, 2), (2, 4), (4, 4))
 
 
-def tiny(num_classes, layers, **unused):
-  """Two quantized convolutions, a stage each."""
-  stages = tuple(
-    functools.partial(alexnet.Stage, ((features, 3, stride, None, 'body'),), (1, 1), layers)
-    for features, stride in ((4, 1), (6, 2))
-  )
-  return models.Network((1, 2), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers))
+TINY = networks.tiny((4, 1, 'body'), (6, 2, 'body'))
 
 
 @pytest.mark.parametrize('kind', ['single', 'cmtkd'])
@@ -33,7 +25,7 @@ def tiny(num_classes, layers, **unused):
 def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
   """One stage at 2/2 bits, the other at an unequal pair: the loss is finite, learned and fitted values are moved."""
   equal, unequal, teacher = WIDTHS.get(name, USUAL)
-  monkeypatch.setitem(models.MODELS, 'tiny', tiny)
+  monkeypatch.setitem(models.MODELS, 'tiny', TINY)
   config = config_lib.default()
   config.method.name, config.quantizer.name = kind, name
   config.student.weight_bits, config.student.activation_bits = equal
@@ -77,7 +69,7 @@ def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
 
 
 def test_a_clip_is_decayed_like_its_network_and_nothing_else_of_a_quantizer(monkeypatch):
-  monkeypatch.setitem(models.MODELS, 'tiny', tiny)
+  monkeypatch.setitem(models.MODELS, 'tiny', TINY)
   config = config_lib.default()
   config.method.name, config.model.name, config.quantizer.name = 'single', 'tiny', 'pact'
   config.optimizer.weight_decay_low_bits, config.optimizer.momentum = 0.5, 0.0

@@ -28,7 +28,7 @@ from cmtkd_jax.experiments import table
 from cmtkd_jax.runs import checkpoint, metric_log, run_files
 from cmtkd_jax.runtime import local_file, text_table
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMOKE = '--config=configs/digits_resnet8.py:smoke'
 SINGLE = (SMOKE, '--config.method.name=single')
 RESNET18 = (*SINGLE, '--config.model.name=resnet18', '--config.model.stem=imagenet', '--config.model.block_order=post')

@@ -15,7 +15,7 @@ from cmtkd_jax.experiments import chain, table
 from cmtkd_jax.runs import checkpoint
 from cmtkd_jax.training import evaluate
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 FULL = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from cmtkd_jax.runs import checkpoint, metric_log
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 24
 
 

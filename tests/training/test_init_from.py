@@ -1,7 +1,5 @@
 """Starting networks from trained ones: what is loaded where, what is created from data, what is refused."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -10,35 +8,21 @@ import pytest
 from flax import traverse_util
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import models
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import alexnet, pytorch_weights, resnet
+from cmtkd_jax.models import pytorch_weights
 from cmtkd_jax.quantizers import lsq
 from cmtkd_jax.runs import run_files
 from cmtkd_jax.runs.checkpoint import Checkpoints
 from cmtkd_jax.training import build, initialize, optimizer
 from cmtkd_jax.training.step import TrainState, initial_state
+from tests import networks
 
 CLASSES = 5
 TEACHERS = {'teacher1_4bit': 4, 'teacher2_8bit': 8}
 NETWORKS = {'student': 2, **TEACHERS}
 
 
-def tiny(num_classes, layers, width, **unused):
-  """Two convolutions, a stage each."""
-  conv = lambda features, stride, role: (round(features * width), 3, stride, None, role)
-  stages = tuple(
-    functools.partial(alexnet.Stage, (conv(features, stride, role),), (1, 1), layers)
-    for features, stride, role in ((4, 1, 'first'), (8, 2, 'body'))
-  )
-  return models.Network((1, 2), stages, layers.activation, functools.partial(resnet.PooledHead, num_classes, layers))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def tiny_model():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.MODELS, 'tiny', tiny)
-    yield
+tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (8, 2, 'body')))
 
 
 def make_config(method='cmtkd', **changes):

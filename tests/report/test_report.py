@@ -19,7 +19,7 @@ from cmtkd_jax.report import confusion, pareto, plotting, weight_histograms
 from cmtkd_jax.runs import checkpoint, run_reader
 from cmtkd_jax.training import build, loop, restore
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECTIONS = [
   'What was run',
   'Results',

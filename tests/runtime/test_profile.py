@@ -11,7 +11,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import profiler
 from cmtkd_jax.training import loop
 
-CONFIG = pathlib.Path(__file__).resolve().parents[1] / 'configs' / 'digits_resnet8.py'
+CONFIG = pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'digits_resnet8.py'
 
 
 def make_config(profiled, steps):

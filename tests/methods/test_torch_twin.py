@@ -14,7 +14,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.quantizers import hwgq
 from cmtkd_jax.training import build, optimizer
 
-BENCHMARKS = pathlib.Path(__file__).resolve().parents[1] / 'benchmarks'
+BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / 'benchmarks'
 CLASSES = 7
 
 

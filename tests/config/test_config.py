@@ -1,0 +1,184 @@
+"""Durations, the checks of a configuration, its JSON, and the files in configs/."""
+
+import pathlib
+import runpy
+
+import pytest
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.config import durations
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods import METHODS
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
+SIZES = dict(steps_per_epoch=20, batch_size=64)
+
+# Durations.
+
+
+@pytest.mark.parametrize(
+  'text, steps',
+  [
+    ('', ()),
+    ('  ', ()),
+    ('3000 steps', (3000,)),
+    ('1 step', (1,)),
+    ('120 epochs', (2400,)),
+    ('1 epoch', (20,)),
+    ('0.5 epochs', (10,)),
+    ('6400 examples', (100,)),
+    ('64 example', (1,)),
+    ('100 examples', (2,)),
+    ('50, 100 epochs', (1000, 2000)),
+    (' 30 ,60,  90 steps ', (30, 60, 90)),
+    ('0 steps', (0,)),
+  ],
+)
+def test_durations(text, steps):
+  parsed = durations.parse(text, 'config.duration', **SIZES)
+  assert parsed == steps and all(isinstance(step, int) for step in parsed)
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '100',
+    'epochs',
+    '10 hours',
+    '-3 steps',
+    '10 epochs 3 steps',
+    '10 steps, 3 epochs',
+    '1e3 steps',
+    '3,, 4 steps',
+    '3 4 steps',
+    ', 3 steps',
+    'steps 3',
+    'nan steps',
+  ],
+)
+def test_bad_durations_are_refused(text):
+  with pytest.raises(UserError, match='config.log_every'):
+    durations.parse(text, 'config.log_every', **SIZES)
+
+
+def test_one_duration():
+  assert durations.parse_one('2 epochs', 'config.duration', **SIZES) == 40
+  assert durations.parse_one('', 'config.duration', **SIZES) == 0
+  with pytest.raises(UserError, match='config.duration'):
+    durations.parse_one('2, 3 epochs', 'config.duration', **SIZES)
+
+
+# Configurations.
+
+
+def test_default_is_accepted():
+  config_lib.check(config_lib.default())
+
+
+def set_field(config, field, value):
+  *parents, name = field.split('.')
+  for parent in parents:
+    config = config[parent]
+  with config.unlocked(), config.ignore_type():
+    config[name] = value
+
+
+@pytest.mark.parametrize(
+  'field, value',
+  [
+    ('no_such_field', 1),
+    ('optimizer.lr', 0.1),
+    ('method.cmtkd.tau', 2.0),  # unknown
+    ('seed', 'zero'),
+    ('seed', 0.5),
+    ('seed', None),
+    ('batch_size', None),
+    ('batch_size', True),
+    ('model.name', 8),
+    ('optimizer.nesterov', 1),
+    ('optimizer.learning_rate', '0.1'),
+    ('method.cmtkd.taps', 3),  # wrong type
+    ('method.name', 'kdd'),
+    ('dtype', 'float16'),
+    ('model.name', 'vgg'),
+    ('model.stem', 'x'),
+    ('model.block_order', 'x'),
+    ('bits.first_last', 4),
+    ('bits.shortcut', 'x'),
+    ('quantizer.name', 'lqw'),
+    ('quantizer.weights', 'lqw'),
+    ('optimizer.schedule', 'linear'),
+    ('quantizer.hwgq.activation.scheme', 'x'),
+    ('feature_loss.name', 'x'),
+    ('logit_loss.name', 'x'),
+    ('feature_loss.attention.norm', 'x'),
+    ('feature_loss.fitnet.adaptor', 'x'),
+    ('method.cmtkd.combined_head', 'x'),
+    ('method.cmtkd.fused', 'x'),  # wrong choice
+    ('seed', -1),
+    ('batch_size', 0),
+    ('model.width', 0.0),
+    ('optimizer.learning_rate', 0.0),
+    ('optimizer.gradient_clip', -1.0),
+    ('optimizer.momentum', -0.1),
+    ('optimizer.weight_decay', -1e-4),
+    ('optimizer.learning_rate', float('nan')),
+    ('student.weight_bits', 9),
+    ('student.activation_bits', 0),
+    ('method.cmtkd.alpha', -1.0),
+    ('method.cmtkd.temperature', 0.0),
+    ('feature_loss.attention.power', 0.0),
+    ('feature_loss.fitnet.weight', -1.0),
+    ('logit_loss.dkd.beta', -1.0),
+    ('bits.rules', (('student/(', 2, 2),)),
+    ('bits.rules', (('student/.*', 2),)),  # out of range
+  ],
+)
+def test_config_check_refuses(field, value):
+  config = config_lib.default()
+  set_field(config, field, value)
+  with pytest.raises(UserError, match=f'config.{field}'):
+    config_lib.check(config)
+
+
+def test_missing_field_is_refused():
+  config = config_lib.default()
+  with config.unlocked():
+    del config.optimizer.momentum
+  with pytest.raises(UserError, match='config.optimizer.momentum'):
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_json_round_trip(method):
+  config = config_lib.default()
+  config.method.name = method
+  again = config_lib.from_json(config_lib.to_json(config))
+  assert again.to_dict() == config.to_dict() and config_lib.difference(config, again) == []
+  assert config_lib.create(again, f'method.{method}') == METHODS[method].Settings()
+
+  config.bits.rules = (('student/stage1/.*', 3, 4), ('teacher.*', 8, 8))
+  config.method.cmtkd.update(teacher_bits=((2, 4), 8), taps=(3, 7), importance_init=(0.0, 1.0))
+  config.feature_loss.attention.weight = 5.0
+  config.optimizer.gradient_clip = 1.0
+  again = config_lib.from_json(config_lib.to_json(config))
+  assert again.to_dict() == config.to_dict()
+  assert again.method.cmtkd.teacher_bits == ((2, 4), 8) and again.bits.rules[0] == ('student/stage1/.*', 3, 4)
+  assert {line.split(':')[0] for line in config_lib.difference(config_lib.default(), again)} >= {
+    'bits.rules',
+    'method.cmtkd.teacher_bits',
+    'feature_loss.attention.weight',
+    'method.cmtkd.taps',
+    'optimizer.gradient_clip',
+  }
+
+
+# Files.
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.stem)
+def test_file_is_valid_and_short(path):
+  config_lib.check(runpy.run_path(str(path))['get_config'](''))
+  text = path.read_text()
+  assert text.count('\n') <= 75  # as ruff format breaks lines
+  assert f'--config=configs/{path.name}' in text

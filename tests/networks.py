@@ -1,0 +1,37 @@
+"""Networks that compile quickly: what a method does with a network does not depend on its depth."""
+
+import functools
+
+import pytest
+
+from cmtkd_jax import models
+from cmtkd_jax.models import alexnet, resnet
+
+
+def tiny(*convolutions, stem=None):
+  """A model with one stage for each convolution (features, stride, role), behind a stem of so many features."""
+
+  def model(num_classes, layers, width, **unused):
+    stages = tuple(
+      functools.partial(alexnet.Stage, ((round(features * width), 3, stride, None, role),), (1, 1), layers)
+      for features, stride, role in convolutions
+    )
+    head = functools.partial(resnet.PooledHead, num_classes, layers)
+    first = 2 if stem else 1  # a stem of its own is tap 1
+    taps = tuple(range(first, first + len(stages)))
+    stems = (functools.partial(resnet.Stem, stem, 'cifar', 'pre', layers),) if stem else ()
+    return models.Network(taps, stages, layers.activation, head, *stems)
+
+  return model
+
+
+def named_tiny(model):
+  """A fixture that makes `model` the network 'tiny' for all tests of a module."""
+
+  @pytest.fixture(scope='module', autouse=True)
+  def tiny_model():
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setitem(models.MODELS, 'tiny', model)
+      yield
+
+  return tiny_model
