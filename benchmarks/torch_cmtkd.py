@@ -38,7 +38,7 @@ FIXED = {
   'method.cmtkd.taps': (),
   'method.cmtkd.ce_temperature': 1.0,
   'feature_loss.name': 'attention',
-  'logit_loss.name': 'kd',
+  'logit_loss.name': 'kl_divergence',
   'method.cmtkd.stop_gradient_target': True,
   'method.cmtkd.stop_gradient_shared': False,
   'method.cmtkd.combined_head': 'shared',

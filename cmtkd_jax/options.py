@@ -92,11 +92,11 @@ class Field:
     return bounds if bounds.keys() & {'least', 'above'} else {'least': 0, **bounds}
 
   def _problem(self, value):
-    if self.default is None:
-      if value is None:
-        return ''
-    if not _same_kind(value, 1.0 if self.default is None else self.default):
-      return f'is {_kind(value)}; it must be {_kind(self.default)}, such as {self._example()!r}'
+    if value is None and self.default is None:
+      return ''
+    example = 1.0 if self.default is None else self.default
+    if not _same_kind(value, example):
+      return f'is {type(value).__name__}; it must be {type(example).__name__}, such as {example!r}'
     numbers = [value]
     if 'items' in self.allowed:
       if not all(_same_kind(item, self.allowed['items']) for item in value):
@@ -117,9 +117,6 @@ class Field:
       except re.error as e:
         return f'is not a regular expression ({e}); fix or empty it'
     return ''
-
-  def _example(self):
-    return 1.0 if self.default is None else self.default
 
 
 @functools.cache
@@ -178,10 +175,6 @@ def _short_bounds(bounds):
   low = f'[{bounds["least"]}' if 'least' in bounds else f'({bounds.get("above", -math.inf)}'
   high = f'{bounds["most"]}]' if 'most' in bounds else f'{bounds.get("below", math.inf)})'
   return f'in {low}, {high}'
-
-
-def _kind(value):
-  return 'float' if value is None else type(value).__name__
 
 
 def _same_kind(value, expected):

@@ -14,7 +14,7 @@ def run_train(command):
   runs = getattr(config.get('table'), 'runs', ())
   if runs:
     raise UserError(f'--mode=train: this configuration is a table of {len(runs)} runs; use --mode=table')
-  chain.train_chain(config, command.workdir)
+  chain.train_chain(config, command.workdir, report=_report)
 
 
 def run_evaluate(command):
@@ -31,14 +31,16 @@ def run_table(command):
   """Trains the missing runs of a table and prints it."""
   from cmtkd_jax.experiments import table
 
-  table.train_table(_config(command), command.workdir)
+  config = _config(command)
+  print(table.render(config.table.title, table.train_table(config, command.workdir, report=_report)))
 
 
 def run_collect(command):
   """Prints the table of the runs that are finished."""
   from cmtkd_jax.experiments import table
 
-  table.collect(_config(command), command.workdir)
+  config = _config(command)
+  print(table.render(config.table.title, table.collect(config, command.workdir)))
 
 
 def run_report(command):
@@ -60,7 +62,8 @@ def run_bits(command):
   """Prints bits, size and bit operations of the networks, without training them."""
   from cmtkd_jax.experiments import cost
 
-  cost.compare(_config(command))
+  config = _config(command)
+  print(cost.render(cost.compare(config), config.method.name))
 
 
 def run_export(command):
@@ -75,6 +78,10 @@ def run_predict(command):
   from cmtkd_jax.export import predict
 
   print(predict.predict(command.workdir, command.images))
+
+
+def _report(text):
+  print(text, flush=True)
 
 
 def _config(command):

@@ -88,20 +88,22 @@ class Quantizer(Options):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureLoss(Options):
-  """What brings the student's feature maps to those of the teachers."""
+  """The distance between feature maps, of methods that compare them."""
 
   name: str = option(
     'attention',
-    'distance between feature maps, for methods that compare them',
+    'distance between feature maps',
     choices=('none', *losses.FEATURE_LOSSES),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitLoss(Options):
-  """What brings logits to target logits."""
+  """The distance between logits, of methods that compare them."""
 
-  name: str = option('kd', 'distance between logits, for methods that compare them', choices=losses.LOGIT_LOSSES)
+  name: str = option(
+    'kl_divergence', 'distance between logits, for methods that compare them', choices=losses.LOGIT_LOSSES
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,9 +96,14 @@ _SYNONYMS = {
 
 def suggest(name):
   """Returns the field that `name`, a word that is not a field, most likely means; '' if none is near."""
+  known = sections.fields()
+  if f'{name}.name' in known:  # a section, of which one is selected by name
+    return f'{name}.name'
+  if moved := next((field for field in known if field.endswith(f'.{name}')), ''):
+    return moved
   leaf = name.rpartition('.')[2].lower().replace('-', '_')
   leaf = _SYNONYMS.get(leaf, leaf)
-  fields = sorted(sections.fields(), key=lambda field: (field.count('.'), field))
+  fields = sorted(known, key=lambda field: (field.count('.'), field))
   for close in (leaf, *difflib.get_close_matches(leaf, [field.rpartition('.')[2] for field in fields], 1, 0.75)):
     found = next((field for field in fields if field == close or field.endswith(f'.{close}')), '')
     if found:

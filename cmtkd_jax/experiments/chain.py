@@ -14,7 +14,7 @@ _REFERENCE = re.compile(r'\{(\w+)\}')
 _ALONE = {'init_from': '', 'teachers': ()}  # what comes first does not start from what comes after it
 
 
-def train_chain(config, workdir, directories=()):
+def train_chain(config, workdir, directories=(), report=lambda text: None):
   """Trains the runs of `config.first`, each in `workdir/<name>` after those it refers to, then `config`.
 
   Each is `config` with the changes given there; '{name}' in its `init_from` and `teachers` stands for the directory of
@@ -24,6 +24,7 @@ def train_chain(config, workdir, directories=()):
     config: a `ConfigDict`.
     workdir: of the last run.
     directories: `{name: directory}` of further runs that may be referred to.
+    report: function that shows a text to the user: which run begins, and how each ended.
 
   Returns:
     the summary of the last run, a JSON-able dict.
@@ -38,12 +39,12 @@ def train_chain(config, workdir, directories=()):
     for name in in_order(config.first, config.first)
   }
   for name, (run, directory) in runs.items():
-    print(f'\n== {name} -> {directory}', flush=True)
-    _train(resolve(run, directories), directory)
+    report(f'\n== {name} -> {directory}')
+    _train(resolve(run, directories), directory, report)
     directories[name] = directory
   if runs:
-    print(f'\n== {config.method.name} -> {workdir}', flush=True)
-  return _train(resolve(last, directories), workdir)
+    report(f'\n== {config.method.name} -> {workdir}')
+  return _train(resolve(last, directories), workdir, report)
 
 
 def in_order(runs, wanted):
@@ -99,9 +100,11 @@ def _finished(config, workdir):
   return None if config_lib.difference(there, config, exclude=run_files.MUTABLE_FIELDS) else summary
 
 
-def _train(config, workdir):
+def _train(config, workdir, report):
   summary = _finished(config, workdir)
   if summary is None:
-    return loop.train_and_evaluate(config, workdir)
-  print(f'{workdir} is finished\n{run_summary.closing_table(summary)}', flush=True)
+    summary = loop.train_and_evaluate(config, workdir)
+  else:
+    report(f'{workdir} is finished')
+  report(run_summary.closing_table(summary))
   return summary

@@ -1,5 +1,7 @@
 """What bit policies cost, before anything is trained: bits of every layer, model size, bit operations."""
 
+from typing import NamedTuple
+
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.models import bit_table
 from cmtkd_jax.models.bit_policy import parse_rules
@@ -7,40 +9,47 @@ from cmtkd_jax.runtime import text_table
 from cmtkd_jax.training import build
 
 
-def compare(config):
-  """Prints the bit table of a configuration, or of a table of runs one line for the student of each.
+class Cost(NamedTuple):
+  """What `compare` finds. students: `{run: bit_table.Total}`, '' for a configuration without a table."""
 
-  Returns:
-    `{run: bit_table.Total}` of the students; the run of a configuration without a table is ''.
+  layers: list
+  students: dict[str, bit_table.Total]
+
+
+def compare(config):
+  """Returns the `Cost` of a configuration: its layers, if it has no table of runs, and the student of every run.
 
   Raises:
     UserError: a configuration or its data cannot be used.
   """
   config_lib.check(config)
   dataset = build.load_data(config, build.make_mesh())
-  totals = {}
+  layers, students = [], {}
   for name in config.table.only or config.table.runs or ('',):
     changes = config.table.runs[name].to_dict() if name else {}
     run = config_lib.derive(config, changes)
     if not name and not run.teachers and not run.first:
       method = build.create_method(run, dataset.num_classes)
-      print(bit_table.render(bit_table.collect(method, dataset.input_shape, parse_rules(run.bits.rules))) + '\n')
-    student = config_lib.derive(
-      config, changes | {'method': {'name': 'single'}, 'teachers': (), 'init_from': '', 'first': {}}
-    )
-    rows = bit_table.collect(build.create_method(student, dataset.num_classes), dataset.input_shape)
-    totals[name] = bit_table.total(rows)
+      layers = bit_table.collect(method, dataset.input_shape, parse_rules(run.bits.rules))
+    alone = {'method': {'name': 'single'}, 'teachers': (), 'init_from': '', 'first': {}}
+    student = build.create_method(config_lib.derive(config, changes | alone), dataset.num_classes)
+    students[name] = bit_table.total(bit_table.collect(student, dataset.input_shape))
+  return Cost(layers, students)
+
+
+def render(cost, unnamed):
+  """Returns `cost` as text; `unnamed` names the student of a configuration without a table."""
   header = ['student of', 'parameters', 'weights, KiB', 'bits a weight', 'million MACs', 'million bit operations']
   body = [
     [
-      name or config.method.name,
-      f'{t.parameters:,}',
-      f'{t.size / 8192:,.1f}',
-      f'{t.size / t.parameters:.2f}',
-      f'{t.macs / 1e6:,.1f}',
-      f'{t.bops / 1e6:,.1f}',
+      name or unnamed,
+      f'{total.parameters:,}',
+      f'{total.size / 8192:,.1f}',
+      f'{total.size / total.parameters:.2f}',
+      f'{total.macs / 1e6:,.1f}',
+      f'{total.bops / 1e6:,.1f}',
     ]
-    for name, t in totals.items()
+    for name, total in cost.students.items()
   ]
-  print('\n'.join(text_table.lines(header, body)))
-  return totals
+  layers = [bit_table.render(cost.layers), ''] if cost.layers else []
+  return '\n'.join([*layers, *text_table.lines(header, body)])

@@ -34,11 +34,16 @@ class Line(NamedTuple):
   published: tuple
 
 
-def train_table(config, workdir):
+def train_table(config, workdir, report=lambda text: None):
   """Trains what is missing, run by run and seed by seed, then collects.
 
   A run that cannot be trained (its quantizer does not exist yet, its data are not prepared) does not keep the others
   from theirs; the table says why.
+
+  Args:
+    config: a `ConfigDict` with a `table`.
+    workdir: directory of the table.
+    report: function that shows a text to the user: which run begins, and how each ended.
 
   Returns:
     as `collect`.
@@ -52,21 +57,21 @@ def train_table(config, workdir):
     directories = {}
     for run in chain.in_order(config.table.runs, [line.run for line in lines if line.run]):
       directory = f'{workdir}/{run}/seed{seed}'
-      print(f'\n== {run}, seed {seed} -> {directory}', flush=True)
+      report(f'\n== {run}, seed {seed} -> {directory}')
       try:
         if missing := _missing_quantizer(config.table.runs[run]):
           raise UserError(missing)
         run_config = config_lib.derive(config, {**config.table.runs[run].to_dict(), 'seed': seed})
-        chain.train_chain(run_config, directory, directories)
+        chain.train_chain(run_config, directory, directories, report)
         directories[run] = directory
       except UserError as e:
         failures.setdefault(run, str(e))
-        print(f'not run: {e}', flush=True)
+        report(f'not run: {e}')
   return collect(config, workdir, failures)
 
 
 def collect(config, workdir, failures=None):
-  """Collects the finished runs in `workdir`, writes table.md and table.json there, and prints the table.
+  """Collects the finished runs in `workdir`, and writes table.md and table.json there.
 
   Args:
     config: a `ConfigDict` with a `table`.
@@ -83,10 +88,8 @@ def collect(config, workdir, failures=None):
   if not workdir.is_dir():
     raise UserError(f'--workdir: there is no directory {workdir}; train the table first with --mode=table')
   rows = [_row(config, line, workdir, failures or {}) for line in lines]
-  text = render(config.table.title, rows)
   run_files.write(workdir / f'{FILE}.json', json.dumps({'title': config.table.title, 'lines': rows}, indent=1))
   run_files.write(workdir / f'{FILE}.md', markdown(config.table.title, rows))
-  print(text)
   return rows
 
 

@@ -1,13 +1,16 @@
 """Losses of collaborative distillation: pure functions of arrays that compute in float32."""
 
-from cmtkd_jax.losses.ab import ActivationBoundary, activation_boundary_loss
-from cmtkd_jax.losses.attention import Attention, attention_loss, attention_map
+import importlib
+import pkgutil
+
+from cmtkd_jax.losses.ab import activation_boundary_loss
+from cmtkd_jax.losses.attention import attention_loss, attention_map
 from cmtkd_jax.losses.base import FeatureLoss, LogitLoss
 from cmtkd_jax.losses.cosine import cosine_loss
 from cmtkd_jax.losses.cross_entropy import cross_entropy
-from cmtkd_jax.losses.dist import DIST, correlation_loss
-from cmtkd_jax.losses.dkd import DKD, decoupled_loss
-from cmtkd_jax.losses.fitnet import FitNet, fitnet_loss
+from cmtkd_jax.losses.dist import correlation_loss
+from cmtkd_jax.losses.dkd import decoupled_loss
+from cmtkd_jax.losses.fitnet import fitnet_loss
 from cmtkd_jax.losses.kdcl_targets import (
   error_sums,
   general_target,
@@ -17,31 +20,29 @@ from cmtkd_jax.losses.kdcl_targets import (
   min_logit_target,
   naive_target,
 )
-from cmtkd_jax.losses.kl_divergence import KD, kl_divergence
-from cmtkd_jax.losses.logits_regression import LogitsRegression, logits_regression
+from cmtkd_jax.losses.kl_divergence import kl_divergence
+from cmtkd_jax.losses.logits_regression import logits_regression
 from cmtkd_jax.losses.mean_softmax import mean_softmax
 from cmtkd_jax.losses.min_logit import from_true_class, min_logit
-from cmtkd_jax.losses.ofd import Overhaul, overhaul_loss, overhaul_margin
-from cmtkd_jax.losses.similarity import Similarity, similarity_loss, similarity_matrix
+from cmtkd_jax.losses.ofd import overhaul_loss, overhaul_margin
+from cmtkd_jax.losses.similarity import similarity_loss, similarity_matrix
 from cmtkd_jax.losses.soft_cross_entropy import soft_cross_entropy
-from cmtkd_jax.losses.standardized_kd import StandardizedKD, standardize, standardized_kl
+from cmtkd_jax.losses.standardized_kd import standardize, standardized_kl
 
-# Adding a loss: its file, one line here, its test. Options of the class are `config.feature_loss.NAME.*`.
-FEATURE_LOSSES: dict[str, type[FeatureLoss]] = {
-  'ab': ActivationBoundary,
-  'attention': Attention,
-  'fitnet': FitNet,
-  'ofd': Overhaul,
-  'similarity': Similarity,
-}
-# ... and here `config.logit_loss.NAME.*`.
-LOGIT_LOSSES: dict[str, type[LogitLoss]] = {
-  'dist': DIST,
-  'dkd': DKD,
-  'kd': KD,
-  'logits_regression': LogitsRegression,
-  'standardized_kd': StandardizedKD,
-}
+
+def _of_kind(base):
+  """`{file: class}` of every file of this folder with a subclass of `base`; its options are those of the class."""
+  files = [importlib.import_module(f'{__name__}.{file.name}') for file in pkgutil.iter_modules(__path__)]
+  return {
+    file.__name__.rpartition('.')[2]: value
+    for file in files
+    for value in vars(file).values()
+    if isinstance(value, type) and issubclass(value, base) and value.__module__ == file.__name__ and value is not base
+  }
+
+
+FEATURE_LOSSES: dict[str, type[FeatureLoss]] = _of_kind(FeatureLoss)  # config.feature_loss.NAME
+LOGIT_LOSSES: dict[str, type[LogitLoss]] = _of_kind(LogitLoss)  # config.logit_loss.NAME
 
 __all__ = [
   'FEATURE_LOSSES',

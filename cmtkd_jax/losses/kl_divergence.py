@@ -39,7 +39,7 @@ def kl_divergence(target_logits: jax.Array, logits: jax.Array, temperature: floa
 
 
 @dataclasses.dataclass(frozen=True)
-class KD(base.LogitLoss):
+class KLDivergence(base.LogitLoss):
   """`kl_divergence`."""
 
   def __call__(self, target_logits, logits, labels, temperature):

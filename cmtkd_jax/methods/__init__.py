@@ -1,22 +1,14 @@
 """Methods: what trains together and on which loss, a file a method."""
 
-from cmtkd_jax.methods import apprentice, average_teacher, cmtkd, ctkd, dml, guided, kd, kdcl, qkd, single, speq
+import importlib
+import pkgutil
+
 from cmtkd_jax.methods.base import Method, Outputs
 
-# Adding a method: its file, one line here, its config, its test. A module offers the frozen dataclass `Settings`, whose
-# fields become `config.<name>`, and `create(config, settings, num_classes, teachers) -> Method`.
-METHODS = {
-  'apprentice': apprentice,
-  'average_teacher': average_teacher,
-  'cmtkd': cmtkd,
-  'ctkd': ctkd,
-  'dml': dml,
-  'guided': guided,
-  'kd': kd,
-  'kdcl': kdcl,
-  'qkd': qkd,
-  'single': single,
-  'speq': speq,
-}
+_FILES = [importlib.import_module(f'{__name__}.{file.name}') for file in pkgutil.iter_modules(__path__)]
+
+# Every file of this folder that has `Settings` is a method under its name: the options of `config.method.NAME`, and
+# `create(config, settings, num_classes, teachers) -> Method`.
+METHODS = {file.__name__.rpartition('.')[2]: file for file in _FILES if hasattr(file, 'Settings')}
 
 __all__ = ['METHODS', 'Method', 'Outputs']

@@ -27,7 +27,7 @@ class Distillation(Joint):
   """A student and the frozen teachers that it learns from; of several, `logit_loss` combines the logits."""
 
   target_name: str  # of what the teachers say together, among the logits
-  logit_loss: losses.LogitLoss = losses.LOGIT_LOSSES['kd']()
+  logit_loss: losses.LogitLoss = losses.LOGIT_LOSSES['kl_divergence']()
 
   def __call__(self, images, train):
     logits = self.logits(images, train)

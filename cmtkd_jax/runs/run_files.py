@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import logging
 import shutil
 import subprocess
 import unicodedata
@@ -78,7 +79,7 @@ def check_configuration(workdir, config):
   """Raises `UserError` if the run in `workdir` has another configuration, unless `config.allow_changes`."""
   differing = config_lib.difference(read_config(workdir), config, exclude=MUTABLE_FIELDS)
   if differing and config.allow_changes:
-    print(f'{workdir} continues with another configuration: {"; ".join(differing)}', flush=True)
+    logging.getLogger(__name__).warning('%s continues with another configuration: %s', workdir, '; '.join(differing))
   elif differing:
     raise UserError(
       f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'

@@ -36,9 +36,7 @@ def train_and_evaluate(config, workdir):
       _train(parts, state, checkpoints, journal, preemption)
       checkpoints.wait()  # before SIGTERM ends the process again
   with run_files.disk_errors_as_user_errors(run):
-    summary = run_summary.write(run, config, parts.dataset.train.steps_per_epoch)
-  print(run_summary.closing_table(summary))
-  return summary
+    return run_summary.write(run, config, parts.dataset.train.steps_per_epoch)
 
 
 def _train(parts, state, checkpoints, journal, preemption):

@@ -115,7 +115,7 @@ FEATURE = {'ab': ab, 'attention': attention, 'fitnet': fitnet, 'ofd': ofd, 'simi
 LOGIT = {
   'dist': dist,
   'dkd': dkd,
-  'kd': lambda t, s, tau: tau**2 * np.mean(kl(softmax(t / tau), softmax(s / tau))),
+  'kl_divergence': lambda t, s, tau: tau**2 * np.mean(kl(softmax(t / tau), softmax(s / tau))),
   'logits_regression': lambda t, s, tau: np.mean((t - s) ** 2),
   'standardized_kd': standardized,
 }

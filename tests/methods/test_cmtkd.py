@@ -88,7 +88,7 @@ def log_softmax(z):
   return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-def make_losses(feature='attention', mutual='kd', **options):
+def make_losses(feature='attention', mutual='kl_divergence', **options):
   """(feature loss, mutual loss), the first with `options`."""
   feature = None if feature == 'none' else losses.FEATURE_LOSSES[feature](**options)
   return feature, losses.LOGIT_LOSSES[mutual]()

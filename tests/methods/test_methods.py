@@ -294,7 +294,7 @@ def users_method(name, loss, teachers):
 @functools.cache
 def outputs_of_equal_networks(name, teachers):
   """What the method's networks return when each has the student's variables."""
-  method = users_method(name, 'kd', teachers)
+  method = users_method(name, 'kl_divergence', teachers)
   images = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
   variables = traverse_util.flatten_dict(method.init(jax.random.key(0), images, train=True))
 

@@ -240,7 +240,7 @@ def compare(ours, theirs, student, teacher, layout):
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max() + 1e-9)
 
 
-@pytest.mark.parametrize('name, theirs', [('kd', torch_kd), ('dkd', torch_dkd), ('dist', torch_dist)])
+@pytest.mark.parametrize('name, theirs', [('kl_divergence', torch_kd), ('dkd', torch_dkd), ('dist', torch_dist)])
 def test_logit_losses(name, theirs):
   loss = losses.LOGIT_LOSSES[name]()
   compare(lambda s, t: loss(t, s, jnp.asarray(LABELS), TAU), theirs, logits(0), logits(1), (0, 1))

@@ -1,0 +1,147 @@
+"""Options: what each line allows, how a wrong value is told, and that every field of the configuration says enough."""
+
+import dataclasses
+
+import pytest
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import options
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.options import Options, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Example(Options):
+  count: int = option(3, 'a number')
+  rate: float = option(0.5, 'a number', above=0)
+  share: float = option(0.1, 'a number', least=0, below=1)
+  side: int = option(8, 'a number', least=1, most=16)
+  clip: float = option(None, 'an optional number', above=0)
+  kind: str = option('a', 'a choice', choices=('a', 'b'))
+  flag: bool = option(False, 'a switch')
+  seeds: tuple = option((0, 1), 'numbers', items=0)
+  anything: tuple = option((), 'of any kind')
+  pattern: str = option('', 'a pattern', regex=True)
+  runs: dict = option({}, 'by name')
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    {},
+    dict(count=0, rate=1, share=0, side=16, clip=None, kind='b', flag=True, seeds=(), pattern='a.*', runs={'a': 1}),
+    dict(clip=2.5, seeds=[1, 2], anything=('a', (1, 2)), rate=1e-30, share=0.999),
+  ],
+)
+def test_allowed_values_are_kept(values):
+  example = Example(**values)
+  assert {name: getattr(example, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+  'field, value, problem',
+  [
+    ('count', -1, 'must not be negative'),
+    ('count', 1.0, 'is float; it must be int, such as 3'),
+    ('count', True, 'is bool; it must be int, such as 3'),
+    ('count', None, 'is NoneType; it must be int, such as 3'),
+    ('count', 10**10, 'must lie between -1e+09 and 1e+09'),
+    ('rate', 0, 'must be positive'),
+    ('rate', float('nan'), 'must be finite'),
+    ('rate', float('inf'), 'must be finite'),
+    ('share', 1, 'must lie in [0, 1)'),
+    ('share', -0.1, 'must lie in [0, 1)'),
+    ('side', 0, 'must lie in [1, 16]'),
+    ('side', 17, 'must lie in [1, 16]'),
+    ('clip', 0.0, 'must be positive'),
+    ('clip', 'x', 'is str; it must be float, such as 1.0'),
+    ('kind', 'c', "is not one of 'a', 'b'"),
+    ('kind', 3, "is int; it must be str, such as 'a'"),
+    ('flag', 1, 'is int; it must be bool, such as False'),
+    ('seeds', 3, 'is int; it must be tuple, such as (0, 1)'),
+    ('seeds', (0, 0.5), 'must hold values like 0'),
+    ('pattern', '(', 'is not a regular expression'),
+  ],
+)
+def test_wrong_values_are_refused_by_field_value_and_what_is_allowed(field, value, problem):
+  with pytest.raises(ValueError) as e:
+    Example(**{field: value})
+  assert str(e.value).startswith(f'{field}={value!r} {problem}')
+  with pytest.raises(UserError) as e:
+    options.create(Example, 'section', {**dataclasses.asdict(Example()), field: value})
+  assert str(e.value).startswith(f'config.section.{field}={value!r} {problem}')
+
+
+def test_descriptions():
+  described = {field.name: field.describe() for field in options.fields(Example)}
+  assert described == {
+    'count': '>= 0',
+    'rate': '> 0',
+    'share': 'in [0, 1)',
+    'side': 'in [1, 16]',
+    'clip': '> 0',
+    'kind': "one of 'a', 'b'",
+    'flag': 'True or False',
+    'seeds': 'a tuple of values like 0',
+    'anything': '',
+    'pattern': 'a regular expression',
+    'runs': '',
+  }
+
+
+def test_lists_become_tuples():
+  assert options.create(Example, '', {**dataclasses.asdict(Example()), 'seeds': [4]}).seeds == (4,)
+
+
+def test_an_option_with_an_unknown_bound_is_refused():
+  with pytest.raises(TypeError, match='at_most'):
+    option(1, 'a number', at_most=3)
+
+
+def test_dictionaries_are_not_shared():
+  Example().runs['x'] = 1
+  assert Example().runs == {}
+
+
+@pytest.mark.parametrize('section', config_lib.SECTIONS)
+def test_every_field_has_a_meaning_and_every_default_is_allowed(section):
+  cls = config_lib.SECTIONS[section]
+  assert cls.__doc__
+  for field in options.fields(cls):
+    field.check(field.default)
+    assert field.doc and not field.doc.endswith('.') and '\n' not in field.doc, field.name
+
+
+def test_fields_are_those_of_the_base_configuration():
+  config = config_lib.default()
+  known = {name: field.default for name, field in config_lib.fields().items() if not isinstance(field.default, dict)}
+  assert config_lib.flat(config) == known
+  assert config.first.to_dict() == config.table.runs.to_dict() == {}
+
+
+def test_description_of_a_configuration():
+  config = config_lib.default()
+  config.optimizer.learning_rate, config.quantizer.activations = 0.25, 'lsq'
+  text = config_lib.describe(config)
+  (line,) = [line for line in text.splitlines() if ' optimizer.learning_rate ' in line]
+  assert line.startswith('*') and '0.25' in line and line.endswith('initial learning rate [> 0]')
+  assert 'quantizer.lsq.activation.count' in text and 'quantizer.hwgq.weight.per_channel' in text
+  for other in ('quantizer.hwgq.activation', 'quantizer.lsq.weight', 'method.kd.', 'logit_loss.dkd'):
+    assert other not in text
+  everything = config_lib.describe(config_lib.default(), selected_only=False)
+  assert all(f' {name} ' in everything for name in config_lib.fields())
+
+
+@pytest.mark.parametrize(
+  'field, meant',
+  [
+    ('method', 'method.name'),
+    ('cmtkd.alpha', 'method.cmtkd.alpha'),
+    ('optimizer.lr', 'optimizer.learning_rate'),
+    ('epochs', 'duration'),
+    ('data.agument', 'data.augment'),
+    ('nothing_like_it', ''),
+  ],
+)
+def test_suggestions(field, meant):
+  assert config_lib.suggest(field) == meant
