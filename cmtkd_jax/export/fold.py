@@ -13,6 +13,7 @@ import numpy as np
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export.graph import IMAGES, Graph, Node
+from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 
 _INPUT, _PIXELS = 'input', 'pixels'
@@ -45,7 +46,7 @@ def fold(steps, input_shape, mean, std):
   Raises:
     UserError: a layer has something that codes and scales cannot express.
   """
-  quantized = any(step.op == 'activation' and step.module.policy.activation_quantizer(step.output) for step in steps)
+  quantized = any(step.op == 'activation' and step.quantizer is not None for step in steps)
   folder = _Folder(mean, std, quantized)
   for step in steps:
     getattr(folder, step.op)(step)
@@ -96,7 +97,7 @@ class _Folder:
   def _product(self, step, attributes, sum_inside):
     """Adds a convolution or matrix product, and the affine that follows it."""
     name, own = step.inputs[0], step.variables['params']
-    quantizer = step.module.policy.weight_quantizer(step.output, step.module.role)
+    quantizer = step.quantizer
     weights, scale = _weights(own, quantizer, step)
     attributes, shift = attributes | weights.pop('attributes'), 0.0
     if name == _INPUT and quantizer is None and self._exact_input and step.op == 'convolution':
@@ -133,16 +134,11 @@ class _Folder:
     self._affine(self._as_real(step.inputs[0]), slope, shift, step.output)
 
   def activation(self, step):
-    quantizer = step.module.policy.activation_quantizer(step.output)
-    if quantizer is None:
+    if step.quantizer is None:
       self.relu(step)
       return
-    own = {
-      name: value
-      for collection in ('params', 'quantizer_state')
-      for name, value in step.variables.get(collection, {}).get('activation_quantizer', {}).items()
-    }
-    grid, thresholds, uniform = activation_grid(quantizer, own, step.output)
+    own = inspect.quantizer_values(step.variables, layers.quantizer_name('activation'))
+    grid, thresholds, uniform = activation_grid(step.quantizer, own, step.output)
     name, arrays = self._as_real(step.inputs[0]), {}
     if uniform:
       name = self._affine(name, 1 / grid.scale, -grid.start / grid.scale, f'{step.output}/steps')
@@ -184,8 +180,8 @@ def _weights(own, quantizer, step):
     raise UserError(f'{step.output}: its weights are not finite; {_DIVERGED}')
   if quantizer is None:
     return {'attributes': {'bits': FULL_PRECISION}, 'kernel': np.asarray(kernel, np.float32)}, 1.0
-  learned = {**own.get('weight_quantizer', {}), **step.variables.get('quantizer_state', {}).get('weight_quantizer', {})}
-  coded = quantizer.encode(jnp.asarray(kernel, jnp.float32), learned)
+  values = inspect.quantizer_values(step.variables, layers.quantizer_name('weight'))
+  coded = quantizer.encode(jnp.asarray(kernel, jnp.float32), values)
   if coded.offset is not None:
     raise UserError(f'{step.output}: weights with an offset cannot be exported; use another quantizer for weights')
   codes, zero, attributes = np.asarray(coded.codes), float(coded.zero), {'bits': quantizer.bits}
