@@ -12,6 +12,7 @@ from etils import epath
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import fold, images, interpreter, manifest, schema, trace
 from cmtkd_jax.export.formats import onnx_common, onnx_qdq, onnx_qlinear, onnx_qonnx, packed, stablehlo
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import run_files, run_reader
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import restore
@@ -81,7 +82,7 @@ def from_run(workdir, step=None):
   """
   run = run_reader.read(workdir)
   trained = restore.load_trained(run, step)
-  data, name = run.config.data, run_reader.MAIN
+  data, name = run.config.data, STUDENT
   shape = (data.image_size, data.image_size, len(data.mean))
   graph = fold.fold(trace.trace(trained.method, trained.variables, shape, name), shape, data.mean, data.std)
   about = {

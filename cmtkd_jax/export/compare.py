@@ -14,7 +14,7 @@ from cmtkd_jax import export
 from cmtkd_jax.data.transforms.augment import standardize
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import interpreter
-from cmtkd_jax.models import inspect, layers
+from cmtkd_jax.models import STUDENT, inspect, layers
 from cmtkd_jax.runs import run_reader
 from cmtkd_jax.runtime import distributed, text_table
 from cmtkd_jax.runtime.progress import Progress
@@ -52,7 +52,7 @@ def integer_against_training(workdir, config=None, step=None):
       total += here.size
       differing[layer] = differing.get(layer, 0) + int(here.sum())
   return {
-    f'test/{run_reader.MAIN}/top1_in_integers': 100 * right / run.num_examples,
+    f'test/{STUDENT}/top1_in_integers': 100 * right / run.num_examples,
     'predictions_that_differ': predictions,
     'codes_that_differ': sum(differing.values()),
     'codes': total,
@@ -179,5 +179,5 @@ def _forward_with_codes(method, variables, pixels, mean, std):
       codes[call.path] = encode(call.input) - encode(jnp.full((1,) * call.input.ndim, -1e30))
 
   with inspect.visit_layers(record, layers.Activation):
-    logits = method.apply(variables, standardize(pixels, mean, std), train=False).logits[run_reader.MAIN]
+    logits = method.apply(variables, standardize(pixels, mean, std), train=False).logits[STUDENT]
   return logits, codes

@@ -17,10 +17,11 @@ from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Method, Outputs, check_teachers, network_recipe
 from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.models.bit_policy import check_bits
 
-STUDENT, COMBINED = 'student', 'combined_teacher'
+COMBINED = 'combined_teacher'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import jax
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Member, check_teachers, network_recipe, student_member
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 
 
@@ -43,14 +44,14 @@ def qkd_loss(logits, labels, settings):
   The first argument of each KL is a constant.
   """
   constant, tau = jax.lax.stop_gradient, settings.temperature
-  terms = {'cross_entropy/student': losses.cross_entropy(logits['student'], labels)}
+  terms = {'cross_entropy/student': losses.cross_entropy(logits[STUDENT], labels)}
   total = terms['cross_entropy/student']
   if settings.phase != 'self_studying':
-    terms['distillation/student'] = losses.kl_divergence(constant(logits['teacher']), logits['student'], tau)
+    terms['distillation/student'] = losses.kl_divergence(constant(logits['teacher']), logits[STUDENT], tau)
     total += settings.distillation_weight * terms['distillation/student']
   if settings.phase == 'co_studying':
     terms['cross_entropy/teacher'] = losses.cross_entropy(logits['teacher'], labels)
-    terms['distillation/teacher'] = losses.kl_divergence(constant(logits['student']), logits['teacher'], tau)
+    terms['distillation/teacher'] = losses.kl_divergence(constant(logits[STUDENT]), logits['teacher'], tau)
     total += terms['cross_entropy/teacher'] + settings.distillation_weight * terms['distillation/teacher']
   return total, terms
 

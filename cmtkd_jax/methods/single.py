@@ -4,6 +4,7 @@ import dataclasses
 
 from cmtkd_jax import losses
 from cmtkd_jax.methods.base import Joint, check_teachers, student_member
+from cmtkd_jax.models import STUDENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Single(Joint):
   """The student alone."""
 
   def loss(self, outputs, labels):
-    loss = losses.cross_entropy(outputs.logits['student'], labels, self.settings.ce_temperature)
+    loss = losses.cross_entropy(outputs.logits[STUDENT], labels, self.settings.ce_temperature)
     return loss, {'cross_entropy/student': loss}
 
 

@@ -12,6 +12,7 @@ import jax
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, student_member
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import check_bits, quantizer_class, quantizer_names
 
 
@@ -33,17 +34,17 @@ class SPEQ(Joint):
   make_teacher: Callable
 
   def __call__(self, images, train):
-    logits = {'student': self.student(images, train)}
+    logits = {STUDENT: self.student(images, train)}
     if not train or self.is_initializing():
       return Outputs(logits)
     # The same variables under another bit policy; the teacher's batch statistics are used and then forgotten.
-    teacher = Joint((Member('student', self.make_teacher, 0),), None, parent=None)
+    teacher = Joint((Member(STUDENT, self.make_teacher, 0),), None, parent=None)
     rngs = {'sampling': self.make_rng('sampling')}
     outputs, _ = teacher.apply(self.variables, images, train, mutable=True, rngs=rngs)
-    return Outputs(logits | {'teacher': jax.lax.stop_gradient(outputs.logits['student'])})
+    return Outputs(logits | {'teacher': jax.lax.stop_gradient(outputs.logits[STUDENT])})
 
   def loss(self, outputs, labels):
-    return speq_loss(outputs.logits['teacher'], outputs.logits['student'], labels, self.settings)
+    return speq_loss(outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings)
 
 
 def speq_loss(teacher, student, labels, settings):

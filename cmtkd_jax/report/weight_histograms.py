@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import inspect, layers
+from cmtkd_jax.models import STUDENT, inspect, layers
 from cmtkd_jax.quantizers.base import dequantize
 from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.runs.run_reader import MAIN, display_name
+from cmtkd_jax.runs.run_reader import display_name
 from cmtkd_jax.training.restore import load_trained
 
 MAX_PANELS = 24
@@ -60,7 +60,7 @@ def collect(trained, input_shape):
   return [
     _describe(call.module.path, quantizer, trained.variables)
     for call in calls
-    if call.module.path[0] == MAIN and (quantizer := call.module.quantizer()) is not None
+    if call.module.path[0] == STUDENT and (quantizer := call.module.quantizer()) is not None
   ]
 
 
@@ -87,7 +87,7 @@ def _describe(path, quantizer, variables):
 
 def section(run):
   """Histograms of the full-precision weights with the levels that they are rounded to."""
-  title = f'Weights of the {display_name(MAIN)}'
+  title = f'Weights of the {display_name(STUDENT)}'
   try:
     trained = load_trained(run)
   except UserError as e:
@@ -129,7 +129,7 @@ def _draw(drawn):
       )
       panel.set_ylim(-0.14 * height, 1.15 * height)
     panel.set_xlim(layer.edges[0], layer.edges[-1])
-    name = f'{layer.path.removeprefix(f"{MAIN}/")}, {layer.bits} bit{", mean scale" if layer.per_channel else ""}'
+    name = f'{layer.path.removeprefix(f"{STUDENT}/")}, {layer.bits} bit{", mean scale" if layer.per_channel else ""}'
     panel.set_title(plotting.plain(name), fontsize=8)
     panel.tick_params(labelsize=7)
   figure.supxlabel('value of the weight', fontsize=9)
@@ -165,7 +165,7 @@ def _table(found):
 
   rows = [
     (
-      layer.path.removeprefix(f'{MAIN}/'),
+      layer.path.removeprefix(f'{STUDENT}/'),
       layer.bits,
       f'{len(layer.levels)} of {2**layer.bits}',
       shares(layer),
