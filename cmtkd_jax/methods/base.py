@@ -176,10 +176,10 @@ def trained_members(teachers, names, num_classes):
   )
 
 
-def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_fields):
+def network_recipe(config, weight_bits, activation_bits, num_classes, known_as=''):
   """Returns a function without arguments that builds the configured backbone at these bit-widths.
 
-  Further fields of the `BitPolicy` may be given by name.
+  known_as: name of the network in the rules, where it runs under another one.
 
   Raises:
     UserError: a field of `config.model`, `config.bits` or `config.quantizer` cannot be honored.
@@ -198,7 +198,7 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
     options['weight'],
     options['activation'],
     activations=names['activation'],
-    **policy_fields,
+    known_as=known_as,
   )
   layers = LayerFactory(
     policy,

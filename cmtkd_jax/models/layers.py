@@ -147,12 +147,7 @@ class Activation(nn.Module):
     quantizer = self.quantizer()
     if quantizer is None:
       return nn.relu(x)
-    quantized = FakeQuantize(quantizer, name=quantizer_name('activation'))(x, train)
-    high = self.policy.high_quantizer()
-    if high is None:
-      return quantized
-    take_high = jax.random.bernoulli(self.make_rng('sampling'), self.policy.high_probability)
-    return jnp.where(take_high, FakeQuantize(high, name='high_quantizer')(x, train), quantized)
+    return FakeQuantize(quantizer, name=quantizer_name('activation'))(x, train)
 
 
 class MaxPool(nn.Module):
