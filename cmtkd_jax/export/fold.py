@@ -333,38 +333,3 @@ def _rounded(node):
   return Node(
     'affine', node.inputs, node.output, arrays={'bias': bias.astype(np.float32), 'scale': scale.astype(np.float32)}
   )
-
-
-def integer_thresholds(bias, scale, levels, thresholds=None):
-  """Returns what an affine map and the quantizer after it come down to on integer sums: comparisons.
-
-  code(sum) = how many k have sum >= T[c, k], or, where `rising[c]` is False, sum <= T[c, k]. Thresholds that no sum
-  in int32 reaches are its bounds.
-
-  Args:
-    bias, scale: of the affine map, float32 [C].
-    levels: number of codes.
-    thresholds: of the quantizer, float32 [levels - 1]; None where it rounds.
-
-  Returns:
-    (T, int64 [C, levels - 1]; rising, bool [C]).
-  """
-  bias, scale = (np.asarray(a, np.float32)[:, None] for a in np.broadcast_arrays(bias, scale))
-  thresholds = None if thresholds is None else np.asarray(thresholds, np.float32)
-  rising, wanted = scale[:, 0] > 0, np.arange(1, levels)[None]
-  sign = np.where(rising, 1, -1)[:, None]
-
-  def reached(sums):
-    real = ((sign * sums).astype(np.int32).astype(np.float32) + bias) * scale
-    if thresholds is None:
-      return np.clip(np.round(real), 0, levels - 1) >= wanted
-    return real >= thresholds[None]
-
-  shape = (len(bias), levels - 1)
-  low, high = np.full(shape, -(2**31)), np.full(shape, 2**31 - 1)  # of sign * sum
-  low = np.where(reached(low + 1), low, low + 1)
-  while (high - low > 1).any():
-    middle = (low + high) // 2
-    now = reached(middle)
-    low, high = np.where(now, low, middle), np.where(now, middle, high)
-  return sign * high, rising
