@@ -119,13 +119,6 @@ class Mapping:
         self.kind.check(item, f'{where}.{name}')
 
 
-class Anything:
-  """What no program reads: anything that `strict_json.parse` lets through."""
-
-  def check(self, value, where):
-    pass
-
-
 @dataclasses.dataclass(frozen=True)
 class Digest:
   """A SHA-256 as 64 hexadecimal digits."""
