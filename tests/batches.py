@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
 from cmtkd_jax import data
+from cmtkd_jax.data.loading import resident
 
 
 def make_mesh(devices=8):
@@ -42,6 +43,11 @@ def load(batch_size=64, eval_batch_size=100, seed=0, devices=8, **fields):
   return data.load(
     make_config(**fields), batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed, mesh=make_mesh(devices)
   )
+
+
+def is_resident(dataset):
+  """Whether the images lie on the device."""
+  return isinstance(dataset.train._reader, resident.Reader)
 
 
 def take(loader, start, count):

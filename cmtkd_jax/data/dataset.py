@@ -36,7 +36,6 @@ class Dataset(NamedTuple):
     evals: 'test' and, where config.data.minival > 0, 'minival'.
     augment: (key, uint8[B, h, w, C]) -> float32[B, H, W, C]; pure, to be called inside the train step.
     normalize: uint8[B, h, w, C] -> float32[B, H, W, C]; pure, to be called inside the eval step.
-    resident: whether the images lie on the device.
     num_examples: {'train': images to train on and of the held-out slice, 'test': images to test on}.
     summary: one line for the start of a run: images of each split, classes, and what the user should know about them.
   """
@@ -48,7 +47,6 @@ class Dataset(NamedTuple):
   evals: Mapping[str, loaders.EvalLoader]
   augment: Callable[[jax.Array, jax.Array], jax.Array]
   normalize: Callable[[jax.Array], jax.Array]
-  resident: bool
   num_examples: Mapping[str, int]
   summary: str
 
@@ -142,7 +140,6 @@ def load(
     evals=evals,
     augment=augment,
     normalize=normalize,
-    resident=is_resident,
     num_examples={'train': len(splits.train), 'test': len(splits.test)},
     summary=_summary(config.name, splits, len(minival_records)),
   )

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import fold, images, interpreter, manifest, schema, trace
+from cmtkd_jax.export import fold, graph_check, images, interpreter, manifest, schema, strict_json, trace
 from cmtkd_jax.export.formats import onnx_common, onnx_qdq, onnx_qlinear, onnx_qonnx, packed, stablehlo
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import run_files, run_reader
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import restore
@@ -81,7 +82,7 @@ def from_run(workdir, step=None):
   """
   run = run_reader.read(workdir)
   trained = restore.load_trained(run, step)
-  data, name = run.config.data, run_reader.MAIN
+  data, name = run.config.data, STUDENT
   shape = (data.image_size, data.image_size, len(data.mean))
   graph = fold.fold(trace.trace(trained.method, trained.variables, shape, name), shape, data.mean, data.std)
   about = {
@@ -96,8 +97,8 @@ def from_run(workdir, step=None):
     'versions': run_files.versions(),
   }
   try:
-    about = schema.parse(schema.dump(about))
-    schema.check_about(about, shape, schema.check_graph(graph))
+    about = strict_json.parse(strict_json.dump(about))
+    schema.check_about(about, shape, graph_check.check(graph))
   except schema.Invalid as e:
     raise UserError(f'{workdir} cannot be exported: {e}; the names of its classes are in {run_files.CLASSES}') from None
   return Exported(graph, about)
@@ -108,7 +109,7 @@ def from_graph(graph):
   return Exported(
     graph,
     {
-      'classes': [str(i) for i in range(schema.check_graph(graph))],
+      'classes': [str(i) for i in range(graph_check.check(graph))],
       'image_shape': list(graph.image_shape),
       'resize': 0,
     },

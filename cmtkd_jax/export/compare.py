@@ -4,7 +4,6 @@ import functools
 import itertools
 import time
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ from cmtkd_jax import export
 from cmtkd_jax.data.transforms.augment import standardize
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import interpreter
-from cmtkd_jax.models import layers
+from cmtkd_jax.models import STUDENT, inspect, layers
 from cmtkd_jax.runs import run_reader
 from cmtkd_jax.runtime import distributed, text_table
 from cmtkd_jax.runtime.progress import Progress
@@ -53,7 +52,7 @@ def integer_against_training(workdir, config=None, step=None):
       total += here.size
       differing[layer] = differing.get(layer, 0) + int(here.sum())
   return {
-    f'test/{run_reader.MAIN}/top1_in_integers': 100 * right / run.num_examples,
+    f'test/{STUDENT}/top1_in_integers': 100 * right / run.num_examples,
     'predictions_that_differ': predictions,
     'codes_that_differ': sum(differing.values()),
     'codes': total,
@@ -172,18 +171,13 @@ def _forward_with_codes(method, variables, pixels, mean, std):
   """(logits, {layer: codes of its activation, from 0}) of the forward pass of training."""
   codes = {}
 
-  def record(next_function, args, kwargs, context):
-    module = context.module
-    if (
-      isinstance(module, layers.FakeQuantize)
-      and module.name == 'activation_quantizer'
-      and (context.method_name == '__call__')
-    ):
-      own = {name: value for collection in module.variables.values() for name, value in collection.items()}
-      encode = lambda x: module.quantizer.encode(x.astype(jnp.float32), own).codes
-      codes['/'.join(module.path[:-1])] = encode(args[0]) - encode(jnp.full((1,) * args[0].ndim, -1e30))
-    return next_function(*args, **kwargs)
+  def record(call):
+    quantizer = call.module.quantizer()
+    if quantizer is not None:
+      values = inspect.quantizer_values(call.module.variables, layers.quantizer_name('activation'))
+      encode = lambda x: quantizer.encode(x.astype(jnp.float32), values).codes
+      codes[call.path] = encode(call.input) - encode(jnp.full((1,) * call.input.ndim, -1e30))
 
-  with nn.intercept_methods(record):
-    logits = method.apply(variables, standardize(pixels, mean, std), train=False).logits[run_reader.MAIN]
+  with inspect.visit_layers(record, layers.Activation):
+    logits = method.apply(variables, standardize(pixels, mean, std), train=False).logits[STUDENT]
   return logits, codes

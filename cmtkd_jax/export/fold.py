@@ -13,6 +13,7 @@ import numpy as np
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export.graph import IMAGES, Graph, Node
+from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 
 _INPUT, _PIXELS = 'input', 'pixels'
@@ -45,7 +46,7 @@ def fold(steps, input_shape, mean, std):
   Raises:
     UserError: a layer has something that codes and scales cannot express.
   """
-  quantized = any(step.op == 'activation' and step.module.policy.activation_quantizer(step.output) for step in steps)
+  quantized = any(step.op == 'activation' and step.quantizer is not None for step in steps)
   folder = _Folder(mean, std, quantized)
   for step in steps:
     getattr(folder, step.op)(step)
@@ -96,7 +97,7 @@ class _Folder:
   def _product(self, step, attributes, sum_inside):
     """Adds a convolution or matrix product, and the affine that follows it."""
     name, own = step.inputs[0], step.variables['params']
-    quantizer = step.module.policy.weight_quantizer(step.output, step.module.role)
+    quantizer = step.quantizer
     weights, scale = _weights(own, quantizer, step)
     attributes, shift = attributes | weights.pop('attributes'), 0.0
     if name == _INPUT and quantizer is None and self._exact_input and step.op == 'convolution':
@@ -133,16 +134,11 @@ class _Folder:
     self._affine(self._as_real(step.inputs[0]), slope, shift, step.output)
 
   def activation(self, step):
-    quantizer = step.module.policy.activation_quantizer(step.output)
-    if quantizer is None:
+    if step.quantizer is None:
       self.relu(step)
       return
-    own = {
-      name: value
-      for collection in ('params', 'quantizer_state')
-      for name, value in step.variables.get(collection, {}).get('activation_quantizer', {}).items()
-    }
-    grid, thresholds, uniform = activation_grid(quantizer, own, step.output)
+    own = inspect.quantizer_values(step.variables, layers.quantizer_name('activation'))
+    grid, thresholds, uniform = activation_grid(step.quantizer, own, step.output)
     name, arrays = self._as_real(step.inputs[0]), {}
     if uniform:
       name = self._affine(name, 1 / grid.scale, -grid.start / grid.scale, f'{step.output}/steps')
@@ -184,8 +180,8 @@ def _weights(own, quantizer, step):
     raise UserError(f'{step.output}: its weights are not finite; {_DIVERGED}')
   if quantizer is None:
     return {'attributes': {'bits': FULL_PRECISION}, 'kernel': np.asarray(kernel, np.float32)}, 1.0
-  learned = {**own.get('weight_quantizer', {}), **step.variables.get('quantizer_state', {}).get('weight_quantizer', {})}
-  coded = quantizer.encode(jnp.asarray(kernel, jnp.float32), learned)
+  values = inspect.quantizer_values(step.variables, layers.quantizer_name('weight'))
+  coded = quantizer.encode(jnp.asarray(kernel, jnp.float32), values)
   if coded.offset is not None:
     raise UserError(f'{step.output}: weights with an offset cannot be exported; use another quantizer for weights')
   codes, zero, attributes = np.asarray(coded.codes), float(coded.zero), {'bits': quantizer.bits}
@@ -337,38 +333,3 @@ def _rounded(node):
   return Node(
     'affine', node.inputs, node.output, arrays={'bias': bias.astype(np.float32), 'scale': scale.astype(np.float32)}
   )
-
-
-def integer_thresholds(bias, scale, levels, thresholds=None):
-  """Returns what an affine map and the quantizer after it come down to on integer sums: comparisons.
-
-  code(sum) = how many k have sum >= T[c, k], or, where `rising[c]` is False, sum <= T[c, k]. Thresholds that no sum
-  in int32 reaches are its bounds.
-
-  Args:
-    bias, scale: of the affine map, float32 [C].
-    levels: number of codes.
-    thresholds: of the quantizer, float32 [levels - 1]; None where it rounds.
-
-  Returns:
-    (T, int64 [C, levels - 1]; rising, bool [C]).
-  """
-  bias, scale = (np.asarray(a, np.float32)[:, None] for a in np.broadcast_arrays(bias, scale))
-  thresholds = None if thresholds is None else np.asarray(thresholds, np.float32)
-  rising, wanted = scale[:, 0] > 0, np.arange(1, levels)[None]
-  sign = np.where(rising, 1, -1)[:, None]
-
-  def reached(sums):
-    real = ((sign * sums).astype(np.int32).astype(np.float32) + bias) * scale
-    if thresholds is None:
-      return np.clip(np.round(real), 0, levels - 1) >= wanted
-    return real >= thresholds[None]
-
-  shape = (len(bias), levels - 1)
-  low, high = np.full(shape, -(2**31)), np.full(shape, 2**31 - 1)  # of sign * sum
-  low = np.where(reached(low + 1), low, low + 1)
-  while (high - low > 1).any():
-    middle = (low + high) // 2
-    now = reached(middle)
-    low, high = np.where(now, low, middle), np.where(now, middle, high)
-  return sign * high, rising

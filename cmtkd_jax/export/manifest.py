@@ -14,7 +14,7 @@ import hashlib
 from etils import epath
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import schema
+from cmtkd_jax.export import schema, strict_json
 from cmtkd_jax.runtime import local_file
 
 FILE = 'manifest.json'
@@ -45,7 +45,7 @@ def write(folder, about, names):
   """
   folder = epath.Path(folder)
   try:
-    about = schema.parse(schema.dump(about))
+    about = strict_json.parse(strict_json.dump(about))
     schema.check_about(about)
   except schema.Invalid as e:
     raise UserError(f'{folder / FILE} is not written: {e}') from None
@@ -56,7 +56,7 @@ def write(folder, about, names):
     files = {}
   files = {name: digest for name, digest in files.items() if (folder / name).exists()}
   files |= {name: _digest((folder / name).read_bytes()) for name in names}
-  text = schema.dump({'format': FORMAT, 'version': VERSION, 'about': about, 'files': files}, indent=1)
+  text = strict_json.dump({'format': FORMAT, 'version': VERSION, 'about': about, 'files': files}, indent=1)
   local_file.write_whole(folder / FILE, text)
 
 
@@ -68,7 +68,7 @@ def read(path):
   """
   path = epath.Path(path)
   try:
-    found = schema.parse(local_file.read_bytes(path))
+    found = strict_json.parse(local_file.read_bytes(path))
     version = found.get('version') if isinstance(found, dict) and found.get('format') == FORMAT else None
     if type(version) is int and version > VERSION:
       raise UserError(

@@ -8,7 +8,8 @@ import jax.extend as jex
 import jax.numpy as jnp
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import batch_norm, layers
+from cmtkd_jax.models import batch_norm, inspect, layers
+from cmtkd_jax.quantizers import Quantizer
 
 _LAYERS = {
   layers.Conv: 'convolution',
@@ -27,7 +28,7 @@ class TracedOp(NamedTuple):
   """One operation: a layer of the network, or 'add', 'relu' or 'mean' between layers.
 
   shape: (H, W, C), or (C,), of the first input.
-  module: the Flax module of a layer, else None; variables: its own, by collection.
+  module: the Flax module of a layer, else None; variables: its own, by collection; quantizer: its own, if it has one.
   """
 
   op: str
@@ -36,6 +37,7 @@ class TracedOp(NamedTuple):
   shape: tuple[int, ...]
   module: nn.Module | None = None
   variables: Any = None
+  quantizer: Quantizer | None = None
 
 
 def trace(method, variables, input_shape, network):
@@ -52,17 +54,18 @@ def trace(method, variables, input_shape, network):
   """
   found = {}
 
-  def record(next_function, args, kwargs, context):
-    result, module = next_function(*args, **kwargs), context.module
-    kind = next((kind for cls, kind in _LAYERS.items() if isinstance(module, cls)), None)
-    if kind is None or context.method_name != '__call__':
-      return result
-    path = '/'.join(module.path)
-    found[path] = kind, module.clone(parent=None), jax.tree.map(lambda x: x, dict(module.variables))
-    return _layer.bind(args[0].astype(jnp.float32), path=path, shape=result.shape)
+  def record(call):
+    module = call.module
+    found[call.path] = {
+      'op': next(op for cls, op in _LAYERS.items() if isinstance(module, cls)),
+      'module': module.clone(parent=None),
+      'variables': jax.tree.map(lambda x: x, dict(module.variables)),
+      'quantizer': module.quantizer() if hasattr(module, 'quantizer') else None,
+    }
+    return _layer.bind(call.input.astype(jnp.float32), path=call.path, shape=call.output.shape)
 
   def forward(images):
-    with nn.intercept_methods(record):
+    with inspect.visit_layers(record, *_LAYERS):
       return method.apply(variables, images, train=False).logits[network]
 
   jaxpr = jax.make_jaxpr(forward)(jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)).jaxpr
@@ -83,8 +86,7 @@ def _steps(jaxpr, found):
     kind, shape = equation.primitive.name, equation.invars[0].aval.shape[1:]
     if kind == 'layer':
       path = equation.params['path']
-      op, module, variables = found[path]
-      step = TracedOp(op, (visit(equation.invars[0]),), path, shape, module, variables)
+      step = TracedOp(inputs=(visit(equation.invars[0]),), output=path, shape=shape, **found[path])
     elif kind in ('convert_element_type', 'copy'):
       return names.setdefault(variable, visit(equation.invars[0]))
     elif kind == 'add':

@@ -11,6 +11,7 @@ import jax
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Member, check_teachers, network_recipe, student_member, trained_members
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION, WIDTHS
 from cmtkd_jax.options import Options, option
 
@@ -32,7 +33,7 @@ class Apprentice(Joint):
   """The student (apprentice) and its teacher."""
 
   def loss(self, outputs, labels):
-    return apprentice_loss(outputs.logits['teacher'], outputs.logits['student'], labels, self.settings)
+    return apprentice_loss(outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings)
 
 
 def apprentice_loss(teacher, student, labels, settings):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import BitPolicy, check_bits, parse_rules, quantizer_names
 from cmtkd_jax.models.layers import INITIALIZERS, LayerFactory
 
@@ -33,7 +34,6 @@ class Method(nn.Module):
   """
 
   importance_group: ClassVar[str] = 'importance'
-  main_network: ClassVar[str] = 'student'
 
   @property
   def weight_bits(self):
@@ -52,7 +52,7 @@ class Method(nn.Module):
 
   def origins(self, name):
     """Returns where top-level parameters `name` may be found in another run, best first: 'name' or 'name/module'."""
-    return (name, self.main_network) if name in self.weight_bits else (name,)
+    return (name, STUDENT) if name in self.weight_bits else (name,)
 
   def __call__(self, images, train):
     """Returns `Outputs` of images float32 [B, H, W, C]. What is drawn at random takes the stream 'sampling'."""
@@ -143,9 +143,7 @@ def run_stages(network, x, train):
 def student_member(config, num_classes):
   """Returns the `Member` that `config.student` and `config.model` describe."""
   bits = config.student
-  return Member(
-    Method.main_network, network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes), bits.weight_bits
-  )
+  return Member(STUDENT, network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes), bits.weight_bits)
 
 
 def peer_members(config, widths, field, num_classes):
@@ -171,9 +169,7 @@ def trained_members(teachers, names, num_classes):
 
   def make(teacher):
     bits = teacher.config.student
-    return network_recipe(
-      teacher.config, bits.weight_bits, bits.activation_bits, num_classes, known_as=Method.main_network
-    )
+    return network_recipe(teacher.config, bits.weight_bits, bits.activation_bits, num_classes, known_as=STUDENT)
 
   return tuple(
     Member(name, make(teacher), teacher.config.student.weight_bits, frozen=True)
@@ -181,10 +177,10 @@ def trained_members(teachers, names, num_classes):
   )
 
 
-def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_fields):
+def network_recipe(config, weight_bits, activation_bits, num_classes, known_as=''):
   """Returns a function without arguments that builds the configured backbone at these bit-widths.
 
-  Further fields of the `BitPolicy` may be given by name.
+  known_as: name of the network in the rules, where it runs under another one.
 
   Raises:
     UserError: a field of `config.model`, `config.bits` or `config.quantizer` cannot be honored.
@@ -201,7 +197,7 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, **policy_f
     weight_options=options['weight'],
     activation_options=options['activation'],
     activations=names['activation'],
-    **policy_fields,
+    known_as=known_as,
   )
   layers = LayerFactory(
     policy=policy,

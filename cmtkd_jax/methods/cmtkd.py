@@ -24,11 +24,12 @@ from cmtkd_jax.methods.base import (
   network_recipe,
 )
 from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.models.bit_policy import check_bits
 from cmtkd_jax.options import Options, option
 
-STUDENT, COMBINED = 'student', 'combined_teacher'
+COMBINED = 'combined_teacher'
 
 
 @dataclasses.dataclass(frozen=True)

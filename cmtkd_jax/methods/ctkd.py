@@ -20,6 +20,7 @@ from cmtkd_jax.methods.base import (
   student_member,
   trained_members,
 )
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION, WIDTHS
 from cmtkd_jax.options import Options, option
 
@@ -51,8 +52,8 @@ class CTKD(Joint):
     expert_maps, _, expert = jax.lax.stop_gradient(
       run_stages(self.expert, self.expert.embed(images, train=False), train=False)
     )
-    maps = {'student': student_maps, 'scratch_teacher': scratch_maps, 'expert': expert_maps}
-    return Outputs({'student': student, 'scratch_teacher': scratch, 'expert': expert}, maps)
+    maps = {STUDENT: student_maps, 'scratch_teacher': scratch_maps, 'expert': expert_maps}
+    return Outputs({STUDENT: student, 'scratch_teacher': scratch, 'expert': expert}, maps)
 
   def loss(self, outputs, labels):
     return ctkd_loss(outputs.logits, labels, outputs.extras, self.settings)
@@ -78,7 +79,7 @@ def ctkd_loss(logits, labels, maps, settings):
 
   Source: CTKD, from its abstract and published code; `alpha` is 0 in both.
   """
-  z_s, z_t, z_e = (logits[name] for name in ('student', 'scratch_teacher', 'expert'))
+  z_s, z_t, z_e = (logits[name] for name in (STUDENT, 'scratch_teacher', 'expert'))
   ce_s, ce_t = losses.cross_entropy(z_s, labels), losses.cross_entropy(z_t, labels)
   imitation = losses.logits_regression(jax.lax.stop_gradient(z_t), z_s, 'sum')
   kl = losses.kl_divergence(jax.lax.stop_gradient(z_e), z_s, settings.temperature)

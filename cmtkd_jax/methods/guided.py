@@ -11,6 +11,7 @@ import jax
 
 from cmtkd_jax import losses
 from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, run_stages, student_member
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 from cmtkd_jax.options import Options, option
 
@@ -35,7 +36,7 @@ class Guided(Joint):
       f'tap{tap}': (self.student.activate(k, before[k], train), student_maps[k])
       for k, tap in enumerate(self.student.taps)
     }
-    return Outputs({'student': student, 'teacher': teacher}, pairs)
+    return Outputs({STUDENT: student, 'teacher': teacher}, pairs)
 
   def loss(self, outputs, labels):
     return guided_loss(outputs.logits, labels, outputs.extras, self.settings)
@@ -54,7 +55,7 @@ def guided_loss(logits, labels, pairs, settings):
     settings: `Settings`.
   """
   constant = jax.lax.stop_gradient
-  z_s, z_t = logits['student'], logits['teacher']
+  z_s, z_t = logits[STUDENT], logits['teacher']
   ce_s, ce_t = losses.cross_entropy(z_s, labels), losses.cross_entropy(z_t, labels)
   if settings.hint == 'features':
     to_student = sum(losses.fitnet_loss(constant(f_t), f_s) for f_t, f_s in pairs.values())

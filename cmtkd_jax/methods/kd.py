@@ -11,6 +11,7 @@ from cmtkd_jax.methods.base import (
   student_member,
   trained_members,
 )
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.options import Options, option
 
 
@@ -32,14 +33,14 @@ class Distillation(Joint):
   def __call__(self, images, train):
     logits = self.logits(images, train)
     teachers = [logits[name] for name in self.frozen]
-    return Outputs({'student': logits['student'], self.target_name: losses.mean_softmax(teachers, 1.0)}, teachers)
+    return Outputs({STUDENT: logits[STUDENT], self.target_name: losses.mean_softmax(teachers, 1.0)}, teachers)
 
   def loss(self, outputs, labels):
     """L = alpha CE(z_S, y) + beta D(z_T, z_S), where D is the logit loss and z_T what it combines the teachers' z_i to.
 
     By default D is tau^2 KL and softmax(z_T / tau) = mean_i softmax(z_i / tau).
     """
-    settings, student = self.settings, outputs.logits['student']
+    settings, student = self.settings, outputs.logits[STUDENT]
     ce = losses.cross_entropy(student, labels)
     target = self.logit_loss.combine(outputs.extras, settings.temperature)
     distance = self.logit_loss(target, student, labels, settings.temperature)

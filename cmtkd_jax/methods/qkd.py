@@ -12,6 +12,7 @@ import jax
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import Joint, Member, check_teachers, network_recipe, student_member
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 from cmtkd_jax.options import Options, option
 
@@ -42,14 +43,14 @@ def qkd_loss(logits, labels, settings):
   The first argument of each KL is a constant.
   """
   constant, tau = jax.lax.stop_gradient, settings.temperature
-  terms = {'student/cross_entropy': losses.cross_entropy(logits['student'], labels)}
+  terms = {'student/cross_entropy': losses.cross_entropy(logits[STUDENT], labels)}
   total = terms['student/cross_entropy']
   if settings.phase != 'self_studying':
-    terms['student/distillation'] = losses.kl_divergence(constant(logits['teacher']), logits['student'], tau)
+    terms['student/distillation'] = losses.kl_divergence(constant(logits['teacher']), logits[STUDENT], tau)
     total += settings.distillation_weight * terms['student/distillation']
   if settings.phase == 'co_studying':
     terms['teacher/cross_entropy'] = losses.cross_entropy(logits['teacher'], labels)
-    terms['teacher/distillation'] = losses.kl_divergence(constant(logits['student']), logits['teacher'], tau)
+    terms['teacher/distillation'] = losses.kl_divergence(constant(logits[STUDENT]), logits['teacher'], tau)
     total += terms['teacher/cross_entropy'] + settings.distillation_weight * terms['teacher/distillation']
   return total, terms
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from cmtkd_jax import losses
 from cmtkd_jax.methods.base import Joint, check_teachers, student_member
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.options import Options, option
 
 
@@ -18,7 +19,7 @@ class Single(Joint):
   """The student alone."""
 
   def loss(self, outputs, labels):
-    loss = losses.cross_entropy(outputs.logits['student'], labels, self.settings.ce_temperature)
+    loss = losses.cross_entropy(outputs.logits[STUDENT], labels, self.settings.ce_temperature)
     return loss, {'student/cross_entropy': loss}
 
 

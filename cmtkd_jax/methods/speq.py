@@ -5,14 +5,17 @@ precision, drawn anew at every step.
 """
 
 import dataclasses
-from collections.abc import Callable
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, student_member
+from cmtkd_jax.methods.base import Joint, Outputs, check_teachers, student_member
+from cmtkd_jax.models import STUDENT, inspect
 from cmtkd_jax.models.bit_policy import WIDTHS, quantizer_class, quantizer_names
+from cmtkd_jax.models.layers import Activation
 from cmtkd_jax.options import Options, option
 
 
@@ -29,20 +32,29 @@ class Settings(Options):
 class SPEQ(Joint):
   """The student, which is its own teacher."""
 
-  make_teacher: Callable
-
   def __call__(self, images, train):
-    logits = {'student': self.student(images, train)}
+    logits = {STUDENT: self.student(images, train)}
     if not train or self.is_initializing():
       return Outputs(logits)
-    # The same variables under another bit policy; the teacher's batch statistics are used and then forgotten.
-    teacher = Joint((Member('student', self.make_teacher, 0),), None, parent=None)
+    # The same network again, its activations drawn; the teacher's batch statistics are used and then forgotten.
+    teacher = Joint(self.members, None, parent=None)
     rngs = {'sampling': self.make_rng('sampling')}
-    outputs, _ = teacher.apply(self.variables, images, train, mutable=True, rngs=rngs)
-    return Outputs(logits | {'teacher': jax.lax.stop_gradient(outputs.logits['student'])})
+    with inspect.visit_layers(self._draw, Activation):
+      outputs, _ = teacher.apply(self.variables, images, train, mutable=True, rngs=rngs)
+    return Outputs(logits | {'teacher': jax.lax.stop_gradient(outputs.logits[STUDENT])})
+
+  @nn.nowrap
+  def _draw(self, call):
+    """The output of an activation at low or high precision, or None where it is not quantized."""
+    layer, settings = call.module, self.settings
+    if layer.quantizer() is None or (high := layer.policy.activation_quantizer_of(settings.high_bits)) is None:
+      return None
+    take_high = jax.random.bernoulli(layer.make_rng('sampling'), settings.high_probability)
+    # `create` has made sure that the quantizer has no values of its own.
+    return jnp.where(take_high, high.quantize(call.input.astype(jnp.float32), {}), call.output)
 
   def loss(self, outputs, labels):
-    return speq_loss(outputs.logits['teacher'], outputs.logits['student'], labels, self.settings)
+    return speq_loss(outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings)
 
 
 def speq_loss(teacher, student, labels, settings):
@@ -67,13 +79,4 @@ def create(config, settings, num_classes, teachers=()):
       f'config.quantizer: {name!r} has values of its own for each width, so that '
       "config.method.name='speq' cannot switch widths; use 'hwgq'"
     )
-  bits = config.student
-  make_teacher = network_recipe(
-    config,
-    bits.weight_bits,
-    bits.activation_bits,
-    num_classes,
-    high_bits=settings.high_bits,
-    high_probability=settings.high_probability,
-  )
-  return SPEQ((student_member(config, num_classes),), settings, make_teacher)
+  return SPEQ((student_member(config, num_classes),), settings)

@@ -3,7 +3,7 @@
 import functools
 
 from cmtkd_jax.models import alexnet, resnet, wide_resnet
-from cmtkd_jax.models.network import Network
+from cmtkd_jax.models.network import STUDENT, Network
 from cmtkd_jax.models.resnet import ORDERS
 
 # Adding a backbone: its file, one line here, its config, its test. A value takes (num_classes, layers, width, stem,
@@ -21,4 +21,4 @@ MODELS = {
   'wrn40_2': functools.partial(wide_resnet.wide_resnet, 40, 2),
 }
 
-__all__ = ['MODELS', 'ORDERS', 'Network']
+__all__ = ['MODELS', 'ORDERS', 'STUDENT', 'Network']

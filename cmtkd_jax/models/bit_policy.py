@@ -32,7 +32,6 @@ class BitPolicy:
   quantizer, weight_options, activation_options: a name in `quantizers.QUANTIZERS` and `(field, value)` pairs.
   activations: name of the activations' quantizer, where it is another one.
   known_as: name of the network in the rules, where it runs under another one.
-  high_bits, high_probability: where not 0, activations have so many bits at random, drawn for each layer and step.
   """
 
   weight_bits: int
@@ -44,8 +43,6 @@ class BitPolicy:
   weight_options: tuple[tuple[str, object], ...] = ()
   activation_options: tuple[tuple[str, object], ...] = ()
   known_as: str = ''
-  high_bits: int = 0
-  high_probability: float = 0.5
   activations: str = ''
 
   def resolve_weight_bits(self, path, role):
@@ -70,19 +67,16 @@ class BitPolicy:
 
   def activation_quantizer(self, path):
     """Returns the quantizer of the activation layer at `path`, or None for a plain ReLU."""
-    return self._activation_quantizer(self.resolve_activation_bits(path), path)
+    return self.activation_quantizer_of(self.resolve_activation_bits(path), path)
 
-  def high_quantizer(self):
-    """Returns the quantizer that activations have at random, or None where precision is not drawn."""
-    return self._activation_quantizer(self.high_bits) if self.high_bits else None
+  def activation_quantizer_of(self, bits, path=''):
+    """Returns the quantizer of activations of so many bits, or None for 32; an error names `path`."""
+    return create_quantizer(self.activations or self.quantizer, 'activation', bits, self.activation_options, path)
 
   def _rule(self, path):
     if self.known_as:
       path = '/'.join([self.known_as, *path.split('/')[1:]])
     return next((rule for rule in self.rules if re.fullmatch(rule.pattern, path)), None)
-
-  def _activation_quantizer(self, bits, path=''):
-    return create_quantizer(self.activations or self.quantizer, 'activation', bits, self.activation_options, path)
 
 
 def quantizer_names(quantizer):

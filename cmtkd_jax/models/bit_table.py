@@ -4,12 +4,11 @@ import math
 import re
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import layers
+from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 from cmtkd_jax.runtime import text_table
 
@@ -36,31 +35,25 @@ def collect(method, input_shape, rules=()):
     UserError: a rule matches no layer.
   """
   rows, seen, quantized = [], [], []
-
-  def record(next_function, args, kwargs, context):
-    result = next_function(*args, **kwargs)
-    module, path = context.module, '/'.join(context.module.path)
-    if context.method_name != '__call__':
-      return result
+  for path, module, x, result in inspect.layer_calls(
+    lambda: method.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=True),
+    layers.Activation,
+    layers.Conv,
+    layers.Dense,
+  ):
+    seen.append(path)
     if isinstance(module, layers.Activation):
-      seen.append(path)
       quantized.append((result, module.policy.resolve_activation_bits(path)))
-    elif isinstance(module, (layers.Conv, layers.Dense)):
-      seen.append(path)
-      x = args[0]
-      # The map itself, not an equal one: whatever was done to it since took it off its grid.
-      bits = next((bits for map_, bits in quantized if map_ is x), FULL_PRECISION)
-      fan_in = module.kernel**2 * x.shape[-1] if isinstance(module, layers.Conv) else math.prod(x.shape[1:])
-      kernel = fan_in * module.features
-      bias = module.features if isinstance(module, layers.Dense) and module.role == 'last' else 0
-      positions = result.shape[1] * result.shape[2] if result.ndim == 4 else 1
-      rows.append(
-        Row(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel + bias, kernel * positions)
-      )
-    return result
-
-  with nn.intercept_methods(record):
-    jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=True))
+      continue
+    # The map itself, not an equal one: whatever was done to it since took it off its grid.
+    bits = next((bits for map_, bits in quantized if map_ is x), FULL_PRECISION)
+    fan_in = module.kernel**2 * x.shape[-1] if isinstance(module, layers.Conv) else math.prod(x.shape[1:])
+    kernel = fan_in * module.features
+    bias = module.features if isinstance(module, layers.Dense) and module.role == 'last' else 0
+    positions = result.shape[1] * result.shape[2] if result.ndim == 4 else 1
+    rows.append(
+      Row(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel + bias, kernel * positions)
+    )
   for rule in rules:
     if not any(re.fullmatch(rule.pattern, path) for path in seen):
       raise UserError(

@@ -13,6 +13,12 @@ from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import Quantizer
 
 QUANTIZER_STATE = 'quantizer_state'  # the variable collection of values that are fitted, not trained
+QUANTIZER_SUFFIX = '_quantizer'  # ends the names of the modules that hold a quantizer, and of no others
+
+
+def quantizer_name(role):
+  """Returns the name, within its layer, of the module with the quantizer of the 'weight' or the 'activation'."""
+  return f'{role}{QUANTIZER_SUFFIX}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +81,19 @@ class Conv(nn.Module):
   dtype: jnp.dtype = jnp.float32
   initializers: Initializers = DEFAULT_INITIALIZERS
 
+  @nn.nowrap
+  def quantizer(self):
+    """Returns the quantizer of the weights, or None for full precision; only of a layer within its network."""
+    return self.policy.weight_quantizer('/'.join(self.path), self.role)
+
   @nn.compact
   def __call__(self, x, train):
     kernel = self.param(
       'kernel', self.initializers.kernel, (self.kernel, self.kernel, x.shape[-1], self.features), jnp.float32
     )
-    quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
+    quantizer = self.quantizer()
     if quantizer is not None:
-      kernel = FakeQuantize(quantizer, name='weight_quantizer')(kernel, train)
+      kernel = FakeQuantize(quantizer, name=quantizer_name('weight'))(kernel, train)
     pad = (self.kernel - 1) // 2 if self.padding is None else self.padding
     return jax.lax.conv_general_dilated(
       x.astype(self.dtype),
@@ -102,14 +113,19 @@ class Dense(nn.Module):
   dtype: jnp.dtype = jnp.float32
   initializers: Initializers = DEFAULT_INITIALIZERS
 
+  @nn.nowrap
+  def quantizer(self):
+    """Returns the quantizer of the weights, or None for full precision; only of a layer within its network."""
+    return self.policy.weight_quantizer('/'.join(self.path), self.role)
+
   @nn.compact
   def __call__(self, x, train):
     init = self.initializers.classifier if self.role == 'last' else self.initializers.kernel
     x = x.reshape(x.shape[0], -1)
     kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
-    quantizer = self.policy.weight_quantizer('/'.join(self.path), self.role)
+    quantizer = self.quantizer()
     if quantizer is not None:
-      kernel = FakeQuantize(quantizer, name='weight_quantizer')(kernel, train)
+      kernel = FakeQuantize(quantizer, name=quantizer_name('weight'))(kernel, train)
     if self.role == 'last':  # logits: always float32
       bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
       return x.astype(jnp.float32) @ kernel + bias[None]
@@ -121,17 +137,17 @@ class Activation(nn.Module):
 
   policy: BitPolicy
 
+  @nn.nowrap
+  def quantizer(self):
+    """Returns the quantizer, or None for the ReLU; only of a layer within its network."""
+    return self.policy.activation_quantizer('/'.join(self.path))
+
   @nn.compact
   def __call__(self, x, train):
-    quantizer = self.policy.activation_quantizer('/'.join(self.path))
+    quantizer = self.quantizer()
     if quantizer is None:
       return nn.relu(x)
-    quantized = FakeQuantize(quantizer, name='activation_quantizer')(x, train)
-    high = self.policy.high_quantizer()
-    if high is None:
-      return quantized
-    take_high = jax.random.bernoulli(self.make_rng('sampling'), self.policy.high_probability)
-    return jnp.where(take_high, FakeQuantize(high, name='high_quantizer')(x, train), quantized)
+    return FakeQuantize(quantizer, name=quantizer_name('activation'))(x, train)
 
 
 class MaxPool(nn.Module):

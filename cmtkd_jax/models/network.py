@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+STUDENT = 'student'  # the name of the network that a run is for, among those that train together
+
 
 class Network(nn.Module):
   """Stages 0..K-1, each closed by an activation whose output is the tap, and a head.

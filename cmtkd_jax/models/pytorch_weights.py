@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models.network import STUDENT
 from cmtkd_jax.runtime import local_file
 
 SUFFIXES = ('.safetensors', '.npz')
@@ -78,7 +79,7 @@ def load(path, model):
     if array.dtype.kind == 'f' and not np.isfinite(array).all():
       raise UserError(f'{path}: {full_name!r} holds NaN or infinite values; take the weights of an earlier epoch')
     for (collection, *keys), value in entries.items():
-      tree = variables[collection].setdefault('student', {})
+      tree = variables[collection].setdefault(STUDENT, {})
       for key in keys[:-1]:
         tree = tree.setdefault(key, {})
       try:

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib import colors
 
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.runs.run_reader import MAIN, display_name
+from cmtkd_jax.runs.run_reader import display_name
 from cmtkd_jax.training import restore
 
 _MAX_LABELS = 20  # classes that are named in the figure
@@ -70,12 +71,12 @@ def section(run):
     step, matrices = count(run.directory)
   except UserError as e:
     return Section(title, f'This part is missing, because the predictions could not be made: {escape(e)}.')
-  counts = matrices[MAIN]
+  counts = matrices[STUDENT]
   right, total = int(np.trace(counts)), int(counts.sum())
   text = (
-    f'The {display_name(MAIN)} of step {step} has {right:,} of {total:,} test images right ({100 * right / total:.2f} '
-    '%). Row by row: of the images of one class, the share that is taken for each class; the diagonal is what '
-    'is right, everything beside it a confusion. '
+    f'The {display_name(STUDENT)} of step {step} has {right:,} of {total:,} test images right '
+    f'({100 * right / total:.2f} %). Row by row: of the images of one class, the share that is taken for each class; '
+    'the diagonal is what is right, everything beside it a confusion. '
   )
   if len(counts) <= _MAX_LABELS:
     text += 'The numbers are images.'

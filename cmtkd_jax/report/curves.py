@@ -1,8 +1,9 @@
 """What changed while a run trained: accuracies, loss terms, importance factors."""
 
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section
-from cmtkd_jax.runs.run_reader import MAIN, display_name
+from cmtkd_jax.runs.run_reader import display_name
 
 _NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images')  # train/METRIC and train/NETWORK/METRIC
 _IMPORTANCE = 'importance/'
@@ -14,7 +15,7 @@ def learning_curves(run):
   if not run.networks:
     return Section(title, 'There is no evaluation in metrics.jsonl yet.')
   trained = [name.split('/')[1] for name in run.names if name.startswith('train/') and name.endswith('/top1')]
-  networks = list(dict.fromkeys(run.networks + sorted(trained, key=lambda name: name != MAIN)))
+  networks = list(dict.fromkeys(run.networks + sorted(trained, key=lambda name: name != STUDENT)))
   has_minival = any(name.startswith('minival/') for name in run.names)
   figure, (evaluated, training) = plotting.panels(2, 2, 5, 3.6)
   for i, network in enumerate(networks):
@@ -71,7 +72,7 @@ def loss_terms(run):
   figure, axes = plotting.panels(len(kinds) + bool(rates), 3, 3.6, 3.0)
   for panel, (kind, names) in zip(axes, kinds.items()):
     values = []
-    for i, name in enumerate(sorted(names, key=lambda name: name.split('/')[1] != MAIN)):
+    for i, name in enumerate(sorted(names, key=lambda name: name.split('/')[1] != STUDENT)):
       x, y = run.series(name)
       plotting.line(panel, x, y, i, display_name(_label(name)))
       values += list(y)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cmtkd_jax import methods
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import quantizer_names
 from cmtkd_jax.runs import run_reader, run_summary
 from cmtkd_jax.runtime import progress
@@ -182,7 +183,7 @@ def _results(run):
   if not results:
     return '<p>There is no evaluation yet.</p>'
   percent = lambda value: f'{value:.2f} %'
-  order = sorted(results, key=lambda name: (name.split('/')[0] != 'test', name.split('/')[1] != run_reader.MAIN))
+  order = sorted(results, key=lambda name: (name.split('/')[0] != 'test', name.split('/')[1] != STUDENT))
   rows = []
   for name in order:
     split, network = name.split('/')
@@ -218,12 +219,12 @@ def _networks(run):
   except UserError:  # its teachers are gone
     frozen = ()
   rows = []
-  for name in sorted(networks, key=lambda name: name != run_reader.MAIN):
+  for name in sorted(networks, key=lambda name: name != STUDENT):
     layers = networks[name]
     parameters = sum(layer.parameters for layer in layers)
     bits = sum(layer.parameters * layer.weight_bits for layer in layers)
     role = {
-      run_reader.MAIN: 'the network that the run is for; what would be deployed',
+      STUDENT: 'the network that the run is for; what would be deployed',
       'combined_head': 'the classifier of the combined teacher',
     }.get(name, 'trained before, frozen' if name in frozen else 'trains together with the student')
     rows.append(

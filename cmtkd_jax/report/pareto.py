@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from matplotlib import ticker
 
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.runs.run_reader import MAIN, display_name, results
+from cmtkd_jax.runs.run_reader import display_name, results
 
 
 class Point(NamedTuple):
@@ -47,7 +48,7 @@ def points(run, name=''):
   last = {
     key.removeprefix('test/'): result['last']['top1'] for key, result in results(run).items() if key.startswith('test/')
   }
-  networks = sorted(last, key=lambda network: network != MAIN)
+  networks = sorted(last, key=lambda network: network != STUDENT)
   return [
     Point(name or run.name, network, weight_bits(run.bits, network, networks), last[network]) for network in networks
   ]
@@ -118,7 +119,7 @@ def _draw(found, best):
         markersize=8,
         markeredgewidth=1.6,
         zorder=2,
-        markerfacecolor=color if point.network == MAIN else 'white',
+        markerfacecolor=color if point.network == STUDENT else 'white',
         label=plotting.plain(label),
       )
   sizes = [point.bits for group in found for point in group]

@@ -1,19 +1,18 @@
 """What quantization makes of the weights of the main network: histograms, levels, and shares of the levels."""
 
+import functools
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import layers
+from cmtkd_jax.models import STUDENT, inspect, layers
 from cmtkd_jax.quantizers.base import dequantize
 from cmtkd_jax.report import plotting
 from cmtkd_jax.report.page import Section, escape, table
-from cmtkd_jax.runs.run_reader import MAIN, display_name
+from cmtkd_jax.runs.run_reader import display_name
 from cmtkd_jax.training.restore import load_trained
 
 MAX_PANELS = 24
@@ -53,29 +52,23 @@ def collect(trained, input_shape):
     trained: a `restore.Trained`.
     input_shape: (H, W, C) of one image.
   """
-  found = []
-
-  def record(next_function, args, kwargs, context):
-    module = context.module
-    if (
-      isinstance(module, layers.FakeQuantize)
-      and context.method_name == '__call__'
-      and (module.path[0] == MAIN and module.name == 'weight_quantizer')
-    ):
-      found.append((module.path, module.quantizer))
-    return next_function(*args, **kwargs)
-
-  with nn.intercept_methods(record):
-    jax.eval_shape(lambda: trained.method.apply(trained.variables, jnp.zeros((1, *input_shape)), train=False))
-  flat = traverse_util.flatten_dict(trained.variables)
-  return [_describe(path, quantizer, flat) for path, quantizer in found]
+  calls = inspect.layer_calls(
+    lambda: trained.method.apply(trained.variables, jnp.zeros((1, *input_shape)), train=False),
+    layers.Conv,
+    layers.Dense,
+  )
+  return [
+    _describe(call.module.path, quantizer, trained.variables)
+    for call in calls
+    if call.module.path[0] == STUDENT and (quantizer := call.module.quantizer()) is not None
+  ]
 
 
-def _describe(path, quantizer, flat):
-  weights = np.asarray(flat['params', *path[:-1], 'kernel'], np.float32)
-  of = lambda collection, names: {name: jnp.asarray(flat[collection, *path, name]) for name in names}
-  parameters = of('params', quantizer.learned) | of(layers.QUANTIZER_STATE, quantizer.fitted)
-  coded = quantizer.encode(jnp.asarray(weights), parameters)
+def _describe(path, quantizer, variables):
+  kernel = functools.reduce(lambda tree, name: tree[name], (*path, 'kernel'), variables['params'])
+  weights = np.asarray(kernel, np.float32)
+  values = jax.tree.map(jnp.asarray, inspect.quantizer_values(variables, *path, layers.quantizer_name('weight')))
+  coded = quantizer.encode(jnp.asarray(weights), values)
   used, number = np.unique(np.asarray(coded.codes), return_counts=True)
   one_scale = coded._replace(
     codes=jnp.asarray(used),
@@ -88,13 +81,13 @@ def _describe(path, quantizer, flat):
   reach = 1.1 * max(np.quantile(np.abs(weights), 0.998), np.max(np.abs(levels)))
   counts, edges = np.histogram(weights, _BINS, (-reach, reach))
   return LayerWeights(
-    '/'.join(path[:-1]), quantizer.bits, levels, number / weights.size, np.size(coded.scale) > 1, counts, edges
+    '/'.join(path), quantizer.bits, levels, number / weights.size, np.size(coded.scale) > 1, counts, edges
   )
 
 
 def section(run):
   """Histograms of the full-precision weights with the levels that they are rounded to."""
-  title = f'Weights of the {display_name(MAIN)}'
+  title = f'Weights of the {display_name(STUDENT)}'
   try:
     trained = load_trained(run)
   except UserError as e:
@@ -136,7 +129,7 @@ def _draw(drawn):
       )
       panel.set_ylim(-0.14 * height, 1.15 * height)
     panel.set_xlim(layer.edges[0], layer.edges[-1])
-    name = f'{layer.path.removeprefix(f"{MAIN}/")}, {layer.bits} bit{", mean scale" if layer.per_channel else ""}'
+    name = f'{layer.path.removeprefix(f"{STUDENT}/")}, {layer.bits} bit{", mean scale" if layer.per_channel else ""}'
     panel.set_title(plotting.plain(name), fontsize=8)
     panel.tick_params(labelsize=7)
   figure.supxlabel('value of the weight', fontsize=9)
@@ -172,7 +165,7 @@ def _table(found):
 
   rows = [
     (
-      layer.path.removeprefix(f'{MAIN}/'),
+      layer.path.removeprefix(f'{STUDENT}/'),
       layer.bits,
       f'{len(layer.levels)} of {2**layer.bits}',
       shares(layer),

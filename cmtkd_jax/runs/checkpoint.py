@@ -100,10 +100,6 @@ class Checkpoints(contextlib.AbstractContextManager):
     """The newest step, or None; a save that still runs counts."""
     return max(self._manager.all_steps(), default=None)
 
-  def best(self):
-    """The step where `best_metric` is greatest (the newest of equals), or None when it was never measured."""
-    return self._manager.best_step() if self._metric else None
-
   def save(self, step, state, meta, metrics=None):
     """Starts to save in the background; `state` may be donated as soon as this returns.
 

@@ -6,11 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from cmtkd_jax.methods import Method
-from cmtkd_jax.models import bit_table
+from cmtkd_jax.models import STUDENT, bit_table
 from cmtkd_jax.runs import metric_log, run_files, run_summary
-
-MAIN = Method.main_network  # the network that a run is for
 
 
 class Run(NamedTuple):
@@ -50,7 +47,7 @@ class Run(NamedTuple):
   def networks(self):
     """Names of the evaluated networks, the one that the run is for first."""
     found = [name.split('/')[1] for name in self.names if name.startswith('test/') and name.endswith('/top1')]
-    return sorted(found, key=lambda name: name != MAIN)
+    return sorted(found, key=lambda name: name != STUDENT)
 
   def series(self, name):
     """Returns (epochs, values) of one metric, float arrays."""

@@ -11,7 +11,7 @@ import re
 from flax import traverse_util
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import pytorch_weights
+from cmtkd_jax.models import inspect, pytorch_weights
 from cmtkd_jax.runs import checkpoint, run_files
 
 
@@ -67,7 +67,7 @@ def load(text, allow, abstract, method, config=None):
       if (
         target in ('', path[1])
         and origin in source
-        and (not _is_quantizer(path) or same_grids and origin[1] == path[1])
+        and (not inspect.is_quantizer_path(path) or same_grids and origin[1] == path[1])
       ):
         found[path] = source[origin]
         used.add(origin)
@@ -115,7 +115,7 @@ def _origin(path, source, method):
 
 def _starts_fresh(path, method):
   """What only this method has, such as importance factors, starts as it does alone."""
-  return _is_quantizer(path) or len(method.origins(path[1])) == 1
+  return inspect.is_quantizer_path(path) or len(method.origins(path[1])) == 1
 
 
 def _same_grids(here, there):
@@ -127,7 +127,3 @@ def _same_grids(here, there):
     return json.dumps([config['student'], config['bits'], used, [quantizer.get(name) for name in used.values()]])
 
   return 'quantizer' in there and described(here) == described(there)
-
-
-def _is_quantizer(path):
-  return any(name.endswith('_quantizer') for name in path)

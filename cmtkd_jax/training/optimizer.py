@@ -9,6 +9,7 @@ import optax
 from cmtkd_jax import quantizers
 from cmtkd_jax.config import durations
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.models.bit_policy import quantizer_names
 
 QUANTIZER_GROUP = 'quantizer'  # learned steps and the like
@@ -50,7 +51,7 @@ def group_of(path, method, decayed=()):
     return FROZEN_GROUP
   if path[0] == method.importance_group:
     return method.importance_group
-  if any(name.endswith('_quantizer') for name in path) and path[-2:] not in decayed:
+  if inspect.is_quantizer_path(path) and path[-2:] not in decayed:
     return QUANTIZER_GROUP
   return path[0] if path[0] in method.weight_bits else OTHER_GROUP
 
@@ -123,5 +124,5 @@ def _decayed(quantizer):
   found = []
   for role, name in quantizer_names(quantizer).items():
     cls = getattr(quantizers.QUANTIZERS[name], role.capitalize(), None)
-    found += [(f'{role}_quantizer', name) for name in (cls.decayed if cls else ())]
+    found += [(layers.quantizer_name(role), name) for name in (cls.decayed if cls else ())]
   return found

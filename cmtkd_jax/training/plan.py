@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import bit_table
+from cmtkd_jax.models import STUDENT, bit_table
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.runs import run_files
 from cmtkd_jax.runtime import distributed
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
   @property
   def best_metric(self):
     """The metric whose best checkpoint is kept, '' without a held-out slice."""
-    return f'minival/{self.method.main_network}/top1' if 'minival' in self.dataset.evals else ''
+    return f'minival/{STUDENT}/top1' if 'minival' in self.dataset.evals else ''
 
 
 def create(config, workdir):

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import Method
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import checkpoint, run_files, run_summary
 
 FILE = 'teachers.json'
@@ -90,7 +90,7 @@ def load(teachers, names, abstract):
       raise UserError(f'config.teachers: {e}') from None
     for collection, networks in abstract.items():
       if name in networks:
-        found = variables.get(collection, {}).get(Method.main_network, {})
+        found = variables.get(collection, {}).get(STUDENT, {})
         checkpoint.check_same_structure(networks[name], found, f'config.teachers: {teacher.directory}')
         loaded.setdefault(collection, {})[name] = found
     bits = teacher.config.student
@@ -126,5 +126,5 @@ def _accuracy(directory):
   summary = run_summary.read(directory)
   if summary is None:
     return ', whose training is not finished'
-  result = summary['results'].get(f'test/{Method.main_network}')
+  result = summary['results'].get(f'test/{STUDENT}')
   return f', {result["last"]["top1"]:.2f} % on its test split' if result else ''

@@ -14,7 +14,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.data import sampling
 from cmtkd_jax.data.loading import loaders, streaming
 from cmtkd_jax.data.transforms import augment, crop_boxes, decode_pil
-from tests.batches import assert_equal, load, take
+from tests.batches import assert_equal, is_resident, load, take
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +72,7 @@ def test_order_is_the_same_on_any_number_of_devices(npy_dir, resident):
 @pytest.mark.parametrize('resident', ['yes', 'no'])
 def test_batches_are_the_indexed_records_sharded_over_the_mesh(npy_dir, resident):
   dataset = load(batch_size=40, **npy_fields(npy_dir, resident=resident))
-  assert dataset.resident == (resident == 'yes')
+  assert is_resident(dataset) == (resident == 'yes')
   images = np.load(npy_dir / 'train_images.npy')
   iterator = dataset.train.batches(5)
   for step in (5, 6, 7):  # Steps 0..6 are the first epoch.

@@ -27,7 +27,7 @@ from cmtkd_jax.data.sources import base, npy
 from cmtkd_jax.data.transforms import crop_boxes, decode_pil
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import tensorflow_host
-from tests.batches import assert_equal, take
+from tests.batches import assert_equal, is_resident, take
 
 IMAGENET = dict(
   augment='inception_crop_flip',
@@ -447,7 +447,7 @@ def test_resident_sets_replace_broken_images_as_streams_do(small, first):
   for record, content in ((first, b''), (first + 1, b'no image'), (21, paths[21].read_bytes()[:50]), (39, b'\0')):
     paths[record].write_bytes(content)
   resident, streamed = load_small(small, resident='yes'), load_small(small, resident='no')
-  assert resident.resident and not streamed.resident
+  assert is_resident(resident) and not is_resident(streamed)
   assert resident.train.broken == {r: f'file {paths[r]}' for r in (first, first + 1, 21, 39)}
   batches = take(resident.train, 0, 5)
   assert_equal(batches, take(streamed.train, 0, 5))
@@ -499,11 +499,11 @@ def test_turned_files_make_up_one_size(tmp_path):
     Image.new('RGB', (12, 8), 50).save(tmp_path / split / name / '0.png')
     Image.new('RGB', (8, 12), 99).save(tmp_path / split / name / '1.png', exif=tag)
   resident, streamed = (load_small(tmp_path, batch_size=4, resize=8, resident=r) for r in ('auto', 'no'))
-  assert resident.resident
+  assert is_resident(resident)
   evaluated = jax.device_get(next(resident.evals['test'].batches()))
   assert evaluated['image'].shape == (8, 8, 12, 3)
   Image.new('RGB', (8, 12), 99).save(tmp_path / 'train' / 'bee' / '1.png')
-  assert not load_small(tmp_path, batch_size=4, resize=8, resident='auto').resident
+  assert not is_resident(load_small(tmp_path, batch_size=4, resize=8, resident='auto'))
 
 
 def test_substitutes_leave_the_held_out_images_alone():

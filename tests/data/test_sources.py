@@ -15,7 +15,7 @@ from PIL import Image
 
 from cmtkd_jax.errors import UserError
 from tests import batches
-from tests.batches import take
+from tests.batches import is_resident, take
 
 load = functools.partial(batches.load, batch_size=4, eval_batch_size=4, devices=2)
 
@@ -41,7 +41,7 @@ def test_digits():
 
   raw = load_digits()
   dataset = load(batch_size=2, eval_batch_size=500)
-  assert dataset.class_names == tuple('0123456789') and dataset.num_classes == 10 and dataset.resident
+  assert dataset.class_names == tuple('0123456789') and dataset.num_classes == 10 and is_resident(dataset)
   assert dataset.input_shape == (8, 8, 1)
   images, labels = test_set(dataset)
   assert images.dtype == np.uint8 and len(labels) + dataset.train.num_examples == 1797
@@ -243,7 +243,7 @@ def save_folder(root, *, test='test', sizes=((8, 8),) * 4, inner=''):
 def test_folder(tmp_path, test, inner, resident):
   dataset = load(**rgb(name=save_folder(tmp_path, test=test, inner=inner), resident=resident))
   assert dataset.class_names == ('ant', 'bee') and dataset.train.num_examples == 8
-  assert dataset.resident == (resident == 'auto')
+  assert is_resident(dataset) == (resident == 'auto')
   images, labels = test_set(dataset)
   np.testing.assert_array_equal(labels, [0] * 4 + [1] * 4)
   np.testing.assert_allclose(images[:, 0, 0, 0], [50, 51, 52, 53, 150, 151, 152, 153], atol=1)
@@ -287,7 +287,7 @@ def test_tiny_imagenet_annotations_that_do_not_fit(tmp_path, in_time, resident):
 def test_folder_of_mixed_sizes_streams(tmp_path, augment):
   name = save_folder(tmp_path, sizes=((9, 12), (20, 8), (8, 8), (30, 31)))
   dataset = load(**rgb(name=name, augment=augment, resize=9))
-  assert not dataset.resident
+  assert not is_resident(dataset)
   iterator = dataset.train.batches(0)
   batch = next(iterator)
   iterator.close()
@@ -322,7 +322,7 @@ def test_every_kind_of_image_file_is_found_and_the_rest_is_told(tmp_path):
     Image.new('L', (8, 8), 200).save(tmp_path / 'train' / 'bee' / f'y{suffix}')
   Image.new('1', (8, 8), 1).save(tmp_path / 'train' / 'bee' / 'z.pbm')
   dataset = load(**rgb(name=name))
-  assert dataset.num_examples == {'train': 8 + 15, 'test': 8} and dataset.resident
+  assert dataset.num_examples == {'train': 8 + 15, 'test': 8} and is_resident(dataset)
   assert dataset.summary == f'{name}: train 23 images, test 8, 2 classes'
 
   for hidden in ('.ipynb_checkpoints', 'ant/.ipynb_checkpoints'):
@@ -490,7 +490,7 @@ def save_tfds(root, file_format, name='blobs', varied=False, unlabeled=0):
 def test_tfds(tmp_path, file_format, resident):
   examples = save_tfds(tmp_path, file_format)
   dataset = load(**rgb(name='blobs', dir=str(tmp_path), resident=resident))
-  assert dataset.class_names == ('ant', 'bee') and dataset.resident == (resident == 'auto')
+  assert dataset.class_names == ('ant', 'bee') and is_resident(dataset) == (resident == 'auto')
   images, labels = test_set(dataset)
   np.testing.assert_array_equal(images, [e['image'] for e in examples['validation']])
   np.testing.assert_array_equal(labels, [e['label'] for e in examples['validation']])

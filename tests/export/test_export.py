@@ -293,35 +293,6 @@ def test_thresholds_are_those_of_the_quantizer(name):
       np.testing.assert_allclose(thresholds, halfway, rtol=1e-4, atol=1e-6)
 
 
-def test_thresholds_on_sums_by_hand():
-  # round((s + 1) * 0.5) of sums s: 1 where (s + 1) / 2 > 0.5, s >= 1; 2 where >= 1.5, s >= 2; 3 where > 2.5, s >= 5.
-  # With -0.5 and bias -1: round((1 - s) / 2): 1 where s <= -1, 2 where s <= -2, 3 where s <= -5.
-  found, rising = fold.integer_thresholds([1, -1], [0.5, -0.5], 4)
-  np.testing.assert_array_equal(found, [[1, 2, 5], [-1, -2, -5]])
-  np.testing.assert_array_equal(rising, [True, False])
-
-
-@pytest.mark.parametrize('thresholds', [None, [0.3, 0.5, 4.25]])
-def test_thresholds_on_sums_give_the_codes(thresholds):
-  rng = np.random.default_rng(0)
-  bias, scale = rng.normal(size=6).astype(np.float32) * 20, rng.normal(size=6).astype(np.float32) * 0.1
-  arrays = {} if thresholds is None else {'thresholds': np.float32(thresholds)}
-  sums = np.arange(-300, 300)
-  graph = Graph(
-    (
-      Node('affine', ('images',), 'a', {}, {'bias': bias, 'scale': scale}),
-      Node('quantize', ('a',), 'q', {'levels': 4}, arrays),
-    ),
-    (1, 1, 6),
-  )
-  x = jnp.asarray(np.broadcast_to(sums[:, None, None, None], (600, 1, 1, 6)), jnp.int32)
-  codes = np.asarray(interpreter.run(graph, x, 'float')['q'])[:, 0, 0]
-  found, rising = fold.integer_thresholds(bias, scale, 4, thresholds)
-  reached = np.where(rising[None, :, None], sums[:, None, None] >= found, sums[:, None, None] <= found)
-  np.testing.assert_array_equal(reached.sum(-1), codes)
-  assert len(np.unique(codes)) == 4
-
-
 @pytest.mark.parametrize('name', quantizers.QUANTIZERS)
 def test_pruned_networks_answer_as_in_training(name, tmp_path):
   """Scales of 0 and what they divide: every format gives the codes and logits of training's forward pass."""

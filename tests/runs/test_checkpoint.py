@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checksums
-from cmtkd_jax.runs.checkpoint import Checkpoints, load_variables
+from cmtkd_jax.runs.checkpoint import Checkpoints, load_variables, steps
 
 
 def sharding(devices, *axes):
@@ -113,27 +113,27 @@ def test_state_may_be_donated_while_it_is_being_saved(tmp_path):
 def test_newest_and_best_are_kept(tmp_path):
   accuracies = [0.1, 0.9, float('nan'), None, 0.9, 0.3, 0.2]
   with Checkpoints(tmp_path, keep=2, best_metric='accuracy') as checkpoints:
-    assert checkpoints.latest() is None and checkpoints.best() is None
+    assert checkpoints.latest() is None
     for step, accuracy in enumerate(accuracies, 1):
       metrics = None if accuracy is None else {'accuracy': accuracy, 'other': 1.0}
       checkpoints.save(step, make_state(1, offset=step), {'step': step}, metrics)
       assert checkpoints.latest() == step
-      assert checkpoints.best() == [1, 2, 2, 2, 5, 5, 5][step - 1]
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['5', '6', '7']
+      checkpoints.wait()
+      best = [1, 2, 2, 2, 5, 5, 5][step - 1]  # the newest of equals
+      assert set(steps(tmp_path)) == {best, step, max(1, step - 1)}
   with Checkpoints(tmp_path, best_metric='accuracy') as checkpoints:
-    assert (checkpoints.latest(), checkpoints.best()) == (7, 5)
+    assert checkpoints.latest() == 7
     assert checkpoints.restore(abstract(make_state(1)), step=5)[1] == {'step': 5}
+    checkpoints.save(8, make_state(1), {}, {'accuracy': 0.3})
+  assert set(steps(tmp_path)) == {5, 7, 8}
 
 
-def test_best_is_none_until_it_is_measured(tmp_path):
+def test_there_is_no_best_until_it_is_measured(tmp_path):
   with Checkpoints(tmp_path, keep=0, best_metric='accuracy') as checkpoints:
-    checkpoints.save(1, make_state(1), {})
-    assert checkpoints.best() is None
-    checkpoints.save(2, make_state(1), {}, {'accuracy': 0.5})
-    assert checkpoints.best() == 2
-    checkpoints.save(3, make_state(1), {})
-    assert checkpoints.best() == 2
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['2', '3']
+    for step, metrics, kept in (1, None, {1}), (2, {'accuracy': 0.5}, {2}), (3, None, {2, 3}):
+      checkpoints.save(step, make_state(1), {}, metrics)
+      checkpoints.wait()
+      assert set(steps(tmp_path)) == kept
 
 
 def test_a_step_is_saved_once(tmp_path):
@@ -324,4 +324,4 @@ def test_damaged_accuracies_do_not_stop_a_run(tmp_path, damage):
   with Checkpoints(tmp_path, best_metric='accuracy') as checkpoints:
     checkpoints.restore(abstract(make_state(1)))
     checkpoints.save(3, make_state(1), {}, {'accuracy': 0.7})
-    assert checkpoints.best() == 3
+  assert set(steps(tmp_path)) == {2, 3}  # the newest two; the best is the newest

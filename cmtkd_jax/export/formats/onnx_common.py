@@ -12,8 +12,8 @@ from etils import epath
 
 import cmtkd_jax
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import graph_check, manifest, schema, strict_json
 from cmtkd_jax.export import images as images_lib
-from cmtkd_jax.export import manifest, schema
 from cmtkd_jax.export.graph import IMAGES
 
 LOGITS = 'logits'
@@ -71,8 +71,8 @@ class Parts:
     """
     helper, types = self._onnx.helper, self._onnx.TensorProto
     try:
-      logits, text = schema.check_graph(graph), schema.dump(about)
-      schema.check_about(schema.parse(text), graph.image_shape, logits)
+      logits, text = graph_check.check(graph), strict_json.dump(about)
+      schema.check_about(strict_json.parse(text), graph.image_shape, logits)
     except schema.Invalid as e:
       raise UserError(f'{path} is not written: {e}') from None
     graph = helper.make_graph(
@@ -113,7 +113,7 @@ def read(path):
     metadata = session.get_modelmeta().custom_metadata_map
     if ABOUT not in metadata:
       raise schema.Invalid(f'its metadata has no entry {ABOUT}')
-    about = schema.parse(metadata[ABOUT])
+    about = strict_json.parse(metadata[ABOUT])
     _check(session, about)
   except Exception as e:  # ONNX Runtime raises kinds of its own
     raise UserError(

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import manifest, schema
+from cmtkd_jax.export import graph_check, manifest, operations, schema, strict_json
 from cmtkd_jax.export.formats import bitpacking
 from cmtkd_jax.export.graph import Graph, Node
 
@@ -37,7 +37,7 @@ _HEAD = schema.Record(
     'format': schema.OneOf((FORMAT,)),
     'version': schema.Integer(1, 2**31),
     'image_shape': schema.IMAGE_SHAPE,
-    'nodes': schema.NODES,
+    'nodes': operations.NODES,
     'about': schema.ABOUT,
   }
 )
@@ -51,7 +51,7 @@ def write(path, graph, about):
   """
   arrays, nodes = {}, []
   try:
-    schema.check_about(schema.parse(schema.dump(about)), graph.image_shape, schema.check_graph(graph))
+    schema.check_about(strict_json.parse(strict_json.dump(about)), graph.image_shape, graph_check.check(graph))
     for node in graph.nodes:
       attributes, own = dict(node.attributes), dict(node.arrays)
       if 'codes' in own:
@@ -65,7 +65,7 @@ def write(path, graph, about):
         {'op': node.op, 'inputs': node.inputs, 'output': node.output, 'attributes': attributes, 'arrays': sorted(own)}
       )
     head = {'format': FORMAT, 'version': VERSION, 'image_shape': graph.image_shape, 'nodes': nodes, 'about': about}
-    arrays[_MANIFEST] = np.frombuffer(schema.dump(head).encode(), np.uint8)
+    arrays[_MANIFEST] = np.frombuffer(strict_json.dump(head).encode(), np.uint8)
   except schema.Invalid as e:
     raise UserError(f'{path} is not written: {e}') from None
   with epath.Path(path).open('wb') as file:
@@ -84,13 +84,13 @@ def read(path):
     members = _members(data)
     if _MANIFEST not in members:
       raise schema.Invalid(f'it has no member {_MANIFEST}')
-    head = schema.parse(members.pop(_MANIFEST).tobytes())
+    head = strict_json.parse(members.pop(_MANIFEST).tobytes())
     _check_version(path, head)
     _HEAD.check(head, _MANIFEST)
     graph = Graph(tuple(_node(entry, members) for entry in head['nodes']), tuple(head['image_shape']))
     if members:
       raise schema.Invalid(f'no operation has its member {next(iter(members))}')
-    schema.check_about(head['about'], graph.image_shape, schema.check_graph(graph))
+    schema.check_about(head['about'], graph.image_shape, graph_check.check(graph))
   except schema.Invalid as e:
     raise UserError(f'{path} is damaged or not a packed network ({e}); export it again') from None
   return graph, head['about']
@@ -158,7 +158,7 @@ def _node(entry, members):
   if 'codes' in arrays:
     schema.Integer(1, 8).check(attributes.get('bits'), f'{output}.bits')
     shape = attributes.pop('shape', None)
-    schema.CODES_SHAPE.check(shape, f'{output}.shape')
+    operations.CODES_SHAPE.check(shape, f'{output}.shape')
     try:
       arrays['codes'] = bitpacking.unpack(arrays['codes'], attributes['bits'], tuple(shape))
     except ValueError as e:
