@@ -55,13 +55,13 @@ RECIPES = {
     '--config.data.minival=0.2',
   ),
   'SPEQ, bit-widths sampled at each step': ('--config.method.name=speq', '--config.quantizer.name=hwgq'),
-  'two micro-batches a step': ('--config.accumulate=2',),
+  'two micro-batches a step': ('--config.grad_accum_steps=2',),
   'streamed folder, 2 worker processes, a broken image': (
     '--config.data.name=folder:{images}',
     '--config.data.resident=no',
     '--config.data.workers=processes',
     '--config.data.num_workers=2',
-    '--config.data.max_corrupt=0.05',
+    '--config.data.max_corrupt_fraction=0.05',
   ),
 }
 TIMES = ('time', 'perf/images_per_second', 'perf/data_wait')  # what differs between equal runs

@@ -218,7 +218,7 @@ def make_config(**changes):
     '2 steps',
     '1 steps',
   )
-  config.keep_checkpoints = 2
+  config.max_checkpoints = 2
   config.update_from_flattened_dict(changes)
   return config
 

@@ -51,8 +51,8 @@ FIXED = {
   'feature_loss.attention.adaptor': 'identity',
   'feature_loss.attention.tap_factor': 1.0,
   'optimizer.nesterov': False,
-  'optimizer.gradient_clip': None,
-  'accumulate': 1,
+  'optimizer.grad_clip_norm': None,
+  'grad_accum_steps': 1,
   'remat': '',
 }
 

@@ -38,7 +38,7 @@ import optax
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import losses
 from cmtkd_jax.data.transforms import augment
-from cmtkd_jax.methods.base import Joint, peer_members, student_member
+from cmtkd_jax.methods.base import MultiNetwork, peer_networks, student_network
 from cmtkd_jax.models import bit_table
 from cmtkd_jax.runs import run_files
 from cmtkd_jax.training import build, optimizer
@@ -63,7 +63,7 @@ PRESETS = {
 }
 
 
-class Apart(Joint):
+class Apart(MultiNetwork):
   """Networks that train in one step and never meet: a cross entropy each."""
 
   def loss(self, outputs, labels):
@@ -74,8 +74,8 @@ class Apart(Joint):
 
 def apart(config, classes):
   """The networks of `config.method.cmtkd`, without anything that connects them."""
-  peers = peer_members(config, config.method.cmtkd.teacher_bits, 'method.cmtkd.teacher_bits', classes)
-  return Apart((student_member(config, classes), *peers), None)
+  peers = peer_networks(config, config.method.cmtkd.teacher_bits, 'method.cmtkd.teacher_bits', classes)
+  return Apart((student_network(config, classes), *peers), None)
 
 
 def full_precision(config):

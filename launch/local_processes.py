@@ -45,9 +45,9 @@ def start(arguments, processes, devices=0, gpus=False, module='cmtkd_jax.main', 
       '-m',
       module,
       *arguments,
-      f'--coordinator={address}',
-      f'--processes={processes}',
-      f'--process={k}',
+      f'--coordinator_address={address}',
+      f'--num_processes={processes}',
+      f'--process_id={k}',
     ]
     started.append(
       (subprocess.Popen(command, cwd=ROOT, env=own, stdout=output, stderr=subprocess.STDOUT if k else None), output)

@@ -32,7 +32,7 @@ def make_config(**fields):
       num_workers=2,
       workers='threads',
       decoder='pil',
-      max_corrupt=0.01,
+      max_corrupt_fraction=0.01,
     )
   )
   config.update(fields)

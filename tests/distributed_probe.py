@@ -1,6 +1,6 @@
 """Run by runtime/test_distributed.py, as one process or as several: what batches hold, and the state after some steps.
 
-python -m tests.distributed_probe DIRECTORY [--coordinator=... --processes=... --process=...]
+python -m tests.distributed_probe DIRECTORY [--coordinator_address=... --num_processes=... --process_id=...]
 """
 
 import functools

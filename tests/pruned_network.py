@@ -37,7 +37,7 @@ def make_pruned(name, most=8):
   bits = {}
   for role in ('Weight', 'Activation'):
     cls = getattr(quantizers.QUANTIZERS[name], role, None)
-    bits[role] = (min(cls.widths), min(most, max(cls.widths))) if cls else 2 * (bit_policy.FULL_PRECISION,)
+    bits[role] = (min(cls.bit_widths), min(most, max(cls.bit_widths))) if cls else 2 * (bit_policy.FULL_PRECISION,)
   few, many = zip(bits['Weight'], bits['Activation'], strict=True)
   rules = [bit_policy.Rule('conv0', 32, 32), *(bit_policy.Rule(layer, *few) for layer in ('conv1', 'act1', 'last'))]
   method = Pruned(bit_policy.BitPolicy(*many, rules=tuple(rules), quantizer=name))

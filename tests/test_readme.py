@@ -50,7 +50,7 @@ def test_widths_of_quantizers():
       for part in re.match(r'[\d, -]+', cell)[0].rstrip(', ').split(', '):
         low, _, high = part.partition('-')
         bits |= set(range(int(low), int(high or low) + 1))
-      assert bits == set(cls.widths), (name, role)
+      assert bits == set(cls.bit_widths), (name, role)
       claimed[name, role] = bits
   assert len(claimed) > 18
 

@@ -35,9 +35,9 @@ _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and co
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all that are installed.')
 _IMAGES = flags.DEFINE_list('images', None, 'Image files to classify, e.g. a.jpg,b.png.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it.')
-_PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes of the run, with --coordinator.')
-_PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0, with --coordinator.')
-_JOIN_SECONDS = flags.DEFINE_integer('join_seconds', 300, 'How long to wait for the other processes.', lower_bound=1)
+_PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes of the run, with --coordinator_address.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0, with --coordinator_address.')
+_INIT_TIMEOUT = flags.DEFINE_integer('init_timeout', 300, 'How long to wait for the other processes.', lower_bound=1)
 
 _FIXES = {  # what Python says of values that flags cannot take -> what to do
   r'invalid literal for int\(\) with base 10: .*': 'give a whole number',
@@ -100,7 +100,7 @@ def parse(argv):
     _INTEGER.value,
     _FORMAT.value,
     _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
-    Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _JOIN_SECONDS.value),
+    Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),
   )
 
 

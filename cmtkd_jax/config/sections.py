@@ -5,7 +5,7 @@ import functools
 
 from cmtkd_jax import data, losses, methods, models, options, quantizers
 from cmtkd_jax.models import layers
-from cmtkd_jax.models.bit_policy import FULL_PRECISION, QUANTIZER_ROLES, WIDTHS
+from cmtkd_jax.models.bit_policy import BIT_WIDTHS, FULL_PRECISION, QUANTIZER_ROLES
 from cmtkd_jax.options import Options, option
 
 _DURATION = "as '120 epochs', '3000 steps' or '1000000 examples'"
@@ -20,27 +20,27 @@ class Run(Options):
   # of 6 to 8 bits lose some of their levels in it.
   dtype: str = option('float32', 'compute type of convolutions', choices=('float32', 'bfloat16'))
   init_from: str = option('', "start from trained networks: a work directory, or 'student=DIR,teacher1_4bit=DIR'")
-  init_from_allow: str = option('', 'parameters that may be missing or mismatched there', regex=True)
+  init_from_ignore: str = option('', 'parameters that may be missing or mismatched there', regex=True)
   teachers: tuple = option((), 'work directories of finished runs to learn from', items='runs/teacher')
   first: dict = option({}, "runs that come before, {name: changes}; '{name}' in init_from and teachers is a directory")
   batch_size: int = option(64, 'images of a training step, on all devices', least=1)
   eval_batch_size: int = option(256, 'images of an evaluation step, on all devices', least=1)
-  accumulate: int = option(1, 'parts of a batch that are computed one after the other, to save memory', least=1)
+  grad_accum_steps: int = option(1, 'parts of a batch that are computed one after the other, to save memory', least=1)
   remat: str = option('', "networks whose activations are computed again backward, such as 'teacher.*'", regex=True)
   duration: str = option('60 epochs', f'length of the training, {_DURATION}')
   log_every: str = option('50 steps', 'how often training metrics are logged; a duration')
   eval_every: str = option('10 epochs', 'how often all networks are evaluated; a duration')
   checkpoint_every: str = option('10 epochs', 'how often a checkpoint is saved; a duration')
-  keep_checkpoints: int = option(2, 'how many of the newest are kept, next to the best', least=1)
+  max_checkpoints: int = option(2, 'how many of the newest are kept, next to the best', least=1)
   profile: str = option('', "'10 steps' records ten with JAX's profiler into WORKDIR/profile")
-  allow_changes: bool = option(False, 'resume in a work directory of another configuration')
+  allow_config_changes: bool = option(False, 'resume in a work directory of another configuration')
   tensorboard: bool = option(True, 'also write TensorBoard files, if clu and TensorFlow are installed')
 
   def __post_init__(self):
     super().__post_init__()
-    if self.batch_size % self.accumulate:
+    if self.batch_size % self.grad_accum_steps:
       raise ValueError(
-        f'accumulate={self.accumulate!r} does not divide config.batch_size={self.batch_size!r}; choose a divisor'
+        f'grad_accum_steps={self.grad_accum_steps} does not divide config.batch_size={self.batch_size}; choose a divisor'
       )
 
 
@@ -62,8 +62,8 @@ class Model(Options):
 class Student(Options):
   """Bits of the network that is deployed."""
 
-  weight_bits: int = option(2, 'bits of the weights; 32 = full precision', choices=WIDTHS)
-  activation_bits: int = option(2, 'bits of the activations; 32 = full precision', choices=WIDTHS)
+  weight_bits: int = option(2, 'bits of the weights; 32 = full precision', choices=BIT_WIDTHS)
+  activation_bits: int = option(2, 'bits of the activations; 32 = full precision', choices=BIT_WIDTHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Optimizer(Options):
   importance_lr_factor: float = option(0.1, 'learning rate of importance factors, relative to the rest')
   weight_decay: float = option(1e-4, 'L2 regularization of the weights')
   weight_decay_low_bits: float = option(25e-6, 'the same for networks whose weights have 1 or 2 bits')
-  gradient_clip: float = option(None, 'largest norm of all gradients together; None = no limit', above=0)
+  grad_clip_norm: float = option(None, 'largest norm of all gradients together; None = no limit', above=0)
 
   def __post_init__(self):
     super().__post_init__()

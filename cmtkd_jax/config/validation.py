@@ -28,11 +28,11 @@ def check(config):
       raise UserError(f'config.{field} is missing; start the config file from cmtkd_jax.config.default()')
   for section in sections.SECTIONS:
     _create(values, section)
-  together = values['batch_size'] // values['accumulate']
+  together = values['batch_size'] // values['grad_accum_steps']
   if together % (groups := values['model']['bn_groups']):
     raise UserError(
       f'config.model.bn_groups={groups!r} does not divide the {together} images that are normalized together '
-      '(config.batch_size / config.accumulate); choose a divisor'
+      '(config.batch_size / config.grad_accum_steps); choose a divisor'
     )
   parse_rules(values['bits']['rules'])
 
@@ -50,7 +50,7 @@ def _create(values, section):
   cls = sections.SECTIONS[section]
   for name in filter(None, section.split('.')):
     values = values[name]
-  others = {'bits': cls.widths[-1]} if issubclass(cls, Quantizer) else {}
+  others = {'bits': cls.bit_widths[-1]} if issubclass(cls, Quantizer) else {}
   return options.create(cls, section, values, **others)
 
 

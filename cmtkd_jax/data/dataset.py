@@ -93,7 +93,7 @@ def load(
       f'of {config.name!r}; lower it'
     )
 
-  max_broken = config.max_corrupt * len(train_records)
+  max_broken = config.max_corrupt_fraction * len(train_records)
   if is_resident:
     # Broken images are replaced in training; an accuracy on other images would be another accuracy.
     *arrays, replaced = resident.read_all(splits.train, config.num_workers, train_records)

@@ -33,7 +33,7 @@ class Settings(Options):
     "decoder of streamed images; 'tensorflow' must be installed, is faster, resizes without antialiasing",
     choices=('pil', 'tensorflow'),
   )
-  max_corrupt: float = option(
+  max_corrupt_fraction: float = option(
     0.01, 'fraction of training images that may be broken, and are replaced by the next ones', least=0, below=1
   )
 

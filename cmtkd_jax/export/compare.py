@@ -175,8 +175,8 @@ def _forward_with_codes(method, variables, pixels, mean, std):
     quantizer = call.module.quantizer()
     if quantizer is not None:
       values = inspect.quantizer_values(call.module.variables, layers.quantizer_name('activation'))
-      encode = lambda x: quantizer.encode(x.astype(jnp.float32), values).codes
-      codes[call.path] = encode(call.input) - encode(jnp.full((1,) * call.input.ndim, -1e30))
+      quantize = lambda x: quantizer.quantize(x.astype(jnp.float32), values).codes
+      codes[call.path] = quantize(call.input) - quantize(jnp.full((1,) * call.input.ndim, -1e30))
 
   with inspect.visit_layers(record, layers.Activation):
     logits = method.apply(variables, standardize(pixels, mean, std), train=False).logits[STUDENT]

@@ -181,7 +181,7 @@ def _weights(own, quantizer, step):
   if quantizer is None:
     return {'attributes': {'bits': FULL_PRECISION}, 'kernel': np.asarray(kernel, np.float32)}, 1.0
   values = inspect.quantizer_values(step.variables, layers.quantizer_name('weight'))
-  coded = quantizer.encode(jnp.asarray(kernel, jnp.float32), values)
+  coded = quantizer.quantize(jnp.asarray(kernel, jnp.float32), values)
   if coded.offset is not None:
     raise UserError(f'{step.output}: weights with an offset cannot be exported; use another quantizer for weights')
   codes, zero, attributes = np.asarray(coded.codes), float(coded.zero), {'bits': quantizer.bits}
@@ -237,11 +237,11 @@ def activation_grid(quantizer, parameters, name):
   Raises:
     UserError: the quantizer is not ascending in its input, or not one function for the whole map.
   """
-  encode = lambda x: quantizer.encode(jnp.asarray(x, jnp.float32), parameters)
+  quantize = lambda x: quantizer.quantize(jnp.asarray(x, jnp.float32), parameters)
 
   def codes_of(x):
     padding = -len(x) % _ENCODED  # JAX compiles every operation again for another shape
-    return np.asarray(encode(np.pad(x, (0, padding))).codes)[: len(x)]
+    return np.asarray(quantize(np.pad(x, (0, padding))).codes)[: len(x)]
 
   lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST]))
   wanted = np.arange(lowest + 1, highest + 1)
@@ -251,7 +251,7 @@ def activation_grid(quantizer, parameters, name):
     reached = codes_of(_float(middle)) >= wanted
     low, high = np.where(reached, low, middle), np.where(reached, middle, high)
   thresholds = _float(high)
-  coded = encode([0])
+  coded = quantize([0])
   scale = np.float64(np.asarray(coded.scale))
   if scale.ndim or not len(wanted):
     raise UserError(f'{name}: activations with a scale a channel, or with one level, cannot be exported')

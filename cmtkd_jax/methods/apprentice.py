@@ -10,9 +10,16 @@ import jax
 
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import Joint, Member, check_teachers, network_recipe, student_member, trained_members
+from cmtkd_jax.methods.base import (
+  MultiNetwork,
+  NetworkSpec,
+  check_teachers,
+  network_builder,
+  student_network,
+  trained_networks,
+)
 from cmtkd_jax.models import STUDENT
-from cmtkd_jax.models.bit_policy import FULL_PRECISION, WIDTHS
+from cmtkd_jax.models.bit_policy import BIT_WIDTHS, FULL_PRECISION
 from cmtkd_jax.options import Options, option
 
 
@@ -25,11 +32,11 @@ class Settings(Options):
   beta: float = option(0.5, "weight of the apprentice's cross entropy")
   gamma: float = option(0.5, 'weight of the cross entropy between the two')
   temperature: float = option(1.0, 'of the last term', above=0)
-  teacher_bits: int = option(FULL_PRECISION, 'bits of the jointly trained teacher (scheme A)', choices=WIDTHS)
+  teacher_bits: int = option(FULL_PRECISION, 'bits of the jointly trained teacher (scheme A)', choices=BIT_WIDTHS)
   stop_gradient_target: bool = option(True, "the teacher's prediction is a constant in the last term")
 
 
-class Apprentice(Joint):
+class Apprentice(MultiNetwork):
   """The student (apprentice) and its teacher."""
 
   def loss(self, outputs, labels):
@@ -55,13 +62,13 @@ def create(config, settings, num_classes, teachers=()):
   if settings.scheme == 'A':
     check_teachers(teachers, 'apprentice', 0, 0)
     bits = settings.teacher_bits
-    teacher = Member('teacher', network_recipe(config, bits, bits, num_classes), bits)
+    teacher = NetworkSpec('teacher', network_builder(config, bits, bits, num_classes), bits)
   else:
     check_teachers(teachers, 'apprentice', 1, 1)
-    (teacher,) = trained_members(teachers, ('teacher',), num_classes)
+    (teacher,) = trained_networks(teachers, ('teacher',), num_classes)
   if settings.scheme == 'C' and not config.init_from:
     raise UserError(
       "config.method.apprentice.scheme='C' starts from a trained full-precision network; name its directory in "
       'config.init_from'
     )
-  return Apprentice((student_member(config, num_classes), teacher), settings)
+  return Apprentice((student_network(config, num_classes), teacher), settings)

@@ -19,11 +19,11 @@ class Outputs(NamedTuple):
   """Result of one forward pass of everything that trains together.
 
   logits: by name of the network, float32 [B, classes]; each of them is evaluated.
-  extras: whatever else the method's own loss needs, e.g. pairs of feature maps.
+  aux: whatever else the method's own loss needs, e.g. pairs of feature maps.
   """
 
   logits: dict[str, jax.Array]
-  extras: Any = ()
+  aux: Any = ()
 
 
 class Method(nn.Module):
@@ -50,7 +50,7 @@ class Method(nn.Module):
     """How many augmentations of each image a step sees; above 1, `images` is [views, B, H, W, C] in training."""
     return 1
 
-  def origins(self, name):
+  def pretrained_candidates(self, name):
     """Returns where top-level parameters `name` may be found in another run, best first: 'name' or 'name/module'."""
     return (name, STUDENT) if name in self.weight_bits else (name,)
 
@@ -73,20 +73,20 @@ class Method(nn.Module):
     return {}
 
   @property
-  def held_out(self):
+  def uses_minival(self):
     """Whether the method measures something on the held-out slice of train (minival) after every epoch."""
     return False
 
-  def measure(self, logits, labels, mask):
+  def minival_statistics(self, logits, labels, mask):
     """Returns sums over the examples of one held-out batch where `mask` bool [B], a pytree."""
     raise NotImplementedError
 
-  def learn(self, sums, model_state):
+  def update_from_minival(self, sums, model_state):
     """Returns `model_state` after an epoch whose `measure`, summed over the held-out slice, is `sums`."""
     raise NotImplementedError
 
 
-class Member(NamedTuple):
+class NetworkSpec(NamedTuple):
   """One network of a method: its name, the function that builds it, the width of its weights, whether it is trained."""
 
   name: str
@@ -95,26 +95,26 @@ class Member(NamedTuple):
   frozen: bool = False
 
 
-class Joint(Method):
+class MultiNetwork(Method):
   """Several networks side by side, which meet in the loss only; what most methods extend.
 
-  members: the networks, one of them 'student'. settings: the method's `Settings`.
+  networks: the networks, one of them 'student'. settings: the method's `Settings`.
   """
 
-  members: tuple[Member, ...]
+  networks: tuple[NetworkSpec, ...]
   settings: Any
 
   def setup(self):
-    for member in self.members:
+    for member in self.networks:
       setattr(self, member.name, member.make())
 
   @property
   def weight_bits(self):
-    return {member.name: member.weight_bits for member in self.members if not member.frozen}
+    return {member.name: member.weight_bits for member in self.networks if not member.frozen}
 
   @property
   def frozen(self):
-    return tuple(member.name for member in self.members if member.frozen)
+    return tuple(member.name for member in self.networks if member.frozen)
 
   def logits(self, images, train):
     """Returns `{name: logits}` of images for all or `[views, ...]`, one view a network; frozen ones are constants."""
@@ -123,7 +123,7 @@ class Joint(Method):
       member.name: jax.lax.stop_gradient(getattr(self, member.name)(own(i), train=False))
       if member.frozen
       else getattr(self, member.name)(own(i), train)
-      for i, member in enumerate(self.members)
+      for i, member in enumerate(self.networks)
     }
 
   def __call__(self, images, train):
@@ -140,14 +140,16 @@ def run_stages(network, x, train):
   return before, after, network.classify(x, train)
 
 
-def student_member(config, num_classes):
-  """Returns the `Member` that `config.student` and `config.model` describe."""
+def student_network(config, num_classes):
+  """Returns the `NetworkSpec` that `config.student` and `config.model` describe."""
   bits = config.student
-  return Member(STUDENT, network_recipe(config, bits.weight_bits, bits.activation_bits, num_classes), bits.weight_bits)
+  return NetworkSpec(
+    STUDENT, network_builder(config, bits.weight_bits, bits.activation_bits, num_classes), bits.weight_bits
+  )
 
 
-def peer_members(config, widths, field, num_classes):
-  """Returns `Member`s 'peer1_4bit', ... of the student's architecture at `widths`, the value of `config.<field>`.
+def peer_networks(config, widths, field, num_classes):
+  """Returns `NetworkSpec`s 'peer1_4bit', ... of the student's architecture at `widths`, the value of `config.<field>`.
 
   A width is that of weights and activations alike.
 
@@ -159,28 +161,28 @@ def peer_members(config, widths, field, num_classes):
   for bits in widths:
     check_bits(bits, f'config.{field}')
   return tuple(
-    Member(f'peer{i}_{bits}bit', network_recipe(config, bits, bits, num_classes), bits)
+    NetworkSpec(f'peer{i}_{bits}bit', network_builder(config, bits, bits, num_classes), bits)
     for i, bits in enumerate(widths, 1)
   )
 
 
-def trained_members(teachers, names, num_classes):
-  """Returns frozen `Member`s for `teachers.Teacher`s, whose networks they rebuild."""
+def trained_networks(teachers, names, num_classes):
+  """Returns frozen `NetworkSpec`s for `teachers.Teacher`s, whose networks they rebuild."""
 
   def make(teacher):
     bits = teacher.config.student
-    return network_recipe(teacher.config, bits.weight_bits, bits.activation_bits, num_classes, known_as=STUDENT)
+    return network_builder(teacher.config, bits.weight_bits, bits.activation_bits, num_classes, rule_name=STUDENT)
 
   return tuple(
-    Member(name, make(teacher), teacher.config.student.weight_bits, frozen=True)
+    NetworkSpec(name, make(teacher), teacher.config.student.weight_bits, frozen=True)
     for teacher, name in zip(teachers, names, strict=True)
   )
 
 
-def network_recipe(config, weight_bits, activation_bits, num_classes, known_as=''):
+def network_builder(config, weight_bits, activation_bits, num_classes, rule_name=''):
   """Returns a function without arguments that builds the configured backbone at these bit-widths.
 
-  known_as: name of the network in the rules, where it runs under another one.
+  rule_name: name of the network in the rules, where it runs under another one.
 
   Raises:
     UserError: a field of `config.model`, `config.bits` or `config.quantizer` cannot be honored.
@@ -197,7 +199,7 @@ def network_recipe(config, weight_bits, activation_bits, num_classes, known_as='
     weight_options=options['weight'],
     activation_options=options['activation'],
     activations=names['activation'],
-    known_as=known_as,
+    rule_name=rule_name,
   )
   layers = LayerFactory(
     policy=policy,

@@ -21,7 +21,7 @@ from cmtkd_jax.methods.base import (
   check_teachers,
   configured_feature_loss,
   configured_logit_loss,
-  network_recipe,
+  network_builder,
 )
 from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
 from cmtkd_jax.models import STUDENT
@@ -92,8 +92,8 @@ class CMTKD(Method):
   def weight_bits(self):
     return {STUDENT: self.student_weight_bits, **dict(zip(self.teacher_names, self.teacher_weight_bits))}
 
-  def origins(self, name):
-    return (name, f'{STUDENT}/head') if name == 'combined_head' else super().origins(name)
+  def pretrained_candidates(self, name):
+    return (name, f'{STUDENT}/head') if name == 'combined_head' else super().pretrained_candidates(name)
 
   def __call__(self, images, train):
     settings = self.settings
@@ -133,7 +133,7 @@ class CMTKD(Method):
       outputs.logits[COMBINED],
       outputs.logits[STUDENT],
       labels,
-      outputs.extras,
+      outputs.aux,
       self.settings,
       self.feature_loss,
       self.mutual_loss,
@@ -237,7 +237,7 @@ def create(config, settings, num_classes, teachers=()):
       'teacher quantizes the mixture anyway; set it to False'
     )
 
-  recipe = lambda weight_bits, activation_bits: network_recipe(config, weight_bits, activation_bits, num_classes)
+  recipe = lambda weight_bits, activation_bits: network_builder(config, weight_bits, activation_bits, num_classes)
   make_teachers = tuple(recipe(*pair) for pair in widths)
   student = config.student
   make_student = recipe(student.weight_bits, student.activation_bits)

@@ -11,17 +11,17 @@ import jax
 from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import (
-  Joint,
-  Member,
+  MultiNetwork,
+  NetworkSpec,
   Outputs,
   check_teachers,
-  network_recipe,
+  network_builder,
   run_stages,
-  student_member,
-  trained_members,
+  student_network,
+  trained_networks,
 )
 from cmtkd_jax.models import STUDENT
-from cmtkd_jax.models.bit_policy import FULL_PRECISION, WIDTHS
+from cmtkd_jax.models.bit_policy import BIT_WIDTHS, FULL_PRECISION
 from cmtkd_jax.options import Options, option
 
 
@@ -30,7 +30,7 @@ class Settings(Options):
   """Fields of `config.method.ctkd`. The expert is the student of the run in `config.teachers`."""
 
   teacher_model: str = option('wrn40_1', 'the scratch teacher', choices=models.MODELS)
-  teacher_bits: int = option(FULL_PRECISION, 'bits of the scratch teacher', choices=WIDTHS)
+  teacher_bits: int = option(FULL_PRECISION, 'bits of the scratch teacher', choices=BIT_WIDTHS)
   shared_stem: bool = option(True, 'student and scratch teacher share the first convolution')
   gamma: float = option(0.03, 'weight of the logits of the scratch teacher')
   beta: float = option(1000.0, 'weight of the attention maps of the expert')
@@ -41,7 +41,7 @@ class Settings(Options):
   attention_to: str = option('student', 'whom the expert shows where to look', choices=('student', 'scratch_teacher'))
 
 
-class CTKD(Joint):
+class CTKD(MultiNetwork):
   """Student, scratch teacher and expert, in this order."""
 
   def __call__(self, images, train):
@@ -56,7 +56,7 @@ class CTKD(Joint):
     return Outputs({STUDENT: student, 'scratch_teacher': scratch, 'expert': expert}, maps)
 
   def loss(self, outputs, labels):
-    return ctkd_loss(outputs.logits, labels, outputs.extras, self.settings)
+    return ctkd_loss(outputs.logits, labels, outputs.aux, self.settings)
 
 
 def ctkd_loss(logits, labels, maps, settings):
@@ -110,8 +110,8 @@ def create(config, settings, num_classes, teachers=()):
   scratch_config = config.copy_and_resolve_references()
   scratch_config.model.name = settings.teacher_model
   bits = settings.teacher_bits
-  scratch = Member('scratch_teacher', network_recipe(scratch_config, bits, bits, num_classes), bits)
-  members = (student_member(config, num_classes), scratch, *trained_members(teachers, ('expert',), num_classes))
+  scratch = NetworkSpec('scratch_teacher', network_builder(scratch_config, bits, bits, num_classes), bits)
+  members = (student_network(config, num_classes), scratch, *trained_networks(teachers, ('expert',), num_classes))
   networks = [member.make() for member in members]
   if len({len(network.taps) for network in networks}) > 1:
     raise UserError(

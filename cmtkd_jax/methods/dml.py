@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from cmtkd_jax import losses
-from cmtkd_jax.methods.base import Joint, check_teachers, peer_members, student_member
+from cmtkd_jax.methods.base import MultiNetwork, check_teachers, peer_networks, student_network
 from cmtkd_jax.options import Options, option
 
 
@@ -18,7 +18,7 @@ class Settings(Options):
   temperature: float = option(1.0, 'of the mutual terms', above=0)
 
 
-class DML(Joint):
+class DML(MultiNetwork):
   """The student and its peers."""
 
   def loss(self, outputs, labels):
@@ -43,5 +43,5 @@ def dml_loss(logits, labels, settings):
 def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
   check_teachers(teachers, 'dml', 0, 0)
-  peers = peer_members(config, settings.peer_bits, 'method.dml.peer_bits', num_classes)
-  return DML((student_member(config, num_classes), *peers), settings)
+  peers = peer_networks(config, settings.peer_bits, 'method.dml.peer_bits', num_classes)
+  return DML((student_network(config, num_classes), *peers), settings)

@@ -10,7 +10,15 @@ import dataclasses
 import jax
 
 from cmtkd_jax import losses
-from cmtkd_jax.methods.base import Joint, Member, Outputs, check_teachers, network_recipe, run_stages, student_member
+from cmtkd_jax.methods.base import (
+  MultiNetwork,
+  NetworkSpec,
+  Outputs,
+  check_teachers,
+  network_builder,
+  run_stages,
+  student_network,
+)
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 from cmtkd_jax.options import Options, option
@@ -26,7 +34,7 @@ class Settings(Options):
   temperature: float = option(1.0, 'of the hint by logits', above=0)
 
 
-class Guided(Joint):
+class Guided(MultiNetwork):
   """The low-precision student and the full-precision teacher."""
 
   def __call__(self, images, train):
@@ -39,7 +47,7 @@ class Guided(Joint):
     return Outputs({STUDENT: student, 'teacher': teacher}, pairs)
 
   def loss(self, outputs, labels):
-    return guided_loss(outputs.logits, labels, outputs.extras, self.settings)
+    return guided_loss(outputs.logits, labels, outputs.aux, self.settings)
 
 
 def guided_loss(logits, labels, pairs, settings):
@@ -75,5 +83,5 @@ def guided_loss(logits, labels, pairs, settings):
 def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
   check_teachers(teachers, 'guided', 0, 0)
-  make_teacher = network_recipe(config, FULL_PRECISION, FULL_PRECISION, num_classes)
-  return Guided((student_member(config, num_classes), Member('teacher', make_teacher, FULL_PRECISION)), settings)
+  make_teacher = network_builder(config, FULL_PRECISION, FULL_PRECISION, num_classes)
+  return Guided((student_network(config, num_classes), NetworkSpec('teacher', make_teacher, FULL_PRECISION)), settings)

@@ -4,12 +4,12 @@ import dataclasses
 
 from cmtkd_jax import losses
 from cmtkd_jax.methods.base import (
-  Joint,
+  MultiNetwork,
   Outputs,
   check_teachers,
   configured_logit_loss,
-  student_member,
-  trained_members,
+  student_network,
+  trained_networks,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.options import Options, option
@@ -24,7 +24,7 @@ class Settings(Options):
   temperature: float = option(2.0, 'of the distillation term', above=0)
 
 
-class Distillation(Joint):
+class Distillation(MultiNetwork):
   """A student and the frozen teachers that it learns from; of several, `logit_loss` combines the logits."""
 
   target_name: str  # of what the teachers say together, among the logits
@@ -42,7 +42,7 @@ class Distillation(Joint):
     """
     settings, student = self.settings, outputs.logits[STUDENT]
     ce = losses.cross_entropy(student, labels)
-    target = self.logit_loss.combine(outputs.extras, settings.temperature)
+    target = self.logit_loss.combine(outputs.aux, settings.temperature)
     distance = self.logit_loss(target, student, labels, settings.temperature)
     terms = {'student/cross_entropy': ce, 'student/distillation': distance}
     return settings.alpha * ce + settings.beta * distance, terms
@@ -57,5 +57,5 @@ def create(config, settings, num_classes, teachers=()):
 def distillation(config, settings, num_classes, teachers, target_name):
   """Returns the `Distillation` of `config.student` from `teachers`."""
   names = [f'teacher{i}' for i in range(1, len(teachers) + 1)]
-  members = (student_member(config, num_classes), *trained_members(teachers, names, num_classes))
+  members = (student_network(config, num_classes), *trained_networks(teachers, names, num_classes))
   return Distillation(members, settings, target_name, configured_logit_loss(config))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import Joint, Outputs, check_teachers, peer_members, student_member
+from cmtkd_jax.methods.base import MultiNetwork, Outputs, check_teachers, peer_networks, student_network
 from cmtkd_jax.options import Options, option
 
 STATE = 'ensemble'  # variable collection of the weights of the general ensemble
@@ -31,34 +31,34 @@ class Settings(Options):
   own_views: bool = option(True, 'each network sees its own augmentation')
 
 
-class KDCL(Joint):
+class KDCL(MultiNetwork):
   """The student and its peers."""
 
   @property
   def views(self):
-    return len(self.members) if self.settings.own_views else 1
+    return len(self.networks) if self.settings.own_views else 1
 
   @property
-  def held_out(self):
+  def uses_minival(self):
     return self.settings.ensemble == 'general'
 
   def setup(self):
     super().setup()
-    if self.held_out:
-      uniform = lambda: jnp.full(len(self.members), 1 / len(self.members), jnp.float32)
+    if self.uses_minival:
+      uniform = lambda: jnp.full(len(self.networks), 1 / len(self.networks), jnp.float32)
       self.weights = self.variable(STATE, 'weights', uniform)
 
   def __call__(self, images, train):
-    return Outputs(self.logits(images, train), self.weights.value if self.held_out else ())
+    return Outputs(self.logits(images, train), self.weights.value if self.uses_minival else ())
 
   def loss(self, outputs, labels):
     """L = sum_i [CE(z_i, y) + lambda tau^2 KL(softmax(z_t / tau) || softmax(z_i / tau))], where z_t is a constant."""
-    return kdcl_loss(outputs.logits, labels, outputs.extras, self.settings)
+    return kdcl_loss(outputs.logits, labels, outputs.aux, self.settings)
 
-  def measure(self, logits, labels, mask):
+  def minival_statistics(self, logits, labels, mask):
     return {'errors': losses.error_sums(jnp.stack(list(logits.values())), labels, mask), 'count': jnp.sum(mask)}
 
-  def learn(self, sums, model_state):
+  def update_from_minival(self, sums, model_state):
     return model_state | {STATE: {'weights': losses.general_weights(sums['errors'] / sums['count'])}}
 
 
@@ -93,5 +93,5 @@ def create(config, settings, num_classes, teachers=()):
       "config.method.kdcl.ensemble='general' weighs the networks on a held-out slice of train; set "
       'config.data.minival to e.g. 0.1'
     )
-  peers = peer_members(config, settings.peer_bits, 'method.kdcl.peer_bits', num_classes)
-  return KDCL((student_member(config, num_classes), *peers), settings)
+  peers = peer_networks(config, settings.peer_bits, 'method.kdcl.peer_bits', num_classes)
+  return KDCL((student_network(config, num_classes), *peers), settings)

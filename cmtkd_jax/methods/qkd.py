@@ -11,7 +11,7 @@ import jax
 
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import Joint, Member, check_teachers, network_recipe, student_member
+from cmtkd_jax.methods.base import MultiNetwork, NetworkSpec, check_teachers, network_builder, student_network
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 from cmtkd_jax.options import Options, option
@@ -26,7 +26,7 @@ class Settings(Options):
   temperature: float = option(2.0, 'of the KL terms', above=0)
 
 
-class QKD(Joint):
+class QKD(MultiNetwork):
   """The student, and in the later phases its full-precision teacher."""
 
   def loss(self, outputs, labels):
@@ -62,7 +62,7 @@ def create(config, settings, num_classes, teachers=()):
     UserError: the tutoring phase has nothing to start from.
   """
   check_teachers(teachers, 'qkd', 0, 0)
-  student = student_member(config, num_classes)
+  student = student_network(config, num_classes)
   if settings.phase == 'self_studying':
     return QKD((student,), settings)
   tutoring = settings.phase == 'tutoring'
@@ -71,5 +71,5 @@ def create(config, settings, num_classes, teachers=()):
       "config.method.qkd.phase='tutoring' continues a run of phase 'co_studying'; name its directory in "
       'config.init_from'
     )
-  make_teacher = network_recipe(config, FULL_PRECISION, FULL_PRECISION, num_classes)
-  return QKD((student, Member('teacher', make_teacher, FULL_PRECISION, frozen=tutoring)), settings)
+  make_teacher = network_builder(config, FULL_PRECISION, FULL_PRECISION, num_classes)
+  return QKD((student, NetworkSpec('teacher', make_teacher, FULL_PRECISION, frozen=tutoring)), settings)

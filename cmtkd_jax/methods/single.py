@@ -3,7 +3,7 @@
 import dataclasses
 
 from cmtkd_jax import losses
-from cmtkd_jax.methods.base import Joint, check_teachers, student_member
+from cmtkd_jax.methods.base import MultiNetwork, check_teachers, student_network
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.options import Options, option
 
@@ -15,7 +15,7 @@ class Settings(Options):
   ce_temperature: float = option(1.0, 'of the cross entropy', above=0)
 
 
-class Single(Joint):
+class Single(MultiNetwork):
   """The student alone."""
 
   def loss(self, outputs, labels):
@@ -26,4 +26,4 @@ class Single(Joint):
 def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
   check_teachers(teachers, 'single', 0, 0)
-  return Single((student_member(config, num_classes),), settings)
+  return Single((student_network(config, num_classes),), settings)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import Joint, Outputs, check_teachers, student_member
+from cmtkd_jax.methods.base import MultiNetwork, Outputs, check_teachers, student_network
 from cmtkd_jax.models import STUDENT, inspect
-from cmtkd_jax.models.bit_policy import WIDTHS, quantizer_class, quantizer_names
+from cmtkd_jax.models.bit_policy import BIT_WIDTHS, quantizer_class, quantizer_names
 from cmtkd_jax.models.layers import Activation
 from cmtkd_jax.options import Options, option
 
@@ -23,13 +23,15 @@ from cmtkd_jax.options import Options, option
 class Settings(Options):
   """Fields of `config.method.speq`."""
 
-  high_bits: int = option(8, "of the teacher's activations where they are not the student's", choices=WIDTHS)
+  high_bits: int = option(8, "of the teacher's activations where they are not the student's", choices=BIT_WIDTHS)
   high_probability: float = option(0.5, 'of a layer to be at high precision', least=0, most=1)
   distillation_weight: float = option(1.0, 'w, of the cosine loss')
-  compared: str = option('probabilities', 'what the cosine similarity is taken of', choices=('probabilities', 'logits'))
+  cosine_of: str = option(
+    'probabilities', 'what the cosine similarity is taken of', choices=('probabilities', 'logits')
+  )
 
 
-class SPEQ(Joint):
+class SPEQ(MultiNetwork):
   """The student, which is its own teacher."""
 
   def __call__(self, images, train):
@@ -37,7 +39,7 @@ class SPEQ(Joint):
     if not train or self.is_initializing():
       return Outputs(logits)
     # The same network again, its activations drawn; the teacher's batch statistics are used and then forgotten.
-    teacher = Joint(self.members, None, parent=None)
+    teacher = MultiNetwork(self.networks, None, parent=None)
     rngs = {'sampling': self.make_rng('sampling')}
     with inspect.visit_layers(self._draw, Activation):
       outputs, _ = teacher.apply(self.variables, images, train, mutable=True, rngs=rngs)
@@ -51,7 +53,7 @@ class SPEQ(Joint):
       return None
     take_high = jax.random.bernoulli(layer.make_rng('sampling'), settings.high_probability)
     # `create` has made sure that the quantizer has no values of its own.
-    return jnp.where(take_high, high.quantize(call.input.astype(jnp.float32), {}), call.output)
+    return jnp.where(take_high, high.fake_quantize(call.input.astype(jnp.float32), {}), call.output)
 
   def loss(self, outputs, labels):
     return speq_loss(outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings)
@@ -60,7 +62,7 @@ class SPEQ(Joint):
 def speq_loss(teacher, student, labels, settings):
   """Returns (L, terms): L = CE(z_S, y) + w mean_b [1 - cos(f_T, f_S)]; f: probabilities or logits, f_T constant."""
   ce = losses.cross_entropy(student, labels)
-  of = jax.nn.softmax if settings.compared == 'probabilities' else lambda z: z
+  of = jax.nn.softmax if settings.cosine_of == 'probabilities' else lambda z: z
   cosine = losses.cosine_loss(jax.lax.stop_gradient(of(teacher)), of(student))
   return ce + settings.distillation_weight * cosine, {'student/cross_entropy': ce, 'student/distillation': cosine}
 
@@ -79,4 +81,4 @@ def create(config, settings, num_classes, teachers=()):
       f'config.quantizer: {name!r} has values of its own for each width, so that '
       "config.method.name='speq' cannot switch widths; use 'hwgq'"
     )
-  return SPEQ((student_member(config, num_classes),), settings)
+  return SPEQ((student_network(config, num_classes),), settings)

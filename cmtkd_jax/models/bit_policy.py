@@ -7,7 +7,7 @@ from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 
 FULL_PRECISION = 32
-WIDTHS = (*range(1, quantizers.MAX_BITS + 1), FULL_PRECISION)
+BIT_WIDTHS = (*range(1, quantizers.MAX_BITS + 1), FULL_PRECISION)
 ROLES = ('body', 'first', 'last', 'shortcut')
 QUANTIZER_ROLES = ('weight', 'activation')
 
@@ -31,7 +31,7 @@ class BitPolicy:
   rules: ordered, matched against the full path, e.g. 'teacher1_4bit/stage2/block1/conv1'.
   quantizer, weight_options, activation_options: a name in `quantizers.QUANTIZERS` and `(field, value)` pairs.
   activations: name of the activations' quantizer, where it is another one.
-  known_as: name of the network in the rules, where it runs under another one.
+  rule_name: name of the network in the rules, where it runs under another one.
   """
 
   weight_bits: int
@@ -42,7 +42,7 @@ class BitPolicy:
   quantizer: str = 'hwgq'
   weight_options: tuple[tuple[str, object], ...] = ()
   activation_options: tuple[tuple[str, object], ...] = ()
-  known_as: str = ''
+  rule_name: str = ''
   activations: str = ''
 
   def resolve_weight_bits(self, path, role):
@@ -74,8 +74,8 @@ class BitPolicy:
     return create_quantizer(self.activations or self.quantizer, 'activation', bits, self.activation_options, path)
 
   def _rule(self, path):
-    if self.known_as:
-      path = '/'.join([self.known_as, *path.split('/')[1:]])
+    if self.rule_name:
+      path = '/'.join([self.rule_name, *path.split('/')[1:]])
     return next((rule for rule in self.rules if re.fullmatch(rule.pattern, path)), None)
 
 
@@ -132,5 +132,5 @@ def parse_rules(rules):
 
 def check_bits(bits, where):
   """Raises `UserError`, beginning with `where`, unless `bits` is a width that exists."""
-  if type(bits) is not int or bits not in WIDTHS:
-    raise UserError(f'{where}={bits!r} is not a bit-width; allowed: {", ".join(map(str, WIDTHS))}')
+  if type(bits) is not int or bits not in BIT_WIDTHS:
+    raise UserError(f'{where}={bits!r} is not a bit-width; allowed: {", ".join(map(str, BIT_WIDTHS))}')

@@ -58,7 +58,7 @@ class FakeQuantize(nn.Module):
     parameters = {name: self.param(name, lambda _, name=name: initial(name)) for name in quantizer.learned}
     fitted = {name: self.variable(QUANTIZER_STATE, name, initial, name) for name in quantizer.fitted}
     parameters |= {name: variable.value for name, variable in fitted.items()}
-    quantized = quantizer.quantize(x, parameters)
+    quantized = quantizer.fake_quantize(x, parameters)
     if train and fitted and not self.is_initializing():
       updated = quantizer.update(jax.lax.stop_gradient(x), parameters)
       for name, variable in fitted.items():

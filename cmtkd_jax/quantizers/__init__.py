@@ -1,13 +1,13 @@
 """Quantizers: pure functions of arrays with straight-through gradients. They know no Flax.
 
-In one line: `quantizers.hwgq.quantize_activation(x, 2)`, or under the common contract
-`quantizers.hwgq.Activation(bits=2).quantize(x)`.
+In one line: `quantizers.hwgq.fake_quantize_activation(x, 2)`, or under the common contract
+`quantizers.hwgq.Activation(bits=2).fake_quantize(x)`.
 """
 
 import importlib
 import pkgutil
 
-from cmtkd_jax.quantizers.base import MAX_BITS, Coded, Quantizer, dequantize
+from cmtkd_jax.quantizers.base import MAX_BITS, QTensor, Quantizer, dequantize
 
 # Every file of this folder is a quantizer under its name, and offers the classes `Weight` and `Activation`, or one.
 QUANTIZERS = {
@@ -16,4 +16,4 @@ QUANTIZERS = {
   if file.name != 'base'
 }
 
-__all__ = ['MAX_BITS', 'QUANTIZERS', 'Coded', 'Quantizer', 'dequantize']
+__all__ = ['MAX_BITS', 'QUANTIZERS', 'QTensor', 'Quantizer', 'dequantize']

@@ -43,21 +43,21 @@ class Weight(base.Quantizer):
 
   init_clip: float = option(3.0, 'where the clip starts, in standard deviations', above=0)
   learned = ('clip',)
-  widths = tuple(range(2, base.MAX_BITS + 1))
+  bit_widths = tuple(range(2, base.MAX_BITS + 1))
 
   def init(self, x):
     return {'clip': jnp.float32(self.init_clip)}
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     a = jnp.maximum(parameters['clip'], base.SMALLEST)
     positive = magnitudes(self.bits - 1)
     levels = jnp.asarray(np.concatenate([-positive[:0:-1], positive]))
-    return base.Coded(base.nearest_level(_standardize(x) * (1 / a), levels), a, levels=levels)
+    return base.QTensor(base.nearest_level(_standardize(x) * (1 / a), levels), a, levels=levels)
 
   def surrogate(self, x, parameters):
-    a, v = base.at_least(parameters['clip']), _standardize(x)
+    a, v = base.ste_maximum(parameters['clip']), _standardize(x)
     clipped = base.clip(v * (1 / a), -1, 1)
-    value = a * base.straight_through(_projected(self, x, parameters), clipped)
+    value = a * base.ste(_projected(self, x, parameters), clipped)
     if self.bits > 2:
       return value
     outside = jnp.abs(v) >= a  # where only the clip has a gradient so far
@@ -78,14 +78,14 @@ class Activation(base.Quantizer):
   def init(self, x):
     return {'clip': jnp.float32(self.init_clip)}
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     a = jnp.maximum(parameters['clip'], base.SMALLEST)
     levels = jnp.asarray(magnitudes(self.bits))
-    return base.Coded(base.nearest_level(x * (1 / a), levels), a, levels=levels)
+    return base.QTensor(base.nearest_level(x * (1 / a), levels), a, levels=levels)
 
   def surrogate(self, x, parameters):
-    a = base.at_least(parameters['clip'])
-    return a * base.straight_through(_projected(self, x, parameters), base.clip(x * (1 / a), 0, 1))
+    a = base.ste_maximum(parameters['clip'])
+    return a * base.ste(_projected(self, x, parameters), base.clip(x * (1 / a), 0, 1))
 
 
 def _standardize(w):
@@ -96,5 +96,5 @@ def _standardize(w):
 
 def _projected(quantizer, x, parameters):
   """P of the clipped ratio, a constant."""
-  coded = quantizer.encode(jax.lax.stop_gradient(x), {'clip': jax.lax.stop_gradient(parameters['clip'])})
+  coded = quantizer.quantize(jax.lax.stop_gradient(x), {'clip': jax.lax.stop_gradient(parameters['clip'])})
   return coded.levels[coded.codes]

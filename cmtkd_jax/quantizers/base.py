@@ -13,7 +13,7 @@ MAX_BITS = 8
 SMALLEST = 1e-6  # scales and widths of intervals, learned or measured, stay above it
 
 
-class Coded(NamedTuple):
+class QTensor(NamedTuple):
   """Integer codes and the map back to values: `value = scale * (level(code) - zero) + offset`.
 
   codes:  int32, shape of the quantized tensor, each in [0, 2^b - 1], or [-2^(b-1), 2^(b-1) - 1] for signed grids.
@@ -42,25 +42,25 @@ def dequantize(coded):
   return value if coded.offset is None else value + coded.offset
 
 
-def fake_quantize(x, coded):
+def dequantize_keeping_nan(x, coded):
   """Returns `dequantize(coded)`, with NaN where `x` is NaN: integer codes have none, and a network that has diverged
   must not come out of its quantizers looking healthy."""
   return jnp.where(jnp.isnan(x), x, dequantize(coded))
 
 
 @jax.custom_vjp
-def straight_through(value, surrogate):
+def ste(value, surrogate):
   """Returns `value` with the gradient of `surrogate`, a function of the same shape: a quantizer's backward pass."""
   del surrogate
   return value
 
 
-straight_through.defvjp(lambda value, surrogate: (value, None), lambda _, g: (jnp.zeros_like(g), g))
+ste.defvjp(lambda value, surrogate: (value, None), lambda _, g: (jnp.zeros_like(g), g))
 
 
-def round_through(x):
+def ste_round(x):
   """Returns `x` rounded to integers, half to even, with the gradient of `x`."""
-  return straight_through(jnp.round(jax.lax.stop_gradient(x)), x)
+  return ste(jnp.round(jax.lax.stop_gradient(x)), x)
 
 
 def clip(x, low, high):
@@ -68,7 +68,7 @@ def clip(x, low, high):
   return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
 
 
-def pass_where(mask, x):
+def mask_gradient(mask, x):
   """Returns `x`, whose gradient is kept where `mask`, and 0 elsewhere."""
   return jnp.where(mask, x, jax.lax.stop_gradient(x))
 
@@ -95,10 +95,10 @@ def nearest_level(x, levels):
 class Quantizer(Options):
   """One quantizer of one tensor role (weight or activation) at one bit-width.
 
-  A subclass defines `encode`, which says which values there are, and `surrogate`, whose gradient stands for that of the
-  steps, or else `quantize` itself. It names its learned parameters in `learned` (trained by gradient), those of them
-  that its definition decays like weights in `decayed`, and its other state in `fitted` (replaced by `update` at each
-  training step, e.g. a basis that is re-fitted). All methods are pure.
+  A subclass defines `quantize`, which returns integer codes with the map back to values, and `surrogate`, whose
+  gradient replaces that of the steps; or else it defines `fake_quantize` itself. `learned` names its trained parameters,
+  `decayed` those of them with weight decay, and `fitted` its other state, such as a basis, which `update` replaces at
+  each training step. All methods are pure.
   """
 
   bits: int
@@ -106,31 +106,31 @@ class Quantizer(Options):
   learned: ClassVar[tuple[str, ...]] = ()
   decayed: ClassVar[tuple[str, ...]] = ()
   fitted: ClassVar[tuple[str, ...]] = ()
-  widths: ClassVar[tuple[int, ...]] = tuple(range(1, MAX_BITS + 1))
+  bit_widths: ClassVar[tuple[int, ...]] = tuple(range(1, MAX_BITS + 1))
 
   def __post_init__(self):
     super().__post_init__()
-    if type(self.bits) is not int or self.bits not in self.widths:
+    if type(self.bits) is not int or self.bits not in self.bit_widths:
       name = f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
-      raise ValueError(f'{name}: bits={self.bits} is not supported; allowed: {", ".join(map(str, self.widths))}')
+      raise ValueError(f'{name}: bits={self.bits} is not supported; allowed: {", ".join(map(str, self.bit_widths))}')
 
   def init(self, x):
     """Returns the initial learned and fitted values, `{name: float32 array}`, from data `x` (float32)."""
     del x
     return {}
 
-  def encode(self, x, parameters=None):
-    """Returns the `Coded` form of `x` (float32); `parameters` holds the learned and fitted values by name."""
+  def quantize(self, x, parameters=None):
+    """Returns the `QTensor` form of `x` (float32); `parameters` holds the learned and fitted values by name."""
     raise NotImplementedError
 
   def surrogate(self, x, parameters):
-    """Returns what `quantize` is differentiated as, shape of `x`."""
+    """Returns what `fake_quantize` is differentiated as, shape of `x`."""
     raise NotImplementedError
 
-  def quantize(self, x, parameters=None):
+  def fake_quantize(self, x, parameters=None):
     """Returns the fake-quantized `x` (float32, same shape), differentiable in `x` and in the learned values."""
-    value = jax.lax.stop_gradient(fake_quantize(x, self.encode(x, parameters)))
-    return straight_through(value, self.surrogate(x, parameters))
+    value = jax.lax.stop_gradient(dequantize_keeping_nan(x, self.quantize(x, parameters)))
+    return ste(value, self.surrogate(x, parameters))
 
   def update(self, x, parameters):
     """Returns the fitted values after one training step that saw `x`."""
@@ -138,9 +138,9 @@ class Quantizer(Options):
     return {name: parameters[name] for name in self.fitted}
 
 
-def at_least(x, low=SMALLEST):
+def ste_maximum(x, low=SMALLEST):
   """Returns max(x, low), whose gradient always reaches `x`, so that training can bring a lost value back."""
-  return straight_through(jnp.maximum(jax.lax.stop_gradient(x), low), x)
+  return ste(jnp.maximum(jax.lax.stop_gradient(x), low), x)
 
 
 def step_gradient_scale(x, levels):

@@ -19,12 +19,12 @@ class Weight(base.Quantizer):
   Gradient: that of 2 r - 1; 1 bit: the identity. Source: DoReFa-Net eqs. (6), (8), (9).
   """
 
-  def encode(self, x, parameters=None):
+  def quantize(self, x, parameters=None):
     if self.bits == 1:
-      return base.Coded((x >= 0).astype(jnp.int32), 2 * jnp.mean(jnp.abs(x)), 0.5)
+      return base.QTensor((x >= 0).astype(jnp.int32), 2 * jnp.mean(jnp.abs(x)), 0.5)
     n = 2**self.bits - 1
     codes = jnp.round(n * (self.surrogate(x, parameters) * 0.5 + 0.5))
-    return base.Coded(codes.astype(jnp.int32), jnp.float32(2 / n), n / 2)
+    return base.QTensor(codes.astype(jnp.int32), jnp.float32(2 / n), n / 2)
 
   def surrogate(self, x, parameters):
     if self.bits == 1:
@@ -40,9 +40,9 @@ class Activation(base.Quantizer):
   Gradient: g * 1[0 < x < 1]. Source: DoReFa-Net eq. (11).
   """
 
-  def encode(self, x, parameters=None):
+  def quantize(self, x, parameters=None):
     n = 2**self.bits - 1
-    return base.Coded(jnp.round(n * jnp.clip(x, 0, 1)).astype(jnp.int32), np.float32(1 / n))
+    return base.QTensor(jnp.round(n * jnp.clip(x, 0, 1)).astype(jnp.int32), np.float32(1 / n))
 
   def surrogate(self, x, parameters):
     return base.clip(x, 0, 1)

@@ -46,7 +46,7 @@ class _Interval(base.Quantizer):
   learned = ('lower', 'upper')
 
   def _normalize(self, x, lower, upper):
-    return base.clip((x - lower) * (1 / base.at_least(upper - lower)), 0, 1)
+    return base.clip((x - lower) * (1 / base.ste_maximum(upper - lower)), 0, 1)
 
   def _bounds(self, parameters, factor):
     return (base.scale_gradient(parameters[name], factor) for name in ('lower', 'upper'))
@@ -70,13 +70,13 @@ class Weight(_Interval):
   def init(self, x):
     reach = 3 * jnp.maximum(jnp.std(x), base.SMALLEST)
     parameters = {'lower': -reach, 'upper': reach, 'scale': jnp.float32(1)}
-    ratio = jnp.mean(jnp.abs(x)) / jnp.maximum(jnp.mean(jnp.abs(self.quantize(x, parameters))), base.SMALLEST)
+    ratio = jnp.mean(jnp.abs(x)) / jnp.maximum(jnp.mean(jnp.abs(self.fake_quantize(x, parameters))), base.SMALLEST)
     return parameters | {'scale': jnp.where(ratio > 0, self.start * ratio, self.start)}
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     n = 2**self.bits - 1
     codes = jnp.round(n * self._normalize(x, parameters['lower'], parameters['upper']))
-    return base.Coded(codes.astype(jnp.int32), jnp.abs(parameters['scale']) * np.float32(2 / n), n / 2)
+    return base.QTensor(codes.astype(jnp.int32), jnp.abs(parameters['scale']) * np.float32(2 / n), n / 2)
 
   def surrogate(self, x, parameters):
     n = 2**self.bits - 1
@@ -100,10 +100,10 @@ class Activation(_Interval):
     upper = 3 / math.sqrt(1 - 2 / math.pi) * jnp.std(x)
     return {'lower': lower, 'upper': jnp.where(upper - lower > base.SMALLEST, upper, lower + 1)}
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     n = 2**self.bits - 1
     codes = jnp.round(n * self._normalize(jax.nn.relu(x), parameters['lower'], parameters['upper']))
-    return base.Coded(codes.astype(jnp.int32), np.float32(1 / n))
+    return base.QTensor(codes.astype(jnp.int32), np.float32(1 / n))
 
   def surrogate(self, x, parameters):
     n = 2**self.bits - 1

@@ -33,7 +33,7 @@ def activation_step(bits, scheme='nearest', step='published'):
   return ACTIVATION_STEP[scheme, step][bits - 1]
 
 
-def encode_activation(x, bits, scheme='nearest', step='published'):
+def quantize_activation(x, bits, scheme='nearest', step='published'):
   """Codes of the half-wave quantizer.
 
   nearest:         code = round(clip(x / D, 0, n)), half to even
@@ -47,7 +47,7 @@ def encode_activation(x, bits, scheme='nearest', step='published'):
     step: 'published' or 'optimal', see `ACTIVATION_STEP`.
 
   Returns:
-    `Coded` with codes in 0..n and scale D.
+    `QTensor` with codes in 0..n and scale D.
 
   Source: EdMIPS, HWGQ; CMT-KD eq. (3).
   """
@@ -59,32 +59,32 @@ def encode_activation(x, bits, scheme='nearest', step='published'):
     codes = jnp.round(jnp.clip(ratio, 0, n))
   else:
     codes = jnp.where(x > 0, jnp.clip(jnp.ceil(ratio - 0.5), 1, n), 0)
-  return base.Coded(codes.astype(jnp.int32), jnp.float32(d))
+  return base.QTensor(codes.astype(jnp.int32), jnp.float32(d))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def quantize_activation(x, bits, scheme='nearest', step='published'):
-  """Half-wave quantization: q(x) = D * code(x), see `encode_activation`.
+def fake_quantize_activation(x, bits, scheme='nearest', step='published'):
+  """Half-wave quantization: q(x) = D * code(x), see `quantize_activation`.
 
   Gradient (straight-through, clipped): g * 1[0 <= x <= n D]; 1[0 < x <= n D] for 'zero_threshold'.
 
-  Args and source: as `encode_activation`. Returns float32 of x's shape with values in {0, D, .., n D}.
+  Args and source: as `quantize_activation`. Returns float32 of x's shape with values in {0, D, .., n D}.
   """
-  return base.fake_quantize(x, encode_activation(x, bits, scheme, step))
+  return base.dequantize_keeping_nan(x, quantize_activation(x, bits, scheme, step))
 
 
-def _quantize_activation_forward(x, bits, scheme, step):
+def _fake_quantize_activation_forward(x, bits, scheme, step):
   top = np.float32((2**bits - 1) * activation_step(bits, scheme, step))
   passes = ((x >= 0) if scheme == 'nearest' else (x > 0)) & (x <= top)
-  return quantize_activation(x, bits, scheme, step), passes
+  return fake_quantize_activation(x, bits, scheme, step), passes
 
 
-def _quantize_activation_backward(bits, scheme, step, passes, g):
+def _fake_quantize_activation_backward(bits, scheme, step, passes, g):
   del bits, scheme, step
   return (jnp.where(passes, g, 0),)
 
 
-quantize_activation.defvjp(_quantize_activation_forward, _quantize_activation_backward)
+fake_quantize_activation.defvjp(_fake_quantize_activation_forward, _fake_quantize_activation_backward)
 
 
 def weight_scale(w, bits, per_channel=False, binary_scale='std'):
@@ -108,59 +108,59 @@ def weight_scale(w, bits, per_channel=False, binary_scale='std'):
   return jnp.maximum(scale, _SMALLEST_SCALE)
 
 
-def encode_weight(w, bits, per_channel=False, binary_scale='std'):
+def quantize_weight(w, bits, per_channel=False, binary_scale='std'):
   """Codes of the mid-rise quantizer, which has no zero level.
 
   code = clip(round(w / s + 1/2), 1 - 2^(b-1), 2^(b-1)) + 2^(b-1) - 1,   value = s * (code - (2^(b-1) - 1/2))
 
-  Args and source: as `weight_scale`; EdMIPS. Returns `Coded` with codes in 0..2^b - 1.
+  Args and source: as `weight_scale`; EdMIPS. Returns `QTensor` with codes in 0..2^b - 1.
   """
   s = base.broadcast_to_channels(weight_scale(w, bits, per_channel, binary_scale), w)
   half = 2 ** (bits - 1)
   codes = jnp.clip(jnp.round(w * (1 / s) + 0.5), 1 - half, half) + (half - 1)  # reciprocal: as above
-  return base.Coded(codes.astype(jnp.int32), s, half - 0.5)
+  return base.QTensor(codes.astype(jnp.int32), s, half - 0.5)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def quantize_weight(w, bits, per_channel=False, binary_scale='std'):
+def fake_quantize_weight(w, bits, per_channel=False, binary_scale='std'):
   """Mid-rise quantization: values s * {+-1/2, +-3/2, .., +-(2^(b-1) - 1/2)}; 1 bit gives +-0.798 std(w).
 
   Gradient: the identity, unclipped, nothing through s (EdMIPS, HWGQ).
 
-  Args and source: as `encode_weight`. Returns float32 of w's shape.
+  Args and source: as `quantize_weight`. Returns float32 of w's shape.
   """
-  return base.fake_quantize(w, encode_weight(w, bits, per_channel, binary_scale))
+  return base.dequantize_keeping_nan(w, quantize_weight(w, bits, per_channel, binary_scale))
 
 
-quantize_weight.defvjp(
-  lambda w, bits, per_channel, binary_scale: (quantize_weight(w, bits, per_channel, binary_scale), None),
+fake_quantize_weight.defvjp(
+  lambda w, bits, per_channel, binary_scale: (fake_quantize_weight(w, bits, per_channel, binary_scale), None),
   lambda bits, per_channel, binary_scale, _, g: (g,),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
-  """`quantize_activation` under the common contract."""
+  """`fake_quantize_activation` under the common contract."""
 
   scheme: str = option('nearest', "'zero_threshold' is the original HWGQ", choices=('nearest', 'zero_threshold'))
   step: str = option('published', 'between levels, see `ACTIVATION_STEP`', choices=('published', 'optimal'))
 
-  def encode(self, x, parameters=None):
-    return encode_activation(x, self.bits, self.scheme, self.step)
-
   def quantize(self, x, parameters=None):
     return quantize_activation(x, self.bits, self.scheme, self.step)
+
+  def fake_quantize(self, x, parameters=None):
+    return fake_quantize_activation(x, self.bits, self.scheme, self.step)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """`quantize_weight` under the common contract."""
+  """`fake_quantize_weight` under the common contract."""
 
   per_channel: bool = option(False, 'one scale for each output channel')
   binary_scale: str = option('std', 'what 1-bit weights are scaled by', choices=('std', 'mean_abs'))
 
-  def encode(self, x, parameters=None):
-    return encode_weight(x, self.bits, self.per_channel, self.binary_scale)
-
   def quantize(self, x, parameters=None):
     return quantize_weight(x, self.bits, self.per_channel, self.binary_scale)
+
+  def fake_quantize(self, x, parameters=None):
+    return fake_quantize_weight(x, self.bits, self.per_channel, self.binary_scale)

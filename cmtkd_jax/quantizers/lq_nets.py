@@ -82,10 +82,10 @@ class Weight(_Basis):
     basis = start * 2.0 ** jnp.arange(self.bits, dtype=jnp.float32)
     return {'basis': jnp.tile(basis, (x.shape[-1], 1)), 'updates': jnp.float32(0)}
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     levels, _ = sorted_levels(parameters['basis'], self._binary(-1))
     codes = jax.vmap(base.nearest_level, (-1, 0), -1)(x, levels)
-    return base.Coded(codes, jnp.float32(1), levels=levels)
+    return base.QTensor(codes, jnp.float32(1), levels=levels)
 
   def surrogate(self, x, parameters):
     return x
@@ -94,7 +94,7 @@ class Weight(_Basis):
     basis = parameters['basis']
     _, factors = sorted_levels(basis, self._binary(-1))
     by_channel = lambda a: a.reshape(-1, a.shape[-1]).T
-    codes = by_channel(self.encode(x, parameters).codes)
+    codes = by_channel(self.quantize(x, parameters).codes)
     fitted = fit_basis(by_channel(x), jax.vmap(lambda f, c: f[c])(factors, codes), basis)
     return self._follow(parameters, fitted)
 
@@ -110,16 +110,16 @@ class Activation(_Basis):
     basis = 2 * _QUARTILE / (2**self.bits - 1) * 2.0 ** jnp.arange(self.bits, dtype=jnp.float32)
     return {'basis': basis, 'updates': jnp.float32(0)}
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     levels, _ = sorted_levels(parameters['basis'], self._binary(0))
-    return base.Coded(base.nearest_level(jax.nn.relu(x), levels), jnp.float32(1), levels=levels)
+    return base.QTensor(base.nearest_level(jax.nn.relu(x), levels), jnp.float32(1), levels=levels)
 
   def surrogate(self, x, parameters):
     levels, _ = sorted_levels(parameters['basis'], self._binary(0))
-    return base.pass_where((x > 0) & (x <= levels[-1]), x)
+    return base.mask_gradient((x > 0) & (x <= levels[-1]), x)
 
   def update(self, x, parameters):
     basis = parameters['basis']
     _, factors = sorted_levels(basis, self._binary(0))
-    codes = self.encode(x, parameters).codes.reshape(1, -1)
+    codes = self.quantize(x, parameters).codes.reshape(1, -1)
     return self._follow(parameters, fit_basis(jax.nn.relu(x).reshape(1, -1), factors[codes], basis[None])[0])

@@ -54,7 +54,7 @@ def gradient_scale(v, bits, signed, per_channel=False, count='features'):
   return 1 / math.sqrt(n * max(1, bounds(bits, signed)[1]))
 
 
-def encode(v, step, bits, signed):
+def quantize(v, step, bits, signed):
   """Codes round(clip(v / s, -Q_N, Q_P)), half to even; binary weights: 1[v >= 0], value s * (2 code - 1).
 
   Args:
@@ -64,13 +64,13 @@ def encode(v, step, bits, signed):
     signed: see `bounds`.
 
   Returns:
-    `Coded` with codes in -Q_N..Q_P (binary: 0..1).
+    `QTensor` with codes in -Q_N..Q_P (binary: 0..1).
   """
   s = base.broadcast_to_channels(jnp.maximum(step, SMALLEST_STEP), v)
   if is_binary(bits, signed):
-    return base.Coded((v >= 0).astype(jnp.int32), 2 * s, 0.5)
+    return base.QTensor((v >= 0).astype(jnp.int32), 2 * s, 0.5)
   q_n, q_p = bounds(bits, signed)
-  return base.Coded(jnp.round(jnp.clip(_ratio(v, step), -q_n, q_p)).astype(jnp.int32), s)
+  return base.QTensor(jnp.round(jnp.clip(_ratio(v, step), -q_n, q_p)).astype(jnp.int32), s)
 
 
 def _ratio(v, step):
@@ -80,7 +80,7 @@ def _ratio(v, step):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def quantize(v, step, bits, signed, step_gradient_scale=1.0):
+def fake_quantize(v, step, bits, signed, step_gradient_scale=1.0):
   """Learned step quantization: v_hat = s * round(clip(v / s, -Q_N, Q_P)).
 
   Gradients:
@@ -89,17 +89,17 @@ def quantize(v, step, bits, signed, step_gradient_scale=1.0):
   A step that training has pushed below `SMALLEST_STEP` still receives its gradient, so that it can come back.
   Binary weights: v_hat = s * sign(v), sign(0) = 1, dv_hat/dv = 1, dv_hat/ds = sign(v).
 
-  Args: as `encode`. Returns float32 of v's shape.
+  Args: as `quantize`. Returns float32 of v's shape.
   """
   del step_gradient_scale
-  return base.fake_quantize(v, encode(v, step, bits, signed))
+  return base.dequantize_keeping_nan(v, quantize(v, step, bits, signed))
 
 
-def _quantize_forward(v, step, bits, signed, step_gradient_scale):
-  return quantize(v, step, bits, signed, step_gradient_scale), (v, step)
+def _fake_quantize_forward(v, step, bits, signed, step_gradient_scale):
+  return fake_quantize(v, step, bits, signed, step_gradient_scale), (v, step)
 
 
-def _quantize_backward(bits, signed, step_gradient_scale, residuals, g):
+def _fake_quantize_backward(bits, signed, step_gradient_scale, residuals, g):
   v, step = residuals
   ratio = _ratio(v, step)
   if is_binary(bits, signed):
@@ -112,12 +112,12 @@ def _quantize_backward(bits, signed, step_gradient_scale, residuals, g):
   return dv, step_gradient_scale * jnp.sum(g * ds, base.reduction_axes(v, per_channel=step.ndim > 0))
 
 
-quantize.defvjp(_quantize_forward, _quantize_backward)
+fake_quantize.defvjp(_fake_quantize_forward, _fake_quantize_backward)
 
 
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
-  """Unsigned `quantize` with one learned step a tensor, under the common contract."""
+  """Unsigned `fake_quantize` with one learned step a tensor, under the common contract."""
 
   count: str = option(
     'features',
@@ -129,17 +129,17 @@ class Activation(base.Quantizer):
   def init(self, x):
     return {'step': init_step(x, self.bits, signed=False)}
 
-  def encode(self, x, parameters=None):
-    return encode(x, parameters['step'], self.bits, signed=False)
-
   def quantize(self, x, parameters=None):
+    return quantize(x, parameters['step'], self.bits, signed=False)
+
+  def fake_quantize(self, x, parameters=None):
     scale = gradient_scale(x, self.bits, signed=False, count=self.count)
-    return quantize(x, parameters['step'], self.bits, False, scale)
+    return fake_quantize(x, parameters['step'], self.bits, False, scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """Signed `quantize` with a learned step a tensor or a channel, under the common contract."""
+  """Signed `fake_quantize` with a learned step a tensor or a channel, under the common contract."""
 
   per_channel: bool = option(False, 'one step for each output channel')
   learned = ('step',)
@@ -147,9 +147,9 @@ class Weight(base.Quantizer):
   def init(self, x):
     return {'step': init_step(x, self.bits, signed=True, per_channel=self.per_channel)}
 
-  def encode(self, x, parameters=None):
-    return encode(x, parameters['step'], self.bits, signed=True)
-
   def quantize(self, x, parameters=None):
+    return quantize(x, parameters['step'], self.bits, signed=True)
+
+  def fake_quantize(self, x, parameters=None):
     scale = gradient_scale(x, self.bits, signed=True, per_channel=self.per_channel)
-    return quantize(x, parameters['step'], self.bits, True, scale)
+    return fake_quantize(x, parameters['step'], self.bits, True, scale)

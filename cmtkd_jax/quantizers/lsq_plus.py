@@ -15,24 +15,24 @@ _SAMPLES = 4096  # of the first batch, from which step and offset start
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """`lsq.quantize` on the signed grid with another start, s = max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b-1).
+  """`lsq.fake_quantize` on the signed grid with another start, s = max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b-1).
 
   Source: LSQ+ section 3.2.1.
   """
 
   learned = ('step',)
-  widths = tuple(range(2, base.MAX_BITS + 1))
+  bit_widths = tuple(range(2, base.MAX_BITS + 1))
 
   def init(self, x):
     mean, spread = jnp.mean(x), 3 * jnp.std(x)
     step = jnp.maximum(jnp.abs(mean - spread), jnp.abs(mean + spread)) / 2 ** (self.bits - 1)
     return {'step': jnp.where(step > lsq.SMALLEST_STEP, step, 1.0)}
 
-  def encode(self, x, parameters):
-    return lsq.encode(x, parameters['step'], self.bits, signed=True)
-
   def quantize(self, x, parameters):
-    return lsq.quantize(x, parameters['step'], self.bits, True, lsq.gradient_scale(x, self.bits, signed=True))
+    return lsq.quantize(x, parameters['step'], self.bits, signed=True)
+
+  def fake_quantize(self, x, parameters):
+    return lsq.fake_quantize(x, parameters['step'], self.bits, True, lsq.gradient_scale(x, self.bits, signed=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +63,17 @@ class Activation(base.Quantizer):
     step, offset = _grid(low, high, jnp.asarray(parts)[jnp.argmin(jax.vmap(error)(parts))], n)
     return {'step': step, 'offset': offset}
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     n, step = 2**self.bits - 1, jnp.maximum(parameters['step'], base.SMALLEST)
     ratio = (FUNCTIONS[self.function](x) - parameters['offset']) * (1 / step)
-    return base.Coded(jnp.round(jnp.clip(ratio, 0, n)).astype(jnp.int32), step, 0.0, parameters['offset'])
+    return base.QTensor(jnp.round(jnp.clip(ratio, 0, n)).astype(jnp.int32), step, 0.0, parameters['offset'])
 
   def surrogate(self, x, parameters):
     n = 2**self.bits - 1
     step, offset = (base.scale_gradient(parameters[name], base.step_gradient_scale(x, n)) for name in self.learned)
-    step = base.at_least(step)
+    step = base.ste_maximum(step)
     ratio = (FUNCTIONS[self.function](x) - offset) * (1 / step)
-    return step * base.round_through(base.clip(ratio, 0, n)) + offset
+    return step * base.ste_round(base.clip(ratio, 0, n)) + offset
 
 
 def _grid(low, high, part, n):

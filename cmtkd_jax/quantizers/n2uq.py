@@ -34,10 +34,10 @@ class Weight(base.Quantizer):
     alpha = (2**self.bits - 1) / 2 ** (self.bits - 1) * jnp.maximum(magnitude, base.SMALLEST)
     return base.broadcast_to_channels(alpha, x)
 
-  def encode(self, x, parameters=None):
+  def quantize(self, x, parameters=None):
     n, alpha = 2**self.bits - 1, self._alpha(x)
     codes = jnp.round(n / 2 * (jnp.clip(x / alpha, -1, 1) + 1))
-    return base.Coded(codes.astype(jnp.int32), alpha * np.float32(2 / n), n / 2)
+    return base.QTensor(codes.astype(jnp.int32), alpha * np.float32(2 / n), n / 2)
 
   def surrogate(self, x, parameters):
     return x if self.gradient == 'identity' else x / jax.lax.stop_gradient(self._alpha(x))
@@ -56,7 +56,7 @@ class Activation(base.Quantizer):
   """
 
   learned = ('start', 'segments', 'input_scale', 'output_scale')
-  widths = (1, 2, 3, 4)
+  bit_widths = (1, 2, 3, 4)
 
   def init(self, x):
     n = 2**self.bits - 1
@@ -67,11 +67,11 @@ class Activation(base.Quantizer):
       'output_scale': jnp.float32(1),
     }
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     segments = jnp.maximum(parameters['segments'], SMALLEST_WIDTH)
     thresholds = parameters['start'] + jnp.cumsum(segments) - segments / 2
     codes = jnp.searchsorted(thresholds, parameters['input_scale'] * x, side='left', method='compare_all')
-    return base.Coded(codes.astype(jnp.int32), parameters['output_scale'] * np.float32(RANGE / len(segments)))
+    return base.QTensor(codes.astype(jnp.int32), parameters['output_scale'] * np.float32(RANGE / len(segments)))
 
   def surrogate(self, x, parameters):
     n = len(parameters['segments'])
@@ -79,9 +79,9 @@ class Activation(base.Quantizer):
     start, segments, input_scale, output_scale = (
       base.scale_gradient(parameters[name], factor) for name in self.learned
     )
-    segments = base.at_least(segments, SMALLEST_WIDTH)
+    segments = base.ste_maximum(segments, SMALLEST_WIDTH)
     left = start + jnp.cumsum(segments) - segments
     ramps = sum(base.clip((input_scale * x - left[i]) / segments[i], 0, 1) for i in range(n))
     # The output's scale multiplies the steps themselves, not the ramps.
-    steps = self.encode(x, parameters).codes.astype(jnp.float32)
-    return output_scale * np.float32(RANGE / n) * base.straight_through(steps, ramps)
+    steps = self.quantize(x, parameters).codes.astype(jnp.float32)
+    return output_scale * np.float32(RANGE / n) * base.ste(steps, ramps)

@@ -27,9 +27,9 @@ class Activation(base.Quantizer):
   def init(self, x):
     return {'clip': jnp.float32(self.init_clip)}
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     n, a = 2**self.bits - 1, jnp.maximum(parameters['clip'], base.SMALLEST)
-    return base.Coded(jnp.round(jnp.clip(x * (n / a), 0, n)).astype(jnp.int32), a / n)
+    return base.QTensor(jnp.round(jnp.clip(x * (n / a), 0, n)).astype(jnp.int32), a / n)
 
   def surrogate(self, x, parameters):
-    return base.clip(x, 0, base.at_least(parameters['clip']))
+    return base.clip(x, 0, base.ste_maximum(parameters['clip']))

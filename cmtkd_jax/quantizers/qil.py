@@ -43,7 +43,7 @@ class _Interval(base.Quantizer):
 
   def _interval(self, parameters):
     scaled = {name: base.scale_gradient(parameters[name], np.float32(self.gradient_scale)) for name in self.learned}
-    return {**scaled, 'distance': base.at_least(scaled['distance'])}
+    return {**scaled, 'distance': base.ste_maximum(scaled['distance'])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Weight(_Interval):
   """
 
   learn_gamma: bool = option(False, 'whether gamma is trained')
-  widths = tuple(range(2, base.MAX_BITS + 1))
+  bit_widths = tuple(range(2, base.MAX_BITS + 1))
 
   @property
   def learned(self):
@@ -68,9 +68,9 @@ class Weight(_Interval):
       {'gamma': jnp.float32(1)} if self.learn_gamma else {}
     )
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     q = 2 ** (self.bits - 1) - 1
-    return base.Coded(jnp.round(q * self.surrogate(x, parameters)).astype(jnp.int32), np.float32(1 / q))
+    return base.QTensor(jnp.round(q * self.surrogate(x, parameters)).astype(jnp.int32), np.float32(1 / q))
 
   def surrogate(self, x, parameters):
     return jnp.sign(x) * transform(jnp.abs(x), **self._interval(parameters))
@@ -88,9 +88,9 @@ class Activation(_Interval):
     positive = jnp.maximum(x, 0)  # of a Gaussian, half of the values: its mean square is twice theirs
     return self._init(n * hwgq.activation_step(self.bits, step='optimal') * jnp.sqrt(2 * jnp.mean(positive**2)))
 
-  def encode(self, x, parameters):
+  def quantize(self, x, parameters):
     n = 2**self.bits - 1
-    return base.Coded(jnp.round(n * self.surrogate(x, parameters)).astype(jnp.int32), np.float32(1 / n))
+    return base.QTensor(jnp.round(n * self.surrogate(x, parameters)).astype(jnp.int32), np.float32(1 / n))
 
   def surrogate(self, x, parameters):
     # Left of 0 nothing is transformed, also where c < d.

@@ -44,12 +44,12 @@ class Weight(base.Quantizer):
   coefficients from IBM's fms-model-optimizer.
   """
 
-  widths = tuple(COEFFICIENTS)
+  bit_widths = tuple(COEFFICIENTS)
 
-  def encode(self, x, parameters=None):
+  def quantize(self, x, parameters=None):
     n, a = 2**self.bits - 1, weight_clip(x, self.bits)
     codes = jnp.round(jnp.clip(x * (n / (2 * a)) + n / 2, 0, n))
-    return base.Coded(codes.astype(jnp.int32), 2 * a / n, n / 2)
+    return base.QTensor(codes.astype(jnp.int32), 2 * a / n, n / 2)
 
   def surrogate(self, x, parameters):
     return x

@@ -20,14 +20,14 @@ class Weight(base.Quantizer):
 
   threshold: float = option(0.7, 't, in units of E|w|', above=0)
   per_channel: bool = option(False, 'threshold and scale for each output channel')
-  widths = (2,)
+  bit_widths = (2,)
 
-  def encode(self, x, parameters=None):
+  def quantize(self, x, parameters=None):
     axes, magnitude = base.reduction_axes(x, self.per_channel), jnp.abs(x)
     above = magnitude > base.broadcast_to_channels(self.threshold * jnp.mean(magnitude, axes), x)
     alpha = jnp.sum(jnp.where(above, magnitude, 0), axes) / jnp.maximum(jnp.sum(above, axes), 1).astype(jnp.float32)
     codes = jnp.where(above, jnp.sign(x), 0).astype(jnp.int32) + 1
-    return base.Coded(codes, base.broadcast_to_channels(alpha, x), 1.0)
+    return base.QTensor(codes, base.broadcast_to_channels(alpha, x), 1.0)
 
   def surrogate(self, x, parameters):
     return x

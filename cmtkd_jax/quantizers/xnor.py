@@ -22,10 +22,10 @@ class Weight(base.Quantizer):
   """
 
   gradient: str = option('paper', "'identity' as in HWGQ", choices=('paper', 'identity'))
-  widths = (1,)
+  bit_widths = (1,)
 
-  def encode(self, x, parameters=None):
-    return base.Coded((x >= 0).astype(jnp.int32), 2 * base.broadcast_to_channels(_magnitude(x), x), 0.5)
+  def quantize(self, x, parameters=None):
+    return base.QTensor((x >= 0).astype(jnp.int32), 2 * base.broadcast_to_channels(_magnitude(x), x), 0.5)
 
   def surrogate(self, x, parameters):
     if self.gradient == 'identity':
@@ -42,10 +42,10 @@ def _magnitude(w):
 class Activation(base.Quantizer):
   """x_hat = sign(x), sign(0) = 1. Gradient: g * 1[|x| <= 1]. Source: XNOR-Net section 3.2."""
 
-  widths = (1,)
+  bit_widths = (1,)
 
-  def encode(self, x, parameters=None):
-    return base.Coded((x >= 0).astype(jnp.int32), jnp.float32(2), 0.5)
+  def quantize(self, x, parameters=None):
+    return base.QTensor((x >= 0).astype(jnp.int32), jnp.float32(2), 0.5)
 
   def surrogate(self, x, parameters):
-    return base.pass_where(jnp.abs(x) <= 1, x)
+    return base.mask_gradient(jnp.abs(x) <= 1, x)

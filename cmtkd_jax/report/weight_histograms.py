@@ -68,7 +68,7 @@ def _describe(path, quantizer, variables):
   kernel = functools.reduce(lambda tree, name: tree[name], (*path, 'kernel'), variables['params'])
   weights = np.asarray(kernel, np.float32)
   values = jax.tree.map(jnp.asarray, inspect.quantizer_values(variables, *path, layers.quantizer_name('weight')))
-  coded = quantizer.encode(jnp.asarray(weights), values)
+  coded = quantizer.quantize(jnp.asarray(weights), values)
   used, number = np.unique(np.asarray(coded.codes), return_counts=True)
   one_scale = coded._replace(
     codes=jnp.asarray(used),

@@ -25,14 +25,14 @@ MUTABLE_FIELDS = (
   'data.dir',
   'data.num_workers',
   'data.workers',
-  'data.max_corrupt',
+  'data.max_corrupt_fraction',
   'data.resident',
   'eval_batch_size',
   'log_every',
   'eval_every',
   'checkpoint_every',
-  'keep_checkpoints',
-  'allow_changes',
+  'max_checkpoints',
+  'allow_config_changes',
   'profile',
   'remat',
   'tensorboard',
@@ -51,7 +51,7 @@ def open_run(workdir, config, dataset, rows):
   workdir = epath.Path(workdir)
   if has_checkpoint(workdir):
     check_configuration(workdir, config)
-    check_data(workdir, dataset, config.allow_changes)
+    check_data(workdir, dataset, config.allow_config_changes)
   distributed.wait_for_all('the configuration is compared')
   try:
     write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
@@ -76,19 +76,19 @@ def has_checkpoint(workdir):
 
 
 def check_configuration(workdir, config):
-  """Raises `UserError` if the run in `workdir` has another configuration, unless `config.allow_changes`."""
+  """Raises `UserError` if the run in `workdir` has another configuration, unless `config.allow_config_changes`."""
   differing = config_lib.difference(read_config(workdir), config, exclude=MUTABLE_FIELDS)
-  if differing and config.allow_changes:
+  if differing and config.allow_config_changes:
     logging.getLogger(__name__).warning('%s continues with another configuration: %s', workdir, '; '.join(differing))
   elif differing:
     raise UserError(
       f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
       f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same '
-      'configuration, or set config.allow_changes=True'
+      'configuration, or set config.allow_config_changes=True'
     )
 
 
-def check_data(workdir, dataset, allow_changes=False):
+def check_data(workdir, dataset, allow_config_changes=False):
   """Raises `UserError` if the run in `workdir` was trained with other classes or another number of records.
 
   Labels are positions in the list of classes: a renamed class folder would swap them without any other sign.
@@ -96,7 +96,7 @@ def check_data(workdir, dataset, allow_changes=False):
   Args:
     workdir: directory of the run.
     dataset: the `data.Dataset` as it is now.
-    allow_changes: whether the number of records may differ.
+    allow_config_changes: whether the number of records may differ.
   """
   workdir = epath.Path(workdir)
   before, now = read_classes(workdir), list(dataset.class_names)
@@ -107,11 +107,11 @@ def check_data(workdir, dataset, allow_changes=False):
     )
   path = workdir / RECORDS
   counts = read_json(path, dict) if path.exists() else dataset.num_examples
-  if counts != dataset.num_examples and not allow_changes:
+  if counts != dataset.num_examples and not allow_config_changes:
     raise UserError(
       f'config.data.name: the number of images is not that of the run in {workdir}: '
       f'{dataset.num_examples} now, {counts} in its {RECORDS}; restore the data, choose another '
-      '--workdir, or set config.allow_changes=True'
+      '--workdir, or set config.allow_config_changes=True'
     )
 
 

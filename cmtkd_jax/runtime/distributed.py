@@ -37,13 +37,13 @@ class Cluster(NamedTuple):
   coordinator: HOST:PORT of process 0.
   processes: their number.
   process: the number of this one, from 0.
-  join_seconds: how long to wait for the others.
+  init_timeout: how long to wait for the others.
   """
 
   coordinator: str | None = None
   processes: int | None = None
   process: int | None = None
-  join_seconds: int = 300
+  init_timeout: int = 300
 
 
 def initialize(cluster=Cluster()):
@@ -55,11 +55,11 @@ def initialize(cluster=Cluster()):
   given = cluster[:3]
   if any(value is not None for value in given):
     if None in given:
-      raise UserError('--coordinator, --processes and --process belong together; give all three or none')
+      raise UserError('--coordinator_address, --num_processes and --process_id belong together; give all three or none')
     if not 0 <= cluster.process < cluster.processes:
-      raise UserError(f'--process={cluster.process} must lie below --processes={cluster.processes}, from 0 on')
+      raise UserError(f'--process_id={cluster.process} must lie below --num_processes={cluster.processes}, from 0 on')
     if not re.fullmatch(r'\S+:\d+', cluster.coordinator):
-      raise UserError(f'--coordinator={cluster.coordinator!r} is not HOST:PORT; give the address of process 0')
+      raise UserError(f'--coordinator_address={cluster.coordinator!r} is not HOST:PORT; give the address of process 0')
     arguments = dict(coordinator_address=given[0], num_processes=given[1], process_id=given[2])
   elif in_cluster(os.environ):
     environment = os.environ.get
@@ -74,11 +74,11 @@ def initialize(cluster=Cluster()):
     return
   peers.install()
   try:
-    jax.distributed.initialize(**arguments, initialization_timeout=cluster.join_seconds)
+    jax.distributed.initialize(**arguments, initialization_timeout=cluster.init_timeout)
   except (RuntimeError, ValueError) as e:
     raise UserError(
       f'the processes of this run did not find each other ({" ".join(str(e).split())[:200]}); start the '
-      'same command in all of them, and check --coordinator or the variables of the scheduler'
+      'same command in all of them, and check --coordinator_address or the variables of the scheduler'
     ) from None
   peers.joined()
   if not is_first():

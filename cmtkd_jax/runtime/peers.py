@@ -13,8 +13,8 @@ import time
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 LOST = 'error: another process of this run ended; start the same command again in all processes to resume'
 _UNJOINED = (
-  'error: the processes of this run did not find each other within --join_seconds; start the same command '
-  'in all of them, and check --coordinator or the variables of the scheduler'
+  'error: the processes of this run did not find each other within --init_timeout; start the same command '
+  'in all of them, and check --coordinator_address or the variables of the scheduler'
 )
 _GRACE_SECONDS = 2.0  # in which the other processes print their own error before the coordinator goes away
 

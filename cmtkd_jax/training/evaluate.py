@@ -31,18 +31,18 @@ class Evaluator:
     return results
 
 
-class HeldOut:
-  """What a method learns from the held-out slice of train, `Method.held_out`."""
+class MinivalUpdate:
+  """What a method learns from the held-out slice of train, `Method.uses_minival`."""
 
   def __init__(self, method, dataset, sharding):
     self._method, self._loader = method, dataset.evals['minival']
 
     def measure(variables, batch):
       outputs = method.apply(variables, dataset.normalize(batch['image']), train=False)
-      return method.measure(outputs.logits, batch['label'], batch['mask'])
+      return method.minival_statistics(outputs.logits, batch['label'], batch['mask'])
 
     self._measure = jax.jit(measure, out_shardings=sharding)
-    self._learn = jax.jit(method.learn, out_shardings=sharding)
+    self._learn = jax.jit(method.update_from_minival, out_shardings=sharding)
 
   def __call__(self, state):
     """Returns the train state after one pass over the held-out slice."""

@@ -31,7 +31,7 @@ def load(text, allow, abstract, method, config=None):
 
   Args:
     text: `config.init_from`: work directories, or files of `pytorch_weights`.
-    allow: `config.init_from_allow`, a regex of paths that may stay missing or mismatched.
+    allow: `config.init_from_ignore`, a regex of paths that may stay missing or mismatched.
     abstract: abstract variables of this run, {'params': {network: ...}, ...}.
     method: the `methods.Method`, whose `origins` say where each part may come from.
     config: of this run, to find networks whose quantizers are the same in both, and the form of files from PyTorch;
@@ -93,7 +93,7 @@ def load(text, allow, abstract, method, config=None):
     raise UserError(
       f'config.init_from: {len(refused)} arrays are missing or of another shape in {text}: '
       f'{", ".join(refused[:3])}{", ..." if len(refused) > 3 else ""}; allow them by the regex '
-      'config.init_from_allow, or name a directory that fits'
+      'config.init_from_ignore, or name a directory that fits'
     )
   return traverse_util.unflatten_dict(kept), lines
 
@@ -102,20 +102,20 @@ def _regex(allow):
   try:
     return re.compile(allow)
   except re.error as error:
-    raise UserError(f'config.init_from_allow={allow!r} is not a regular expression: {error}') from None
+    raise UserError(f'config.init_from_ignore={allow!r} is not a regular expression: {error}') from None
 
 
 def _origin(path, source, method):
   """The path in `source` that `path` is loaded from; one that is not in `source` when nothing there fits."""
   collection, name, *rest = path
-  origins = [origin.split('/') for origin in method.origins(name)]
+  origins = [origin.split('/') for origin in method.pretrained_candidates(name)]
   present = [origin for origin in origins if any(key[1 : 1 + len(origin)] == tuple(origin) for key in source)]
   return (collection, *(present or origins)[0], *rest)
 
 
 def _starts_fresh(path, method):
   """What only this method has, such as importance factors, starts as it does alone."""
-  return inspect.is_quantizer_path(path) or len(method.origins(path[1])) == 1
+  return inspect.is_quantizer_path(path) or len(method.pretrained_candidates(path[1])) == 1
 
 
 def _same_grids(here, there):

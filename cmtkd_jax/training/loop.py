@@ -25,7 +25,7 @@ def train_and_evaluate(config, workdir):
     run_files.claim(workdir, config, parts.dataset, parts.layers) as run,
     run_files.disk_errors_as_user_errors(run),
     memory.errors_as_advice(config),
-    Checkpoints(run / run_files.CHECKPOINTS, config.keep_checkpoints, parts.best_metric) as checkpoints,
+    Checkpoints(run / run_files.CHECKPOINTS, config.max_checkpoints, parts.best_metric) as checkpoints,
   ):
     teachers.save(run, parts.teachers)
     state, report = start.restore_or_create(parts, checkpoints)
@@ -46,7 +46,7 @@ def _train(parts, state, checkpoints, journal, preemption):
   batch = next(batches)
   step_fn = _compile(parts, state, batch, journal)
   evaluator = evaluate.Evaluator(method, parts.dataset, parts.sharding)
-  learn = evaluate.HeldOut(method, parts.dataset, parts.sharding) if method.held_out else None
+  learn = evaluate.MinivalUpdate(method, parts.dataset, parts.sharding) if method.uses_minival else None
   window = Window(parts.config.batch_size)
   for step in range(int(state.step) + 1, schedule.total + 1):
     with journal.profile.step(step, state), jax.transfer_guard('disallow'):
@@ -77,7 +77,7 @@ def _compile(parts, state, batch, journal):
       method=parts.method,
       optimizer=parts.optimizer,
       augment=parts.dataset.augment,
-      accumulate=parts.config.accumulate,
+      grad_accum_steps=parts.config.grad_accum_steps,
     ),
     donate_argnums=0,
     out_shardings=parts.sharding,

@@ -17,7 +17,7 @@ def errors_as_advice(config):
       raise
     raise UserError(
       f'config.batch_size={config.batch_size} does not fit into the memory of a device; raise '
-      f"config.accumulate={config.accumulate}, set config.remat='.*' (now {config.remat!r}), or lower "
+      f"config.grad_accum_steps={config.grad_accum_steps}, set config.remat='.*' (now {config.remat!r}), or lower "
       f'the batch size; {" ".join(str(e).split())[:120]}'
     ) from None
 

@@ -115,7 +115,7 @@ def create(config, method, schedule):
   decayed = _decayed(config.quantizer)
   transforms = {name: transform(group) for name, group in groups(config, method).items()}
   transforms[FROZEN_GROUP] = optax.set_to_zero()
-  clip = [optax.clip_by_global_norm(optimizer.gradient_clip)] if optimizer.gradient_clip else []
+  clip = [optax.clip_by_global_norm(optimizer.grad_clip_norm)] if optimizer.grad_clip_norm else []
   return optax.chain(*clip, optax.partition(transforms, labels))
 
 

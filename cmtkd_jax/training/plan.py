@@ -57,7 +57,7 @@ def create(config, workdir):
   trained = teachers.open_all(config, workdir)
   teachers.check_compatible(trained, config, dataset.class_names)
   method = build.create_method(config, dataset.num_classes, trained)
-  if method.held_out and 'minival' not in dataset.evals:
+  if method.uses_minival and 'minival' not in dataset.evals:
     raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')
   layers = bit_table.collect(method, dataset.input_shape, parse_rules(config.bits.rules))
   _check_remat(config, layers)

@@ -78,7 +78,7 @@ def open_run(workdir, config=None, step=None):
   run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
   dataset = build.load_data(run_config, mesh)
   distributed.check_agreement(run_files.facts(run_config, dataset))
-  run_files.check_data(workdir, dataset, allow_changes=config is not None)
+  run_files.check_data(workdir, dataset, allow_config_changes=config is not None)
   method = build.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
   variables, _, step = _load(workdir, method, dataset.input_shape, step)
   replicated = build.replicated(mesh)

@@ -83,7 +83,7 @@ def initial_state_options():
   return {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
 
 
-def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
+def train_step(state, batch, *, method, optimizer, augment, grad_accum_steps=1):
   """One step of everything that trains together.
 
   Args:
@@ -92,7 +92,7 @@ def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
     method: `methods.Method`.
     optimizer: optax transformation.
     augment: (key, uint8 images) -> float32 [B, H, W, C].
-    accumulate: into how many parts the batch is cut, whose gradients are averaged; each is normalized by itself.
+    grad_accum_steps: into how many parts the batch is cut, whose gradients are averaged; each is normalized by itself.
 
   Returns:
     (new state, metrics): float32 scalars 'loss', each loss term, '<network>/top1' in percent, and
@@ -111,20 +111,20 @@ def train_step(state, batch, *, method, optimizer, augment, accumulate=1):
     return loss, ({'loss': loss, **terms, **top1}, model_state)
 
   gradients_of = jax.grad(objective, has_aux=True)
-  if accumulate == 1:
+  if grad_accum_steps == 1:
     gradients, (metrics, model_state) = gradients_of(state.params, state.model_state, images, batch['label'], sampling)
   else:
 
     def add(carry, part):
       total, model_state = carry
       gradients, (metrics, model_state) = gradients_of(state.params, model_state, *part)
-      return (jax.tree.map(lambda t, g: t + g / accumulate, total, gradients), model_state), metrics
+      return (jax.tree.map(lambda t, g: t + g / grad_accum_steps, total, gradients), model_state), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     parts = (
-      _parts(images, accumulate, images.ndim - 4),
-      _parts(batch['label'], accumulate, 0),
-      jax.random.split(sampling, accumulate),
+      _parts(images, grad_accum_steps, images.ndim - 4),
+      _parts(batch['label'], grad_accum_steps, 0),
+      jax.random.split(sampling, grad_accum_steps),
     )
     (gradients, model_state), metrics = jax.lax.scan(add, (zeros, dict(state.model_state)), parts)
     metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)

@@ -71,5 +71,5 @@ def _check_finite(history, step, last_good):
         kept = f'the last good checkpoint, of step {last_good}, is kept' if last_good else 'there is no checkpoint yet'
         raise UserError(
           f'step {step - len(history) + i + 1}: {name} is {metrics[name]}, the first value that is not '
-          f'finite; {kept}; lower config.optimizer.learning_rate or set config.optimizer.gradient_clip'
+          f'finite; {kept}; lower config.optimizer.learning_rate or set config.optimizer.grad_clip_norm'
         )

@@ -116,9 +116,9 @@ def start_processes(tmp_path, per_process, count=2):
         'cmtkd_jax.main',
         *SINGLE,
         f'--workdir={tmp_path}/run',
-        f'--coordinator=127.0.0.1:{port}',
-        f'--processes={count}',
-        f'--process={k}',
+        f'--coordinator_address=127.0.0.1:{port}',
+        f'--num_processes={count}',
+        f'--process_id={k}',
         *arguments,
       ]
     )
@@ -142,7 +142,7 @@ def test_processes_that_differ_are_refused(tmp_path):
 
 
 def test_processes_that_never_join_are_reported_in_one_line(tmp_path):
-  status, errors, text = ended(*start_processes(tmp_path, [['--join_seconds=2']]))
+  status, errors, text = ended(*start_processes(tmp_path, [['--init_timeout=2']]))
   assert status == peers.EXIT_STATUS == 75
   assert errors == [peers._UNJOINED] and 'stack trace' not in text
 

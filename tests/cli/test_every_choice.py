@@ -120,7 +120,7 @@ def quantizer_changes():
 
 def widths(changes):
   """Bit-widths that the quantizers of a run have, and which of them other networks and outer layers can take."""
-  w, a = (cls.widths for cls in _classes(changes))
+  w, a = (cls.bit_widths for cls in _classes(changes))
   pair = (2 if 2 in w else w[0], 2 if 2 in a else a[0])
   higher = (4, 4) if 4 in w and 4 in a else pair
   found = {
@@ -164,7 +164,7 @@ def fits(changes):
   weight, activation = _classes(changes)
   if changes['method.name'] == 'speq':  # switches widths, which values of one width's own would not
     return not (activation.learned or activation.fitted)
-  return changes['method.name'] not in ('dml', 'kdcl') or not set(weight.widths).isdisjoint(activation.widths)
+  return changes['method.name'] not in ('dml', 'kdcl') or not set(weight.bit_widths).isdisjoint(activation.bit_widths)
 
 
 def _classes(changes):

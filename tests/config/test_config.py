@@ -119,7 +119,7 @@ def set_field(config, field, value):
     ('batch_size', 0),
     ('model.width', 0.0),
     ('optimizer.learning_rate', 0.0),
-    ('optimizer.gradient_clip', -1.0),
+    ('optimizer.grad_clip_norm', -1.0),
     ('optimizer.momentum', -0.1),
     ('optimizer.weight_decay', -1e-4),
     ('optimizer.learning_rate', float('nan')),
@@ -160,7 +160,7 @@ def test_json_round_trip(method):
   config.bits.rules = (('student/stage1/.*', 3, 4), ('teacher.*', 8, 8))
   config.method.cmtkd.update(teacher_bits=((2, 4), 8), taps=(3, 7), importance_init=(0.0, 1.0))
   config.feature_loss.attention.weight = 5.0
-  config.optimizer.gradient_clip = 1.0
+  config.optimizer.grad_clip_norm = 1.0
   again = config_lib.from_json(config_lib.to_json(config))
   assert again.to_dict() == config.to_dict()
   assert again.method.cmtkd.teacher_bits == ((2, 4), 8) and again.bits.rules[0] == ('student/stage1/.*', 3, 4)
@@ -169,7 +169,7 @@ def test_json_round_trip(method):
     'method.cmtkd.teacher_bits',
     'feature_loss.attention.weight',
     'method.cmtkd.taps',
-    'optimizer.gradient_clip',
+    'optimizer.grad_clip_norm',
   }
 
 

@@ -43,9 +43,14 @@ IMAGENET = dict(
 )
 
 
-def load(name, batch_size=8, devices=2, num_workers=2, workers='threads', max_corrupt=0.01, decoder='pil', **fields):
+def load(
+  name, batch_size=8, devices=2, num_workers=2, workers='threads', max_corrupt_fraction=0.01, decoder='pil', **fields
+):
   config = ConfigDict(
-    IMAGENET | dict(name=name, num_workers=num_workers, workers=workers, max_corrupt=max_corrupt, decoder=decoder)
+    IMAGENET
+    | dict(
+      name=name, num_workers=num_workers, workers=workers, max_corrupt_fraction=max_corrupt_fraction, decoder=decoder
+    )
   )
   config.update(fields)
   mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
@@ -247,7 +252,7 @@ def test_the_tensorflow_decoder_streams_resumes_and_counts_broken_images(photos)
   path = photos / 'train' / 'ant' / '07.jpg'
   encoded = path.read_bytes()
   path.write_bytes(encoded[: encoded.index(b'\xff\xda') + 40])  # the header and a little more
-  load_with = functools.partial(load, f'folder:{photos}', decoder='tensorflow', max_corrupt=0.1)
+  load_with = functools.partial(load, f'folder:{photos}', decoder='tensorflow', max_corrupt_fraction=0.1)
   dataset = load_with()
   whole = take(dataset.train, 0, 6)
   assert dict(dataset.train.broken) == {7: f'file {path}'}
@@ -280,14 +285,14 @@ def photos(tmp_path):
 def test_processes_give_what_threads_give(photos):
   name = f'folder:{photos}'
   (photos / 'train' / 'ant' / '07.jpg').write_bytes(b'no image')
-  dataset = load(name, max_corrupt=0.1)
+  dataset = load(name, max_corrupt_fraction=0.1)
   threads = take(dataset.train, 3, 4)
   evaluated = jax.device_get(list(dataset.evals['test'].batches()))
-  processes = load(name, max_corrupt=0.1, workers='processes')
+  processes = load(name, max_corrupt_fraction=0.1, workers='processes')
   assert_equal(threads, take(processes.train, 3, 4))
   assert_equal(evaluated, jax.device_get(list(processes.evals['test'].batches())))
   assert dataset.train.broken == processes.train.broken and list(dataset.train.broken) == [7]
-  alone = load(name, max_corrupt=0.1, workers='processes', num_workers=1, devices=1)
+  alone = load(name, max_corrupt_fraction=0.1, workers='processes', num_workers=1, devices=1)
   assert_equal(threads[2:], take(alone.train, 5, 2))
   (photos / 'test' / 'bee' / '03.jpg').write_bytes(b'no image')
   with pytest.raises(UserError, match='test/bee/03.jpg cannot be decoded') as e:
@@ -391,7 +396,7 @@ def test_broken_training_images_are_replaced_by_the_next(photos):
   clean = take(load(name).train, 0, 10)
   (photos / 'train' / 'ant' / '03.jpg').write_bytes(whole[: len(whole) // 2])
   (photos / 'train' / 'bee' / '19.jpg').write_bytes(b'')
-  dataset = load(name, max_corrupt=0.1)
+  dataset = load(name, max_corrupt_fraction=0.1)
   (photos / 'train' / 'bee' / '18.jpg').unlink()  # Record 38, after the folder was read.
   damaged = take(dataset.train, 0, 10)
   assert dataset.train.broken.keys() == {3, 38, 39}
@@ -413,16 +418,18 @@ def test_broken_training_images_are_replaced_by_the_next(photos):
         assert b['label'][row] == a['label'][row]
   assert seen == 6  # Two epochs.
   (photos / 'train' / 'bee' / '18.jpg').touch()
-  assert_equal(damaged[7:], take(load(name, max_corrupt=0.1, num_workers=0, devices=1).train, 7, 3))
+  assert_equal(damaged[7:], take(load(name, max_corrupt_fraction=0.1, num_workers=0, devices=1).train, 7, 3))
 
 
 def test_too_many_broken_images_stop_the_run(photos):
   name = f'folder:{photos}'
   for i in range(3):
     (photos / 'train' / 'ant' / f'{i:02}.jpg').write_bytes(b'no image')
-  take(load(name, max_corrupt=0.075).train, 0, 5)
-  with pytest.raises(UserError, match='config.data.max_corrupt: 3 training images cannot be decoded.*ant/0') as e:
-    take(load(name, max_corrupt=0.07).train, 0, 5)
+  take(load(name, max_corrupt_fraction=0.075).train, 0, 5)
+  with pytest.raises(
+    UserError, match='config.data.max_corrupt_fraction: 3 training images cannot be decoded.*ant/0'
+  ) as e:
+    take(load(name, max_corrupt_fraction=0.07).train, 0, 5)
   assert '\n' not in str(e.value)
 
 
@@ -438,7 +445,7 @@ def small(tmp_path):
 
 
 def load_small(folder, **fields):
-  return load(f'folder:{folder}', **dict(augment='none', resize=0, image_size=8, max_corrupt=0.2) | fields)
+  return load(f'folder:{folder}', **dict(augment='none', resize=0, image_size=8, max_corrupt_fraction=0.2) | fields)
 
 
 @pytest.mark.parametrize('first', [0, 9])  # Its place among the files does not matter.
@@ -481,13 +488,15 @@ def test_broken_images_that_are_too_many_are_refused(small, resident):
   paths = sorted((small / 'train').glob('*/*.png'))
   for path in paths[:3]:
     path.write_bytes(b'no image')
-  with pytest.raises(UserError, match='config.data.max_corrupt: 3 training images cannot be decoded.*ant/0') as e:
-    take(load_small(small, resident=resident, max_corrupt=0.07).train, 0, 5)
+  with pytest.raises(
+    UserError, match='config.data.max_corrupt_fraction: 3 training images cannot be decoded.*ant/0'
+  ) as e:
+    take(load_small(small, resident=resident, max_corrupt_fraction=0.07).train, 0, 5)
   assert '\n' not in str(e.value)
   for path in paths:
     path.write_bytes(b'no image')
   with pytest.raises(UserError, match='ant/00.png cannot be decoded'):
-    take(load_small(small, resident=resident, max_corrupt=0.99).train, 0, 5)
+    take(load_small(small, resident=resident, max_corrupt_fraction=0.99).train, 0, 5)
 
 
 def test_turned_files_make_up_one_size(tmp_path):

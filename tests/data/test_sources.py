@@ -415,7 +415,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
 def test_a_link_to_nothing_is_a_broken_image(tmp_path):
   name = save_folder(tmp_path)
   (tmp_path / 'train' / 'ant' / '5.png').symlink_to(tmp_path / 'nothing.png')
-  dataset = load(**rgb(name=name, max_corrupt=0.2))
+  dataset = load(**rgb(name=name, max_corrupt_fraction=0.2))
   assert list(dataset.train.broken) == [4] and dataset.num_examples['train'] == 9
 
 
@@ -613,7 +613,7 @@ import sys, jax
 from cmtkd_jax import data
 config = dict(
     name='digits', dir='', minival=0.1, augment='pad_crop', pad=1, pad_mode='zeros', image_size=8, resize=0, mean=(0.,),
-    std=(1.,), resident='auto', num_workers=1, workers='threads', decoder='pil', max_corrupt=0.01)
+    std=(1.,), resident='auto', num_workers=1, workers='threads', decoder='pil', max_corrupt_fraction=0.01)
 mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
 data.load(config, batch_size=4, eval_batch_size=4, seed=0, mesh=mesh)
 print([m for m in ('tensorflow', 'tensorflow_datasets', 'grain') if m in sys.modules])
@@ -656,7 +656,7 @@ def expect(words, **fields):
     ({'workers': 'fibres'}, ["config.data.workers='fibres'", "'threads', 'processes'"]),
     ({'workers': 'processes', 'num_workers': 0}, ['config.data.num_workers=0', "workers='threads'"]),
     ({'decoder': 'nvjpeg'}, ["config.data.decoder='nvjpeg'", "'pil', 'tensorflow'"]),
-    ({'max_corrupt': 1.0}, ['config.data.max_corrupt=1.0', 'must lie in [0, 1)']),
+    ({'max_corrupt_fraction': 1.0}, ['config.data.max_corrupt_fraction=1.0', 'must lie in [0, 1)']),
     ({'mean': (0.5,) * 3, 'std': (0.5,) * 3}, ['config.data.mean=(0.5, 0.5, 0.5)', '1 channels']),
     ({'std': (0.5, 0.5)}, ['config.data.std=', 'one number per channel']),
     ({'std': (0.0,)}, ['config.data.std=', 'positive']),

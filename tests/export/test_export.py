@@ -276,11 +276,11 @@ def test_normalization_by_hand():
 )
 def test_thresholds_are_those_of_the_quantizer(name):
   """Just below a threshold the code is one less."""
-  for bits in {1, 2, 3, 8}.intersection(quantizers.QUANTIZERS[name].Activation.widths):
+  for bits in {1, 2, 3, 8}.intersection(quantizers.QUANTIZERS[name].Activation.bit_widths):
     quantizer = quantizers.QUANTIZERS[name].Activation(bits)
     parameters = quantizer.init(jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 4)), jnp.float32))
     grid, thresholds, uniform = fold.activation_grid(quantizer, parameters, 'layer')
-    code = lambda x: np.asarray(quantizer.encode(jnp.asarray(x), parameters).codes)
+    code = lambda x: np.asarray(quantizer.quantize(jnp.asarray(x), parameters).codes)
     wanted = code(np.float32([-1e30]))[0] + np.arange(1, len(thresholds) + 1)
     # Numbers of the same array, so that all are computed by the same instructions.
     at, below = np.split(code(np.concatenate([thresholds, np.nextafter(thresholds, np.float32(-9e9))])), 2)
@@ -367,12 +367,14 @@ def test_networks_that_have_diverged_are_refused():
 
 def test_what_cannot_be_exported_is_named():
   class Folded(base.Quantizer):
-    encode = lambda self, x, parameters=None: base.Coded(
+    quantize = lambda self, x, parameters=None: base.QTensor(
       jnp.round(jnp.clip(jnp.abs(x), 0, 3)).astype(jnp.int32), jnp.float32(1)
     )
 
   class Channels(base.Quantizer):
-    encode = lambda self, x, parameters=None: base.Coded(jnp.round(jnp.clip(x, 0, 3)).astype(jnp.int32), jnp.ones(4))
+    quantize = lambda self, x, parameters=None: base.QTensor(
+      jnp.round(jnp.clip(x, 0, 3)).astype(jnp.int32), jnp.ones(4)
+    )
 
   with pytest.raises(UserError, match='here.*scale a channel'):
     fold.activation_grid(Channels(2), {}, 'here')

@@ -199,7 +199,7 @@ def apply_recording_inputs(method, variables, images):
 
 def standalone(config, variables, bits, name):
   """Returns a function (part, *inputs) that runs a part of one network outside the method."""
-  network = base.network_recipe(config, bits, bits, CLASSES)()
+  network = base.network_builder(config, bits, bits, CLASSES)()
   own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
   return lambda part, *inputs: network.apply(own, *inputs, False, method=part)
 
@@ -257,11 +257,11 @@ def test_forward(options):
       assert_close(read['student', k + 1], student_in)
     if tap not in (settings.taps or (1, 2, 3)):
       next_inputs = after
-      assert f'tap{tap}' not in outputs.extras
+      assert f'tap{tap}' not in outputs.aux
     else:
       mixed = before if settings.fused == 'pre_quantizer' else after
       shared = mixture(mixed, params['importance'][f'tap{tap}'])
-      target, own_student = outputs.extras[f'tap{tap}']
+      target, own_student = outputs.aux[f'tap{tap}']
       pre_quantizer = feature_loss.maps == 'pre_quantizer'
       assert_close(target, mixture(before, params['importance'][f'tap{tap}']) if pre_quantizer else shared)
       own_shared = shared if pre_quantizer else target
@@ -349,7 +349,7 @@ def linearized():
 
   def gradients(settings, term='total', feature_loss='attention', **options):
     def loss(outputs):
-      pairs = {} if feature_loss == 'none' else outputs.extras
+      pairs = {} if feature_loss == 'none' else outputs.aux
       total, terms = cmtkd.cmtkd_loss(
         outputs.logits['combined_teacher'],
         outputs.logits['student'],

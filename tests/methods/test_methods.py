@@ -143,12 +143,12 @@ def test_kdcl_general_learns_its_weights_from_the_held_out_errors():
   method = kdcl.KDCL((None, None), kdcl.Settings(ensemble='general'))
   z = logits('student', 'peer')
   mask = np.array([True, True, True, False])
-  sums = method.measure(z, LABELS, mask)
+  sums = method.minival_statistics(z, LABELS, mask)
   t = np.eye(CLASSES)[LABELS]
   f = [softmax(x)[:3] - t[:3] for x in z.values()]
   c = np.array([[np.mean(np.sum(a * b, -1)) for b in f] for a in f])
   w = np.linalg.solve(c, np.ones(2))
-  state = method.learn(sums, {'batch_stats': 1})
+  state = method.update_from_minival(sums, {'batch_stats': 1})
   np.testing.assert_allclose(state[kdcl.STATE]['weights'], w / w.sum(), rtol=1e-3)
   assert state['batch_stats'] == 1
 

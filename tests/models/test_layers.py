@@ -319,7 +319,7 @@ class Toy(quantizers.Quantizer):
   def init(self, x):
     return {'gain': jnp.float32(1), 'top': jnp.max(jnp.abs(x))}
 
-  def quantize(self, x, parameters):
+  def fake_quantize(self, x, parameters):
     TOY_TYPES.extend([x.dtype, parameters['top'].dtype, parameters['gain'].dtype])
     return parameters['gain'] * x / parameters['top']
 

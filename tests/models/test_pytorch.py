@@ -130,7 +130,7 @@ def load(config, size, classes=7):
   method = build.create_method(config, classes)
   images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
   abstract = jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)
-  return method, *initialize.load(config.init_from, config.init_from_allow, abstract, method, config)
+  return method, *initialize.load(config.init_from, config.init_from_ignore, abstract, method, config)
 
 
 NETWORKS = {
@@ -160,11 +160,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
   network = ResNet18(8, 7)
   path = save(network, tmp_path / 'weights.safetensors')
   config = make_config('resnet18', path)
-  with pytest.raises(UserError, match='head/classifier.*init_from_allow'):
+  with pytest.raises(UserError, match='head/classifier.*init_from_ignore'):
     load(config, 64, classes=10)
-  config.init_from_allow = '.*head/classifier.*'
+  config.init_from_ignore = '.*head/classifier.*'
   assert any('mismatched' in line and 'head/classifier/kernel' in line for line in load(config, 64, classes=10)[2])
-  config.init_from_allow = ''
+  config.init_from_ignore = ''
   config.student.weight_bits = config.student.activation_bits = 2  # quantizers start from data and need no leave
   assert not any('created' in line for line in load(config, 64)[2])
   config.model.block_order = 'pre'
@@ -299,7 +299,7 @@ def test_quantizers(name, bits):
   }[name]
   g = rng.normal(size=x.shape).astype(np.float32)
   parameters = {k: jnp.float32(v) for k, v in start.items()}
-  value, pull_back = jax.vjp(ours.quantize, jnp.asarray(x), parameters)
+  value, pull_back = jax.vjp(ours.fake_quantize, jnp.asarray(x), parameters)
   dx, dp = pull_back(jnp.asarray(g))
   tensors = [torch.from_numpy(x).requires_grad_(), *(torch.tensor(v, requires_grad=True) for v in start.values())]
   expected = theirs(*tensors)

@@ -113,7 +113,7 @@ def test_every_pair_of_widths(weight_bits, activation_bits):
     assert clear.all()
 
   def layer(x, w):
-    return (activation.quantize(x) if activation else jax.nn.relu(x)) @ (weight.quantize(w) if weight else w)
+    return (activation.fake_quantize(x) if activation else jax.nn.relu(x)) @ (weight.fake_quantize(w) if weight else w)
 
   y, pull_back = jax.vjp(layer, f32(x), f32(w))
   dx, dw = pull_back(f32(g))
@@ -129,7 +129,7 @@ def test_activation_values_and_codes(bits, scheme, step):
   clear |= x == 0  # exact in both schemes
   assert clear.mean() > 0.98
   quantizer = hwgq.Activation(bits, scheme=scheme, step=step)
-  coded, quantized = quantizer.encode(f32(x)), quantizer.quantize(f32(x))
+  coded, quantized = quantizer.quantize(f32(x)), quantizer.fake_quantize(f32(x))
   assert coded.codes.dtype == jnp.int32 and coded.scale.dtype == quantized.dtype == jnp.float32
   np.testing.assert_array_equal(np.asarray(coded.codes)[clear], codes[clear])
   np.testing.assert_allclose(np.asarray(quantized)[clear], values[clear], rtol=1e-6)
@@ -146,8 +146,8 @@ def test_activation_values_and_codes(bits, scheme, step):
 )
 def test_activation_by_hand(scheme, expected):
   x = f32([-1, 0, 0.2, 0.3, 0.8, 1.0, 1.4, 5.0])
-  np.testing.assert_array_equal(hwgq.encode_activation(x, 2, scheme).codes, expected)
-  np.testing.assert_allclose(hwgq.quantize_activation(x, 2, scheme), 0.538 * np.array(expected), rtol=1e-6)
+  np.testing.assert_array_equal(hwgq.quantize_activation(x, 2, scheme).codes, expected)
+  np.testing.assert_allclose(hwgq.fake_quantize_activation(x, 2, scheme), 0.538 * np.array(expected), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_weight_values_and_codes(bits, per_channel, binary_scale):
   codes, values, clear = reference_weight(w, bits, per_channel, binary_scale)
   assert clear.mean() > 0.98
   quantizer = hwgq.Weight(bits, per_channel=per_channel, binary_scale=binary_scale)
-  coded, quantized = quantizer.encode(f32(w)), quantizer.quantize(f32(w))
+  coded, quantized = quantizer.quantize(f32(w)), quantizer.fake_quantize(f32(w))
   assert coded.codes.dtype == jnp.int32 and coded.scale.dtype == quantized.dtype == jnp.float32
   np.testing.assert_array_equal(np.asarray(coded.codes)[clear], codes[clear])
   np.testing.assert_allclose(np.asarray(quantized)[clear], values[clear], rtol=1e-5)
@@ -170,13 +170,13 @@ def test_weight_values_and_codes(bits, per_channel, binary_scale):
 def test_weight_by_hand():
   # Mean 0, unbiased variance 20/3, s = 0.995687 * 2.581989 = 2.570853; w / s = +-0.389, +-1.167: four levels.
   w = f32([[-3.0], [-1.0], [1.0], [3.0]])
-  np.testing.assert_array_equal(hwgq.encode_weight(w, 2).codes, [[0], [1], [2], [3]])
+  np.testing.assert_array_equal(hwgq.quantize_weight(w, 2).codes, [[0], [1], [2], [3]])
   expected = 2.570853 * np.array([-1.5, -0.5, 0.5, 1.5])
-  np.testing.assert_allclose(hwgq.quantize_weight(w, 2)[:, 0], expected, rtol=1e-6)
+  np.testing.assert_allclose(hwgq.fake_quantize_weight(w, 2)[:, 0], expected, rtol=1e-6)
   # 1 bit: +-1.595769 / 2 = 0.7978845 std, so 2.060129; or the mean magnitude, 2.
   expected = 2.060129 * np.array([-1, -1, 1, 1])
-  np.testing.assert_allclose(hwgq.quantize_weight(w, 1)[:, 0], expected, rtol=1e-6)
-  np.testing.assert_allclose(hwgq.quantize_weight(w, 1, False, 'mean_abs')[:, 0], [-2, -2, 2, 2], rtol=1e-6)
+  np.testing.assert_allclose(hwgq.fake_quantize_weight(w, 1)[:, 0], expected, rtol=1e-6)
+  np.testing.assert_allclose(hwgq.fake_quantize_weight(w, 1, False, 'mean_abs')[:, 0], [-2, -2, 2, 2], rtol=1e-6)
 
 
 def test_weight_scale_is_unbiased():
@@ -198,13 +198,13 @@ def test_number_of_levels(bits):
   sweep = np.linspace(-1, 12, 6001)
   for scheme, step in itertools.product(SCHEMES, STEPS):
     quantizer = hwgq.Activation(bits, scheme=scheme, step=step)
-    np.testing.assert_array_equal(np.unique(quantizer.encode(f32(sweep)).codes), np.arange(2**bits))
-    assert len(np.unique(quantizer.quantize(f32(sweep)))) == 2**bits
+    np.testing.assert_array_equal(np.unique(quantizer.quantize(f32(sweep)).codes), np.arange(2**bits))
+    assert len(np.unique(quantizer.fake_quantize(f32(sweep)))) == 2**bits
   # Many zeros keep the deviation, hence the step, small: the sweep passes the outermost level at 8 bits too.
   w = f32(np.concatenate([np.linspace(-5, 5, 2000), np.zeros(20000)])[:, None])
   for per_channel in (False, True):
     quantizer = hwgq.Weight(bits, per_channel=per_channel)
-    coded, quantized = quantizer.encode(w), np.asarray(quantizer.quantize(w))
+    coded, quantized = quantizer.quantize(w), np.asarray(quantizer.fake_quantize(w))
     np.testing.assert_array_equal(np.unique(coded.codes), np.arange(2**bits))
     levels = np.unique(quantized)
     assert len(levels) == 2**bits
@@ -214,21 +214,21 @@ def test_number_of_levels(bits):
 
 @pytest.mark.parametrize('bits', BITS)
 def test_codes_stand_for_the_values(bits):
-  """dequantize(encode(x)) is quantize(x) bit for bit: eager, compiled, and with only the encoder compiled."""
+  """dequantize(quantize(x)) is fake_quantize(x) bit for bit: eager, compiled, and with only the encoder compiled."""
   weights = weight_quantizers(bits)
   activations = [hwgq.Activation(bits, scheme=a) for a in SCHEMES]
-  encode = lambda x, w: [q.encode(x) for q in activations] + [q.encode(w) for q in weights]
   quantize = lambda x, w: [q.quantize(x) for q in activations] + [q.quantize(w) for q in weights]
+  fake_quantize = lambda x, w: [q.fake_quantize(x) for q in activations] + [q.fake_quantize(w) for q in weights]
   # Thresholds and levels themselves among the points: there the last bit of a division would show.
   d = np.arange(0, 2**8 + 1, 0.5)[:, None] * np.array([step_of(bits, a, 'published') for a in SCHEMES])
   x, w = f32(np.concatenate([d.ravel(), normal(0, 3000)])), f32(normal(1, 3, 3, 32, 8))
 
   def both(x, w):
-    coded = encode(x, w)
+    coded = quantize(x, w)
     return coded, [dequantize(c) for c in coded]
 
-  coded, (coded_by_jit, decoded_by_jit) = encode(x, w), jax.jit(both)(x, w)
-  results = zip(coded, quantize(x, w), coded_by_jit, decoded_by_jit, jax.jit(quantize)(x, w), strict=True)
+  coded, (coded_by_jit, decoded_by_jit) = quantize(x, w), jax.jit(both)(x, w)
+  results = zip(coded, fake_quantize(x, w), coded_by_jit, decoded_by_jit, jax.jit(fake_quantize)(x, w), strict=True)
   for i, (eager, value, compiled, decoded, value_by_jit) in enumerate(results):
     assert same_bits(dequantize(eager), value)
     assert same_bits(dequantize(compiled), value_by_jit)
@@ -245,9 +245,9 @@ def test_activation_gradient_mask(bits, scheme, step):
   x = f32([-5, -1e-6, 0, 1e-6, d / 2, top * (1 - 1e-6), top, top * (1 + 1e-6), top + 5])
   at_zero = 1 if scheme == 'nearest' else 0
   g = f32([2, 3, 5, 7, 11, 13, 17, 19, 23])
-  value, pull_back = jax.vjp(lambda x: hwgq.quantize_activation(x, bits, scheme, step), x)
+  value, pull_back = jax.vjp(lambda x: hwgq.fake_quantize_activation(x, bits, scheme, step), x)
   np.testing.assert_array_equal(pull_back(g)[0], g * f32([0, 0, at_zero, 1, 1, 1, 1, 0, 0]))
-  assert same_bits(value, hwgq.quantize_activation(x, bits, scheme, step))
+  assert same_bits(value, hwgq.fake_quantize_activation(x, bits, scheme, step))
 
 
 @pytest.mark.parametrize('per_channel, binary_scale', WEIGHT_OPTIONS)
@@ -256,9 +256,9 @@ def test_weight_gradient_is_the_identity(per_channel, binary_scale):
   w, g = f32(normal(0, 3, 3, 4, 5)).at[0, 0, 0].set(50.0), f32(normal(1, 3, 3, 4, 5))
   for bits in BITS:
     quantizer = hwgq.Weight(bits, per_channel=per_channel, binary_scale=binary_scale)
-    value, pull_back = jax.vjp(quantizer.quantize, w)
+    value, pull_back = jax.vjp(quantizer.fake_quantize, w)
     assert same_bits(pull_back(g)[0], g)
-    assert same_bits(value, quantizer.quantize(w))
+    assert same_bits(value, quantizer.fake_quantize(w))
 
 
 # Midpoints of 160000 cells of (0, 8) and the normal density there, for the integrals of the next two tests.
@@ -281,7 +281,7 @@ def test_optimal_activation_step_is_a_minimum(bits, scheme):
 
   d = hwgq.activation_step(bits, scheme, 'optimal')
   assert error(d) < min(error(0.99 * d), error(1.01 * d))
-  attained = error_of(np.asarray(hwgq.quantize_activation(f32(POINTS), bits, scheme, 'optimal'), np.float64))
+  attained = error_of(np.asarray(hwgq.fake_quantize_activation(f32(POINTS), bits, scheme, 'optimal'), np.float64))
   np.testing.assert_allclose(attained, OPTIMAL_ERROR[scheme][bits - 1], rtol=2e-3, atol=6e-7)
   np.testing.assert_allclose(attained, error(d), rtol=1e-4)
 
@@ -300,7 +300,7 @@ def test_weight_step_is_a_minimum(bits):
 def test_step_tables():
   for bits, scheme, step in itertools.product(BITS, SCHEMES, STEPS):
     assert hwgq.activation_step(bits, scheme, step) == step_of(bits, scheme, step)
-    assert hwgq.Activation(bits, scheme=scheme, step=step).encode(f32([1.0])).scale == np.float32(
+    assert hwgq.Activation(bits, scheme=scheme, step=step).quantize(f32([1.0])).scale == np.float32(
       step_of(bits, scheme, step)
     )
   assert hwgq.activation_step(2) == hwgq.activation_step(2, 'nearest', 'published') == 0.538
@@ -311,8 +311,8 @@ def test_nan_is_not_hidden():
   """Codes have no NaN; values keep it, so that a network that has diverged shows it in its loss."""
   x = f32([[np.nan, 1], [2, np.nan], [0.5, 1]])
   for bits, scheme in itertools.product(BITS, SCHEMES):
-    np.testing.assert_array_equal(np.isnan(hwgq.quantize_activation(x, bits, scheme)), np.isnan(x))
-    assert np.isnan(hwgq.quantize_weight(x, bits)).all()  # one scale for all
+    np.testing.assert_array_equal(np.isnan(hwgq.fake_quantize_activation(x, bits, scheme)), np.isnan(x))
+    assert np.isnan(hwgq.fake_quantize_weight(x, bits)).all()  # one scale for all
 
 
 DEGENERATE = {
@@ -332,8 +332,8 @@ def test_degenerate_input_stays_finite(name):
   for bits in (1, 2, 8):
     for quantizer in weight_quantizers(bits) + [hwgq.Activation(bits, scheme=s) for s in SCHEMES]:
       assert quantizer.init(x) == {}
-      coded = quantizer.encode(x)
-      value, pull_back = jax.vjp(quantizer.quantize, x)
+      coded = quantizer.quantize(x)
+      value, pull_back = jax.vjp(quantizer.fake_quantize, x)
       assert np.isfinite(value).all() and np.isfinite(pull_back(jnp.ones_like(x))[0]).all()
       assert (np.asarray(coded.scale) > 0).all()
       assert 0 <= coded.codes.min() and coded.codes.max() < 2**bits

@@ -82,8 +82,8 @@ def test_every_pair_of_widths(weight_bits, activation_bits):
     w_hat = w_step * level
 
   def layer(x, w, x_step, w_step):
-    x = activation.quantize(x, {'step': x_step}) if activation else jax.nn.relu(x)
-    return x @ (weight.quantize(w, {'step': w_step}) if weight else w)
+    x = activation.fake_quantize(x, {'step': x_step}) if activation else jax.nn.relu(x)
+    return x @ (weight.fake_quantize(w, {'step': w_step}) if weight else w)
 
   y, pull_back = jax.vjp(layer, f32(x), f32(w), f32(x_step), f32(w_step))
   dx, dw, dx_step, dw_step = pull_back(f32(g))
@@ -104,8 +104,8 @@ def test_values_and_codes(bits, signed):
   level, clear, _, _ = reference(v, step, bits, signed)
   clear |= v == 0
   assert clear.mean() > 0.98
-  coded = lsq.encode(f32(v), f32(step), bits, signed)
-  quantized = lsq.quantize(f32(v), f32(step), bits, signed)
+  coded = lsq.quantize(f32(v), f32(step), bits, signed)
+  quantized = lsq.fake_quantize(f32(v), f32(step), bits, signed)
   assert coded.codes.dtype == jnp.int32 and coded.scale.dtype == quantized.dtype == jnp.float32
   codes = (level + 1) / 2 if signed and bits == 1 else level  # 1-bit weights: -1, 1 are the codes 0, 1
   np.testing.assert_array_equal(np.asarray(coded.codes)[clear], codes[clear])
@@ -115,28 +115,28 @@ def test_values_and_codes(bits, signed):
 def test_signed_by_hand():
   """2 bits, s = 1/2: v/s = -4, -1.6, -0.6, 0, 0.4, 0.6, 0.8, 6; grid -2..1; half goes to even."""
   v, s = f32([-2, -0.8, -0.3, 0, 0.2, 0.3, 0.4, 3]), f32(0.5)
-  np.testing.assert_array_equal(lsq.encode(v, s, 2, True).codes, [-2, -2, -1, 0, 0, 1, 1, 1])
-  np.testing.assert_allclose(lsq.quantize(v, s, 2, True), [-1, -1, -0.5, 0, 0, 0.5, 0.5, 0.5])
-  one_at_a_time = jax.vmap(jax.grad(lambda s, v: lsq.quantize(v[None], s, 2, True).sum()), (None, 0))
+  np.testing.assert_array_equal(lsq.quantize(v, s, 2, True).codes, [-2, -2, -1, 0, 0, 1, 1, 1])
+  np.testing.assert_allclose(lsq.fake_quantize(v, s, 2, True), [-1, -1, -0.5, 0, 0, 0.5, 0.5, 0.5])
+  one_at_a_time = jax.vmap(jax.grad(lambda s, v: lsq.fake_quantize(v[None], s, 2, True).sum()), (None, 0))
   np.testing.assert_allclose(one_at_a_time(s, v), [-2, -0.4, -0.4, 0, -0.4, 0.4, 0.2, 1], atol=1e-6)
-  np.testing.assert_array_equal(lsq.encode(f32([0.25, 0.75, -0.25, -0.75]), s, 3, True).codes, [0, 2, 0, -2])
+  np.testing.assert_array_equal(lsq.quantize(f32([0.25, 0.75, -0.25, -0.75]), s, 3, True).codes, [0, 2, 0, -2])
 
 
 def test_unsigned_by_hand():
   """2 bits, s = 1/2: v/s = -1, 0.4, 0.6, 2.2, 2.8, 3.2; grid 0..3."""
   v, s = f32([-0.5, 0.2, 0.3, 1.1, 1.4, 1.6]), f32(0.5)
-  np.testing.assert_array_equal(lsq.encode(v, s, 2, False).codes, [0, 0, 1, 2, 3, 3])
-  one_at_a_time = jax.vmap(jax.grad(lambda s, v: lsq.quantize(v[None], s, 2, False).sum()), (None, 0))
+  np.testing.assert_array_equal(lsq.quantize(v, s, 2, False).codes, [0, 0, 1, 2, 3, 3])
+  one_at_a_time = jax.vmap(jax.grad(lambda s, v: lsq.fake_quantize(v[None], s, 2, False).sum()), (None, 0))
   np.testing.assert_allclose(one_at_a_time(s, v), [0, -0.4, 0.4, -0.2, 0.2, 3], atol=1e-6)
 
 
 def test_binary_weights_by_hand():
   """sign(0) = 1; every value passes its gradient, the step's is the sign."""
   v, s, g = f32([-3, -1e-6, 0, 1e-6, 0.4]), f32(0.3), f32([1, 2, 4, 8, 16])
-  value, pull_back = jax.vjp(lambda v, s: lsq.quantize(v, s, 1, True), v, s)
+  value, pull_back = jax.vjp(lambda v, s: lsq.fake_quantize(v, s, 1, True), v, s)
   dv, ds = pull_back(g)
   np.testing.assert_allclose(value, 0.3 * np.array([-1, -1, 1, 1, 1]), rtol=1e-6)
-  np.testing.assert_array_equal(lsq.encode(v, s, 1, True).codes, [0, 0, 1, 1, 1])
+  np.testing.assert_array_equal(lsq.quantize(v, s, 1, True).codes, [0, 0, 1, 1, 1])
   np.testing.assert_array_equal(dv, g)
   np.testing.assert_allclose(ds, 4 + 8 + 16 - 1 - 2, rtol=1e-6)
 
@@ -144,31 +144,31 @@ def test_binary_weights_by_hand():
 @pytest.mark.parametrize('bits, signed', GRIDS)
 def test_number_of_levels(bits, signed):
   v, s = f32(np.linspace(-20, 20, 8000)), f32(2.0 ** (1 - bits) * 4)
-  codes = np.unique(lsq.encode(v, s, bits, signed).codes)
+  codes = np.unique(lsq.quantize(v, s, bits, signed).codes)
   if signed and bits > 1:
     np.testing.assert_array_equal(codes, np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)))
   else:
     np.testing.assert_array_equal(codes, np.arange(2**bits))
-  assert len(np.unique(lsq.quantize(v, s, bits, signed))) == 2**bits
+  assert len(np.unique(lsq.fake_quantize(v, s, bits, signed))) == 2**bits
 
 
 @pytest.mark.parametrize('bits', BITS)
 def test_codes_stand_for_the_values(bits):
-  """dequantize(encode(x)) is quantize(x) bit for bit: eager, compiled, and with only the encoder compiled."""
+  """dequantize(quantize(x)) is fake_quantize(x) bit for bit: eager, compiled, and with only the encoder compiled."""
   quantizers = [lsq.Activation(bits), lsq.Weight(bits), lsq.Weight(bits, per_channel=True)]
   x = f32(np.concatenate([normal(0, 500, 6), 0.07 * np.arange(-300, 300)[:, None] * np.ones((1, 6))]))
   parameters = [{'step': f32(0.14)}, {'step': f32(0.2 / 3)}, {'step': f32([0.01, 0.05, 0.1, 0.14, 0.3, 1])}]
-  encode = lambda x, p: [q.encode(x, p) for q, p in zip(quantizers, p, strict=True)]
   quantize = lambda x, p: [q.quantize(x, p) for q, p in zip(quantizers, p, strict=True)]
+  fake_quantize = lambda x, p: [q.fake_quantize(x, p) for q, p in zip(quantizers, p, strict=True)]
   # The encoder on its own and in front of its decoder are different programs, and must not round differently.
-  coded_by_jit = jax.jit(encode)(x, parameters)
-  decoded_by_jit = jax.jit(lambda x, p: [dequantize(c) for c in encode(x, p)])(x, parameters)
+  coded_by_jit = jax.jit(quantize)(x, parameters)
+  decoded_by_jit = jax.jit(lambda x, p: [dequantize(c) for c in quantize(x, p)])(x, parameters)
   for eager, value, compiled, decoded, value_by_jit in zip(
-    encode(x, parameters),
     quantize(x, parameters),
+    fake_quantize(x, parameters),
     coded_by_jit,
     decoded_by_jit,
-    jax.jit(quantize)(x, parameters),
+    jax.jit(fake_quantize)(x, parameters),
     strict=True,
   ):
     assert same_bits(dequantize(eager), value)
@@ -180,10 +180,10 @@ def test_codes_stand_for_the_values(bits):
 
 def test_codes_on_thresholds_are_the_same_in_every_program():
   """A division by the step would be a product with its reciprocal in some programs and not in others."""
-  compiled = jax.jit(lambda v, s: lsq.encode(v, s, 3, False))
+  compiled = jax.jit(lambda v, s: lsq.quantize(v, s, 3, False))
   for step in np.random.default_rng(0).uniform(0.01, 1, 50).astype(np.float32):
     v = f32((np.arange(16) + 0.5).repeat(8) * step)
-    np.testing.assert_array_equal(compiled(v, f32(step)).codes, lsq.encode(v, f32(step), 3, False).codes)
+    np.testing.assert_array_equal(compiled(v, f32(step)).codes, lsq.quantize(v, f32(step), 3, False).codes)
 
 
 @pytest.mark.parametrize('bits, signed', GRIDS)
@@ -193,9 +193,9 @@ def test_gradient_masks_and_zones(bits, signed):
   low, high = (-(2 ** (bits - 1)) * s, (2 ** (bits - 1) - 1) * s) if signed else (0, (2**bits - 1) * s)
   v = f32([low - 3, low - eps, low, low + eps, s / 2, high - eps, high, high + eps, high + 3, -eps, 0.0, eps])
   g = f32([2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37])
-  value, pull_back = jax.vjp(lambda v, s: lsq.quantize(v, s, bits, signed), v, f32(s))
+  value, pull_back = jax.vjp(lambda v, s: lsq.fake_quantize(v, s, bits, signed), v, f32(s))
   dv, ds = pull_back(g)
-  assert same_bits(value, lsq.quantize(v, f32(s), bits, signed))
+  assert same_bits(value, lsq.fake_quantize(v, f32(s), bits, signed))
   if signed and bits == 1:
     expected_dv, zones = np.ones(12), np.where(np.asarray(v) >= 0, 1, -1)
   else:
@@ -214,7 +214,7 @@ def test_step_gradient_by_finite_differences(bits, signed):
   """In the clipped zones (1-bit weights: everywhere) v_hat = s * constant is smooth in s."""
   v, s, h = f32([-50.0, -40.0, 45.0, 60.0]), 0.125, 2.0**-7
   g = f32([1, -3, 2, 0.5])
-  loss = lambda s: jnp.sum(g * lsq.quantize(v, s, bits, signed))
+  loss = lambda s: jnp.sum(g * lsq.fake_quantize(v, s, bits, signed))
   measured = (loss(f32(s + h)) - loss(f32(s - h))) / (2 * h)
   assert measured != 0
   np.testing.assert_allclose(jax.grad(loss)(f32(s)), measured, rtol=1e-5)
@@ -228,7 +228,7 @@ def test_per_channel_steps(bits):
   level, clear, dv_reference, zone = reference(v, step, bits, True)
   assert clear.all()
   quantizer = lsq.Weight(bits, per_channel=True)
-  value, pull_back = jax.vjp(lambda v, s: quantizer.quantize(v, {'step': s}), f32(v), f32(step))
+  value, pull_back = jax.vjp(lambda v, s: quantizer.fake_quantize(v, {'step': s}), f32(v), f32(step))
   dv, ds = pull_back(f32(g))
   scale = 1 / np.sqrt(36 * max(1, 2 ** (bits - 1) - 1))  # 3 * 3 * 4 weights share a step
   np.testing.assert_allclose(value, level * step, rtol=1e-6)
@@ -247,8 +247,8 @@ def test_gradient_scale(bits):
     (lsq.Weight(bits, per_channel=True), w, f32([0.3] * 5), True, 18 * signed_q_p),
   ]
   for quantizer, v, step, signed, count in cases:
-    raw = jax.grad(lambda s: lsq.quantize(v, s, bits, signed).sum())(step)
-    scaled = jax.grad(lambda s: quantizer.quantize(v, {'step': s}).sum())(step)
+    raw = jax.grad(lambda s: lsq.fake_quantize(v, s, bits, signed).sum())(step)
+    scaled = jax.grad(lambda s: quantizer.fake_quantize(v, {'step': s}).sum())(step)
     assert np.abs(raw).min() > 1e-3
     np.testing.assert_allclose(scaled, raw / math.sqrt(count), rtol=1e-5)
 
@@ -285,8 +285,8 @@ def test_bounds():
 def test_lost_step_comes_back(bits, signed, step):
   """A step at or below zero quantizes to finite values, receives a gradient, and training brings it back."""
   v = f32(np.abs(normal(0, 64)) + 0.5)
-  loss = jax.value_and_grad(lambda s: jnp.mean((lsq.quantize(v, s, bits, signed) - v) ** 2))
-  quantized = np.asarray(lsq.quantize(v, f32(step), bits, signed))
+  loss = jax.value_and_grad(lambda s: jnp.mean((lsq.fake_quantize(v, s, bits, signed) - v) ** 2))
+  quantized = np.asarray(lsq.fake_quantize(v, f32(step), bits, signed))
   assert np.isfinite(quantized).all() and np.abs(quantized).max() < 1e-3
   # Every value is above the grid, so that d/ds is Q_P each: 2 mean((s Q_P - v) Q_P), with s all but 0.
   q_p = max(1, lsq.bounds(bits, signed)[1])
@@ -302,8 +302,8 @@ def test_nan_is_not_hidden():
   """Codes have no NaN; values keep it, so that a network that has diverged shows it in its loss."""
   v = f32([np.nan, 1, np.nan, -2])
   for bits, signed in GRIDS:
-    np.testing.assert_array_equal(np.isnan(lsq.quantize(v, f32(0.5), bits, signed)), np.isnan(v))
-    assert np.isnan(lsq.quantize(v, f32(np.nan), bits, signed)).all()
+    np.testing.assert_array_equal(np.isnan(lsq.fake_quantize(v, f32(0.5), bits, signed)), np.isnan(v))
+    assert np.isnan(lsq.fake_quantize(v, f32(np.nan), bits, signed)).all()
 
 
 DEGENERATE = {
@@ -325,7 +325,7 @@ def test_degenerate_input_stays_finite(name):
     for quantizer in (lsq.Activation(bits), lsq.Weight(bits), lsq.Weight(bits, per_channel=True)):
       step = quantizer.init(x)['step']
       assert np.isfinite(step).all() and (np.asarray(step) >= lsq.SMALLEST_STEP).all()
-      value, pull_back = jax.vjp(lambda x, s: quantizer.quantize(x, {'step': s}), x, step)
+      value, pull_back = jax.vjp(lambda x, s: quantizer.fake_quantize(x, {'step': s}), x, step)
       dx, ds = pull_back(jnp.ones_like(x))
       assert np.isfinite(value).all() and np.isfinite(dx).all() and np.isfinite(ds).all()
 

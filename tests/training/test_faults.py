@@ -82,7 +82,9 @@ def test_other_errors_of_saving_are_not_taken_for_a_full_disk(tmp_path, monkeypa
 
 def test_too_little_memory_names_the_fields_to_change():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes')
-  with pytest.raises(UserError, match=r"config.batch_size=16 does not fit.*config.accumulate=1.*config.remat='\.\*'"):
+  with pytest.raises(
+    UserError, match=r"config.batch_size=16 does not fit.*config.grad_accum_steps=1.*config.remat='\.\*'"
+  ):
     with memory.errors_as_advice(make_config()):
       raise error
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), memory.errors_as_advice(make_config()):
@@ -94,7 +96,7 @@ def test_changed_configuration_is_refused_unless_told_otherwise(tmp_path, quick_
   changed = {'optimizer.learning_rate': 0.005, 'duration': '5 steps'}
   with pytest.raises(UserError, match=r'duration: .4 steps. -> .5 steps.; optimizer.learning_rate: 0.01 -> 0.005'):
     loop.train_and_evaluate(make_config(**changed), tmp_path)
-  assert loop.train_and_evaluate(make_config(**changed, allow_changes=True), tmp_path)['steps'] == 5
+  assert loop.train_and_evaluate(make_config(**changed, allow_config_changes=True), tmp_path)['steps'] == 5
   assert 'continues with another configuration: duration: ' in caplog.text
   assert json.loads((tmp_path / 'config.json').read_text())['optimizer']['learning_rate'] == 0.005
 
@@ -102,10 +104,10 @@ def test_changed_configuration_is_refused_unless_told_otherwise(tmp_path, quick_
 @pytest.mark.parametrize(
   'changes, words',
   [
-    ({'accumulate': 3}, 'config.accumulate=3 does not divide config.batch_size=16'),
-    ({'accumulate': 0}, 'config.accumulate=0 must be positive'),
+    ({'grad_accum_steps': 3}, 'config.grad_accum_steps=3 does not divide config.batch_size=16'),
+    ({'grad_accum_steps': 0}, 'config.grad_accum_steps=0 must be positive'),
     ({'model.bn_groups': 5}, 'config.model.bn_groups=5 does not divide the 16 images'),
-    ({'model.bn_groups': 16, 'accumulate': 2}, 'config.model.bn_groups=16 does not divide the 8 images'),
+    ({'model.bn_groups': 16, 'grad_accum_steps': 2}, 'config.model.bn_groups=16 does not divide the 8 images'),
     ({'remat': '('}, r"config.remat='\(' is not a regular expression"),
   ],
 )

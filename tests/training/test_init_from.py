@@ -232,7 +232,7 @@ def test_bad_text_is_refused(source, text):
 
 
 def test_bad_regex_is_refused(source):
-  with pytest.raises(UserError, match='config.init_from_allow'):
+  with pytest.raises(UserError, match='config.init_from_ignore'):
     initialize.load(source[0], '(', abstract_variables(make_config(), classes=7), cmtkd())
 
 

@@ -67,7 +67,7 @@ def draw(seed, scale=1.0):
 
 
 @pytest.mark.parametrize(
-  'options', [dict(), dict(nesterov=True, momentum=0.5), dict(gradient_clip=0.02)], ids=['default', 'nesterov', 'clip']
+  'options', [dict(), dict(nesterov=True, momentum=0.5), dict(grad_clip_norm=0.02)], ids=['default', 'nesterov', 'clip']
 )
 def test_updates_of_every_group(options):
   config = config_lib.default()
@@ -84,7 +84,7 @@ def test_updates_of_every_group(options):
   for step, rate in enumerate((RATE, RATE / 5)):
     updates, state = transform.update(tree_of(gradients[step]), state, tree_of(weights[step]))
     g = gradients[step].astype(np.float64)
-    if config.optimizer.gradient_clip:
+    if config.optimizer.grad_clip_norm:
       assert np.linalg.norm(g) > 0.02
       g = g * 0.02 / np.linalg.norm(g)  # one norm of everything, before the decay
     g = g + decays * weights[step].astype(np.float64)
@@ -97,7 +97,7 @@ def test_small_gradients_are_not_clipped():
   config = config_lib.default()
   results = []
   for clip in (None, 1e3):
-    config.optimizer.gradient_clip = clip
+    config.optimizer.grad_clip_norm = clip
     transform = optimizer.create(config, METHOD, lambda step: RATE)
     params = tree_of(draw(0))
     results.append(leaves(transform.update(tree_of(draw(1)), transform.init(params), params)[0]))

@@ -151,7 +151,7 @@ def test_another_number_of_images_is_refused(finished, tmp_path, quick_compile):
   for start in (lambda: loop.train_and_evaluate(config, workdir), lambda: evaluate.evaluate_run(workdir)):
     with pytest.raises(UserError, match=r"'train': 48.* now, .*'train': 32.* in its records.json"):
       start()
-  config.allow_changes = True
+  config.allow_config_changes = True
   assert loop.train_and_evaluate(config, workdir)['steps'] == 3
 
 

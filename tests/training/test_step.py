@@ -211,7 +211,7 @@ def test_codes_of_the_same_parameters_are_the_same_on_every_mesh(name, bits):
 
   @jax.jit
   def encode(kernel, x, parameters):
-    coded = weight.encode(kernel, parameters), activation.encode(x, parameters)
+    coded = weight.quantize(kernel, parameters), activation.quantize(x, parameters)
     return coded[0].codes, coded[1].codes, coded[0].scale
 
   results = []
@@ -392,7 +392,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
   """A mean over equal parts is the mean; the state of the model passes from part to part."""
   step, state = linear_parts()
   whole, whole_metrics = jax.jit(step)(state, make_batch())
-  parts, metrics = jax.jit(functools.partial(step, accumulate=4))(state, make_batch())
+  parts, metrics = jax.jit(functools.partial(step, grad_accum_steps=4))(state, make_batch())
   assert_trees_close(parts.params, whole.params, rtol=1e-5, atol=1e-6)
   assert metrics.keys() == whole_metrics.keys()
   assert_trees_close(metrics, whole_metrics, rtol=1e-5, atol=1e-6)

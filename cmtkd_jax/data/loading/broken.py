@@ -21,7 +21,7 @@ class WrongSize(ValueError):
 
 
 @contextlib.contextmanager
-def blame(source: Source, record: int):
+def naming_record(source: Source, record: int):
   """Names the record whose decoding failed: in a `CorruptImageError`, or in a `UserError` if only its size is wrong."""
   try:
     yield
@@ -80,6 +80,6 @@ def check_count(broken: Mapping[int, str], at_most: float):
   if len(broken) > at_most:
     images = f'{len(broken)} training image' + 's' * (len(broken) > 1)
     raise UserError(
-      f'config.data.max_corrupt: {images} cannot be decoded, more than the {int(at_most)} that it '
+      f'config.data.max_corrupt_fraction: {images} cannot be decoded, more than the {int(at_most)} that it '
       f'allows; repair or remove them, or raise it; the first: {next(iter(broken.values()))}'
     )

@@ -60,7 +60,7 @@ class HostReader:
     return images, labels, broken
 
   def _decode(self, opened, item, position, record):
-    with broken_lib.blame(self._source, record):
+    with broken_lib.naming_record(self._source, record):
       return self._transform(opened[item], position, record)
 
   def _substitute(self, error, position, record, broken):

@@ -46,7 +46,7 @@ def read_all(
       return
     for row, record in enumerate(records):
       try:
-        with broken_lib.blame(source, record):
+        with broken_lib.naming_record(source, record):
           image = image_file.to_array(opened[row], source.shape[-1])
           if image.shape != source.shape:
             raise UserError(

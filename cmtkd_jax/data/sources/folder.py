@@ -37,7 +37,7 @@ class FolderSource(Source):
     return f'file {file if file.isprintable() else repr(file)}'
 
   def _shape_of(self, record):
-    with broken.blame(self, record):
+    with broken.naming_record(self, record):
       local_file.check(self._files[record])
       with epath.Path(self._files[record]).open('rb') as file:
         return *image_file.size(image_file.open_image(file)), self._channels

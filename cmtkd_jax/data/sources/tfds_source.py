@@ -83,7 +83,7 @@ class TfdsSource(Source):
 
   def _shape_of(self, record):
     (data,), _ = self.read(np.array([record]))
-    with broken.blame(self, record):
+    with broken.naming_record(self, record):
       return *image_file.size(image_file.open_image(data)), self._declared[-1]
 
   @property
