@@ -329,7 +329,7 @@ class Campaign:
       self.run_alone(self.scratch / f'recipe_{number}_alone')
       process = self.start(workdir)
       step = self.rng.randint(2 * CHECKPOINT_EVERY, STEPS // 2)
-      if not process.wait_until(lambda: logged_step(workdir) >= step):
+      if not process.wait_until(lambda run=workdir, least=step: logged_step(run) >= least):
         sys.exit(process.stderr)
       process.end(signal.SIGKILL)
       case = Case(

@@ -11,6 +11,7 @@ import pathlib
 import random
 import shutil
 import sys
+import types
 
 import jax
 import numpy as np
@@ -358,7 +359,7 @@ def same(a, b):
     return len(a) == len(b) and all(map(same, a, b))
   if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
     return np.array_equal(a, b)
-  return a == b or a != a and b != b
+  return a == b or (a != a and b != b)
 
 
 class Files(Target):
@@ -918,7 +919,7 @@ def predict_pixels(content):
 
   try:
     return image_file.to_array(content, 3)
-  except image_file.Unreadable as e:
+  except image_file.UnreadableError as e:
     raise UserError(f'unreadable image: {e}') from None
 
 
@@ -928,7 +929,7 @@ class Pictures(Files):
   source, pattern = 'pictures', '*'
   cases, mutates = 1000, 'image files of 12 formats and 7 modes, given to predict'
   untold = 'other pixels: most formats have no digest'
-  about = {'image_shape': (SIZE, SIZE, 3), 'resize': SIZE}
+  about = types.MappingProxyType({'image_shape': (SIZE, SIZE, 3), 'resize': SIZE})
 
   def __init__(self, originals, folder):
     self.path = originals / 'pictures' / 'rgb.png'

@@ -167,7 +167,7 @@ class Ours:
     }
 
 
-class Failed(Exception):
+class FailedError(Exception):
   """Why something failed in the other process."""
 
 
@@ -183,11 +183,11 @@ class Torch:
     self.found = self.ask('prepare', widths if kind == 'plain' else kind, mode, WARM_UP)
 
   def ask(self, task, *arguments):
-    """Returns what the other process answers; raises `Failed` if that is why it could not."""
+    """Returns what the other process answers; raises `FailedError` if that is why it could not."""
     self.connection.send((task, self.name, *arguments))
     answer = self.connection.recv()
     if isinstance(answer, str):
-      raise Failed(answer)
+      raise FailedError(answer)
     return answer
 
   def run(self, steps):
@@ -389,7 +389,7 @@ def recorded(name, row):
   try:
     yield
   except Exception as e:
-    row['not_run'] = ('' if isinstance(e, Failed) else f'{type(e).__name__}: ') + ' '.join(str(e).split())[:300]
+    row['not_run'] = ('' if isinstance(e, FailedError) else f'{type(e).__name__}: ') + ' '.join(str(e).split())[:300]
     print(f'{name}: not run: {row["not_run"]}', flush=True)
 
 

@@ -85,7 +85,7 @@ class Field:
     return 'a regular expression' if self.allowed.get('regex') else ''
 
   def _is_number(self):
-    return self.default is None or isinstance(self.default, (int, float)) and not isinstance(self.default, bool)
+    return self.default is None or (isinstance(self.default, (int, float)) and not isinstance(self.default, bool))
 
   def _bounds(self):
     bounds = {name: self.allowed[name] for name in ('least', 'above', 'most', 'below') if name in self.allowed}

@@ -39,7 +39,7 @@ def start(arguments, processes, devices=0, gpus=False, module='cmtkd_jax.main', 
       own['XLA_FLAGS'] = f'{own.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
     if gpus:
       own['CUDA_VISIBLE_DEVICES'] = str(k)
-    output = tempfile.TemporaryFile('w+') if k else None
+    output = tempfile.TemporaryFile('w+') if k else None  # noqa: SIM115  read when the process has ended
     command = [
       sys.executable,
       '-m',

@@ -48,7 +48,7 @@ def make_pruned(name, most=8):
     layer, _, kind = '/'.join(key.key for key in path).rpartition('/')
     if kind == 'kernel':
       x = x.at[..., 0].set(0).at[..., 1:2, :].set(0) * ('conv2' not in layer)
-    elif kind == 'bias' or kind == 'scale' and 'norm' in layer:
+    elif kind == 'bias' or (kind == 'scale' and 'norm' in layer):
       x = x * 0 + (rng.uniform(0.5, 1, x.shape) * rng.choice([-1, 1], x.shape)).astype(np.float32)
     elif kind == 'var':
       x = jnp.maximum(x, 0.1)  # or what follows would be saturated, and the images not get through

@@ -19,7 +19,7 @@ def describe(config, selected_only=True):
   lines = []
   for section, cls in sections.SECTIONS.items():
     fields = {name: field for name, field in sections.fields().items() if name.rpartition('.')[0] == section}
-    if not fields or selected_only and not _is_selected(section, values):
+    if not fields or (selected_only and not _is_selected(section, values)):
       continue
     body = [
       [

@@ -40,7 +40,7 @@ class Run(Options):
     super().__post_init__()
     if self.batch_size % self.grad_accum_steps:
       raise ValueError(
-        f'grad_accum_steps={self.grad_accum_steps} does not divide config.batch_size={self.batch_size}; choose a divisor'
+        f'grad_accum_steps={self.grad_accum_steps} does not divide config.batch_size={self.batch_size}; take a divisor'
       )
 
 

@@ -32,7 +32,7 @@ def check(config):
   if together % (groups := values['model']['bn_groups']):
     raise UserError(
       f'config.model.bn_groups={groups!r} does not divide the {together} images that are normalized together '
-      '(config.batch_size / config.grad_accum_steps); choose a divisor'
+      '(config.batch_size / config.grad_accum_steps); take a divisor'
     )
   parse_rules(values['bits']['rules'])
 

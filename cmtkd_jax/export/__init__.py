@@ -99,7 +99,7 @@ def from_run(workdir, step=None):
   try:
     about = strict_json.parse(strict_json.dump(about))
     schema.check_about(about, shape, graph_check.check(graph))
-  except schema.Invalid as e:
+  except schema.InvalidError as e:
     raise UserError(f'{workdir} cannot be exported: {e}; the names of its classes are in {run_files.CLASSES}') from None
   return Exported(graph, about)
 

@@ -173,7 +173,7 @@ def _int8_sums(codes, weights, most, product, made=None):
 
 def _int8_parts(weights):
   """[(factor, weights that fit int8)], whose sum they are."""
-  if -_BYTE <= weights.min() and weights.max() < _BYTE:
+  if weights.min() >= -_BYTE and weights.max() < _BYTE:
     return [(1, weights)]
   odd = weights & 1
   return [(2, weights >> 1), (1, odd[..., :1] if (odd == odd[..., :1]).all() else odd)]

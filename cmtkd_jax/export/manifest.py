@@ -47,7 +47,7 @@ def write(folder, about, names):
   try:
     about = strict_json.parse(strict_json.dump(about))
     schema.check_about(about)
-  except schema.Invalid as e:
+  except schema.InvalidError as e:
     raise UserError(f'{folder / FILE} is not written: {e}') from None
   try:
     old = read(folder / FILE)
@@ -83,7 +83,7 @@ def read(path):
     schema.check_about(found['about'])
   except FileNotFoundError:
     raise UserError(f'{path} does not exist; export the network again') from None
-  except (OSError, schema.Invalid) as e:
+  except (OSError, schema.InvalidError) as e:
     raise UserError(f'{path} is damaged or not a manifest ({e}); export the network again') from None
   return found
 

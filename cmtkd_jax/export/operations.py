@@ -9,7 +9,7 @@ from cmtkd_jax.export.schema import (
   LONGEST_SIDE,
   MOST_VALUES,
   Integer,
-  Invalid,
+  InvalidError,
   Items,
   Mapping,
   OneOf,
@@ -38,13 +38,13 @@ class Array:
 
   def check(self, array, where):
     if not isinstance(array, (np.ndarray, np.generic)) or array.dtype != np.float32:
-      raise Invalid(f'{where} is {getattr(array, "dtype", display_name(array))}, not float32')
+      raise InvalidError(f'{where} is {getattr(array, "dtype", display_name(array))}, not float32')
     if not np.isfinite(array).all():
-      raise Invalid(f'{where} has values that are not finite')
+      raise InvalidError(f'{where} has values that are not finite')
     if self.positive and not (array > 0).all():
-      raise Invalid(f'{where} has values that are not above 0')
+      raise InvalidError(f'{where} has values that are not above 0')
     if self.ascending and not (np.diff(array.reshape(-1)) >= 0).all():
-      raise Invalid(f'{where} does not ascend')
+      raise InvalidError(f'{where} does not ascend')
 
 
 @dataclasses.dataclass(frozen=True)

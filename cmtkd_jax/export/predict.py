@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from cmtkd_jax import export
-from cmtkd_jax.data.loading.broken import WrongSize
+from cmtkd_jax.data.loading.broken import WrongSizeError
 from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file, text_table
@@ -50,7 +50,7 @@ def read_image(file, about):
   transform = decode_pil.Transform('none', size=height, resize=about['resize'], channels=channels, seed=None)
   try:
     return transform(local_file.read_bytes(file), 0, 0)
-  except WrongSize as e:
+  except WrongSizeError as e:
     raise UserError(f'--images: {file} is {e}, the size of the training images; resize it') from None
   except (OSError, ValueError) as e:
     reason = 'there is no such file' if isinstance(e, FileNotFoundError) else e

@@ -1,7 +1,7 @@
 """Kinds of values in JSON, and what an exported file may say of its network: `ABOUT`.
 
-A value is checked before a file is used and before it is written. `check` of a kind raises `Invalid`, as do the checks
-of operations (`operations`, `graph_check`) and the parser (`strict_json`); the reader or writer adds the name of the
+A value is checked before a file is used and before it is written. `check` of a kind raises `InvalidError`, as do the
+checks of operations (`operations`, `graph_check`) and the parser (`strict_json`); the reader or writer adds the name of the
 file.
 """
 
@@ -16,7 +16,7 @@ LONGEST_SIDE = 2**14  # of a feature map, and of images before they are cropped
 MOST_VALUES = 2**28  # of one feature map of one image
 
 
-class Invalid(ValueError):
+class InvalidError(ValueError):
   """A value is not what the schema asks for. The message is one line that names the place and the value."""
 
 
@@ -41,7 +41,7 @@ class Integer:
   def check(self, value, where):
     if type(value) is not int or not (self.low <= value <= self.high or value in self.also):
       allowed = ' or '.join([f'{self.low}..{self.high}', *map(str, self.also)])
-      raise Invalid(f'{where} is {display_name(value)}, not an integer in {allowed}')
+      raise InvalidError(f'{where} is {display_name(value)}, not an integer in {allowed}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Text:
 
   def check(self, value, where):
     if not isinstance(value, str) or not 0 < len(value) <= self.longest:
-      raise Invalid(f'{where} is {display_name(value)}, not a text of 1..{self.longest} characters')
+      raise InvalidError(f'{where} is {display_name(value)}, not a text of 1..{self.longest} characters')
     if character := base.unprintable(value):
-      raise Invalid(f'{where} is {display_name(value)}, which has the control character {ascii(character)}')
+      raise InvalidError(f'{where} is {display_name(value)}, which has the control character {character!a}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class OneOf:
 
   def check(self, value, where):
     if not isinstance(value, str) or value not in self.values:
-      raise Invalid(f'{where} is {display_name(value)}, not one of {", ".join(self.values)}')
+      raise InvalidError(f'{where} is {display_name(value)}, not one of {", ".join(self.values)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Items:
 
   def check(self, value, where):
     if not isinstance(value, list) or not self.fewest <= len(value) <= self.most:
-      raise Invalid(f'{where} is {display_name(value)}, not a list of {self.fewest}..{self.most} values')
+      raise InvalidError(f'{where} is {display_name(value)}, not a list of {self.fewest}..{self.most} values')
     for i, item in enumerate(value):
       self.kind.check(item, f'{where}[{i}]')
 
@@ -92,14 +92,14 @@ class Record:
 
   def check(self, value, where):
     if not isinstance(value, dict):
-      raise Invalid(f'{where} is {display_name(value)}, not an object')
+      raise InvalidError(f'{where} is {display_name(value)}, not an object')
     kinds = self.required | self.optional
     for name in value:
       if name not in kinds:
-        raise Invalid(f'{where} has the unknown field {display_name(name)}')
+        raise InvalidError(f'{where} has the unknown field {display_name(name)}')
     for name in self.required:
       if name not in value:
-        raise Invalid(f'{where} has no field {name}')
+        raise InvalidError(f'{where} has no field {name}')
     for name, item in value.items():
       kinds[name].check(item, f'{where}.{name}')
 
@@ -112,7 +112,7 @@ class Mapping:
 
   def check(self, value, where):
     if not isinstance(value, dict):
-      raise Invalid(f'{where} is {display_name(value)}, not an object')
+      raise InvalidError(f'{where} is {display_name(value)}, not an object')
     if self.kind is not None:
       for name, item in value.items():
         Text().check(name, f'a name in {where}')
@@ -125,7 +125,7 @@ class Digest:
 
   def check(self, value, where):
     if not isinstance(value, str) or len(value) != 64 or not set(value) <= set('0123456789abcdef'):
-      raise Invalid(f'{where} is {display_name(value)}, not a SHA-256')
+      raise InvalidError(f'{where} is {display_name(value)}, not a SHA-256')
 
 
 IMAGE_SHAPE = Items(Integer(1, LONGEST_SIDE), 3, 3)
@@ -144,7 +144,7 @@ ABOUT = Record(
 
 
 def check_about(about, image_shape=None, logits=None):
-  """Raises `Invalid` unless `about`, as JSON has it, says what readers need, and fits the network.
+  """Raises `InvalidError` unless `about`, as JSON has it, says what readers need, and fits the network.
 
   Args:
     about: dict, see `ABOUT`.
@@ -153,8 +153,8 @@ def check_about(about, image_shape=None, logits=None):
   """
   ABOUT.check(about, 'about')
   if math.prod(about['image_shape']) > MOST_VALUES:
-    raise Invalid(f'about.image_shape is {about["image_shape"]}, more than {MOST_VALUES} values')
+    raise InvalidError(f'about.image_shape is {about["image_shape"]}, more than {MOST_VALUES} values')
   if image_shape is not None and tuple(about['image_shape']) != tuple(image_shape):
-    raise Invalid(f'about.image_shape is {about["image_shape"]}, but the network takes {list(image_shape)}')
+    raise InvalidError(f'about.image_shape is {about["image_shape"]}, but the network takes {list(image_shape)}')
   if logits is not None and len(about['classes']) != logits:
-    raise Invalid(f'about.classes has {len(about["classes"])} names, but the network returns {logits} logits')
+    raise InvalidError(f'about.classes has {len(about["classes"])} names, but the network returns {logits} logits')

@@ -3,35 +3,35 @@
 import json
 import math
 
-from cmtkd_jax.export.schema import Invalid, display_name
+from cmtkd_jax.export.schema import InvalidError, display_name
 
 
 def parse(data):
   """Returns the value of the JSON text `data`, str or bytes.
 
   Raises:
-    Invalid: it is not JSON in this sense, or nested too deeply.
+    InvalidError: it is not JSON in this sense, or nested too deeply.
   """
   try:
     return json.loads(data, object_pairs_hook=_unique, parse_constant=_not_a_number, parse_float=_finite)
   except RecursionError:
-    raise Invalid('its JSON is nested too deeply') from None
-  except Invalid:
+    raise InvalidError('its JSON is nested too deeply') from None
+  except InvalidError:
     raise
   except ValueError as e:  # no JSON, no UTF-8, an integer of thousands of digits
-    raise Invalid(f'its JSON cannot be read: {" ".join(str(e).split())}') from None
+    raise InvalidError(f'its JSON cannot be read: {" ".join(str(e).split())}') from None
 
 
 def dump(value, indent=None):
   """Returns the JSON text of `value`.
 
   Raises:
-    Invalid: JSON cannot hold it, or `parse` would refuse it.
+    InvalidError: JSON cannot hold it, or `parse` would refuse it.
   """
   try:
     text = json.dumps(value, indent=indent, allow_nan=False)
   except (TypeError, ValueError, RecursionError) as e:
-    raise Invalid(f'JSON cannot hold it: {" ".join(str(e).split())}') from None
+    raise InvalidError(f'JSON cannot hold it: {" ".join(str(e).split())}') from None
   parse(text)
   return text
 
@@ -40,17 +40,17 @@ def _unique(pairs):
   found = {}
   for name, value in pairs:
     if name in found:
-      raise Invalid(f'its JSON has the name {display_name(name)} twice in one object')
+      raise InvalidError(f'its JSON has the name {display_name(name)} twice in one object')
     found[name] = value
   return found
 
 
 def _not_a_number(text):
-  raise Invalid(f'its JSON has the number {text}, which is not finite')
+  raise InvalidError(f'its JSON has the number {text}, which is not finite')
 
 
 def _finite(text):
   value = float(text)
   if not math.isfinite(value):
-    raise Invalid(f'its JSON has the number {display_name(text)}, which is not finite')
+    raise InvalidError(f'its JSON has the number {display_name(text)}, which is not finite')
   return value

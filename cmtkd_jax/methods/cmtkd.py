@@ -105,15 +105,15 @@ class CMTKD(Method):
       before = [teacher.stage(k, x, train) for teacher, x in zip(teachers, teacher_maps)]
       student_before = self.student.stage(k, student_map, train)
       student_map = self.student.activate(k, student_before, train)
-      activate = lambda maps: [teacher.activate(k, x, train) for teacher, x in zip(teachers, maps)]
       if tap not in self.taps:
-        teacher_maps = activate(before)
+        teacher_maps = self._activate(k, before, train)
         continue
       # Eq. (1), and the shared map as the input of every teacher's next stage.
-      mixed = before if settings.fused == 'pre_quantizer' else activate(before)
+      mixed = before if settings.fused == 'pre_quantizer' else self._activate(k, before, train)
       shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])
-      quantize_again = settings.requantize or settings.fused == 'pre_quantizer'
-      teacher_maps = activate([shared] * len(teachers)) if quantize_again else [shared] * len(teachers)
+      teacher_maps = [shared] * len(teachers)
+      if settings.requantize or settings.fused == 'pre_quantizer':
+        teacher_maps = self._activate(k, teacher_maps, train)
       if self.feature_loss is None:
         continue
       pre_quantizer = self.feature_loss.maps == 'pre_quantizer'
@@ -127,6 +127,10 @@ class CMTKD(Method):
     else:
       combined = sum(teacher.classify(x, train) for teacher, x in zip(teachers, teacher_maps)) / len(teachers)
     return Outputs({STUDENT: self.student.classify(student_map, train), COMBINED: combined}, pairs)
+
+  def _activate(self, k, maps, train):
+    """The maps after the closing quantizer of stage k of each teacher."""
+    return [getattr(self, name).activate(k, x, train) for name, x in zip(self.teacher_names, maps)]
 
   def loss(self, outputs, labels):
     return cmtkd_loss(

@@ -96,9 +96,9 @@ class Quantizer(Options):
   """One quantizer of one tensor role (weight or activation) at one bit-width.
 
   A subclass defines `quantize`, which returns integer codes with the map back to values, and `surrogate`, whose
-  gradient replaces that of the steps; or else it defines `fake_quantize` itself. `learned` names its trained parameters,
-  `decayed` those of them with weight decay, and `fitted` its other state, such as a basis, which `update` replaces at
-  each training step. All methods are pure.
+  gradient replaces that of the steps; or else it defines `fake_quantize` itself. `learned` names its trained
+  parameters, `decayed` those of them with weight decay, and `fitted` its other state, such as a basis, which `update`
+  replaces at each training step. All methods are pure.
   """
 
   bits: int

@@ -67,7 +67,7 @@ def loss_terms(run):
   rates = [
     name
     for name in run.names
-    if name == 'train/learning_rate' or name.endswith('/learning_rate') and _importance_names(run)
+    if name == 'train/learning_rate' or (name.endswith('/learning_rate') and _importance_names(run))
   ]
   figure, axes = plotting.panels(len(kinds) + bool(rates), 3, 3.6, 3.0)
   for panel, (kind, names) in zip(axes, kinds.items()):

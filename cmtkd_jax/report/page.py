@@ -4,6 +4,8 @@ import base64
 import html
 import statistics
 import string
+import types
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from cmtkd_jax import methods
@@ -59,7 +61,7 @@ class Section(NamedTuple):
 
   title: str
   text: str
-  images: dict = {}
+  images: Mapping[str, bytes] = types.MappingProxyType({})
   table: str = ''
 
 

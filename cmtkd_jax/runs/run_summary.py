@@ -124,9 +124,9 @@ def _is_summary(summary):
       ('best', ('top1', 'top5', 'epoch')),
       ('chosen', ('top1', 'top5', 'epoch')),
     ):
-      if which in result or which != 'chosen':
-        if not all(_is_number(result[which][key]) for key in keys):
-          return False
+      is_needed = which in result or which != 'chosen'
+      if is_needed and not all(_is_number(result[which][key]) for key in keys):
+        return False
   factors = summary.get('importance', {})
   return (
     all(name.count('/') == 1 and _is_number(value) for name, value in factors.items())

@@ -46,7 +46,10 @@ class Cluster(NamedTuple):
   init_timeout: int = 300
 
 
-def initialize(cluster=Cluster()):
+ALONE = Cluster()  # or what the scheduler says in environment variables
+
+
+def initialize(cluster=ALONE):
   """Joins the other processes of this run, if there are any; to be called before any device is touched.
 
   Raises:
@@ -82,7 +85,7 @@ def initialize(cluster=Cluster()):
     ) from None
   peers.joined()
   if not is_first():
-    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  only the first process prints
+    sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  as long as the process lasts
 
 
 def _number(environment, name, default):

@@ -10,7 +10,7 @@ from etils import epath
 from cmtkd_jax.errors import UserError
 
 
-class NotAFile(OSError):
+class NotAFileError(OSError):
   """Something else is in place of a file; the text is such as 'it is a folder, not a file'."""
 
 
@@ -26,9 +26,9 @@ def not_a_file(path: str | os.PathLike) -> str:
 
 
 def check(path: str | os.PathLike):
-  """Raises `NotAFile` unless `path` is a file, or nothing is there."""
+  """Raises `NotAFileError` unless `path` is a file, or nothing is there."""
   if kind := not_a_file(path):
-    raise NotAFile(f'it is {kind}, not a file')
+    raise NotAFileError(f'it is {kind}, not a file')
 
 
 def refuse(path: str | os.PathLike):
@@ -41,7 +41,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
   """Returns what a file holds.
 
   Raises:
-    OSError: it cannot be read; `NotAFile` where it is none.
+    OSError: it cannot be read; `NotAFileError` where it is none.
   """
   check(path)
   return epath.Path(path).read_bytes()

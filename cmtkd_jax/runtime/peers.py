@@ -70,6 +70,6 @@ def _forward(read_end):
   fatal = False
   with os.fdopen(read_end, 'rb') as lines:
     for line in lines:
-      fatal = fatal or line[:1] == b'F' and line[1:5].isdigit()  # the log format: F, then month and day
+      fatal = fatal or (line[:1] == b'F' and line[1:5].isdigit())  # the log format: F, then month and day
       if not fatal:
         os.write(_terminal, line)

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 EXIT_STATUS = 143  # 128 + SIGTERM, as of a process that the signal ended
 
 
-class Preempted(Exception):
+class Preempted(Exception):  # noqa: N818  no error
   """The run was asked to stop, and has saved itself."""
 
 

@@ -23,10 +23,8 @@ def load():
       raise
     except Exception as e:  # what it imports raises many kinds where versions do not fit
       raise ImportError(f'TensorFlow cannot be imported: {e}') from e
-    try:
+    with contextlib.suppress(RuntimeError):  # it has started already; whoever started it chose its devices
       tf.config.set_visible_devices([], 'GPU')
-    except RuntimeError:
-      pass  # TensorFlow has started already; whoever started it chose its devices.
     tf.constant(0)  # starts it here, in silence
     return tf
 

@@ -67,7 +67,7 @@ def load(text, allow, abstract, method, config=None):
       if (
         target in ('', path[1])
         and origin in source
-        and (not inspect.is_quantizer_path(path) or same_grids and origin[1] == path[1])
+        and (not inspect.is_quantizer_path(path) or (same_grids and origin[1] == path[1]))
       ):
         found[path] = source[origin]
         used.add(origin)

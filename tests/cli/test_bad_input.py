@@ -13,7 +13,6 @@ import time
 import zipfile
 import zlib
 
-import grain  # noqa: F401  defines flags, which must not vanish with those of a test
 import jax
 import numpy as np
 import pytest
@@ -148,7 +147,7 @@ def test_environment_of_processes(refused, monkeypatch):
     ('cmtkd.taps=(5.5,)', ['config.method.cmtkd.taps=(5.5,)', 'values like 5']),
     ('eval_batch_size=1000000000000', ['config.eval_batch_size=1000000000000']),
     ('model.bn_momentum=1', ['config.model.bn_momentum=1.0', '[0, 1)']),
-    ('model.bn_groups=5', ['config.model.bn_groups=5', 'choose a divisor']),
+    ('model.bn_groups=5', ['config.model.bn_groups=5', 'take a divisor']),
     ('quantizer.name=nope', ["config.quantizer.name='nope'", "'lsq'"]),
     ('quantizer.activations=twn', ['config.quantizer.activations', "such as 'hwgq'"]),
     ('quantizer.hwgq.activation.step=x', ["step='x'", "'published'"]),
@@ -179,7 +178,7 @@ def test_environment_of_processes(refused, monkeypatch):
     ('batch_size=0', ['config.batch_size=0', 'positive']),
     ('batch_size=15', ['config.batch_size=15', 'use 8 or 16']),
     ('batch_size=80000', ['config.batch_size=80000', '48 training examples', 'lower it']),
-    ('grad_accum_steps=3', ['config.grad_accum_steps=3', 'choose a divisor']),
+    ('grad_accum_steps=3', ['config.grad_accum_steps=3', 'take a divisor']),
     ('remat=(', ["config.remat='('", 'fix or empty it']),
     ('remat=nothing', ["config.remat='nothing' matches none of", "name one of them, or '.*'"]),
     ('max_checkpoints=0', ['config.max_checkpoints=0', 'positive']),

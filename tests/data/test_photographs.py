@@ -114,7 +114,7 @@ def prepared(tmp_path_factory):
 def test_both_formats_give_the_same_batches_and_resume_exactly(prepared):
   folders, made = prepared
   runs = []
-  for file_format, folder in folders.items():
+  for _file_format, folder in folders.items():
     dataset = load('photos', dir=str(folder), minival=0.1)
     assert dataset.train.num_examples == 40 and dataset.train.steps_per_epoch == 5
     whole = take(dataset.train, 0, 8)  # Into the second epoch.
@@ -507,7 +507,7 @@ def test_turned_files_make_up_one_size(tmp_path):
     (tmp_path / split / name).mkdir(parents=True)
     Image.new('RGB', (12, 8), 50).save(tmp_path / split / name / '0.png')
     Image.new('RGB', (8, 12), 99).save(tmp_path / split / name / '1.png', exif=tag)
-  resident, streamed = (load_small(tmp_path, batch_size=4, resize=8, resident=r) for r in ('auto', 'no'))
+  resident, _streamed = (load_small(tmp_path, batch_size=4, resize=8, resident=r) for r in ('auto', 'no'))
   assert is_resident(resident)
   evaluated = jax.device_get(next(resident.evals['test'].batches()))
   assert evaluated['image'].shape == (8, 8, 12, 3)

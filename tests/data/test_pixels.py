@@ -174,7 +174,7 @@ def test_color_files(content, expected):
   ids=itertools.count(),
 )
 def test_pixels_without_a_known_range_are_refused(content, kind, tmp_path):
-  with pytest.raises(image_file.Unreadable, match=f'{kind}.*save it with 8 or 16 bits'):
+  with pytest.raises(image_file.UnreadableError, match=f'{kind}.*save it with 8 or 16 bits'):
     pixels(content)
   (tmp_path / 'a.tif').write_bytes(content)
   about = dict(image_shape=(1, 1, 1), resize=1)
@@ -304,7 +304,7 @@ def test_damaged_metadata_do_no_harm():
   exif = Image.Exif()
   exif[ExifTags.Base.Orientation] = 6
   exif = exif.tobytes()
-  for i in range(200):
+  for _i in range(200):
     damaged = bytearray(exif)
     for at in rng.integers(0, len(exif), 3):
       damaged[at] = rng.integers(256)
@@ -345,7 +345,7 @@ def test_no_program_is_started_for_a_file(tmp_path, monkeypatch):
   monkeypatch.setattr('subprocess.Popen', None)
   content = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n'
   assert Image.open(io.BytesIO(content)).format == 'EPS'
-  with pytest.raises(image_file.Unreadable, match='it is not an image'):
+  with pytest.raises(image_file.UnreadableError, match='it is not an image'):
     image_file.to_array(content, 3)
 
 
@@ -363,7 +363,7 @@ def test_damaged_files_raise_nothing_else(kind):
     try:
       array = image_file.to_array(bytes(damaged), 3)
       assert array.dtype == np.uint8 and array.ndim == 3
-    except image_file.Unreadable as e:
+    except image_file.UnreadableError as e:
       refused += 1
       assert str(e) and '\n' not in str(e) and ' at 0x' not in str(e)
   assert refused

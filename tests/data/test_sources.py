@@ -159,7 +159,7 @@ def test_npy_mistakes(tmp_path, arrays, words, mended):
   if mended is not None:
     ((given, array),) = arrays.items()
     code = line.partition(', here ')[2].partition(' or ')[0].partition(', and ')[0]
-    out = eval(code, {'numpy': np, given.partition('_')[2]: array})  # noqa: S307
+    out = eval(code, {'numpy': np, given.partition('_')[2]: array})
     np.testing.assert_array_equal(out, mended)
     assert out.dtype.kind in 'iu' and (out.dtype == np.uint8 or given.endswith('labels'))
 

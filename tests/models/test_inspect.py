@@ -1,5 +1,7 @@
 """The walk over the layers of a network, and the values of its quantizers, on a network whose layers are known."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,7 +51,7 @@ def test_layers_are_met_in_order_with_what_they_take_and_give():
     ('net/act1', layers.Activation, (2, 2, 2, 5), (2, 2, 2, 5)),
     ('net/last', layers.Dense, (2, 2, 2, 5), (2, 7)),
   ]
-  for call, following in zip(calls, calls[1:]):
+  for call, following in itertools.pairwise(calls):
     assert call.output is following.input
   assert [call.path for call in inspect.layer_calls(init, layers.Dense)] == ['net/last']
 

@@ -336,7 +336,7 @@ def test_degenerate_input_stays_finite(name):
       value, pull_back = jax.vjp(quantizer.fake_quantize, x)
       assert np.isfinite(value).all() and np.isfinite(pull_back(jnp.ones_like(x))[0]).all()
       assert (np.asarray(coded.scale) > 0).all()
-      assert 0 <= coded.codes.min() and coded.codes.max() < 2**bits
+      assert coded.codes.min() >= 0 and coded.codes.max() < 2**bits
 
 
 @pytest.mark.parametrize(

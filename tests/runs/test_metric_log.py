@@ -59,9 +59,8 @@ def test_time_is_in_milliseconds(tmp_path, monkeypatch):
 
 
 def test_names_of_the_log_itself_are_refused(tmp_path):
-  with MetricLog(tmp_path, tensorboard=False) as log:
-    with pytest.raises(ValueError, match='step and time'):
-      log.write(1, {'time': 3.0})
+  with MetricLog(tmp_path, tensorboard=False) as log, pytest.raises(ValueError, match='step and time'):
+    log.write(1, {'time': 3.0})
   assert metric_log.read(tmp_path) == []
 
 

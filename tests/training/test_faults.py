@@ -23,9 +23,9 @@ def make_config(**changes):
 
 
 def test_second_run_in_a_directory_is_refused(tmp_path):
-  with lock.Lock(tmp_path), pytest.raises(UserError, match=rf'{tmp_path} is in use by process \d+ on \S+; wait'):
-    with lock.Lock(tmp_path):
-      pass
+  in_use = pytest.raises(UserError, match=rf'{tmp_path} is in use by process \d+ on \S+; wait')
+  with lock.Lock(tmp_path), in_use, lock.Lock(tmp_path):
+    pass
   with lock.Lock(tmp_path):  # the first has ended
     pass
 
@@ -82,11 +82,13 @@ def test_other_errors_of_saving_are_not_taken_for_a_full_disk(tmp_path, monkeypa
 
 def test_too_little_memory_names_the_fields_to_change():
   error = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes')
-  with pytest.raises(
-    UserError, match=r"config.batch_size=16 does not fit.*config.grad_accum_steps=1.*config.remat='\.\*'"
+  with (
+    pytest.raises(
+      UserError, match=r"config.batch_size=16 does not fit.*config.grad_accum_steps=1.*config.remat='\.\*'"
+    ),
+    memory.errors_as_advice(make_config()),
   ):
-    with memory.errors_as_advice(make_config()):
-      raise error
+    raise error
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), memory.errors_as_advice(make_config()):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 

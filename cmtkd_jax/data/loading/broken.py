@@ -16,7 +16,7 @@ class CorruptImageError(UserError):
   """One image cannot be decoded; others can."""
 
 
-class WrongSize(ValueError):
+class WrongSizeError(ValueError):
   """An image has another size than the network, and nothing is resized; the text is '8x9, not 8x8'."""
 
 
@@ -27,7 +27,7 @@ def naming_record(source: Source, record: int):
     yield
   except UserError:
     raise
-  except WrongSize as e:
+  except WrongSizeError as e:
     raise UserError(
       f'config.data.resize=0, but {source.describe(record)} is {e} (config.data.image_size); set config.data.resize'
     ) from e

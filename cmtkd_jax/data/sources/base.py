@@ -88,8 +88,7 @@ def class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     other = numbers.setdefault(unicodedata.normalize('NFC', name), number)
     if other != number and names[other] != name:
       raise UserError(
-        f'{where}: the class names {ascii(names[other])} and {ascii(name)} are the same text in '
-        'Unicode NFC; rename one of them'
+        f'{where}: the class names {names[other]!a} and {name!a} are the same text in Unicode NFC; rename one of them'
       )
     if other != number:
       raise UserError(f'{where}: classes {other} and {number} are both called {name!r}; rename one of them')

@@ -155,7 +155,7 @@ def _axes_fault(images, num_labels, channels) -> tuple[str, str | None]:
   if len(shape) == 4:
     if shape[0] != num_labels == shape[3]:
       return 'the last axis counts the images', '.transpose(3, 0, 1, 2)'
-    if shape[3] != channels and (shape[1] == channels or shape[1] in (1, 3, 4) and shape[3] > 4):
+    if shape[3] != channels and (shape[1] == channels or (shape[1] in (1, 3, 4) and shape[3] > 4)):
       return 'it looks like channels first', '.transpose(0, 2, 3, 1)'
     return '', ''
   if len(shape) == 3:
@@ -193,7 +193,7 @@ def _label_fault(labels, num_images) -> tuple[str, str | None]:
       return 'rows of ' + ('one-hot labels' if np.isin(rows, (0, 1)).all() else 'probabilities'), 'labels.argmax(1)'
   if labels.ndim != 1:
     return f'it has {labels.ndim} axes', None
-  if labels.dtype.kind == 'b' or labels.dtype.kind == 'f' and np.array_equal(labels, np.floor(labels)):
+  if labels.dtype.kind == 'b' or (labels.dtype.kind == 'f' and np.array_equal(labels, np.floor(labels))):
     return 'not integers', "labels.astype('int32')"
   if labels.dtype.kind in 'US':
     return 'names', 'numpy.unique(labels, return_inverse=True)[1], and the [0] of that as class_names.npy'

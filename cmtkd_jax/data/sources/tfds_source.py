@@ -209,9 +209,9 @@ def _features(tfds, info, field):
   keys = _keys(info)
   if len(keys) == 2 and set(keys) <= set(info.features):
     image, label = (info.features[k] for k in keys)
-    if isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel):
-      if image.shape[-1] in (1, 3) and image.np_dtype == np.uint8:
-        return image, label
+    is_classification = isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)
+    if is_classification and image.shape[-1] in (1, 3) and image.np_dtype == np.uint8:
+      return image, label
   raise UserError(
     f'{field} is not a set of 8-bit images (1 or 3 channels) with one class label each; '
     'choose an image classification set'

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cmtkd_jax.data import sampling
-from cmtkd_jax.data.loading.broken import WrongSize
+from cmtkd_jax.data.loading.broken import WrongSizeError
 from cmtkd_jax.data.transforms import crop_boxes, decode_tf, image_file
 from cmtkd_jax.data.transforms.augments import AUGMENTS
 
@@ -48,7 +48,7 @@ class Transform:
     seed: seed of the random crops; None: evaluation, always the center.
     decoder: 'pil' (antialiased) or 'tensorflow' (see `decode_tf`).
 
-  Calling it raises `image_file.Unreadable` for a file that cannot be decoded, and `WrongSize`.
+  Calling it raises `image_file.UnreadableError` for a file that cannot be decoded, and `WrongSizeError`.
   """
 
   augment: str
@@ -73,7 +73,7 @@ class Transform:
     elif self.resize:
       box = crop_boxes.center_box(height, width, self.resize, self.size)
     elif (height, width) != (self.size, self.size):
-      raise WrongSize(f'{height}x{width}, not {self.size}x{self.size}')
+      raise WrongSizeError(f'{height}x{width}, not {self.size}x{self.size}')
     else:
       return image_file.to_array(image, self.channels)
     box = turned.stored_box(box, *stored)

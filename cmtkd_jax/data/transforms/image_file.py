@@ -42,21 +42,21 @@ _16_BITS = ('I;16', 'I;16L', 'I;16B', 'I;16N')
 _WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
   """A file that is not an image, is damaged, or whose pixels have no known range."""
 
 
 @contextlib.contextmanager
 def _reading():
-  """Makes `Unreadable` of whatever a damaged file makes Pillow stumble over: its decoders raise almost anything."""
+  """Makes `UnreadableError` of whatever a damaged file makes Pillow stumble over: decoders raise almost anything."""
   try:
     yield
-  except Unreadable:
+  except UnreadableError:
     raise
   except UnidentifiedImageError as e:  # Its text has the buffer's address.
-    raise Unreadable('it is not an image') from e
+    raise UnreadableError('it is not an image') from e
   except Exception as e:
-    raise Unreadable(' '.join(str(e).split())[:200] or type(e).__name__) from e
+    raise UnreadableError(' '.join(str(e).split())[:200] or type(e).__name__) from e
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def open_image(content: bytes | BinaryIO) -> Image.Image:
   """Reads the header of an image file.
 
   Raises:
-    Unreadable: it is not an image of a known format.
+    UnreadableError: it is not an image of a known format.
   """
   with _reading():
     image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=_formats())
@@ -155,18 +155,18 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
   ITU-R 601.
 
   Raises:
-    Unreadable: the file is damaged, or its mode is LAB, or float or 32-bit integer, whose range is not known.
+    UnreadableError: the file is damaged, or its mode is LAB, or float or 32-bit integer, whose range is not known.
   """
   mode = _MODES[channels]
   with _reading():
     image.load()
     if image.mode == mode and 'transparency' not in image.info:
       return image  # Pillow would copy.
-    if image.mode in _16_BITS or image.mode == 'I' and image.format in ('PNG', 'PPM'):
+    if image.mode in _16_BITS or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
       image = _from_16_bits(image)
     if image.mode in ('I', 'F', 'LAB'):
       kind = {'I': '32-bit or signed integers', 'F': 'floats', 'LAB': 'CIELAB colors'}[image.mode]
-      raise Unreadable(f'its pixels are {kind}, whose range or color is not known; save it with 8 or 16 bits')
+      raise UnreadableError(f'its pixels are {kind}, whose range or color is not known; save it with 8 or 16 bits')
     if image.mode == 'La':  # which has no way to RGBA
       image = image.convert('LA')
     if image.has_transparency_data:
@@ -193,7 +193,7 @@ def to_array(image: np.ndarray | bytes | Image.Image, channels: int) -> np.ndarr
   """Decodes a file to uint8[h, w, channels], the right way up; arrays pass through.
 
   Raises:
-    Unreadable: it cannot be decoded, see `convert`.
+    UnreadableError: it cannot be decoded, see `convert`.
   """
   if isinstance(image, np.ndarray):
     return image

@@ -73,7 +73,7 @@ class Parts:
     try:
       logits, text = graph_check.check(graph), strict_json.dump(about)
       schema.check_about(strict_json.parse(text), graph.image_shape, logits)
-    except schema.Invalid as e:
+    except schema.InvalidError as e:
       raise UserError(f'{path} is not written: {e}') from None
     graph = helper.make_graph(
       self._nodes,
@@ -112,7 +112,7 @@ def read(path):
     session = runtime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
     metadata = session.get_modelmeta().custom_metadata_map
     if ABOUT not in metadata:
-      raise schema.Invalid(f'its metadata has no entry {ABOUT}')
+      raise schema.InvalidError(f'its metadata has no entry {ABOUT}')
     about = strict_json.parse(metadata[ABOUT])
     _check(session, about)
   except Exception as e:  # ONNX Runtime raises kinds of its own
@@ -136,7 +136,7 @@ def read(path):
 
 
 def _check(session, about):
-  """Raises `schema.Invalid` unless the file is a function of such images to such logits, and `about` fits them."""
+  """Raises `schema.InvalidError` unless the file is a function of such images to such logits, and `about` fits them."""
   (images, *more), (logits, *others) = session.get_inputs(), session.get_outputs()
   names = [x.name for x in (images, *more, logits, *others)]
   if (
@@ -145,7 +145,9 @@ def _check(session, about):
     or logits.type != 'tensor(float)'
     or (len(images.shape), len(logits.shape)) != (4, 2)
   ):
-    raise schema.Invalid(f'it has the inputs and outputs {schema.display_name(names)}, {images.type} and {logits.type}')
+    raise schema.InvalidError(
+      f'it has the inputs and outputs {schema.display_name(names)}, {images.type} and {logits.type}'
+    )
   schema.IMAGE_SHAPE.check(images.shape[1:], f'the shape of {IMAGES}')
   schema.Integer(1, schema.CLASSES.most).check(logits.shape[1], f'the number of {LOGITS}')
   schema.check_about(about, images.shape[1:], logits.shape[1])

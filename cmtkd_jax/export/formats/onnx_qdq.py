@@ -141,7 +141,7 @@ class Writer:
     """Weights of some input channels as ONNX has them: [O, I, H, W] or [I * H * W, O]."""
     if node.op == 'convolution':
       return weights.transpose(3, 2, 0, 1)[:, first:last]
-    *size, channels = self.shapes[node.inputs[0]]
+    channels = self.shapes[node.inputs[0]][-1]
     rows = weights.reshape(-1, channels, weights.shape[-1]).transpose(1, 0, 2)[first:last]
     return rows.reshape(-1, weights.shape[-1])
 

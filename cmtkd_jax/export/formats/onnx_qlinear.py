@@ -114,7 +114,7 @@ class _Writer(onnx_qdq.Writer):
 
   def convolution(self, node):
     affine, is_real = self._only_reader(node, 'affine'), self.kinds[node.output] == 'real'
-    if affine is None or is_real and affine.arrays['bias'].ndim == 3:  # which Conv cannot add
+    if affine is None or (is_real and affine.arrays['bias'].ndim == 3):  # which Conv cannot add
       super().convolution(node)
       return
     self._done.add(affine.output)

@@ -66,7 +66,7 @@ def write(path, graph, about):
       )
     head = {'format': FORMAT, 'version': VERSION, 'image_shape': graph.image_shape, 'nodes': nodes, 'about': about}
     arrays[_MANIFEST] = np.frombuffer(strict_json.dump(head).encode(), np.uint8)
-  except schema.Invalid as e:
+  except schema.InvalidError as e:
     raise UserError(f'{path} is not written: {e}') from None
   with epath.Path(path).open('wb') as file:
     np.savez(file, **arrays)
@@ -83,15 +83,15 @@ def read(path):
   try:
     members = _members(data)
     if _MANIFEST not in members:
-      raise schema.Invalid(f'it has no member {_MANIFEST}')
+      raise schema.InvalidError(f'it has no member {_MANIFEST}')
     head = strict_json.parse(members.pop(_MANIFEST).tobytes())
     _check_version(path, head)
     _HEAD.check(head, _MANIFEST)
     graph = Graph(tuple(_node(entry, members) for entry in head['nodes']), tuple(head['image_shape']))
     if members:
-      raise schema.Invalid(f'no operation has its member {next(iter(members))}')
+      raise schema.InvalidError(f'no operation has its member {next(iter(members))}')
     schema.check_about(head['about'], graph.image_shape, graph_check.check(graph))
-  except schema.Invalid as e:
+  except schema.InvalidError as e:
     raise UserError(f'{path} is damaged or not a packed network ({e}); export it again') from None
   return graph, head['about']
 
@@ -114,16 +114,16 @@ def _members(data):
         size += info.file_size
         # Members are stored as they are and once, so that nothing unpacks to more than the file.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or size > len(data):
-          raise schema.Invalid('it is compressed, or its members overlap')
+          raise schema.InvalidError('it is compressed, or its members overlap')
         name = info.filename.removesuffix(_NPY)
         if name in found:
-          raise schema.Invalid(f'it has the member {ascii(name)} twice')
+          raise schema.InvalidError(f'it has the member {name!a} twice')
         found[name] = _array(archive.read(info), ascii(name))  # which also checks the CRC-32
       return found
-  except schema.Invalid:
+  except schema.InvalidError:
     raise
   except Exception as e:  # zipfile raises many kinds: BadZipFile, OSError, RuntimeError, struct.error, ...
-    raise schema.Invalid(' '.join(f'{type(e).__name__}: {e}'.split())[:120]) from None
+    raise schema.InvalidError(' '.join(f'{type(e).__name__}: {e}'.split())[:120]) from None
 
 
 def _array(data, name):
@@ -134,7 +134,7 @@ def _array(data, name):
       raise ValueError('not version 1.0 of the format')
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
   except Exception as e:  # a header is parsed as Python, which has its own limits
-    raise schema.Invalid(' '.join(f'{name} is not an array: {e}'.split())[:120]) from None
+    raise schema.InvalidError(' '.join(f'{name} is not an array: {e}'.split())[:120]) from None
   offset = file.tell()
   # Pickled objects have another dtype. The size is compared before anything is allocated.
   if (
@@ -142,7 +142,7 @@ def _array(data, name):
     or min(shape, default=0) < 0
     or (math.prod(shape) * dtype.itemsize != len(data) - offset)
   ):
-    raise schema.Invalid(
+    raise schema.InvalidError(
       f'{name} is {schema.display_name(str(dtype))} {schema.display_name(shape)} in {len(data) - offset} bytes'
     )
   return np.frombuffer(data, dtype, offset=offset).reshape(shape, order='F' if fortran_order else 'C')
@@ -153,7 +153,7 @@ def _node(entry, members):
   attributes, output, arrays = dict(entry['attributes']), entry['output'], {}
   for name in entry['arrays']:
     if f'{output}/{name}' not in members:
-      raise schema.Invalid(f'it has no member {output}/{name}')
+      raise schema.InvalidError(f'it has no member {output}/{name}')
     arrays[name] = members.pop(f'{output}/{name}')
   if 'codes' in arrays:
     schema.Integer(1, 8).check(attributes.get('bits'), f'{output}.bits')
@@ -162,5 +162,5 @@ def _node(entry, members):
     try:
       arrays['codes'] = bitpacking.unpack(arrays['codes'], attributes['bits'], tuple(shape))
     except ValueError as e:
-      raise schema.Invalid(f'{output}/codes: {e}') from None
+      raise schema.InvalidError(f'{output}/codes: {e}') from None
   return Node(entry['op'], tuple(entry['inputs']), output, attributes, arrays)

@@ -51,11 +51,13 @@ def read(path):
 
 
 def _check(program, about):
-  """Raises `schema.Invalid` unless the program is a function of such images to such logits."""
+  """Raises `schema.InvalidError` unless the program is a function of such images to such logits."""
   found = [(str(x.dtype), *x.shape[1:]) for x in (*program.in_avals, *program.out_avals)]
   wanted = [('uint8', *about['image_shape']), ('float32', len(about['classes']))]
   if found != wanted:
-    raise schema.Invalid(f'it maps {schema.display_name(found)}, and the manifest says {schema.display_name(wanted)}')
+    raise schema.InvalidError(
+      f'it maps {schema.display_name(found)}, and the manifest says {schema.display_name(wanted)}'
+    )
 
 
 def _program(graph):
