@@ -13,14 +13,14 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from cmtkd_jax.errors import UserError
 
 LARGEST = 1e9  # beyond it float32 sums overflow, and int32 counts
 
 
-def option(default, doc, **allowed):
+def option(default: Any, doc: str, **allowed: Any) -> Any:
   """Returns the dataclass field of one option.
 
   Args:
@@ -119,8 +119,11 @@ class Field:
     return ''
 
 
+T = TypeVar('T', bound=Options)
+
+
 @functools.cache
-def fields(cls):
+def fields(cls: type[Options]) -> list[Field]:
   """Returns the `Field`s of a class of options, in their order."""
   return [
     Field(
@@ -134,13 +137,13 @@ def fields(cls):
   ]
 
 
-def create(cls: type[Options], section: str, values: Mapping[str, Any], **others):
+def create(cls: type[T], section: str, values: Mapping[str, Any], **others: Any) -> T:
   """Returns a `cls` of the `values` of `config.<section>`; `others` are fields that are not options.
 
   Raises:
     UserError: a value is not allowed; the line begins with 'config.SECTION.FIELD=VALUE'.
   """
-  given = {field.name: values[field.name] for field in fields(cls)}
+  given = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
   given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
   try:
     return cls(**given, **others)

@@ -52,12 +52,12 @@ class Dataset(NamedTuple):
 
 
 def load(
-  config: Mapping[str, Any], *, batch_size: int, eval_batch_size: int, seed: int, mesh: jax.sharding.Mesh
+  fields: Mapping[str, Any], *, batch_size: int, eval_batch_size: int, seed: int, mesh: jax.sharding.Mesh
 ) -> Dataset:
   """Opens a data set.
 
   Args:
-    config: the fields of `Settings`, a mapping such as `config.data`.
+    fields: those of `Settings`, a mapping such as `config.data`.
     batch_size: global batch size for training.
     eval_batch_size: global batch size for evaluation; rounded up to a multiple of the device count.
     seed: seed of the order and, when streaming, of the random crops; the held-out slice is always the same.
@@ -69,7 +69,7 @@ def load(
   Raises:
     UserError: a field is out of range or does not fit the images, or the data are missing or broken.
   """
-  config = options.create(Settings, 'data', config)
+  config = options.create(Settings, 'data', fields)
   _check_batch_sizes(batch_size, eval_batch_size, mesh.shape['data'])
   splits = _open(config)
   channels, size = len(config.mean), config.image_size
@@ -96,9 +96,9 @@ def load(
   max_broken = config.max_corrupt_fraction * len(train_records)
   if is_resident:
     # Broken images are replaced in training; an accuracy on other images would be another accuracy.
-    *arrays, replaced = resident.read_all(splits.train, config.num_workers, train_records)
+    images, labels, replaced = resident.read_all(splits.train, config.num_workers, train_records)
     broken.check_count(replaced, max_broken)
-    train_reader = minival_reader = resident.Reader(*arrays, replaced, mesh)
+    train_reader = minival_reader = resident.Reader(images, labels, replaced, mesh)
     test_reader = resident.Reader(*resident.read_all(splits.test, config.num_workers), mesh)
   else:
     from cmtkd_jax.data.loading import streaming  # Needs grain, which resident data sets do not.
@@ -186,7 +186,7 @@ def _open(config) -> base.Splits:
 
     return folder.read(rest, channels=len(config.mean))
   if names.is_path(config.name):
-    raise names.unknown(config.name)
+    raise names.unknown(config.name)  # type: ignore[misc]  # a path resembles something
   from cmtkd_jax.data.sources import tfds_source  # Imports tensorflow_datasets, which may not be installed.
 
   return tfds_source.read(rest if kind == 'tfds' else config.name, config.dir)

@@ -8,7 +8,6 @@ table lies in `WORKDIR/<run>/seed<k>`.
 
 import json
 import math
-import re
 import statistics
 from typing import Any, NamedTuple
 
@@ -153,7 +152,7 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
   found = {}
   if line.run:
     for path in (workdir / line.run).glob('seed*/summary.json'):
-      found[int(re.search(r'seed(\d+)$', path.parent.name)[1])] = run_summary.read(path.parent)
+      found[int(path.parent.name.removeprefix('seed'))] = run_summary.read(path.parent)
   found = dict(sorted(found.items()))
   results = [summary['results'].get(f'test/{line.network}') for summary in found.values()]
   if found and None in results:

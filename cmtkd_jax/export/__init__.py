@@ -35,7 +35,7 @@ class Format(NamedTuple):
   """A kind of file.
 
   file: its name.
-  write: (path, `Exported`, calibration images uint8 [N, H, W, C] or None).
+  write: (path, graph, about, calibration images uint8 [N, H, W, C] or None).
   read: path -> (function of images, about); None where other programs do.
   packages: what must be installed.
   """
@@ -58,18 +58,11 @@ def _read_packed(path):
 _ONNX = ('onnx', 'onnxruntime')
 # Adding a format: its file, one line here, its test.
 FORMATS = {
-  'packed': Format('student.npz', lambda path, network, _: packed.write(path, *network), _read_packed),
-  'stablehlo': Format(
-    'student.stablehlo', lambda path, network, _: stablehlo.write(path, network.graph), stablehlo.read, ('flatbuffers',)
-  ),
-  'onnx_qdq': Format('student.onnx', lambda path, network, _: onnx_qdq.write(path, *network), onnx_common.read, _ONNX),
-  'onnx_qlinear': Format(
-    'student.qlinear.onnx',
-    lambda path, network, calibration: onnx_qlinear.write(path, *network, calibration),
-    onnx_common.read,
-    _ONNX,
-  ),
-  'onnx_qonnx': Format('student.qonnx.onnx', lambda path, network, _: onnx_qonnx.write(path, *network), None, _ONNX),
+  'packed': Format('student.npz', packed.write, _read_packed),
+  'stablehlo': Format('student.stablehlo', stablehlo.write, stablehlo.read, ('flatbuffers',)),
+  'onnx_qdq': Format('student.onnx', onnx_qdq.write, onnx_common.read, _ONNX),
+  'onnx_qlinear': Format('student.qlinear.onnx', onnx_qlinear.write, onnx_common.read, _ONNX),
+  'onnx_qonnx': Format('student.qonnx.onnx', onnx_qonnx.write, None, _ONNX),
 }
 
 
@@ -136,7 +129,7 @@ def write(exported, folder, formats, calibration=None):
     for name in formats:
       paths[name] = folder / FORMATS[name].file
       local_file.refuse(paths[name])
-      FORMATS[name].write(paths[name], exported, calibration)
+      FORMATS[name].write(paths[name], exported.graph, exported.about, calibration)
       manifest.write(folder, exported.about, [FORMATS[name].file])
   except OSError as e:
     raise UserError(f'{folder} cannot be written ({e.strerror or e}); make it writable') from None

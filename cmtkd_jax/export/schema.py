@@ -1,8 +1,8 @@
 """Kinds of values in JSON, and what an exported file may say of its network: `ABOUT`.
 
 A value is checked before a file is used and before it is written. `check` of a kind raises `InvalidError`, as do the
-checks of operations (`operations`, `graph_check`) and the parser (`strict_json`); the reader or writer adds the name of the
-file.
+checks of operations (`operations`, `graph_check`) and the parser (`strict_json`); the reader or writer adds the name of
+the file.
 """
 
 import dataclasses

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class _Interval(base.Quantizer):
   """The paper also derives delta from the Hessian, epoch by epoch; its fixed value is 1e-3."""
 
   delta: float = option(1e-3, 'of `discretize`, how strongly gradients are scaled')
-  learned = ('lower', 'upper')
+  learned: ClassVar[tuple[str, ...]] = ('lower', 'upper')
 
   def _normalize(self, x, lower, upper):
     return base.clip((x - lower) * (1 / base.ste_maximum(upper - lower)), 0, 1)

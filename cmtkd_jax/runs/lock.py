@@ -10,7 +10,7 @@ from etils import epath
 try:
   import fcntl
 except ImportError:  # Windows
-  fcntl = None
+  fcntl = None  # type: ignore[assignment]
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import distributed

@@ -54,8 +54,8 @@ def write_whole(path: str | os.PathLike, data: bytes | str):
     OSError: it cannot be written.
     UserError: something else than a file lies at `path`.tmp, where it is written first.
   """
-  path = epath.Path(path)
-  temporary = path.parent / f'{path.name}.tmp'
+  target = epath.Path(path)
+  temporary = target.parent / f'{target.name}.tmp'
   refuse(temporary)
   temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-  temporary.replace(path)
+  temporary.replace(target)

@@ -100,7 +100,9 @@ class EvalLoader:
 def own_rows(batch_size: int, sharding: jax.sharding.NamedSharding) -> slice:
   """Returns the contiguous block of a batch's rows that lies on this process's devices."""
   blocks = [
-    index[0].indices(batch_size)[:2] for index in sharding.addressable_devices_indices_map((batch_size,)).values()
+    index[0].indices(batch_size)[:2]
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values()
+    if index is not None
   ]
   return slice(min(lo for lo, _ in blocks), max(hi for _, hi in blocks))
 

@@ -34,7 +34,7 @@ def read_all(
   Raises:
     UserError: an image that is not one of `substitutes` cannot be decoded, or has no substitute.
   """
-  images = np.empty((len(source), *source.shape), np.uint8)
+  images = np.empty((len(source), *(source.shape or ())), np.uint8)
   labels = np.empty(len(source), np.int32)
   errors = {}
 

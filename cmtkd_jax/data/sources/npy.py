@@ -45,12 +45,12 @@ def read(path: str, channels: int) -> Splits:
       raise UserError(f'{name}: {folder}/class_names.npy is damaged (it has no characters); save it again')
     names = class_names(tuple(map(str, names)), f'{name}: {folder}/class_names.npy')
 
-  sources, num_classes = {}, None if names is None else len(names)
+  sources, num_classes = {}, len(names or ())
   for split in ('train', 'test'):
     images, labels = (_load(folder / f'{split}_{what}.npy', name) for what in ('images', 'labels'))
     _check_images(images, len(labels) if labels.ndim else 0, channels, f'{name}: {split}_images.npy')
     _check_labels(labels, len(images), f'{name}: {split}_labels.npy')
-    if num_classes is None:  # Training comes first: a class that only the test set has is a mistake.
+    if not num_classes:  # Training comes first: a class that only the test set has is a mistake.
       num_classes = int(labels.max()) + 1
       if num_classes > _MOST_CLASSES:
         raise UserError(

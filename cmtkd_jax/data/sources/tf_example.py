@@ -5,6 +5,7 @@ and so many bytes. Reference: protobuf.dev/programming-guides/encoding; messages
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
@@ -63,7 +64,7 @@ def _messages(data, *numbers):
   return ((number, value) for number, kind, value in fields(data) if kind == _BYTES and number in numbers)
 
 
-def fields(data) -> Iterator[tuple[int, int, int | memoryview]]:
+def fields(data) -> Iterator[tuple[int, int, Any]]:
   """(number, kind, value) of every field of a message."""
   data, at = memoryview(data), 0
   while at < len(data):

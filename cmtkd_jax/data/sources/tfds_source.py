@@ -14,7 +14,7 @@ from etils import epath
 try:
   import resource
 except ImportError:  # Windows
-  resource = None
+  resource = None  # type: ignore[assignment]
 
 from cmtkd_jax.data.loading import broken
 from cmtkd_jax.data.sources import names, tf_example, tfrecord
@@ -55,7 +55,7 @@ class _ArrayRecords:
 class TfdsSource(Source):
   """One split: `records`, of which `keys` are (image, label), and the images' declared shape."""
 
-  def __init__(self, records: Records, name: str, keys: tuple[str, str], shape: tuple[int | None, ...]):
+  def __init__(self, records: Records, name: str, keys: tuple[str, ...], shape: tuple[int | None, ...]):
     self.records, self._name, self._keys, self._declared = records, name, keys, tuple(shape)
 
   def __len__(self):

@@ -5,6 +5,7 @@ sharded.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ from cmtkd_jax.data.transforms.augments import AUGMENTS
 
 def standardize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
   """(image / 255 - mean) / std. [B, H, W, C] in 0..255 -> float32, same shape."""
-  mean, std = (np.asarray(v, np.float32).reshape(1, 1, 1, -1) for v in (mean, std))
-  return (image.astype(jnp.float32) / np.float32(255) - mean) / std
+  m, s = (np.asarray(v, np.float32).reshape(1, 1, 1, -1) for v in (mean, std))
+  return (image.astype(jnp.float32) / np.float32(255) - m) / s
 
 
 def pad_crop(key: jax.Array, image: jax.Array, pad: int, flip: bool, mode: str = 'zeros') -> jax.Array:
@@ -39,7 +40,7 @@ def pad_crop(key: jax.Array, image: jax.Array, pad: int, flip: bool, mode: str =
   top = jax.random.randint(top_key, (batch, 1), 0, 2 * pad + 1)
   left = jax.random.randint(left_key, (batch, 1), 0, 2 * pad + 1)
   rows = top + np.arange(height, dtype=np.int32)[None]
-  columns = np.arange(width, dtype=np.int32)[None]
+  columns: Any = np.arange(width, dtype=np.int32)[None]
   if flip:
     columns = jnp.where(jax.random.bernoulli(flip_key, shape=(batch, 1)), columns[:, ::-1], columns)
   columns = left + columns

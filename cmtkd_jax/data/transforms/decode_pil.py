@@ -8,6 +8,7 @@ and the crop is turned.
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -58,8 +59,9 @@ class Transform:
   seed: int | None
   decoder: str = 'pil'
 
-  def __call__(self, image: np.ndarray | bytes, position: int, record: int) -> np.ndarray:
-    encoded = image if isinstance(image, bytes) else None
+  def __call__(self, source: np.ndarray | bytes, position: int, record: int) -> np.ndarray:
+    image: Any = source
+    encoded = source if isinstance(source, bytes) else None
     if encoded is None:
       stored, turned = image.shape[:2], image_file.UPRIGHT
     else:

@@ -5,6 +5,7 @@ It takes about four fifths of PIL's time, from reading to pixels. Pixels differ 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ _RATIOS = (8, 4, 2, 1)  # by which libjpeg makes a JPEG smaller
 _GRAY_OR_COLOR = ('L', 'RGB')
 
 
-def resample(encoded: bytes | None, image: Image.Image | np.ndarray, box, size: int, channels: int) -> np.ndarray:
+def resample(encoded: bytes | None, image: Any, box, size: int, channels: int) -> np.ndarray:
   """Decodes and resizes a box, rounded to whole pixels.
 
   Args:

@@ -6,7 +6,7 @@ Only the first frame of an animation or a multi-page file is read. Color profile
 import contextlib
 import functools
 import io
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -121,7 +121,7 @@ class Orientation(NamedTuple):
 
 
 UPRIGHT = Orientation()
-_ORIENTATIONS = {  # EXIF 2.3, tag 0x0112
+_ORIENTATIONS: dict[Any, Orientation] = {  # EXIF 2.3, tag 0x0112
   2: Orientation(mirror_columns=True),
   3: Orientation(mirror_rows=True, mirror_columns=True),
   4: Orientation(mirror_rows=True),

@@ -26,12 +26,13 @@ _TYPES = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
 _OPSETS = {2: 25, 4: 21, 8: 13}
 
 
-def write(path, graph, about):
+def write(path, graph, about, images=None):
   """Writes `graph` and `about`, what is to be known about it, see `schema.ABOUT`.
 
   Raises:
     UserError: the network has a grid that is not uniform, or `onnx` is not installed.
   """
+  del images  # which other formats calibrate with
   writer = Writer(graph.by_bytes())
   writer.write_nodes()
   writer.parts.write(path, graph, about, writer.opset)
@@ -176,7 +177,8 @@ class Writer:
     if 'thresholds' in node.arrays:
       self.parts.to_type(self.counted(node), np.float32, node.output)
       return
-    x, one, zero = self.real(node.inputs[0]), *self.unit()
+    x = self.real(node.inputs[0])
+    one, zero = self.unit()
     if node.attributes['levels'] < 256:  # above, the type clips
       bounds = [
         self.parts.constant(f'bound {bound}', np.float32(bound)) for bound in (0, node.attributes['levels'] - 1)

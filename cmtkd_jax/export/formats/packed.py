@@ -43,12 +43,13 @@ _HEAD = schema.Record(
 )
 
 
-def write(path, graph, about):
+def write(path, graph, about, images=None):
   """Writes `graph` and `about`, a JSON-able dict, see `schema.ABOUT`.
 
   Raises:
     UserError: they do not fit the schema.
   """
+  del images  # which other formats calibrate with
   arrays, nodes = {}, []
   try:
     schema.check_about(strict_json.parse(strict_json.dump(about)), graph.image_shape, graph_check.check(graph))

@@ -12,7 +12,7 @@ from cmtkd_jax.export.formats import bitpacking
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def write(path, graph):
+def write(path, graph, about=None, images=None):
   """Writes the program (images uint8 [B, H, W, C]) -> logits float32 [B, classes].
 
   Sums run on float32 carriers, which every platform has. `jax.export.deserialize` reads the file; JAX promises to read
@@ -20,6 +20,7 @@ def write(path, graph):
   """
   from jax import export  # needs flatbuffers
 
+  del about, images  # which other formats hold or calibrate with
   batch = export.symbolic_shape('b')
   program = export.export(jax.jit(_program(graph)), platforms=PLATFORMS)(
     jax.ShapeDtypeStruct((*batch, *graph.image_shape), jnp.uint8)
