@@ -12,7 +12,7 @@ from flax import traverse_util
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.experiments import cost as bit_report
+from cmtkd_jax.experiments import cost
 from cmtkd_jax.methods import base, cmtkd
 from cmtkd_jax.models import bit_table, resnet
 from cmtkd_jax.models.bit_policy import parse_rules
@@ -514,17 +514,19 @@ def test_totals_by_hand():
   assert 'size of the weights, KiB' in bit_table.render(rows) and bit_table.render(rows).split()[-1] == '0.1'
 
 
-def test_policies_are_compared_before_training(capsys):
+def test_policies_are_compared_before_training():
   """Two rule sets as runs of a table: stage 3 at 4 bits costs its 57,344 weights and their products 2 bits more."""
   config = resnet8_config()
   config.table.runs = dict(
     uniform={}, deep=dict(bits=dict(rules=(('student/stage3/.*', 4, 4), ('student/stage2_activation', 4, 4))))
   )
-  totals = bit_report.compare(config)
+  compared = cost.compare(config)
+  totals = compared.students
   assert totals['deep'].size - totals['uniform'].size == 2 * (18432 + 36864 + 2048)
   stage3 = 18432 * 4 + 36864 * 4 + 2048 * 4  # MACs at 2x2
   assert totals['deep'].bops - totals['uniform'].bops == stage3 * (16 - 4)
-  lines = capsys.readouterr().out.splitlines()
+  assert compared.layers == []
+  lines = cost.render(compared, 'cmtkd').splitlines()
   assert [line.split()[0] for line in lines] == ['student', 'deep', 'uniform']
 
 

@@ -160,7 +160,7 @@ def test_a_step_changes_everything_that_trains(parts, runs):
     'student/feature/tap2',
     'student/top1',
     'combined_teacher/top1',
-    *(f'{term}/{name}' for term in ('cross_entropy', 'mutual') for name in ('student', 'combined_teacher')),
+    *(f'{name}/{term}' for term in ('cross_entropy', 'mutual') for name in ('student', 'combined_teacher')),
     *(f'{name}/gradient_norm' for name in new),
   }
 
