@@ -14,7 +14,6 @@ import zipfile
 import zlib
 
 import grain  # noqa: F401  defines flags, which must not vanish with those of a test
-import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -65,10 +64,8 @@ def refused(capsys):
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   """A finished run, to be copied and damaged."""
-  jax.config.update('jax_disable_most_optimizations', True)
   directory = tmp_path_factory.mktemp('finished') / 'run'
   assert run(*SINGLE, f'--workdir={directory}', '--config.checkpoint_every=1 steps') == 0
-  jax.config.update('jax_disable_most_optimizations', False)
   return directory
 
 

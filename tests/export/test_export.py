@@ -27,15 +27,6 @@ from cmtkd_jax.training import loop as train
 from cmtkd_jax.training.step import initial_state_options
 from tests.pruned_network import make_pruned
 
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compile_throughout():
-  """What `quick_compile` does, also for the run that the tests share."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 # Packing.
 
 

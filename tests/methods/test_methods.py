@@ -376,7 +376,7 @@ def test_every_method_is_tried():
 @pytest.mark.parametrize(
   'name, quantizer', [*((name, 'hwgq') for name in NETWORKS), ('kd', 'lsq'), ('ctkd', 'lsq'), ('cmtkd', 'lsq')]
 )
-def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer, quick_compile):
+def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer):
   config = make_config(
     name, **{'dml.peer_bits': (4,), 'kdcl.peer_bits': (4,), 'cmtkd.teacher_bits': (4, 8), 'quantizer.name': quantizer}
   )
@@ -412,7 +412,7 @@ def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer,
   assert 'student' in sums and all(total['count'] == 4 for total in sums.values())
 
 
-def test_ctkds_recipes_pad_and_start_every_network_as_its_code_does(quick_compile):
+def test_ctkds_recipes_pad_and_start_every_network_as_its_code_does():
   for path in sorted(CONFIGS.glob('ctkd_*.py')):
     config = runpy.run_path(str(path))['get_config']('')
     runs = (config, config_lib.derive(config, config.first.expert.to_dict()))

@@ -10,7 +10,7 @@ import pytest
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import dequantize, hwgq
 
-pytestmark = pytest.mark.usefixtures('strict_dtypes')
+pytestmark = pytest.mark.usefixtures('strict_dtypes', 'optimized')
 
 BITS = range(1, 9)
 SCHEMES = ('nearest', 'zero_threshold')

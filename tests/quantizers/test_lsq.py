@@ -14,7 +14,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import dequantize, lsq
 
-pytestmark = pytest.mark.usefixtures('strict_dtypes')
+pytestmark = pytest.mark.usefixtures('strict_dtypes', 'optimized')
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 BITS = range(1, 9)

@@ -17,7 +17,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import apot, dequantize, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb, twn, xnor
 
-pytestmark = pytest.mark.usefixtures('strict_dtypes')
+pytestmark = pytest.mark.usefixtures('strict_dtypes', 'optimized')
 
 CLASSES = {
   f'{name}-{role}': getattr(module, role)
@@ -102,7 +102,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize('name', CLASSES)
-def test_degenerate_input_stays_finite(name, quick_compile):
+def test_degenerate_input_stays_finite(name):
   """Values, gradients and refitted values of a network whose first batch is not Gaussian."""
   cls = CLASSES[name]
 

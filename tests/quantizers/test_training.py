@@ -22,7 +22,7 @@ TINY = networks.tiny((4, 1, 'body'), (6, 2, 'body'))
 
 @pytest.mark.parametrize('kind', ['single', 'cmtkd'])
 @pytest.mark.parametrize('name', quantizers.QUANTIZERS)
-def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
+def test_one_compiled_step(name, kind, monkeypatch):
   """One stage at 2/2 bits, the other at an unequal pair: the loss is finite, learned and fitted values are moved."""
   equal, unequal, teacher = WIDTHS.get(name, USUAL)
   monkeypatch.setitem(models.MODELS, 'tiny', TINY)

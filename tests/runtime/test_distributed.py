@@ -22,12 +22,9 @@ _spec.loader.exec_module(local_processes)
 
 
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory):
+def environment(own_cache):
   """Compiled programs are kept, so that a process that starts again does not compile again."""
   return {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'} | {
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache')),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
     'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
   }
 

@@ -30,6 +30,7 @@ DEVICES = (1, 2, 4, 8)
 KEY_DATA = np.array([0, 7], np.uint32)
 
 
+pytestmark = pytest.mark.usefixtures('optimized')  # bits on several devices
 TINY = networks.tiny((4, 1, 'first'), (6, 2, 'body'))
 
 
@@ -409,7 +410,7 @@ def test_parts_of_a_batch_are_spread_over_the_devices():
   np.testing.assert_array_equal(_parts(views, 2, 1)[0, 1, :, 0], 100 + np.arange(0, 16, 2))
 
 
-def test_maps_computed_again_give_the_same_gradients(quick_compile):
+def test_maps_computed_again_give_the_same_gradients():
   """In the networks that the regex names, and in no other."""
   config = config_lib.default()
   config.cmtkd.teacher_bits, config.model.width = (4,), 4 / 64
