@@ -1,8 +1,8 @@
 """Every test runs on eight virtual CPU devices, with implicit rank promotion refused.
 
 Most programs run once, and compiling them is most of the time. So XLA's passes are those of training, but its older and
-quicker code generator is used, and LLVM does not optimize; a module where rounding of optimized code matters asks for
-`optimized`. Processes that tests start compile as training does, unless a test says otherwise.
+quicker code generator is used, and LLVM does not optimize; tests of bits have `compiling.jit`. Processes that tests
+start compile as training does, unless a test says otherwise.
 """
 
 import importlib.metadata
@@ -66,14 +66,6 @@ def strict_dtypes():
   """Refuses implicit dtype promotion: for quantizers and losses (optax and Flax do not live under it)."""
   with jax.numpy_dtype_promotion('strict'):
     yield
-
-
-@pytest.fixture(scope='module')
-def optimized():
-  """Compiles as training does, for all tests of a module."""
-  jax.config.update('jax_disable_most_optimizations', False)
-  yield
-  jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture(scope='module')

@@ -124,7 +124,7 @@ def make_network(**changes):
     if 'bias' in str(path)
     else x
   )
-  variables = jax.tree_util.tree_map_with_path(scale, {**variables, **changed})
+  variables = jax.tree_util.tree_map_with_path(scale, jax.device_get({**variables, **changed}))
   return config, method, variables, images
 
 

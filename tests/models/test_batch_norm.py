@@ -8,8 +8,6 @@ import pytest
 
 from cmtkd_jax.models.batch_norm import BatchNorm, normalize
 
-pytestmark = pytest.mark.usefixtures('optimized')
-
 EPSILON = 1e-5
 
 

@@ -13,8 +13,9 @@ import pytest
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import dequantize, lsq
+from tests import compiling
 
-pytestmark = pytest.mark.usefixtures('strict_dtypes', 'optimized')
+pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 BITS = range(1, 9)
@@ -161,14 +162,14 @@ def test_codes_stand_for_the_values(bits):
   encode = lambda x, p: [q.encode(x, p) for q, p in zip(quantizers, p, strict=True)]
   quantize = lambda x, p: [q.quantize(x, p) for q, p in zip(quantizers, p, strict=True)]
   # The encoder on its own and in front of its decoder are different programs, and must not round differently.
-  coded_by_jit = jax.jit(encode)(x, parameters)
-  decoded_by_jit = jax.jit(lambda x, p: [dequantize(c) for c in encode(x, p)])(x, parameters)
+  coded_by_jit = compiling.jit(encode)(x, parameters)
+  decoded_by_jit = compiling.jit(lambda x, p: [dequantize(c) for c in encode(x, p)])(x, parameters)
   for eager, value, compiled, decoded, value_by_jit in zip(
     encode(x, parameters),
     quantize(x, parameters),
     coded_by_jit,
     decoded_by_jit,
-    jax.jit(quantize)(x, parameters),
+    compiling.jit(quantize)(x, parameters),
     strict=True,
   ):
     assert same_bits(dequantize(eager), value)
@@ -180,7 +181,7 @@ def test_codes_stand_for_the_values(bits):
 
 def test_codes_on_thresholds_are_the_same_in_every_program():
   """A division by the step would be a product with its reciprocal in some programs and not in others."""
-  compiled = jax.jit(lambda v, s: lsq.encode(v, s, 3, False))
+  compiled = compiling.jit(lambda v, s: lsq.encode(v, s, 3, False))
   for step in np.random.default_rng(0).uniform(0.01, 1, 50).astype(np.float32):
     v = f32((np.arange(16) + 0.5).repeat(8) * step)
     np.testing.assert_array_equal(compiled(v, f32(step)).codes, lsq.encode(v, f32(step), 3, False).codes)

@@ -16,8 +16,9 @@ from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import apot, dequantize, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb, twn, xnor
+from tests import compiling
 
-pytestmark = pytest.mark.usefixtures('strict_dtypes', 'optimized')
+pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
 CLASSES = {
   f'{name}-{role}': getattr(module, role)
@@ -63,7 +64,7 @@ def test_codes_stand_for_the_values(name, bits):
   def both(x, parameters):
     return quantizer.encode(x, parameters), quantizer.quantize(x, parameters)
 
-  for coded, value in (both(x, parameters), jax.jit(both)(x, parameters)):
+  for coded, value in (both(x, parameters), compiling.jit(both)(x, parameters)):
     assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
     assert same_bits(dequantize(coded), value)
     low = -(2 ** (bits - 1)) if name in SIGNED and bits > 1 else 0

@@ -23,14 +23,13 @@ from cmtkd_jax.training.step import (
   label_rank,
   train_step,
 )
-from tests import networks
+from tests import compiling, networks
 
 CLASSES = 5
 DEVICES = (1, 2, 4, 8)
 KEY_DATA = np.array([0, 7], np.uint32)
 
 
-pytestmark = pytest.mark.usefixtures('optimized')  # bits on several devices
 TINY = networks.tiny((4, 1, 'first'), (6, 2, 'body'))
 
 
@@ -88,7 +87,7 @@ def runs(parts):
     state = jax.device_put(parts.state, whole)
     batch = jax.device_put(make_batch(), sharded)
     # Between the smallest and the largest mesh as XLA compiles fastest.
-    options = {'xla_backend_optimization_level': 0} if devices in (2, 4) else {}
+    options = None if devices in (2, 4) else compiling.AS_IN_TRAINING
     compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile(options)
     new_state, metrics = compiled(state, batch)
     results[devices] = types.SimpleNamespace(
@@ -210,7 +209,7 @@ def test_codes_of_the_same_parameters_are_the_same_on_every_mesh(name, bits):
   weight, activation = quantizer.Weight(bits=bits), quantizer.Activation(bits=bits)
   parameters = {'step': np.float32(0.1)}
 
-  @jax.jit
+  @compiling.jit
   def encode(kernel, x, parameters):
     coded = weight.encode(kernel, parameters), activation.encode(x, parameters)
     return coded[0].codes, coded[1].codes, coded[0].scale
