@@ -11,6 +11,8 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import profiler
 from cmtkd_jax.training import loop
 
+pytestmark = pytest.mark.integration
+
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'digits_resnet8.py'
 
 
