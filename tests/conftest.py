@@ -1,16 +1,56 @@
-"""Every test runs on eight virtual CPU devices, with implicit rank promotion refused."""
+"""Every test runs on eight virtual CPU devices, with implicit rank promotion refused.
 
+Most programs run once, and compiling them is most of the time. So XLA's passes are those of training, but its older and
+quicker code generator is used, and LLVM does not optimize; tests of bits have `compiling.jit`. Processes that tests
+start compile as training does, unless a test says otherwise.
+"""
+
+import importlib.metadata
 import os
+import pathlib
+import shutil
 import signal
+import tempfile
 
+# Programs are compiled once a worker, also by processes that its tests start; nothing is left for another session.
+CACHE = tempfile.mkdtemp(prefix='cmtkd_jax_tests_')
+os.environ |= {
+  'JAX_COMPILATION_CACHE_DIR': CACHE,
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+}
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+flags = ['--xla_force_host_platform_device_count=8']
+if importlib.metadata.version('jaxlib').startswith('0.10.'):  # XLA stops at flags that it does not know
+  flags.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *flags])
 
 import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_disable_most_optimizations', True)
+
+HERE = pathlib.Path(__file__).parent
+# What kind of test a room has, unless a file or a test says otherwise.
+KINDS = {
+  'unit': ('.', 'config', 'data', 'losses', 'models', 'quantizers', 'runs', 'runtime'),
+  'integration': ('experiments', 'export', 'methods', 'report', 'training'),
+  'e2e': ('cli',),
+}
+KIND = {room: kind for kind, rooms in KINDS.items() for room in rooms}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if not any(item.get_closest_marker(kind) for kind in KINDS):
+      item.add_marker(KIND[str(item.path.parent.relative_to(HERE))])
+
+
+def pytest_unconfigure():
+  shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -28,12 +68,12 @@ def strict_dtypes():
     yield
 
 
-@pytest.fixture
-def quick_compile():
-  """Compiles without optimization: for tests that run a whole program once, and do not look at its speed."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+@pytest.fixture(scope='module')
+def own_cache(tmp_path_factory):
+  """Processes of a module keep compiled programs to themselves: one that is killed may leave half a file."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path_factory.mktemp('cache')))
+    yield
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import yaml
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / 'launch'
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('script', [*LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch'], ids=lambda path: path.name)
 def test_scripts_parse_and_pass_shellcheck(script):
   subprocess.run(['bash', '-n', script], check=True)
@@ -65,6 +66,7 @@ def test_job_set_follows_its_schema():
     models.V1JobTemplateSpec.model_validate(job['template'], strict=True, extra='forbid')
 
 
+@pytest.mark.e2e
 def test_several_gpus_where_there_are_none(tmp_path):
   """One line that says what to do instead, since a GPU each is what the script is for."""
   (tmp_path / 'dirname').symlink_to(shutil.which('dirname'))

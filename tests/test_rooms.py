@@ -67,6 +67,7 @@ def test_formulas_know_no_flax():
       assert 'flax' not in path.read_text().replace('know no Flax', ''), path
 
 
+@pytest.mark.e2e
 def test_importing_changes_nothing():
   """Flags, filters and hooks are those of the command; another program may import every room."""
   code = """

@@ -13,7 +13,6 @@ import time
 import zipfile
 import zlib
 
-import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -64,10 +63,8 @@ def refused(capsys):
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   """A finished run, to be copied and damaged."""
-  jax.config.update('jax_disable_most_optimizations', True)
   directory = tmp_path_factory.mktemp('finished') / 'run'
   assert run(*SINGLE, f'--workdir={directory}', '--config.checkpoint_every=1 steps') == 0
-  jax.config.update('jax_disable_most_optimizations', False)
   return directory
 
 

@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location('local_processes', ROOT / 'launch' / 'local_processes.py')
 local_processes = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(local_processes)
+pytestmark = pytest.mark.usefixtures('own_cache')
 SINGLE = ('--config=configs/digits_resnet8.py:smoke', '--config.method.name=single')
 
 

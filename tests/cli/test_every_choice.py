@@ -244,9 +244,7 @@ def small_and_quick():
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(models.MODELS, 'resnet8', tiny)
     patch.setattr(build, 'make_mesh', lambda: mesh)
-    jax.config.update('jax_disable_most_optimizations', True)
     yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')

@@ -136,7 +136,7 @@ def test_description_of_a_configuration():
   'field, meant',
   [
     ('method', 'method.name'),
-    ('cmtkd.alpha', 'method.cmtkd.alpha'),
+    ('method.cmtkd.alpha', 'method.cmtkd.alpha'),
     ('optimizer.lr', 'optimizer.learning_rate'),
     ('epochs', 'duration'),
     ('data.agument', 'data.augment'),

@@ -130,6 +130,7 @@ def test_both_formats_give_the_same_batches_and_resume_exactly(prepared):
   assert_equal(*runs)
 
 
+@pytest.mark.e2e
 @pytest.mark.filterwarnings('ignore')
 def test_tfrecords_need_no_tensorflow(prepared):
   code = f"""
@@ -246,6 +247,7 @@ def test_tensorflow_takes_smaller_versions_of_large_jpegs():
   assert np.abs(out - full_decode(encoded, crop_boxes.center_box(600, 800, 64, 56), 56)).mean() < 2
 
 
+@pytest.mark.e2e
 @pytest.mark.filterwarnings('ignore')  # of tensorflow's import, in this process and in the workers
 def test_the_tensorflow_decoder_streams_resumes_and_counts_broken_images(photos):
   pytest.importorskip('tensorflow')
@@ -282,6 +284,7 @@ def photos(tmp_path):
   return tmp_path
 
 
+@pytest.mark.e2e
 def test_processes_give_what_threads_give(photos):
   name = f'folder:{photos}'
   (photos / 'train' / 'ant' / '07.jpg').write_bytes(b'no image')
@@ -344,6 +347,7 @@ class Misbehaving:
     return np.full((len(records), 1, 1, 1), os.getpid() % 251, np.uint8), (os.getpid(), bool(bridge._backends)), {}
 
 
+@pytest.mark.e2e
 def test_workers_errors_and_end(monkeypatch):
   monkeypatch.setenv('PYTHONPATH', str(pathlib.Path(__file__).parents[2]))  # for this module
   pool, reader, records = workers.Workers(1), Misbehaving(), np.arange(3)
@@ -365,6 +369,7 @@ def test_workers_errors_and_end(monkeypatch):
   assert ends([pid])
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='looks into /proc')
 def test_workers_die_with_a_killed_parent(photos):
   code = f"""

@@ -607,6 +607,7 @@ def test_a_name_that_is_nearly_right(tmp_path, monkeypatch):
   expect(['tensorflow_datasets is not installed'], name='cifar100')
 
 
+@pytest.mark.e2e
 def test_imports_neither_tensorflow_nor_grain_unless_needed():
   code = """
 import sys, jax

@@ -33,7 +33,7 @@ def variables(workdir):
   return checkpoint.load_variables(f'{workdir}/checkpoints')[0]
 
 
-def test_kd_trains_its_teacher_first_keeps_it_and_can_be_evaluated_without_it(tmp_path, quick_compile, capsys):
+def test_kd_trains_its_teacher_first_keeps_it_and_can_be_evaluated_without_it(tmp_path, capsys):
   config = smoke_config()
   config.method.name, config.teachers, config.first.teacher = 'kd', ('{teacher}',), FULL
   summary = chain.train_chain(config, tmp_path / 'kd')
@@ -94,7 +94,7 @@ def test_a_run_of_a_chain_has_its_changes_and_no_plans():
     ('data.name', 'generated:8x8x1:7:48', 'other classes'),
   ],
 )
-def test_a_teacher_that_does_not_fit_is_refused(tmp_path, quick_compile, field, value, words):
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path, field, value, words):
   config = smoke_config()
   config.update_from_flattened_dict(
     {'method.name': 'single', 'duration': '1 steps', 'eval_every': '1 steps', 'optimizer.decay_at': ''}
@@ -128,7 +128,7 @@ def table_config(only=()):
   return config
 
 
-def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing(tmp_path, quick_compile, capsys):
+def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing(tmp_path, capsys):
   config = table_config()
   config.table.seeds = (0,)
   rows = {row['title']: row for row in table.train_table(config, tmp_path)}

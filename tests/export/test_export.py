@@ -27,15 +27,6 @@ from cmtkd_jax.training import loop as train
 from cmtkd_jax.training.step import initial_state_options
 from tests.pruned_network import make_pruned
 
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compile_throughout():
-  """What `quick_compile` does, also for the run that the tests share."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 # Packing.
 
 
@@ -133,7 +124,7 @@ def make_network(**changes):
     if 'bias' in str(path)
     else x
   )
-  variables = jax.tree_util.tree_map_with_path(scale, {**variables, **changed})
+  variables = jax.tree_util.tree_map_with_path(scale, jax.device_get({**variables, **changed}))
   return config, method, variables, images
 
 

@@ -20,7 +20,6 @@ from tests.pruned_network import make_pruned
 onnx = pytest.importorskip('onnx')
 runtime = pytest.importorskip('onnxruntime')
 
-pytestmark = pytest.mark.usefixtures('quick_compile')
 LEVELS = runtime.GraphOptimizationLevel
 
 

@@ -94,6 +94,11 @@ def make_losses(feature='attention', mutual='kl_divergence', **options):
   return feature, losses.LOGIT_LOSSES[mutual]()
 
 
+def computed_loss(*inputs, settings, made):
+  """(total, terms) of CMT-KD's loss, as one program; `made` is what `make_losses` returned."""
+  return jax.jit(lambda *inputs: cmtkd.cmtkd_loss(*inputs, settings, *made))(*inputs)
+
+
 def reference_loss(z_t, z_s, labels, pairs, settings, feature_loss, gamma, power):
   """Eqs. (4)-(10) in float64."""
   z_t, z_s = f64(z_t), f64(z_s)
@@ -145,7 +150,7 @@ def loss_inputs():
 def test_loss_and_terms(settings, feature_loss, options, gamma):
   *logits, labels, pairs = loss_inputs()
   settings, pairs = cmtkd.Settings(**settings), {} if feature_loss == 'none' else pairs
-  total, terms = cmtkd.cmtkd_loss(*logits, labels, pairs, settings, *make_losses(feature_loss, **options))
+  total, terms = computed_loss(*logits, labels, pairs, settings=settings, made=make_losses(feature_loss, **options))
   power = options.get('power', 2)
   expected_total, expected_terms = reference_loss(*logits, labels, pairs, settings, feature_loss, gamma, power)
   assert terms.keys() == expected_terms.keys()
@@ -160,10 +165,10 @@ def test_any_logit_loss_is_the_mutual_loss(name):
   """The loss that is configured compares both networks to the minimum logits, all counted from the true class."""
   z_t, z_s, labels, _ = loss_inputs()
   settings = cmtkd.Settings(alpha=0.0, beta=0.5, temperature=3.0)
-  total, terms = cmtkd.cmtkd_loss(z_t, z_s, labels, {}, settings, *make_losses('none', name))
+  total, terms = computed_loss(z_t, z_s, labels, {}, settings=settings, made=make_losses('none', name))
   own_s, own_t = (f64(z) - f64(z)[np.arange(len(labels)), labels][:, None] for z in (z_s, z_t))
   expected = [
-    losses.LOGIT_LOSSES[name]()(np.float32(np.minimum(own_t, own_s)), np.float32(own), labels, 3.0)
+    jax.jit(losses.LOGIT_LOSSES[name]())(np.float32(np.minimum(own_t, own_s)), np.float32(own), labels, 3.0)
     for own in (own_s, own_t)
   ]
   assert_close([terms['student/mutual'], terms['combined_teacher/mutual']], expected)
@@ -174,7 +179,7 @@ def test_taps_weigh_less_the_shallower_they_are():
   """OFD: the weight of each tap is half that of the next, deeper one."""
   *logits, labels, pairs = loss_inputs()
   settings = cmtkd.Settings(alpha=0.0, beta=0.0)
-  total, terms = cmtkd.cmtkd_loss(*logits, labels, pairs, settings, *make_losses('ofd', weight=0.1))
+  total, terms = computed_loss(*logits, labels, pairs, settings=settings, made=make_losses('ofd', weight=0.1))
   assert_close(total, 0.1 * (0.5 * float(terms['student/feature/tap3']) + float(terms['student/feature/tap5'])))
 
 
@@ -343,9 +348,12 @@ def linearized():
   """One forward pass; returns a function settings, term, options -> {top-level name: largest gradient}."""
   method, images = make_method(make_config()), make_images()
   variables = make_variables(method)
-  outputs, pull_back = jax.vjp(
-    lambda params: method.apply({**variables, 'params': params}, images, train=False), variables['params']
-  )
+
+  def forward(params):
+    return method.apply({**variables, 'params': params}, images, train=False)
+
+  outputs = jax.jit(forward)(variables['params'])
+  pull_back = jax.jit(lambda cotangents: jax.vjp(forward, variables['params'])[1](cotangents))
 
   def gradients(settings, term='total', feature_loss='attention', **options):
     def loss(outputs):
@@ -362,7 +370,7 @@ def linearized():
       terms['features'] = sum(value for name, value in terms.items() if name.startswith('student/feature/'))
       return terms[term]
 
-    (params,) = pull_back(jax.grad(loss)(outputs))
+    (params,) = pull_back(jax.jit(jax.grad(loss))(outputs))
     return {name: max(np.max(np.abs(x)) for x in jax.tree.leaves(tree)) for name, tree in params.items()}
 
   return gradients
@@ -422,20 +430,21 @@ def test_gradient_of_importance_by_finite_differences():
   variables = make_variables(method)
 
   @jax.jit
-  def loss(theta):
+  @jax.value_and_grad
+  def loss_and_gradient(theta):
     params = variables['params'] | {'importance': theta}
     return method.loss(method.apply({**variables, 'params': params}, images, train=False), LABELS)[0]
 
   theta = variables['params']['importance']
-  gradient = jax.grad(loss)(theta)
+  _, gradient = loss_and_gradient(theta)
   step = 0.01
   for tap in theta:
     for i in range(2):
       moved = lambda sign: theta | {tap: theta[tap].at[i].add(sign * step)}
-      difference = float(loss(moved(1)) - loss(moved(-1))) / (2 * step)
+      difference = float(loss_and_gradient(moved(1))[0] - loss_and_gradient(moved(-1))[0]) / (2 * step)
       assert abs(difference) > 1e-3
       assert_close(gradient[tap][i], difference, rtol=0.02, atol=1e-3)
-    assert_close(jnp.sum(gradient[tap]), 0, atol=1e-5)
+    assert_close(np.sum(gradient[tap]), 0, atol=1e-5)
 
 
 # The bit table.
@@ -467,7 +476,7 @@ def test_bit_table_by_hand():
   }
   expected = {'combined_head/classifier': (32, 32, 650, 640), 'student/head/classifier': (32, 32, 650, 640)}
   for network, bits in (('student', 2), *zip(TEACHERS, (4, 8))):
-    for layer, cost in costs.items():
+    for layer, expense in costs.items():
       first = layer == 'stage1/stem/conv'
       # Teachers read the mixture after a tap, which is on no grid.
       mixed = network != 'student' and layer in (
@@ -476,7 +485,7 @@ def test_bit_table_by_hand():
         'stage3/block1/conv1',
         'stage3/block1/shortcut',
       )
-      expected[f'{network}/{layer}'] = (32 if first else bits, 32 if first or mixed else bits, *cost)
+      expected[f'{network}/{layer}'] = (32 if first else bits, 32 if first or mixed else bits, *expense)
   assert rows == expected
   text = bit_table.render([bit_table.Row(layer, *row) for layer, row in rows.items()])
   line = next(line for line in text.splitlines() if line.startswith('stage2/block1/conv1 '))

@@ -296,16 +296,16 @@ def outputs_of_equal_networks(name, teachers):
   """What the method's networks return when each has the student's variables."""
   method = users_method(name, 'kl_divergence', teachers)
   images = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
-  variables = traverse_util.flatten_dict(method.init(jax.random.key(0), images, train=True))
+  variables = traverse_util.flatten_dict(jax.jit(functools.partial(method.init, train=True))(jax.random.key(0), images))
 
   def students(path):
     origins = ((path[0], 'student', *path[2:]), (path[0], 'student', 'head', *path[2:]))
     value = next((variables[origin] for origin in origins if origin in variables), variables[path])
     # Logits that tell the images apart.
-    return 0.02 * value if path[-1] == 'var' else 3 * value if 'classifier' in path else value
+    return np.float32(0.02 if path[-1] == 'var' else 3 if 'classifier' in path else 1) * np.asarray(value)
 
   equal = traverse_util.unflatten_dict({path: students(path) for path in variables})
-  return method.apply(equal, images, train=False)
+  return jax.jit(functools.partial(method.apply, train=False))(equal, images)
 
 
 @pytest.mark.parametrize('loss', losses.LOGIT_LOSSES)
@@ -371,7 +371,7 @@ def test_every_method_is_tried():
 @pytest.mark.parametrize(
   'name, quantizer', [*((name, 'hwgq') for name in NETWORKS), ('kd', 'lsq'), ('ctkd', 'lsq'), ('cmtkd', 'lsq')]
 )
-def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer, quick_compile):
+def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer):
   config = make_config(
     name,
     **{
@@ -413,7 +413,7 @@ def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer,
   assert 'student' in sums and all(total['count'] == 4 for total in sums.values())
 
 
-def test_ctkds_recipes_pad_and_start_every_network_as_its_code_does(quick_compile):
+def test_ctkds_recipes_pad_and_start_every_network_as_its_code_does():
   for path in sorted(CONFIGS.glob('ctkd_*.py')):
     config = runpy.run_path(str(path))['get_config']('')
     runs = (config, config_lib.derive(config, config.first.expert.to_dict()))
@@ -436,7 +436,7 @@ def test_kdcl_gives_each_network_its_own_view():
   method = build.create_method(make_config('kdcl', **{'method.kdcl.peer_bits': (2,)}), CLASSES)
   assert method.views == 2
   images = np.random.default_rng(0).normal(size=(2, 4, 6, 6, 1)).astype(np.float32)
-  variables = method.init(jax.random.key(0), images, train=True)
+  variables = jax.jit(functools.partial(method.init, train=True))(jax.random.key(0), images)
   # Networks of one width with the same parameters differ by what they see alone.
   twin = {c: {n: tree['student'] for n in tree} for c, tree in variables.items()}
   of = lambda x: method.apply(twin, x, train=True, mutable=True)[0].logits
@@ -448,11 +448,12 @@ def test_kdcl_gives_each_network_its_own_view():
 def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
   config = make_config('speq', bits=1)
   images = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
+  keys = {name: jax.random.key(0) for name in ('params', 'sampling')}
+  variables = jax.jit(functools.partial(build.create_method(config, CLASSES).init, train=True))(keys, images)
 
   def run(probability, seed):
     config.method.speq.high_probability = probability
     method = build.create_method(config, CLASSES)
-    variables = method.init({'params': jax.random.key(0), 'sampling': jax.random.key(0)}, images, train=True)
     outputs, state = method.apply(
       variables, images, train=True, mutable=['batch_stats'], rngs={'sampling': jax.random.key(seed)}
     )

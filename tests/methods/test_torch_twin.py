@@ -77,7 +77,7 @@ def relative(found, expected):
   'model, stem, size, bits, teachers',
   [('resnet8', 'imagenet', 32, 32, (32, 32)), ('resnet8', 'cifar', 12, 2, (3, 4)), ('resnet18', 'cifar', 16, 1, (2,))],
 )
-def test_loss_and_gradients(twin, model, stem, size, bits, teachers, quick_compile):
+def test_loss_and_gradients(twin, model, stem, size, bits, teachers):
   config = make_config(model, stem, bits, teachers)
   images = np.random.default_rng(0).normal(size=(8, size, size, 3)).astype(np.float32)
   labels = np.arange(8, dtype=np.int32) % CLASSES

@@ -142,7 +142,7 @@ NETWORKS = {
 @pytest.mark.parametrize(
   'name, suffix', [('resnet18', '.safetensors'), ('resnet18', '.npz'), ('alexnet_torchvision', '.safetensors')]
 )
-def test_logits_of_imported_weights(tmp_path, name, suffix, quick_compile):
+def test_logits_of_imported_weights(tmp_path, name, suffix):
   make, size = NETWORKS[name]
   network = randomize(make())
   method, variables, report = load(make_config(name, save(network, tmp_path / f'weights{suffix}')), size)

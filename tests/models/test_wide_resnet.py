@@ -138,7 +138,7 @@ def reference(x, variables, blocks, widen):
 
 
 @pytest.mark.parametrize('depth, widen', [(10, 1), (10, 2), (16, 1), (16, 2)])
-def test_forward_pass(depth, widen, quick_compile):
+def test_forward_pass(depth, widen):
   """Logits and raw taps; of the 16 layers, the second block of each group adds the raw sum of the first."""
   net, images = tiny(depth, widen), image_batch()
   variables = random_variables(net, images)
@@ -152,14 +152,14 @@ def test_forward_pass(depth, widen, quick_compile):
     np.testing.assert_allclose(tap, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_parts_are_the_network(quick_compile):
+def test_the_parts_are_the_network():
   net, images = tiny(10, 2), image_batch()
   variables = random_variables(net, images)
   whole, (logits, _) = jax.jit(lambda v, x: (net.apply(v, x, False), net.apply(v, x, method=parts)))(variables, images)
   np.testing.assert_allclose(whole, logits, rtol=1e-5, atol=1e-6)
 
 
-def test_two_bit_activations_lie_on_the_grid(quick_compile):
+def test_two_bit_activations_lie_on_the_grid():
   """All of them and nothing but the four levels 0, 0.538, 1.076, 1.614."""
   net, images = tiny(10, 1, bits=2), image_batch()
   variables = random_variables(net, images)
@@ -211,7 +211,7 @@ class SharedStem(nn.Module):
     return logits
 
 
-def test_shared_stem(quick_compile):
+def test_shared_stem():
   """Only the network that embeds has a stem; the other computes what it would with that stem as its own."""
   pair, images = SharedStem(), image_batch()
   variables = random_variables(pair, images)

@@ -9,6 +9,7 @@ import pytest
 
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import dequantize, hwgq
+from tests import compiling
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
@@ -227,8 +228,10 @@ def test_codes_stand_for_the_values(bits):
     coded = quantize(x, w)
     return coded, [dequantize(c) for c in coded]
 
-  coded, (coded_by_jit, decoded_by_jit) = quantize(x, w), jax.jit(both)(x, w)
-  results = zip(coded, fake_quantize(x, w), coded_by_jit, decoded_by_jit, jax.jit(fake_quantize)(x, w), strict=True)
+  coded, (coded_by_jit, decoded_by_jit) = quantize(x, w), compiling.jit(both)(x, w)
+  results = zip(
+    coded, fake_quantize(x, w), coded_by_jit, decoded_by_jit, compiling.jit(fake_quantize)(x, w), strict=True
+  )
   for i, (eager, value, compiled, decoded, value_by_jit) in enumerate(results):
     assert same_bits(dequantize(eager), value)
     assert same_bits(dequantize(compiled), value_by_jit)

@@ -13,6 +13,7 @@ import pytest
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import dequantize, lsq
+from tests import compiling
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
@@ -161,14 +162,14 @@ def test_codes_stand_for_the_values(bits):
   quantize = lambda x, p: [q.quantize(x, p) for q, p in zip(quantizers, p, strict=True)]
   fake_quantize = lambda x, p: [q.fake_quantize(x, p) for q, p in zip(quantizers, p, strict=True)]
   # The encoder on its own and in front of its decoder are different programs, and must not round differently.
-  coded_by_jit = jax.jit(quantize)(x, parameters)
-  decoded_by_jit = jax.jit(lambda x, p: [dequantize(c) for c in quantize(x, p)])(x, parameters)
+  coded_by_jit = compiling.jit(quantize)(x, parameters)
+  decoded_by_jit = compiling.jit(lambda x, p: [dequantize(c) for c in quantize(x, p)])(x, parameters)
   for eager, value, compiled, decoded, value_by_jit in zip(
     quantize(x, parameters),
     fake_quantize(x, parameters),
     coded_by_jit,
     decoded_by_jit,
-    jax.jit(fake_quantize)(x, parameters),
+    compiling.jit(fake_quantize)(x, parameters),
     strict=True,
   ):
     assert same_bits(dequantize(eager), value)
@@ -180,7 +181,7 @@ def test_codes_stand_for_the_values(bits):
 
 def test_codes_on_thresholds_are_the_same_in_every_program():
   """A division by the step would be a product with its reciprocal in some programs and not in others."""
-  compiled = jax.jit(lambda v, s: lsq.quantize(v, s, 3, False))
+  compiled = compiling.jit(lambda v, s: lsq.quantize(v, s, 3, False))
   for step in np.random.default_rng(0).uniform(0.01, 1, 50).astype(np.float32):
     v = f32((np.arange(16) + 0.5).repeat(8) * step)
     np.testing.assert_array_equal(compiled(v, f32(step)).codes, lsq.quantize(v, f32(step), 3, False).codes)

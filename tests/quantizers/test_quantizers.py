@@ -16,6 +16,7 @@ from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.quantizers import apot, dequantize, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb, twn, xnor
+from tests import compiling
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
@@ -63,7 +64,7 @@ def test_codes_stand_for_the_values(name, bits):
   def both(x, parameters):
     return quantizer.quantize(x, parameters), quantizer.fake_quantize(x, parameters)
 
-  for coded, value in (both(x, parameters), jax.jit(both)(x, parameters)):
+  for coded, value in (both(x, parameters), compiling.jit(both)(x, parameters)):
     assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
     assert same_bits(dequantize(coded), value)
     low = -(2 ** (bits - 1)) if name in SIGNED and bits > 1 else 0
@@ -102,7 +103,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize('name', CLASSES)
-def test_degenerate_input_stays_finite(name, quick_compile):
+def test_degenerate_input_stays_finite(name):
   """Values, gradients and refitted values of a network whose first batch is not Gaussian."""
   cls = CLASSES[name]
 

@@ -11,6 +11,8 @@ from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.step import initial_state, train_step
 from tests import networks
 
+pytestmark = pytest.mark.integration
+
 LABELS = np.array([0, 3, 1, 4], np.int32)
 # (weight bits, activation bits) of the student's two layers, and the teacher's, where a quantizer lacks the usual ones.
 WIDTHS = {'xnor': ((1, 1), (1, 32), (1, 1)), 'twn': ((2, 32), (2, 32), (2, 32)), 'n2uq': ((2, 2), (8, 3), (3, 3))}
@@ -22,7 +24,7 @@ TINY = networks.tiny((4, 1, 'body'), (6, 2, 'body'))
 
 @pytest.mark.parametrize('kind', ['single', 'cmtkd'])
 @pytest.mark.parametrize('name', quantizers.QUANTIZERS)
-def test_one_compiled_step(name, kind, quick_compile, monkeypatch):
+def test_one_compiled_step(name, kind, monkeypatch):
   """One stage at 2/2 bits, the other at an unequal pair: the loss is finite, learned and fitted values are moved."""
   equal, unequal, teacher = WIDTHS.get(name, USUAL)
   monkeypatch.setitem(models.MODELS, 'tiny', TINY)

@@ -37,14 +37,6 @@ def smoke_config():
   return runpy.run_path(str(ROOT / 'configs' / 'digits_resnet8.py'))['get_config']('smoke')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compile_throughout():
-  """What `quick_compile` does, also for the runs that the tests share."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """Work directory of a finished CMT-KD run."""

@@ -169,6 +169,7 @@ def test_load_variables_on_other_devices_and_without_the_optimizer(tmp_path):
   assert not np.array_equal(other['params']['conv']['kernel'], variables['params']['conv']['kernel'])
 
 
+@pytest.mark.e2e
 def test_saved_on_eight_devices_and_read_where_there_is_one(tmp_path):
   wanted = np.random.default_rng(3).normal(size=(16, 4)).astype(np.float32)
   with Checkpoints(tmp_path) as checkpoints:

@@ -117,6 +117,7 @@ def run_python(code):
   return run
 
 
+@pytest.mark.e2e
 def test_tensorboard_gets_the_rows_in_silence(tmp_path):
   pytest.importorskip('clu')
   pytest.importorskip('tensorboard')

@@ -22,12 +22,9 @@ _spec.loader.exec_module(local_processes)
 
 
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory):
+def environment(own_cache):
   """Compiled programs are kept, so that a process that starts again does not compile again."""
   return {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'} | {
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache')),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
     'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
   }
 
@@ -47,6 +44,7 @@ def probes(tmp_path_factory, environment):
   return directory, probe(directory / 'one', 1, 4, environment), probe(directory / 'two', 2, 2, environment)
 
 
+@pytest.mark.e2e
 def test_two_processes_read_the_batches_of_one(probes):
   """Row by row, over the border of an epoch, from memory and streamed; each process holds its own half."""
   _, (one,), two = probes
@@ -63,6 +61,7 @@ def tuple_of(pair):
   return pair[0], tuple(pair[1])
 
 
+@pytest.mark.e2e
 def test_one_step_and_an_evaluation_agree(probes):
   """From the same seed: metrics, state and accuracies of two processes are those of one, up to rounding."""
   directory, (one,), two = probes
@@ -76,6 +75,7 @@ def test_one_step_and_an_evaluation_agree(probes):
     np.testing.assert_allclose(states[1][name], states[0][name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('name', ['one', 'two'])
 def test_one_host_restores_every_array_bit_for_bit(probes, name):
   directory = probes[0] / name
@@ -103,6 +103,7 @@ def train(workdir, environment):
   )
 
 
+@pytest.mark.e2e
 def test_a_process_that_is_killed_ends_the_run_and_both_resume(tmp_path, environment):
   """The launcher stops the survivor; started again, the run ends with the bits of one that was left alone."""
   assert local_processes.wait(train(tmp_path / 'alone', environment)) == 0

@@ -11,6 +11,8 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import profiler
 from cmtkd_jax.training import loop
 
+pytestmark = pytest.mark.integration
+
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'digits_resnet8.py'
 
 
@@ -35,7 +37,7 @@ def traced_steps(workdir):
   return sorted(steps), {e.get('name', '') for e in events}
 
 
-def test_a_trace_holds_its_steps(tmp_path, capsys, quick_compile):
+def test_a_trace_holds_its_steps(tmp_path, capsys):
   first = profiler.WARM_UP + 1
   loop.train_and_evaluate(make_config('2 steps', profiler.WARM_UP + 4), tmp_path)
   steps, names = traced_steps(tmp_path)
@@ -44,7 +46,7 @@ def test_a_trace_holds_its_steps(tmp_path, capsys, quick_compile):
   assert f'profile of steps {first} to {first + 1}: {tmp_path / profiler.FOLDER}' in capsys.readouterr().err
 
 
-def test_a_run_that_ends_first(tmp_path, capsys, quick_compile):
+def test_a_run_that_ends_first(tmp_path, capsys):
   first = profiler.WARM_UP + 1
   loop.train_and_evaluate(make_config('9 steps', first + 1), tmp_path)
   assert traced_steps(tmp_path)[0] == [first, first + 1]

@@ -30,7 +30,7 @@ def test_second_run_in_a_directory_is_refused(tmp_path):
     pass
 
 
-def test_training_holds_the_lock(tmp_path, monkeypatch, quick_compile):
+def test_training_holds_the_lock(tmp_path, monkeypatch):
   """While it trains, nobody else can have the file; afterwards anybody can."""
   seen = []
 
@@ -48,7 +48,7 @@ def test_training_holds_the_lock(tmp_path, monkeypatch, quick_compile):
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_full_disk_is_told_before_training(tmp_path, monkeypatch, quick_compile):
+def test_full_disk_is_told_before_training(tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=1000))
   with pytest.raises(UserError, match=rf'{tmp_path} has 0 MiB left, and a checkpoint takes \d+ MiB'):
@@ -56,7 +56,7 @@ def test_full_disk_is_told_before_training(tmp_path, monkeypatch, quick_compile)
   assert not list((tmp_path / 'checkpoints').iterdir())
 
 
-def test_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, quick_compile):
+def test_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
   """And the same command goes on from it when there is room again."""
   original = checkpoint.ocp.CheckpointManager.save
 
@@ -93,7 +93,7 @@ def test_too_little_memory_names_the_fields_to_change():
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
 
-def test_changed_configuration_is_refused_unless_told_otherwise(tmp_path, quick_compile, caplog):
+def test_changed_configuration_is_refused_unless_told_otherwise(tmp_path, caplog):
   loop.train_and_evaluate(make_config(), tmp_path)
   changed = {'optimizer.learning_rate': 0.005, 'duration': '5 steps'}
   with pytest.raises(UserError, match=r'duration: .4 steps. -> .5 steps.; optimizer.learning_rate: 0.01 -> 0.005'):

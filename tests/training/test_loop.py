@@ -25,7 +25,7 @@ def load(name, argument=''):
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_smoke_trains_and_evaluates(name, tmp_path, quick_compile):
+def test_smoke_trains_and_evaluates(name, tmp_path):
   config = load(name, 'smoke')
   if name.endswith('resnet18'):  # one teacher is enough where compiling takes longest
     config.method.cmtkd.teacher_bits = config.method.cmtkd.teacher_bits[:1]
@@ -57,7 +57,7 @@ def test_smoke_trains_and_evaluates(name, tmp_path, quick_compile):
       loop.train_and_evaluate(config, tmp_path)
 
 
-def test_minival_is_what_chooses_the_best_checkpoint_and_no_tensorflow_is_needed(tmp_path, quick_compile, monkeypatch):
+def test_minival_is_what_chooses_the_best_checkpoint_and_no_tensorflow_is_needed(tmp_path, monkeypatch):
   for module in ('tensorflow', 'tensorboard', 'clu', 'tensorflow_datasets', 'grain', 'array_record'):
     monkeypatch.setitem(sys.modules, module, None)
   config = load('digits_resnet8', 'smoke')
@@ -73,7 +73,7 @@ def test_minival_is_what_chooses_the_best_checkpoint_and_no_tensorflow_is_needed
   assert kept == {3, 4, best}
 
 
-def test_everything_is_compiled_once(tmp_path, quick_compile, caplog):
+def test_everything_is_compiled_once(tmp_path, caplog):
   config = load('digits_resnet8', 'smoke')
   config.method.name, config.duration, config.eval_every, config.log_every = 'single', '6 steps', '2 steps', '1 steps'
   with jax.log_compiles():
@@ -85,7 +85,7 @@ def test_everything_is_compiled_once(tmp_path, quick_compile, caplog):
   assert compiled.most_common(1)[0][1] == 1, compiled.most_common(3)
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, quick_compile):
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
   config = load('digits_resnet8', 'smoke')
   config.method.name, config.duration, config.checkpoint_every = 'single', '6 steps', '1 steps'
   config.optimizer.learning_rate = 1e9

@@ -11,20 +11,17 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from cmtkd_jax.runs import checkpoint, metric_log
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 24
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures('own_cache')]
 
 
-def start(workdir, cache):
-  environment = os.environ | {
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
-    'XLA_FLAGS': '',
-  }
+def start(workdir):
+  environment = os.environ | {'XLA_FLAGS': ''}
   return subprocess.Popen(
     [
       sys.executable,
@@ -58,16 +55,16 @@ def logged_step(workdir):
 
 
 def test_killed_run_ends_with_the_same_bits(tmp_path):
-  alone, killed, cache = tmp_path / 'alone', tmp_path / 'killed', tmp_path / 'cache'
-  finish(start(alone, cache))
+  alone, killed = tmp_path / 'alone', tmp_path / 'killed'
+  finish(start(alone))
   for step in sorted(random.Random().sample(range(1, STEPS), 3)):
-    process = start(killed, cache)
+    process = start(killed)
     while logged_step(killed) < step and process.poll() is None:
       time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     print('killed at step', logged_step(killed))
-  finish(start(killed, cache))
+  finish(start(killed))
 
   expected, _, last = checkpoint.load_variables(alone / 'checkpoints')
   got, _, last_again = checkpoint.load_variables(killed / 'checkpoints')
@@ -83,7 +80,7 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
 
 def test_asked_to_stop_it_saves_its_step_and_goes_on_from_there(tmp_path):
   """SIGTERM: status 143, one line, a checkpoint of the very step; the same command ends what is left."""
-  process = start(tmp_path / 'run', tmp_path / 'cache')
+  process = start(tmp_path / 'run')
   while logged_step(tmp_path / 'run') < 5 and process.poll() is None:
     time.sleep(0.002)
   process.send_signal(signal.SIGTERM)
@@ -92,6 +89,6 @@ def test_asked_to_stop_it_saves_its_step_and_goes_on_from_there(tmp_path):
   step = int(re.search(rf'asked to stop: step (\d+) of {STEPS} is saved', stderr)[1])
   assert stderr.splitlines()[-1].startswith('asked to stop') and 'Traceback' not in stderr
   assert checkpoint.load_variables(tmp_path / 'run' / 'checkpoints')[2] == step < STEPS
-  finish(start(tmp_path / 'run', tmp_path / 'cache'))
+  finish(start(tmp_path / 'run'))
   steps = [row['step'] for row in metric_log.read(tmp_path / 'run') if 'train/loss' in row]
   assert steps == list(range(1, STEPS + 1))

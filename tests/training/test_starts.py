@@ -2,7 +2,6 @@
 
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -27,9 +26,7 @@ def finished(tmp_path_factory):
   """A finished run on arrays, {'workdir', 'data'}; to be copied and changed."""
   root = tmp_path_factory.mktemp('finished')
   data = write_arrays(root / 'data')
-  jax.config.update('jax_disable_most_optimizations', True)
   loop.train_and_evaluate(make_config(**{'data.name': f'npy:{data}'}), root / 'run')
-  jax.config.update('jax_disable_most_optimizations', False)
   return root
 
 
@@ -97,7 +94,7 @@ def test_the_lock_needs_no_room_on_the_disk(tmp_path):
 # --- The same run again.
 
 
-def test_a_start_that_failed_may_be_repeated_with_another_configuration(tmp_path, quick_compile):
+def test_a_start_that_failed_may_be_repeated_with_another_configuration(tmp_path):
   """The fix that an error names must not be refused because of what the failed start left behind."""
   with pytest.raises(UserError, match='lower config.optimizer.learning_rate'):
     loop.train_and_evaluate(
@@ -117,7 +114,7 @@ def test_teachers_of_a_failed_start_are_forgotten(finished, tmp_path):
   assert [teacher.directory for teacher in teachers.open_all(make_config(teachers=(named,)), tmp_path)] == [named]
 
 
-def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch, quick_compile):
+def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch):
   """Batch 0 shapes the state of a new run; a resumed run knows the shapes without it."""
   started = []
   original = plan.build.data.TrainLoader.batches
@@ -145,7 +142,7 @@ def test_renamed_classes_are_refused(finished, tmp_path):
       start()
 
 
-def test_another_number_of_images_is_refused(finished, tmp_path, quick_compile):
+def test_another_number_of_images_is_refused(finished, tmp_path):
   config, workdir = copy(finished, tmp_path)
   write_arrays(tmp_path / 'data', train_images=48)
   for start in (lambda: loop.train_and_evaluate(config, workdir), lambda: evaluate.evaluate_run(workdir)):

@@ -23,7 +23,7 @@ from cmtkd_jax.training.step import (
   label_rank,
   train_step,
 )
-from tests import networks
+from tests import compiling, networks
 
 CLASSES = 5
 DEVICES = (1, 2, 4, 8)
@@ -87,7 +87,7 @@ def runs(parts):
     state = jax.device_put(parts.state, whole)
     batch = jax.device_put(make_batch(), sharded)
     # Between the smallest and the largest mesh as XLA compiles fastest.
-    options = {'xla_backend_optimization_level': 0} if devices in (2, 4) else {}
+    options = None if devices in (2, 4) else compiling.AS_IN_TRAINING
     compiled = jax.jit(parts.step, donate_argnums=0).lower(state, batch).compile(options)
     new_state, metrics = compiled(state, batch)
     results[devices] = types.SimpleNamespace(
@@ -209,7 +209,7 @@ def test_codes_of_the_same_parameters_are_the_same_on_every_mesh(name, bits):
   weight, activation = quantizer.Weight(bits=bits), quantizer.Activation(bits=bits)
   parameters = {'step': np.float32(0.1)}
 
-  @jax.jit
+  @compiling.jit
   def encode(kernel, x, parameters):
     coded = weight.quantize(kernel, parameters), activation.quantize(x, parameters)
     return coded[0].codes, coded[1].codes, coded[0].scale
@@ -409,7 +409,7 @@ def test_parts_of_a_batch_are_spread_over_the_devices():
   np.testing.assert_array_equal(_parts(views, 2, 1)[0, 1, :, 0], 100 + np.arange(0, 16, 2))
 
 
-def test_maps_computed_again_give_the_same_gradients(quick_compile):
+def test_maps_computed_again_give_the_same_gradients():
   """In the networks that the regex names, and in no other."""
   config = config_lib.default()
   config.method.cmtkd.teacher_bits, config.model.width = (4,), 4 / 64
