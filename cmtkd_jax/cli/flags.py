@@ -34,9 +34,9 @@ _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all that are installed.')
 _IMAGES = flags.DEFINE_list('images', None, 'Image files to classify, e.g. a.jpg,b.png.')
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where nothing else tells it.')
-_PROCESSES = flags.DEFINE_integer('processes', None, 'Number of processes of the run, with --coordinator_address.')
-_PROCESS = flags.DEFINE_integer('process', None, 'Number of this process from 0, with --coordinator_address.')
+_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, where nothing else tells it.')
+_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes of the run, with --coordinator_address.')
+_PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process from 0, with --coordinator_address.')
 _INIT_TIMEOUT = flags.DEFINE_integer('init_timeout', 300, 'How long to wait for the other processes.', lower_bound=1)
 
 _FIXES = {  # what Python says of values that flags cannot take -> what to do

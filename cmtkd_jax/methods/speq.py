@@ -49,11 +49,13 @@ class SPEQ(MultiNetwork):
   def _draw(self, call):
     """The output of an activation at low or high precision, or None where it is not quantized."""
     layer, settings = call.module, self.settings
-    if layer.quantizer() is None or (high := layer.policy.activation_quantizer_of(settings.high_bits)) is None:
+    if layer.quantizer() is None:
       return None
-    take_high = jax.random.bernoulli(layer.make_rng('sampling'), settings.high_probability)
+    quantizer, x = layer.policy.activation_quantizer_of(settings.high_bits), call.input.astype(jnp.float32)
     # `create` has made sure that the quantizer has no values of its own.
-    return jnp.where(take_high, high.fake_quantize(call.input.astype(jnp.float32), {}), call.output)
+    high = nn.relu(x) if quantizer is None else quantizer.fake_quantize(x, {})
+    take_high = jax.random.bernoulli(layer.make_rng('sampling'), settings.high_probability)
+    return jnp.where(take_high, high, call.output)
 
   def loss(self, outputs, labels):
     return speq_loss(outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings)

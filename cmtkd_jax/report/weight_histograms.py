@@ -70,10 +70,12 @@ def _describe(path, quantizer, variables):
   values = jax.tree.map(jnp.asarray, inspect.quantizer_values(variables, *path, layers.quantizer_name('weight')))
   coded = quantizer.quantize(jnp.asarray(weights), values)
   used, number = np.unique(np.asarray(coded.codes), return_counts=True)
+  tables = coded.levels is not None and coded.levels.ndim == 2  # one for each output channel
   one_scale = coded._replace(
     codes=jnp.asarray(used),
     scale=jnp.mean(coded.scale),
     offset=None if coded.offset is None else jnp.mean(coded.offset),
+    levels=jnp.mean(coded.levels, 0) if tables else coded.levels,
   )
   levels = np.asarray(dequantize(one_scale))
   order = np.argsort(levels)
@@ -81,7 +83,7 @@ def _describe(path, quantizer, variables):
   reach = 1.1 * max(np.quantile(np.abs(weights), 0.998), np.max(np.abs(levels)))
   counts, edges = np.histogram(weights, _BINS, (-reach, reach))
   return LayerWeights(
-    '/'.join(path), quantizer.bits, levels, number / weights.size, np.size(coded.scale) > 1, counts, edges
+    '/'.join(path), quantizer.bits, levels, number / weights.size, np.size(coded.scale) > 1 or tables, counts, edges
   )
 
 

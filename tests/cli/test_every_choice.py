@@ -13,6 +13,7 @@ import math
 import sys
 
 import flax.linen as nn
+import grain  # noqa: F401  defines flags, which must not vanish with those of a test
 import jax
 import pytest
 from absl.testing import flagsaver

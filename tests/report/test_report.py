@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cmtkd_jax import report
+from cmtkd_jax import quantizers, report
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.report import confusion, pareto, plotting, weight_histograms
 from cmtkd_jax.runs import checkpoint, run_reader
@@ -151,6 +151,35 @@ def test_levels_of_channels_stand_at_the_mean_scale():
   step = np.asarray(traverse_util.flatten_dict(variables['params'], sep='/')[f'{layer.path}/weight_quantizer/step'])
   assert layer.per_channel and step.shape == (8,)
   np.testing.assert_allclose(layer.levels, step.mean() * np.arange(2)[-len(layer.levels) :], rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', [name for name, module in quantizers.QUANTIZERS.items() if hasattr(module, 'Weight')])
+def test_every_quantizer_has_a_histogram(name):
+  config = smoke_config()
+  config.method.name, config.quantizer.weights = 'single', name
+  config.student.weight_bits = 2 if 2 in quantizers.QUANTIZERS[name].Weight.bit_widths else 1
+  method = build.create_method(config, 10)
+  variables = jax.device_get(jax.jit(lambda: method.init(jax.random.key(0), jnp.ones((2, 8, 8, 1)), train=True))())
+  for layer in weight_histograms.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1)):
+    assert len(layer.levels) == len(layer.shares) <= 4 and np.all(np.diff(layer.levels) > 0)
+    assert layer.shares.sum() == pytest.approx(1)
+
+
+def test_lq_nets_levels_are_the_mean_of_those_of_the_channels():
+  config = smoke_config()
+  config.method.name, config.quantizer.weights = 'single', 'lq_nets'
+  method = build.create_method(config, 10)
+  variables = jax.device_get(jax.jit(lambda: method.init(jax.random.key(0), jnp.ones((2, 8, 8, 1)), train=True))())
+  state = traverse_util.flatten_dict(variables['quantizer_state'], sep='/')
+  for name in state:
+    if name.endswith('weight_quantizer/basis'):
+      state[name] = np.random.default_rng(0).uniform(0.1, 0.3, state[name].shape).astype(np.float32)
+  variables['quantizer_state'] = traverse_util.unflatten_dict(state, sep='/')
+  layer = weight_histograms.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1))[-1]
+  basis = state[f'{layer.path}/weight_quantizer/basis']
+  of_channels = np.sort([[a * v[0] + b * v[1] for a in (-1, 1) for b in (-1, 1)] for v in basis], axis=-1)
+  assert layer.per_channel and len(layer.levels) == 4
+  np.testing.assert_allclose(layer.levels, of_channels.mean(0), rtol=1e-5)
 
 
 def test_model_sizes_by_hand(run, alone):
