@@ -192,7 +192,7 @@ def test_qkd(phase):
 @pytest.mark.parametrize('compared', ['probabilities', 'logits'])
 def test_speq(compared):
   z = logits('teacher', 'student')
-  settings = speq.Settings(compared=compared, distillation_weight=0.4)
+  settings = speq.Settings(cosine_of=compared, distillation_weight=0.4)
   loss = lambda z: speq.speq_loss(z['teacher'], z['student'], LABELS, settings)
   t, s = (softmax(z[n]) if compared == 'probabilities' else z[n].astype(np.float64) for n in ('teacher', 'student'))
   cosine = np.mean(1 - np.sum(t * s, -1) / np.linalg.norm(t, axis=-1) / np.linalg.norm(s, axis=-1))

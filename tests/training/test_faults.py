@@ -107,7 +107,7 @@ def test_changed_configuration_is_refused_unless_told_otherwise(tmp_path, caplog
   'changes, words',
   [
     ({'grad_accum_steps': 3}, 'config.grad_accum_steps=3 does not divide config.batch_size=16'),
-    ({'grad_accum_steps': 0}, 'config.grad_accum_steps=0 must be positive'),
+    ({'grad_accum_steps': 0}, 'config.grad_accum_steps=0 must be at least 1'),
     ({'model.bn_groups': 5}, 'config.model.bn_groups=5 does not divide the 16 images'),
     ({'model.bn_groups': 16, 'grad_accum_steps': 2}, 'config.model.bn_groups=16 does not divide the 8 images'),
     ({'remat': '('}, r"config.remat='\(' is not a regular expression"),
