@@ -34,7 +34,7 @@ _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all that are installed.')
 _IMAGES = flags.DEFINE_list('images', None, 'Image files to classify, e.g. a.jpg,b.png.')
-_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, where nothing else tells it.')
+_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, unless the scheduler sets it.')
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes of the run, with --coordinator_address.')
 _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process from 0, with --coordinator_address.')
 _INIT_TIMEOUT = flags.DEFINE_integer('init_timeout', 300, 'How long to wait for the other processes.', lower_bound=1)
@@ -69,7 +69,7 @@ def parse(argv):
     app.define_help_flags()
     rest = flags.FLAGS(argv)
     config = _CONFIG.value
-    getattr(config, 'is_locked', None)  # a file that cannot be read is told at the first look into it
+    getattr(config, 'is_locked', None)  # raises what went wrong in reading the file
   except Exception as e:  # a config file is Python, and may raise anything
     raise UserError(_one_line(e, argv)) from e
   if flags.FLAGS['config'].present and not isinstance(config, ml_collections.ConfigDict):

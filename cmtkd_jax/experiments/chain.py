@@ -18,7 +18,7 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   """Trains the runs of `config.first`, each in `workdir/<name>` after those it refers to, then `config`.
 
   Each is `config` with the changes given there; '{name}' in its `init_from` and `teachers` stands for the directory of
-  an earlier one. A run that is finished is not run again, one that was cut goes on.
+  an earlier one. A run that is finished is not run again, one that was stopped resumes.
 
   Args:
     config: a `ConfigDict`.

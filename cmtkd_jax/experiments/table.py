@@ -1,4 +1,4 @@
-"""Tables of runs: trains the rows of `config.table`, resumable, and sets them beside the published figures.
+"""Tables of runs: trains the rows of `config.table`, resumable, and compares them with the published figures.
 
 `config.table.runs` is `{run: changes to the configuration}`; '{run}' in the `init_from` and `teachers` of a later run
 is the directory of an earlier one at the same seed. `config.table.lines` are what is printed, each

@@ -1,4 +1,4 @@
-"""Exported files beside the network they were made of, on the whole test split."""
+"""Exported files compared with the network they were made from, on the whole test split."""
 
 import functools
 import itertools
@@ -24,7 +24,7 @@ _CALIBRATION = 256  # images
 
 
 def integer_against_training(workdir, config=None, step=None):
-  """Evaluates the integer forward beside that of training.
+  """Evaluates the integer forward pass and that of training.
 
   Args:
     workdir: directory of a run.
@@ -87,7 +87,7 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
   try:
     run = _Run(workdir, config, step)
     calibration = run.training_images(_CALIBRATION)
-  except UserError as e:  # sizes can be told without data
+  except UserError as e:  # sizes need no data
     run, notes = None, [*notes, f'not evaluated: {e}']
   paths = {}
   for name in formats:
@@ -158,7 +158,7 @@ class _Run:
     return np.concatenate([np.asarray(self._pixels(batch['image'])) for batch in batches])
 
   def batches(self):
-    """Yields (uint8 [B, H, W, C], resized and cropped; labels; mask of real examples), NumPy arrays; tells how far."""
+    """Yields (uint8 [B, H, W, C], resized and cropped; labels; mask of real examples), NumPy arrays; shows progress."""
     begin, done = time.monotonic(), 0
     with Progress(self.num_examples, enabled=distributed.is_first(), unit='image') as progress:
       for batch in self._data.evals['test'].batches():

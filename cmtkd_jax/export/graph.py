@@ -4,7 +4,7 @@ Maps are [B, H, W, C]. A map is *codes* (integers from 0) after `quantize`, *sum
 of codes, or real (float32). The operations, with their attributes and arrays:
 
   image        uint8 pixels to real: (pixel / 255 - mean) / std; arrays mean, std [C]
-  pixels       uint8 pixels to codes, [B, H, W, C + 1]: behind their channels one of 255s, so that a kernel can hold the
+  pixels       uint8 pixels to codes, [B, H, W, C + 1]: after their channels one of 255s, so that a kernel can hold the
                mean and std, and padding stays worth 0
   convolution  of codes with integer weights: exact integer sums; else real. stride, padding; weights as below
   dense        the same for a matrix product of the flattened map
@@ -113,7 +113,7 @@ class Graph:
 
     A product with a kernel of whole numbers becomes three, with the kernel's bytes: each sum is exact, and they are put
     together, (s0 + 256 s1) + 65536 s2, in float32 and in this order. So a first layer in full precision gives the same
-    on every runtime, to the last bit, and so do all thresholds behind it.
+    on every runtime, to the last bit, and so do all thresholds after it.
     """
     kinds, nodes = self.kinds(), []
     for node in self.nodes:

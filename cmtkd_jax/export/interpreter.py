@@ -1,7 +1,7 @@
 """The one evaluation of an exported network: integer codes, exact sums, one float32 scale and bias, the next quantizer.
 
 Sums of codes are exact however they are computed: as int8 convolutions with int32 accumulation, or on float32 carriers
-where integer convolutions are missing (GPU), as far as they stay below 2^24. Both give the same codes, to the last.
+where integer convolutions are missing (GPU), if they stay below 2^24. Both give the same codes, to the last.
 """
 
 import functools

@@ -19,7 +19,7 @@ _LAYERS = {
   batch_norm.BatchNorm: 'norm',
 }
 
-# A layer as one equation of the traced program; what the layer computes inside is dead code beside it.
+# A layer as one equation of the traced program; what the layer computes inside becomes dead code.
 _layer = jex.core.Primitive('layer')
 _layer.def_abstract_eval(lambda x, *, path, shape: jax.core.ShapedArray(shape, jnp.float32))
 

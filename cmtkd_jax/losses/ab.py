@@ -18,7 +18,7 @@ def activation_boundary_loss(teacher: jax.Array, student: jax.Array, margin: flo
 
   Args:
     teacher: t, [B, H, W, C], floating, before the ReLU or quantizer.
-    student: s, [B, H, W, C], floating, likewise, behind an adaptor.
+    student: s, [B, H, W, C], floating, likewise, after an adaptor.
     margin: m > 0.
 
   Returns:

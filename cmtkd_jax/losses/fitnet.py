@@ -12,7 +12,7 @@ NORMS = ('mean_square', 'l2', 'l1')
 
 
 def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mean_square') -> jax.Array:
-  """Distance between the teacher's features and the student's behind the adaptor r.
+  """Distance between the teacher's features and the student's after the adaptor r.
 
       d = F_T - r(F_S)
       'mean_square':  mean over all elements of d^2

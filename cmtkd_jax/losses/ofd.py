@@ -14,8 +14,8 @@ def overhaul_margin(mean: jax.Array, deviation: jax.Array) -> jax.Array:
       m = E[t | t < 0] = mu - sigma phi(mu / sigma) / Phi(-mu / sigma),  or -3 sigma where Phi(-mu / sigma) <= 0.001
 
   Args:
-    mean, deviation: mu and sigma, [C], float32; sigma > 0. Of a map behind batch normalization they are its bias and
-      the magnitude of its scale.
+    mean, deviation: mu and sigma, [C], float32; sigma > 0. Of a feature map after batch normalization they are its
+      bias and the magnitude of its scale.
 
   Returns:
     [C], float32, negative.
@@ -29,7 +29,7 @@ def overhaul_margin(mean: jax.Array, deviation: jax.Array) -> jax.Array:
 
 
 def overhaul_loss(teacher: jax.Array, student: jax.Array, margin: jax.Array) -> jax.Array:
-  """Squared distance to the teacher's map behind its margin ReLU, but for what both hold to be off.
+  """Squared distance to the teacher's feature map after its margin ReLU, except where both are off.
 
       t' = max(t, m_c)
       mean_b sum_{h,w,c}  (s - t')^2 1[s > t' or t' > 0]
@@ -38,7 +38,7 @@ def overhaul_loss(teacher: jax.Array, student: jax.Array, margin: jax.Array) -> 
 
   Args:
     teacher: t, [B, H, W, C], floating, before the ReLU or quantizer.
-    student: s, [B, H, W, C], floating, likewise, behind an adaptor.
+    student: s, [B, H, W, C], floating, likewise, after an adaptor.
     margin: m, [C], float32, a constant; see `overhaul_margin`.
 
   Returns:
@@ -58,7 +58,7 @@ def overhaul_loss(teacher: jax.Array, student: jax.Array, margin: jax.Array) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Overhaul(base.FeatureLoss):
-  """`overhaul_loss` with the margins of the batch, whose statistics behind a normalization are that one's own."""
+  """`overhaul_loss` with the margins of the batch; after a normalization, its statistics are used."""
 
   weight: float = base.weight_option(1e-3)
   tap_factor: float = base.tap_factor_option(0.5)

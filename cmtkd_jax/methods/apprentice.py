@@ -1,4 +1,4 @@
-"""Apprentice (Mishra and Marr, ICLR 2018): a low-precision network beside a full-precision one, in three schemes.
+"""Apprentice (Mishra and Marr, ICLR 2018): a low-precision network learns from a full-precision one, in three schemes.
 
 A: both are trained jointly from scratch. B: the teacher is trained and frozen, the apprentice starts from scratch.
 C: as B, the apprentice starts from a trained full-precision network (`config.init_from`).

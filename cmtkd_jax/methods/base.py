@@ -157,7 +157,7 @@ def peer_networks(config, widths, field, num_classes):
     UserError: a width does not exist, or there is none.
   """
   if not widths:
-    raise UserError(f'config.{field}=() names no network beside the student; give at least one width, such as (4, 8)')
+    raise UserError(f'config.{field}=() names no peer of the student; give at least one bit-width, such as (4, 8)')
   for bits in widths:
     check_bits(bits, f'config.{field}')
   return tuple(

@@ -1,7 +1,7 @@
 """SPEQ: stochastic precision ensemble (Boo, Shin, Choi, Sung, AAAI 2021): self-distillation of a quantized network.
 
 The teacher is the student itself, its weights and all, with the activations of each layer at random in a low or a high
-precision, drawn anew at every step.
+precision, drawn again at every step.
 """
 
 import dataclasses

@@ -70,7 +70,7 @@ class BitPolicy:
     return self.activation_quantizer_of(self.resolve_activation_bits(path), path)
 
   def activation_quantizer_of(self, bits, path=''):
-    """Returns the quantizer of activations of so many bits, or None for 32; an error names `path`."""
+    """Returns the quantizer of `bits`-bit activations, or None for 32; an error names `path`."""
     return create_quantizer(self.activations or self.quantizer, 'activation', bits, self.activation_options, path)
 
   def _rule(self, path):

@@ -54,11 +54,11 @@ def layer_calls(run, *kinds):
   """
   calls = []
 
-  def anew():  # a function that JAX has met before would not run again
+  def traced():  # a new function: JAX would not run one again that it has traced before
     run()
 
   with visit_layers(calls.append, *kinds):
-    jax.eval_shape(anew)
+    jax.eval_shape(traced)
   return calls
 
 

@@ -18,7 +18,7 @@ from cmtkd_jax.quantizers import base
 # Steps by bit-width 1..8. The optimal ones minimize E (x - q(x))^2 for x ~ N(0, 1).
 WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056868, 0.030762)
 ACTIVATION_STEP = {
-  # Rounding to nearest: the published table ends at 4 bits, the optimal steps go on from there.
+  # Rounding to nearest: the published table ends at 4 bits, the optimal steps continue it.
   ('nearest', 'published'): (0.799, 0.538, 0.3217, 0.185, 0.105488, 0.057261, 0.030870, 0.016528),
   ('nearest', 'optimal'): (1.224006, 0.650770, 0.353411, 0.193249, 0.105488, 0.057261, 0.030870, 0.016528),
   # First threshold at zero: every positive value goes to at least the first level.

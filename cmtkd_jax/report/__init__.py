@@ -8,7 +8,7 @@ from cmtkd_jax.runtime import local_file
 
 
 def write(workdir, others=()):
-  """Writes `workdir/report/report.html`, one self-contained page, and its images beside it as PNG files.
+  """Writes `workdir/report/report.html`, one self-contained page, and its images next to it as PNG files.
 
   Args:
     workdir: directory of a run, finished or not.

@@ -76,7 +76,7 @@ def section(run):
   text = (
     f'The {display_name(STUDENT)} of step {step} has {right:,} of {total:,} test images right '
     f'({100 * right / total:.2f} %). Row by row: of the images of one class, the share that is taken for each class; '
-    'the diagonal is what is right, everything beside it a confusion. '
+    'the diagonal is right, everything else is a confusion. '
   )
   if len(counts) <= _MAX_LABELS:
     text += 'The numbers are images.'

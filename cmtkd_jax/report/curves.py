@@ -140,7 +140,7 @@ def _kind(name):
 
 
 def _label(name):
-  """What tells a line from the others of its kind: the network, or the tap of a feature loss."""
+  """The label of a line in the panel of its kind: the network, or the tap of a feature loss."""
   parts = name.split('/')
   return parts[3] if len(parts) > 3 else parts[1]
 

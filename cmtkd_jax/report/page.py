@@ -111,7 +111,7 @@ def _notice(run):
   so_far = f'what is here was logged up to epoch {epoch:.4g}' if epoch else 'nothing was logged yet'
   return (
     f'<p class="unfinished"><strong>This run is not finished:</strong> there is no {run_summary.FILE}; of '
-    f'{escape(run.config.duration)}, {so_far}. The command that started it goes on where it stopped.</p>'
+    f'{escape(run.config.duration)}, {so_far}. The command that started it resumes it.</p>'
   )
 
 
@@ -146,7 +146,7 @@ def _facts(run):
     ('bits of the student', f'weights {config.student.weight_bits}, activations {config.student.activation_bits}'),
     ('epochs', f'{_epochs(run):.4g} of {config.duration}, batches of {config.batch_size}'),
     ('seed', config.seed),
-    ('device', about.get('device', 'not told before the end')),
+    ('device', about.get('device', 'known at the end')),
     ('speed', f'{statistics.median(speeds):,.0f} training images a second (median)' if speeds else _NOT_YET),
     (
       'time',
@@ -208,7 +208,7 @@ def _networks_text():
     'layer counted by its number of parameters; it lies above the width of the network, because the first and '
     'the last layer usually keep more bits. MACs are the multiply-adds for one image. The <em>student</em> '
     'is the network that one wants to have in the end. <em>Teachers</em> are networks, mostly of more '
-    'bits, whose answers or inner maps it learns to imitate beside the labels.'
+    'bits, whose predictions or feature maps it imitates in addition to the labels.'
   )
 
 

@@ -16,7 +16,7 @@ from cmtkd_jax.runs.run_reader import display_name
 from cmtkd_jax.training.restore import load_trained
 
 MAX_PANELS = 24
-_MAX_SHARES = 16  # levels whose shares are told one by one
+_MAX_SHARES = 16  # levels whose shares are printed one by one
 _BINS = 80
 
 
@@ -146,7 +146,7 @@ def _text(found, drawn, step):
     'Training keeps every weight as a full-precision number, which the gradient moves (blue: their histogram '
     f'at step {step}); the network computes with the quantization level that the number is rounded to (orange '
     'lines; short ones below the histogram where there are many). A layer of <em>b</em> bits has at most '
-    '2<sup><em>b</em></sup> levels. The percentages are the share of weights at each level, told for up to 16 '
+    '2<sup><em>b</em></sup> levels. The percentages are the share of weights at each level, printed for up to 16 '
     'levels. The table&#39;s last column is the entropy of the levels: as much as the layer&#39;s bits where '
     'all levels are used alike, less where some are idle. Histograms cover all levels and 99.8 % of the '
     'weights; layers that keep full precision, usually the first and the last, have none. '

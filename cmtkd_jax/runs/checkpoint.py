@@ -219,7 +219,7 @@ def _read_step(folder, wanted):
   for name in names:
     if not (folder / name).exists():
       raise checksums.ChecksumError(f'{name} is missing')
-  checksums.check(folder, names)  # first: orbax leaves tasks behind that complain of a damaged file
+  checksums.check(folder, names)  # first: orbax leaves tasks running that complain about a damaged file
   items = {name: _read_item(folder / name, target) for name, target in wanted.items()}
   return items, ocp.JsonCheckpointHandler().restore(folder / 'meta')
 

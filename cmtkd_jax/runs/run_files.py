@@ -20,7 +20,7 @@ from cmtkd_jax.runtime import distributed, local_file
 
 CONFIG, BITS, CLASSES, RECORDS = 'config.json', 'bits.json', 'classes.json', 'records.json'
 CHECKPOINTS = 'checkpoints'
-# Fields that may change when a run goes on: they do not touch what is trained.
+# Fields that may change when a run resumes: they do not touch what is trained.
 MUTABLE_FIELDS = (
   'data.dir',
   'data.num_workers',
@@ -196,7 +196,7 @@ def read_json(path, kind, needed=(), valid=lambda value: True):
   except (OSError, ValueError, RecursionError) as e:  # no file, not UTF-8, not JSON, nested too deeply
     problem = ' '.join(str(e).split())
   if problem:
-    raise UserError(f'{path} is damaged ({problem}); restore it, or delete it: the command that made it makes it anew')
+    raise UserError(f'{path} is damaged ({problem}); restore it, or delete it: its command writes it again')
   return value
 
 

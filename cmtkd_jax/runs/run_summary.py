@@ -117,7 +117,7 @@ def _is_number(value):
 
 
 def _is_summary(summary):
-  """Whether a summary's entries, as far as it has them, are those that `write` writes."""
+  """Whether the entries of a summary have the types that `write` writes."""
   for result in summary['results'].values():
     for which, keys in (
       ('last', ('top1', 'top5')),

@@ -40,7 +40,7 @@ class Progress:
     self._shown_at = -math.inf
 
   def compiled(self, seconds):
-    """Tells how long the compilation took; the time per step is measured from here on."""
+    """Prints how long the compilation took; the time per step is measured from here on."""
     self.note(f'compiled the train step in {format_duration(seconds)}')
     self._origin = self._clock(), self._step
 

@@ -17,7 +17,7 @@ def install():
   # What Pillow says of a damaged file ends a run or is counted by itself.
   warnings.filterwarnings('ignore', module=r'PIL\.')
   logging.getLogger('absl').addFilter(_tells)
-  # A save that fails has failed for every array; the first of these errors is told, and nobody asks for the others.
+  # A save that fails has failed for every array; the first of these errors is reported, and nobody asks for the others.
   logging.getLogger('asyncio').addFilter(lambda row: 'never retrieved' not in row.getMessage())
   warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
   before = sys.unraisablehook

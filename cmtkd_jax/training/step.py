@@ -9,7 +9,7 @@ import optax
 from flax import traverse_util
 
 _NO_STEP = 2**31 - 1  # a number that no step has
-# Streams of a step's key beside that of the first view, which is the key itself. Augmentations split their key, and
+# Streams of a step's key, next to that of the first view, which is the key itself. Augmentations split their key, and
 # `split(key, n)[i]` is `fold_in(key, i)`: a stream with a small number would meet their keys.
 _SAMPLING, _OTHER_VIEWS = 2**31 - 1, 2**31 - 2
 

@@ -80,7 +80,7 @@ def load(teachers, names, abstract):
     (variables, report): {'params': {name: ...}, ...} of all of them, and lines of text.
 
   Raises:
-    UserError: a checkpoint is missing or does not hold what the configuration beside it describes.
+    UserError: a checkpoint is missing or does not hold what the configuration next to it describes.
   """
   loaded, report = {}, []
   for teacher, name in zip(teachers, names, strict=True):

@@ -89,7 +89,7 @@ LABELS = np.arange(12) % 3
 
 
 @pytest.mark.parametrize(
-  'arrays, words, mended',
+  'arrays, words, fixed',
   [
     ({'test_labels': None}, ['test_labels.npy does not exist'], None),
     (
@@ -151,16 +151,16 @@ LABELS = np.arange(12) % 3
   ],
   ids=itertools.count(),
 )
-def test_npy_mistakes(tmp_path, arrays, words, mended):
+def test_npy_mistakes(tmp_path, arrays, words, fixed):
   """Where the line tells how to fix the array, doing so gives the right one."""
-  name, channels = save_npy(tmp_path, **arrays), 3 if mended is RGB else 1
+  name, channels = save_npy(tmp_path, **arrays), 3 if fixed is RGB else 1
   line = expect([*words, f'config.data.name={name!r}'], name=name, mean=(0.5,) * channels, std=(1.0,) * channels)
-  assert (mended is not None) == (', here ' in line)
-  if mended is not None:
+  assert (fixed is not None) == (', here ' in line)
+  if fixed is not None:
     ((given, array),) = arrays.items()
     code = line.partition(', here ')[2].partition(' or ')[0].partition(', and ')[0]
     out = eval(code, {'numpy': np, given.partition('_')[2]: array})
-    np.testing.assert_array_equal(out, mended)
+    np.testing.assert_array_equal(out, fixed)
     assert out.dtype.kind in 'iu' and (out.dtype == np.uint8 or given.endswith('labels'))
 
 

@@ -51,7 +51,7 @@ class Workers:
 
 
 class _Worker:
-  """One process and what it has been told."""
+  """One process and what it was given to do."""
 
   def __init__(self):
     paths = filter(None, (_PACKAGE_ROOT, os.environ.get('PYTHONPATH')))

@@ -226,7 +226,7 @@ class _Finder:
 
 def _entries(folder: epath.Path) -> Iterator[tuple[str, str]]:
   """(name, 'file', 'folder' or 'special') of everything in a folder."""
-  if '://' in os.fspath(folder):  # An object store holds no special files, and tells only folders from files.
+  if '://' in os.fspath(folder):  # An object store has no special files, only folders and files.
     for path in folder.iterdir():
       suffix = os.path.splitext(path.name)[1].lower()
       yield path.name, 'file' if suffix in image_file.suffixes() or not path.is_dir() else 'folder'

@@ -27,7 +27,7 @@ def read(path: str, channels: int) -> Splits:
 
   Args:
     path: folder with images uint8[N, h, w, C], labels integer[N] and class names str[num_classes].
-    channels: the C that is expected; tells channels last from channels first.
+    channels: the C that is expected, to distinguish channels last from channels first.
 
   Raises:
     UserError: a file is missing or unreadable, has another dtype or shape, labels are out of range, or names of classes
@@ -110,7 +110,7 @@ def _fault(path, error):
       needed, found = math.prod(shape) * dtype.itemsize, path.stat().length - file.tell()
       if found < needed:
         return f'is cut short: {dtype}{list(shape)} takes {needed} bytes, and it has {found}; copy or write it again'
-  except Exception:  # of a header that nothing can read: then NumPy's own error is told
+  except Exception:  # an unreadable header: NumPy's own error is reported
     pass
   return f'cannot be loaded ({" ".join(str(error).split())[:200]}); write it with numpy.save'
 
@@ -123,14 +123,14 @@ def _check_images(images, num_labels, channels, where):
   """Raises `UserError` unless `images` are uint8[N, H, W, C], with what makes them so."""
   if not images.size or not images.ndim:
     raise UserError(f'{where} is {_describe(images)}, no images; save uint8[N, H, W, C], N > 0')
-  faults, mends = zip(*(_pixel_fault(images), _axes_fault(images, num_labels, channels)))
+  faults, fixes = zip(*(_pixel_fault(images), _axes_fault(images, num_labels, channels)))
   if faults := list(filter(None, faults)):
-    here = '' if None in mends else f', here {mends[0].format("images")}{mends[1]}'
+    here = '' if None in fixes else f', here {fixes[0].format("images")}{fixes[1]}'
     raise UserError(f'{where} is {_describe(images)}: {", ".join(faults)}; save uint8[N, H, W, C]{here}')
 
 
 def _pixel_fault(images) -> tuple[str, str | None]:
-  """(what is wrong with the pixels, NumPy that mends it as a format, None if nothing surely does)."""
+  """(what is wrong with the pixels, NumPy that fixes it as a format, None if nothing surely does)."""
   if images.dtype == np.uint8:
     return '', '{}'
   if images.dtype == bool:
@@ -150,7 +150,7 @@ def _pixel_fault(images) -> tuple[str, str | None]:
 
 
 def _axes_fault(images, num_labels, channels) -> tuple[str, str | None]:
-  """(what is wrong with the axes, NumPy that mends it, None if nothing surely does)."""
+  """(what is wrong with the axes, NumPy that fixes it, None if nothing surely does)."""
   shape = images.shape
   if len(shape) == 4:
     if shape[0] != num_labels == shape[3]:
@@ -182,7 +182,7 @@ def _check_labels(labels, num_images, where):
 
 
 def _label_fault(labels, num_images) -> tuple[str, str | None]:
-  """(what is wrong with labels, NumPy that mends it, None if nothing surely does)."""
+  """(what is wrong with labels, NumPy that fixes it, None if nothing surely does)."""
   if labels.ndim and len(labels) != num_images:
     return f'it has {len(labels)} labels, not {num_images}', None
   if labels.ndim == 2 and labels.shape[1] == 1:

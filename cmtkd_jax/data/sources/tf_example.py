@@ -12,7 +12,7 @@ _FIXED = {_FIXED64: 8, _FIXED32: 4}
 
 
 def parse(data: bytes, names: tuple[str, ...]) -> dict[str, list]:
-  """Returns the features called `names`, as far as they are there, as lists of bytes or of int.
+  """Returns those of the features `names` that exist, as lists of bytes or of int.
 
   Example {Features features = 1}; Features {map<string, Feature> feature = 1}; Feature {oneof: BytesList = 1,
   FloatList = 2, Int64List = 3}; each list {repeated value = 1}. As in protobuf, the later of two equal keys counts.

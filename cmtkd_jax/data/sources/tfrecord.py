@@ -98,7 +98,7 @@ class Files:
     self._files, self._offsets = _index(self._paths)  # of record r: file _files[r], from _offsets[r] on
     for path, count, found in zip(self._paths, counts, np.bincount(self._files, minlength=len(self._paths))):
       if found != count:
-        raise _damaged(path, f'has {found} records, not the {count} that dataset_info.json tells')
+        raise _damaged(path, f'has {found} records, not the {count} of dataset_info.json')
 
   def __len__(self):
     return len(self._files)
@@ -114,7 +114,7 @@ class Files:
   def _read(self, record):
     path, (begin, end) = self._paths[self._files[record]], self._offsets[record]
     try:
-      with path.open('rb') as file:  # Opened anew: ImageNet has more files than a process may hold open.
+      with path.open('rb') as file:  # Opened each time: ImageNet has more files than a process may hold open.
         file.seek(int(begin))
         frame = file.read(int(end - begin))
     except OSError as e:
@@ -137,7 +137,7 @@ def _length(header, path, record):
 
 
 def _damaged(path, what):
-  return UserError(f'config.data.name: {path} {what}; copy it anew, or prepare the data set again')
+  return UserError(f'config.data.name: {path} {what}; copy it again, or prepare the data set again')
 
 
 # --- The index.
@@ -180,7 +180,7 @@ def _parallel(function: Callable, *arguments):
 
 
 def _places(paths):
-  """Where an index may lie: beside the data, else in the user's cache."""
+  """Where an index may be: next to the data, else in the user's cache."""
   folder, name = paths[0].parent, paths[0].name.split('.tfrecord')[0]
   home = epath.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
   digest = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
@@ -211,6 +211,6 @@ def _save(places, **arrays):
       temporary.write_bytes(buffer.getvalue())
       temporary.replace(place)
       return
-    except OSError:  # read-only, or full; where no place takes it, it is made anew next time
+    except OSError:  # read-only or full; if no place takes it, the next start makes it again
       with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-BACKGROUND = 255  # Behind transparent pixels: white, like a page.
+BACKGROUND = 255  # Under transparent pixels: white, like a page.
 
 # Formats of single pictures that Pillow decodes by itself. Not here: EPS and PDF, which need Ghostscript, WMF, MPEG and
 # the formats of measurements. Reading no others also keeps a file from choosing them whatever its suffix is.
@@ -134,10 +134,10 @@ _ORIENTATIONS: dict[Any, Orientation] = {  # EXIF 2.3, tag 0x0112
 
 def orientation(image: Image.Image) -> Orientation:
   """Returns the orientation that a file's metadata state, upright where they are damaged; reads the header only."""
-  if image.format == 'TIFF':  # Pillow turns these itself, and tells the size after that.
+  if image.format == 'TIFF':  # Pillow rotates these itself, and gives the size after that.
     return UPRIGHT
   try:
-    # Not PNG's own method, which would decode the image to look for metadata behind the pixels.
+    # Not PNG's own method, which would decode the image to look for metadata after the pixels.
     return _ORIENTATIONS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation), UPRIGHT)
   except Exception:  # of damaged metadata
     return UPRIGHT

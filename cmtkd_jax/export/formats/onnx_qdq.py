@@ -2,7 +2,7 @@
 
 Only a quantized first layer takes real pixels, whose sums are rounded in the runtime's order.
 
-Weights are signed integers of 2, 4 or 8 bits (1, 2: INT2; 3, 4: INT4; else INT8) behind DequantizeLinear, activations
+Weights are signed integers of 2, 4 or 8 bits (1, 2: INT2; 3, 4: INT4; else INT8) before DequantizeLinear, activations
 pass through QuantizeLinear and DequantizeLinear with scale 1 (which is as fast as Round, and tells the runtime that 8
 bits hold the map), and between them convolutions add up integers that float32 numbers carry, exactly. The scales stand
 in the affine maps that follow. Opset 25 has INT2, 21 INT4; 13 is enough for the rest.
@@ -21,7 +21,7 @@ from cmtkd_jax.export.formats import onnx_common
 from cmtkd_jax.export.graph import Graph
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 
-_STORED = {1: 2, 2: 2, 3: 4, 4: 4}  # bits of the type that holds weights of so many bits; 8 above
+_STORED = {1: 2, 2: 2, 3: 4, 4: 4}  # bits of the type that holds b-bit weights; 8 above
 _TYPES = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
 _OPSETS = {2: 25, 4: 21, 8: 13}
 

@@ -1,7 +1,7 @@
 """The fast ONNX file: convolutions of codes are QLinearConv, 8-bit integers with int32 sums and fixed-point scales.
 
-A convolution, the affine map behind it and the quantizer behind that are one operation. Its bias must be an integer:
-weights are multiplied by what makes its rounding harmless, as far as int8 holds them. Where no quantizer follows (in
+A convolution, the affine map after it and the quantizer after that are one operation. Its bias must be an integer:
+weights are multiplied by what makes its rounding harmless, if int8 holds them. Where no quantizer follows (in
 residual blocks), the sums are put into 8 bits over the range that each channel has on calibration images: exactly where
 they span less than 256, as those of narrow layers with few bits do, else rounded. So codes may differ from the exact
 ones at a threshold: predictions agree, logits do so nearly. First and last layers in full precision stay float32.
