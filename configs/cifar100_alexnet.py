@@ -12,14 +12,22 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.default()
   config.data.name = 'cifar100'
-  config.data.augment, config.data.resize, config.data.image_size = 'resize_crop_flip', 256, 227
-  config.data.mean, config.data.std = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
-  config.model.name, config.model.stem = 'alexnet', 'imagenet'
+  config.data.augment = 'resize_crop_flip'
+  config.data.resize = 256
+  config.data.image_size = 227
+  config.data.mean = (0.507, 0.487, 0.441)
+  config.data.std = (0.267, 0.256, 0.276)
+  config.model.name = 'alexnet'
+  config.model.stem = 'imagenet'
   config.method.cmtkd.teacher_bits = (4, 6, 8)
-  config.method.cmtkd.alpha, config.method.cmtkd.beta, config.feature_loss.attention.weight = 1.0, 0.5, 100.0
-  config.batch_size, config.eval_batch_size = 256, 1000
+  config.method.cmtkd.alpha = 1.0
+  config.method.cmtkd.beta = 0.5
+  config.feature_loss.attention.weight = 100.0
+  config.batch_size = 256
+  config.eval_batch_size = 1000
   config.duration = '100 epochs'
-  config.optimizer.learning_rate, config.optimizer.schedule = 0.01, 'cosine'
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.schedule = 'cosine'
   config.eval_every = config.checkpoint_every = '1 epochs'
   return base.apply_argument(
     config,
@@ -44,5 +52,8 @@ def w1a2(config):
 
 def native(config):
   """32x32 images with padded crops and the small-kernel form of the network."""
-  config.data.augment, config.data.resize, config.data.image_size, config.data.pad = 'pad_crop_flip', 0, 32, 4
+  config.data.augment = 'pad_crop_flip'
+  config.data.resize = 0
+  config.data.image_size = 32
+  config.data.pad = 4
   config.model.stem = 'cifar'

@@ -12,15 +12,23 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.default()
   config.data.name = 'cifar100'
-  config.data.image_size, config.data.augment, config.data.pad = 32, 'pad_crop_flip', 4
-  config.data.mean, config.data.std = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
-  config.model.name, config.model.stem = 'resnet18', 'cifar'
+  config.data.image_size = 32
+  config.data.augment = 'pad_crop_flip'
+  config.data.pad = 4
+  config.data.mean = (0.507, 0.487, 0.441)
+  config.data.std = (0.267, 0.256, 0.276)
+  config.model.name = 'resnet18'
+  config.model.stem = 'cifar'
   config.method.cmtkd.teacher_bits = (4, 6, 8)
-  config.method.cmtkd.alpha, config.method.cmtkd.beta, config.feature_loss.attention.weight = 1.0, 0.5, 100.0
-  config.batch_size, config.eval_batch_size = 256, 1000
+  config.method.cmtkd.alpha = 1.0
+  config.method.cmtkd.beta = 0.5
+  config.feature_loss.attention.weight = 100.0
+  config.batch_size = 256
+  config.eval_batch_size = 1000
   config.duration = '120 epochs'
   config.optimizer.learning_rate = 0.1
-  config.optimizer.schedule, config.optimizer.decay_at = 'step', '50, 100 epochs'
+  config.optimizer.schedule = 'step'
+  config.optimizer.decay_at = '50, 100 epochs'
   config.eval_every = config.checkpoint_every = '1 epochs'
   return base.apply_argument(
     config, argument, fitnet=fitnet, w1a2=w1a2, upsampled=upsampled, smoke=lambda c: base.smoke(c, 32, classes=100)
@@ -40,5 +48,7 @@ def w1a2(config):
 
 def upsampled(config):
   """The text's 'resizing and random cropping' to 224, with the ImageNet network from scratch."""
-  config.data.augment, config.data.resize, config.data.image_size = 'resize_crop_flip', 256, 224
+  config.data.augment = 'resize_crop_flip'
+  config.data.resize = 256
+  config.data.image_size = 224
   config.model.stem = 'imagenet'

@@ -13,19 +13,25 @@ def get_config(argument=''):
   config = base.default()
   config.method.name = 'ctkd'
   config.data.name = 'cifar10'
-  config.data.image_size, config.data.augment = 32, 'pad_crop_flip'
-  config.data.pad, config.data.pad_mode = 4, 'symmetric'  # OpenCV's BORDER_REFLECT
-  config.data.mean, config.data.std = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
-  config.model.name, config.method.ctkd.teacher_model = 'wrn16_1', 'wrn40_1'
+  config.data.image_size = 32
+  config.data.augment = 'pad_crop_flip'
+  config.data.pad = 4
+  config.data.pad_mode = 'symmetric'  # OpenCV's BORDER_REFLECT
+  config.data.mean = (0.491, 0.482, 0.447)
+  config.data.std = (0.247, 0.244, 0.262)
+  config.model.name = 'wrn16_1'
+  config.method.ctkd.teacher_model = 'wrn40_1'
   config.model.init = 'ctkd'
   config.student.weight_bits = config.student.activation_bits = 32
   config.first.expert = dict(
     method=dict(name='single'), model=dict(name='wrn40_1'), student=dict(weight_bits=32, activation_bits=32)
   )
   config.teachers = ('{expert}',)
-  config.batch_size, config.eval_batch_size = 128, 1000
+  config.batch_size = 128
+  config.eval_batch_size = 1000
   config.duration = '200 epochs'
-  config.optimizer.learning_rate, config.optimizer.decay_factor = 0.1, 0.2
+  config.optimizer.learning_rate = 0.1
+  config.optimizer.decay_factor = 0.2
   config.optimizer.decay_at = '60, 120, 160 epochs'
   config.optimizer.weight_decay = config.optimizer.weight_decay_low_bits = 5e-4
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32))

@@ -11,6 +11,9 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.load_config(__file__, 'ctkd_cifar10')
   config.data.name = 'cifar100'
-  config.data.mean, config.data.std = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
-  config.model.name, config.method.ctkd.teacher_model, config.first.expert.model.name = 'wrn16_2', 'wrn40_2', 'wrn40_2'
+  config.data.mean = (0.507, 0.487, 0.441)
+  config.data.std = (0.267, 0.256, 0.276)
+  config.model.name = 'wrn16_2'
+  config.method.ctkd.teacher_model = 'wrn40_2'
+  config.first.expert.model.name = 'wrn40_2'
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32, classes=100))

@@ -12,7 +12,12 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.load_config(__file__, 'ctkd_cifar10')
   config.data.name = 'folder:tiny-imagenet-200'
-  config.data.augment, config.data.resize, config.data.image_size = 'inception_crop_flip', 64, 32
-  config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-  config.model.name, config.method.ctkd.teacher_model, config.first.expert.model.name = 'wrn16_2', 'wrn40_2', 'wrn40_2'
+  config.data.augment = 'inception_crop_flip'
+  config.data.resize = 64
+  config.data.image_size = 32
+  config.data.mean = (0.485, 0.456, 0.406)
+  config.data.std = (0.229, 0.224, 0.225)
+  config.model.name = 'wrn16_2'
+  config.method.ctkd.teacher_model = 'wrn40_2'
+  config.first.expert.model.name = 'wrn40_2'
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32, classes=200))

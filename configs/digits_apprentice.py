@@ -9,7 +9,9 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
-  config.method.name, config.method.apprentice.scheme = 'apprentice', 'C'
+  config.method.name = 'apprentice'
+  config.method.apprentice.scheme = 'C'
   config.first.teacher = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
-  config.teachers, config.init_from = ('{teacher}',), '{teacher}'
+  config.teachers = ('{teacher}',)
+  config.init_from = '{teacher}'
   return config

@@ -9,5 +9,6 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
-  config.method.name, config.method.kdcl.ensemble = 'kdcl', 'min_logit'
+  config.method.name = 'kdcl'
+  config.method.kdcl.ensemble = 'min_logit'
   return config

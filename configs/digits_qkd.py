@@ -9,7 +9,9 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
-  config.method.name, config.method.qkd.phase, config.init_from = 'qkd', 'tutoring', '{co_studying}'
+  config.method.name = 'qkd'
+  config.method.qkd.phase = 'tutoring'
+  config.init_from = '{co_studying}'
   config.first.full_precision = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
   config.first.self_studying = dict(method=dict(qkd=dict(phase='self_studying')), init_from='{full_precision}')
   config.first.co_studying = dict(

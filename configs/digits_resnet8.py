@@ -11,11 +11,18 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.default()
   config.data.name = 'digits'
-  config.data.image_size, config.data.augment, config.data.pad = 8, 'pad_crop', 1
-  config.data.mean, config.data.std = (0.305,), (0.377,)
-  config.model.name, config.model.stem = 'resnet8', 'cifar'
+  config.data.image_size = 8
+  config.data.augment = 'pad_crop'
+  config.data.pad = 1
+  config.data.mean = (0.305,)
+  config.data.std = (0.377,)
+  config.model.name = 'resnet8'
+  config.model.stem = 'cifar'
   config.feature_loss.attention.weight = 5.0  # 100 belongs to larger maps: the attention loss is a mean over positions
-  config.batch_size, config.eval_batch_size = 64, 360
+  config.batch_size = 64
+  config.eval_batch_size = 360
   config.duration = '80 epochs'
-  config.optimizer.learning_rate, config.optimizer.schedule, config.optimizer.warmup = 0.1, 'cosine', '2 epochs'
+  config.optimizer.learning_rate = 0.1
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.warmup = '2 epochs'
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 8, channels=1))

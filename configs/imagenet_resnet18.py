@@ -12,17 +12,26 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.default()
   config.data.name = 'imagenet2012'
-  config.data.augment, config.data.resize, config.data.image_size = 'inception_crop_flip', 256, 224
-  config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  config.data.augment = 'inception_crop_flip'
+  config.data.resize = 256
+  config.data.image_size = 224
+  config.data.mean = (0.485, 0.456, 0.406)
+  config.data.std = (0.229, 0.224, 0.225)
   config.data.num_workers = 16
-  config.model.name, config.model.stem = 'resnet18', 'imagenet'
+  config.model.name = 'resnet18'
+  config.model.stem = 'imagenet'
   config.method.cmtkd.teacher_bits = (4, 6, 8)
-  config.method.cmtkd.alpha, config.method.cmtkd.beta, config.feature_loss.attention.weight = 1.0, 0.5, 100.0
-  config.batch_size, config.eval_batch_size = 256, 1000
+  config.method.cmtkd.alpha = 1.0
+  config.method.cmtkd.beta = 0.5
+  config.feature_loss.attention.weight = 100.0
+  config.batch_size = 256
+  config.eval_batch_size = 1000
   config.duration = '100 epochs'
   config.optimizer.learning_rate = 0.1
-  config.optimizer.schedule, config.optimizer.decay_at = 'step', '30, 60, 90 epochs'
-  config.eval_every, config.checkpoint_every = '1 epochs', '1000 steps'
+  config.optimizer.schedule = 'step'
+  config.optimizer.decay_at = '30, 60, 90 epochs'
+  config.eval_every = '1 epochs'
+  config.checkpoint_every = '1000 steps'
   return base.apply_argument(config, argument, lsq=lsq, w1a2=w1a2, smoke=lambda c: base.smoke(c, 32))
 
 
@@ -30,7 +39,9 @@ def lsq(config):
   """LSQ for teachers and student; its paper starts from full precision at 0.01 with cosine decay."""
   config.quantizer.name = 'lsq'
   config.quantizer.lsq.activation.count = 'batch'  # as in hustzxd/LSQuantization, which the authors used
-  config.optimizer.learning_rate, config.optimizer.schedule, config.optimizer.decay_at = 0.01, 'cosine', ''
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.decay_at = ''
 
 
 def w1a2(config):

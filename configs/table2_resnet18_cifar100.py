@@ -10,7 +10,8 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.load_config(__file__, 'cifar100_resnet18')
   rows = base.load_config(__file__, 'table1_alexnet_cifar100').table  # the same systems
-  config.table.title, config.table.runs = 'Table 2: ResNet18, CIFAR-100', rows.runs
+  config.table.title = 'Table 2: ResNet18, CIFAR-100'
+  config.table.runs = rows.runs
   published = (
     (75.3, 93.1),
     (75.2, 92.9),
