@@ -1,5 +1,6 @@
 """`load`: from `config.data` to loaders and preprocessing."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -72,59 +73,19 @@ def load(
   config = options.create(Settings, 'data', fields)
   _check_batch_sizes(batch_size, eval_batch_size, mesh.shape['data'])
   splits = _open(config)
-  channels, size = len(config.mean), config.image_size
   _check_images(config, splits)
   is_resident = _is_resident(config, splits)
-  resizes = config.resize or AUGMENTS[config.augment].random_box
-  if resizes and not is_resident and channels not in (1, 3):
-    raise UserError(
-      f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 '
-      f"channels, not {channels}; set resident='yes', or resize=0 and another augment"
-    )
+  train_records, minival_records = _split_train(config, splits, batch_size)
+  readers = (_resident_readers if is_resident else _streaming_readers)(config, splits, train_records, seed, mesh)
 
-  train_records, minival_records = sampling.split_minival(len(splits.train), config.minival)
-  if config.minival and not len(minival_records):
-    raise UserError(
-      f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; raise it, or set it to 0'
-    )
-  if len(train_records) < batch_size:
-    raise UserError(
-      f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
-      f'of {config.name!r}; lower it'
-    )
-
-  max_broken = config.max_corrupt_fraction * len(train_records)
-  if is_resident:
-    # Broken images are replaced in training; an accuracy on other images would be another accuracy.
-    images, labels, replaced = resident.read_all(splits.train, config.num_workers, train_records)
-    broken.check_count(replaced, max_broken)
-    train_reader = minival_reader = resident.Reader(images, labels, replaced, mesh)
-    test_reader = resident.Reader(*resident.read_all(splits.test, config.num_workers), mesh)
-  else:
-    from cmtkd_jax.data.loading import streaming  # Needs grain, which resident data sets do not.
-
-    _check_decoder(config)
-    processes = worker_pool.Workers(config.num_workers) if config.workers == 'processes' else None
-
-    def reader(source, seed, substitutes=None):
-      transform = decode_pil.Transform(
-        config.augment, size=size, resize=config.resize, channels=channels, seed=seed, decoder=config.decoder
-      )
-      host = host_reader.HostReader(source, (size, size, channels), transform, substitutes)
-      return streaming.Reader(host, config.num_workers, processes, max_broken, mesh)
-
-    train_reader = reader(splits.train, seed, train_records)
-    minival_reader, test_reader = reader(splits.train, None), reader(splits.test, None)
-
-  sharding = NamedSharding(mesh, P('data'))
   devices = mesh.shape['data']
   eval_batch_size = -(-eval_batch_size // devices) * devices
-  make_eval = lambda reader, records: loaders.EvalLoader(reader, records, eval_batch_size, sharding)
-  evals = {'minival': make_eval(minival_reader, minival_records)} if config.minival else {}
-  evals['test'] = make_eval(test_reader, np.arange(len(splits.test)))
+  make_eval = functools.partial(loaders.EvalLoader, batch_size=eval_batch_size, sharding=NamedSharding(mesh, P('data')))
+  evals = {'minival': make_eval(readers.minival, minival_records)} if config.minival else {}
+  evals['test'] = make_eval(readers.test, np.arange(len(splits.test)))
   augment, normalize = augment_lib.build(
     config.augment,
-    size=size,
+    size=config.image_size,
     resize=config.resize,
     pad=config.pad,
     mean=tuple(config.mean),
@@ -135,14 +96,74 @@ def load(
   return Dataset(
     num_classes=len(splits.class_names),
     class_names=splits.class_names,
-    input_shape=(size, size, channels),
-    train=loaders.TrainLoader(train_reader, train_records, batch_size, seed),
+    input_shape=(config.image_size, config.image_size, len(config.mean)),
+    train=loaders.TrainLoader(readers.train, train_records, batch_size, seed),
     evals=evals,
     augment=augment,
     normalize=normalize,
     num_examples={'train': len(splits.train), 'test': len(splits.test)},
     summary=_summary(config.name, splits, len(minival_records)),
   )
+
+
+class _Readers(NamedTuple):
+  """Readers of batches, see `loaders`."""
+
+  train: Any
+  minival: Any
+  test: Any
+
+
+def _resident_readers(config, splits, train_records, seed, mesh):
+  """Readers of images on the device, which are decoded at the start."""
+  del seed
+  # Broken images are replaced in training; an accuracy on other images would be another accuracy.
+  images, labels, replaced = resident.read_all(splits.train, config.num_workers, train_records)
+  broken.check_count(replaced, config.max_corrupt_fraction * len(train_records))
+  train = resident.Reader(images, labels, replaced, mesh)
+  return _Readers(train, train, resident.Reader(*resident.read_all(splits.test, config.num_workers), mesh))
+
+
+def _streaming_readers(config, splits, train_records, seed, mesh):
+  """Readers of images that are decoded batch by batch."""
+  from cmtkd_jax.data.loading import streaming  # Needs grain, which resident data sets do not.
+
+  channels, size = len(config.mean), config.image_size
+  resizes = config.resize or AUGMENTS[config.augment].random_box
+  if resizes and channels not in (1, 3):
+    raise UserError(
+      f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 '
+      f"channels, not {channels}; set resident='yes', or resize=0 and another augment"
+    )
+  _check_decoder(config)
+  processes = worker_pool.Workers(config.num_workers) if config.workers == 'processes' else None
+  max_broken = config.max_corrupt_fraction * len(train_records)
+
+  def reader(source, seed, substitutes=None):
+    transform = decode_pil.Transform(
+      config.augment, size=size, resize=config.resize, channels=channels, seed=seed, decoder=config.decoder
+    )
+    host = host_reader.HostReader(source, (size, size, channels), transform, substitutes)
+    return streaming.Reader(host, config.num_workers, processes, max_broken, mesh)
+
+  return _Readers(
+    train=reader(splits.train, seed, train_records), minival=reader(splits.train, None), test=reader(splits.test, None)
+  )
+
+
+def _split_train(config, splits, batch_size):
+  """Record numbers of training, and of its held-out slice."""
+  train_records, minival_records = sampling.split_minival(len(splits.train), config.minival)
+  if config.minival and not len(minival_records):
+    raise UserError(
+      f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; raise it, or set it to 0'
+    )
+  if len(train_records) < batch_size:
+    raise UserError(
+      f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
+      f'of {config.name!r}; lower it'
+    )
+  return train_records, minival_records
 
 
 def _summary(name, splits, held_out):

@@ -216,61 +216,72 @@ def create(config, settings, num_classes, teachers=()):
     UserError: teachers, taps or initial importances do not fit.
   """
   check_teachers(teachers, 'cmtkd', 0, 0)
-  widths = [tuple(bits) if isinstance(bits, (tuple, list)) else (bits, bits) for bits in settings.teacher_bits]
-  if not widths:
-    raise UserError(
-      'config.method.cmtkd.teacher_bits=() names no teacher; give at least one width, such as (4, 6, 8), '
-      "or train the student alone with config.method.name='single'"
-    )
-  for pair in widths:
-    if len(pair) != 2:
-      raise UserError(
-        f'config.method.cmtkd.teacher_bits={pair!r} is neither a width nor (weight bits, activation bits)'
-      )
-    for bits in pair:
-      check_bits(bits, 'config.method.cmtkd.teacher_bits')
-  if settings.importance_init and len(settings.importance_init) != len(widths):
-    raise UserError(
-      f'config.method.cmtkd.importance_init={settings.importance_init!r} has {len(settings.importance_init)} '
-      f'values for {len(widths)} teachers; give one each, or () for uniform importance'
-    )
-
-  if settings.requantize and settings.fused == 'pre_quantizer':
-    raise UserError(
-      "config.method.cmtkd.requantize=True has no meaning with config.method.cmtkd.fused='pre_quantizer', where each "
-      'teacher quantizes the mixture anyway; set it to False'
-    )
-
-  recipe = lambda weight_bits, activation_bits: network_builder(config, weight_bits, activation_bits, num_classes)
-  make_teachers = tuple(recipe(*pair) for pair in widths)
+  bits = _teacher_bits(settings)
+  _check_combinations(settings, len(bits))
+  build = lambda weight_bits, activation_bits: network_builder(config, weight_bits, activation_bits, num_classes)
+  make_teachers = tuple(build(*pair) for pair in bits)
   student = config.student
-  make_student = recipe(student.weight_bits, student.activation_bits)
-  backbone_taps = make_student().taps
-  taps = tuple(settings.taps) or backbone_taps
-  if not set(taps) <= set(backbone_taps):
-    raise UserError(f'config.method.cmtkd.taps={taps!r}; {config.model.name} can be tapped at {backbone_taps!r}')
+  make_student = build(student.weight_bits, student.activation_bits)
   make_head = None
-  if settings.combined_head == 'shared':
-    if backbone_taps[-1] not in taps:
-      raise UserError(
-        f"config.method.cmtkd.combined_head: 'shared' needs a tap at the last stage, layer "
-        f"{backbone_taps[-1]}, but config.method.cmtkd.taps is {taps!r}; add it or use 'mean'"
-      )
-    make_head = max(zip(widths, make_teachers), key=lambda pair: pair[0])[1]().make_head
-  names = tuple(f'teacher{i}_{_width_name(*pair)}' for i, pair in enumerate(widths, 1))
+  if settings.combined_head == 'shared':  # that of the teacher with the most bits
+    make_head = max(zip(bits, make_teachers), key=lambda pair: pair[0])[1]().make_head
   return CMTKD(
     make_teachers=make_teachers,
     make_student=make_student,
     make_combined_head=make_head,
-    teacher_names=names,
-    teacher_weight_bits=tuple(w for w, _ in widths),
+    teacher_names=tuple(f'teacher{i}_{_bits_name(*pair)}' for i, pair in enumerate(bits, 1)),
+    teacher_weight_bits=tuple(weight_bits for weight_bits, _ in bits),
     student_weight_bits=student.weight_bits,
-    taps=taps,
+    taps=_taps(config, settings, make_student().taps),
     settings=settings,
     feature_loss=configured_feature_loss(config),
     mutual_loss=configured_logit_loss(config),
   )
 
 
-def _width_name(weight_bits, activation_bits):
+def _teacher_bits(settings):
+  """`settings.teacher_bits` as pairs (weight bits, activation bits)."""
+  if not settings.teacher_bits:
+    raise UserError(
+      'config.method.cmtkd.teacher_bits=() names no teacher; give at least one bit-width, such as (4, 6, 8), '
+      "or train the student alone with config.method.name='single'"
+    )
+  pairs = [tuple(bits) if isinstance(bits, (tuple, list)) else (bits, bits) for bits in settings.teacher_bits]
+  for pair in pairs:
+    if len(pair) != 2:
+      raise UserError(
+        f'config.method.cmtkd.teacher_bits={pair!r} is neither a bit-width nor (weight bits, activation bits)'
+      )
+    for bits in pair:
+      check_bits(bits, 'config.method.cmtkd.teacher_bits')
+  return pairs
+
+
+def _check_combinations(settings, num_teachers):
+  if settings.importance_init and len(settings.importance_init) != num_teachers:
+    raise UserError(
+      f'config.method.cmtkd.importance_init={settings.importance_init!r} has {len(settings.importance_init)} '
+      f'values for {num_teachers} teachers; give one each, or () for uniform importance'
+    )
+  if settings.requantize and settings.fused == 'pre_quantizer':
+    raise UserError(
+      "config.method.cmtkd.requantize=True has no meaning with config.method.cmtkd.fused='pre_quantizer', where each "
+      'teacher quantizes the mixture anyway; set it to False'
+    )
+
+
+def _taps(config, settings, of_backbone):
+  """The taps in use, of those that the backbone has."""
+  taps = tuple(settings.taps) or of_backbone
+  if not set(taps) <= set(of_backbone):
+    raise UserError(f'config.method.cmtkd.taps={taps!r}; {config.model.name} can be tapped at {of_backbone!r}')
+  if settings.combined_head == 'shared' and of_backbone[-1] not in taps:
+    raise UserError(
+      f"config.method.cmtkd.combined_head: 'shared' needs a tap at the last stage, layer "
+      f"{of_backbone[-1]}, but config.method.cmtkd.taps is {taps!r}; add it or use 'mean'"
+    )
+  return taps
+
+
+def _bits_name(weight_bits, activation_bits):
   return f'{weight_bits}bit' if weight_bits == activation_bits else f'w{weight_bits}a{activation_bits}'

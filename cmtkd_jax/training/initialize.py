@@ -33,7 +33,7 @@ def load(text, allow, abstract, method, config=None):
     text: `config.init_from`: work directories, or files of `pytorch_weights`.
     allow: `config.init_from_ignore`, a regex of paths that may stay missing or mismatched.
     abstract: abstract variables of this run, {'params': {network: ...}, ...}.
-    method: the `methods.Method`, whose `origins` say where each part may come from.
+    method: the `methods.Method`, whose `pretrained_candidates` say where each part may come from.
     config: of this run, to find networks whose quantizers are the same in both, and the form of files from PyTorch;
       None for neither.
 
@@ -51,28 +51,17 @@ def load(text, allow, abstract, method, config=None):
   for target, directory in targets.items():
     if target and target not in networks:
       raise UserError(f'config.init_from: there is no network {target!r}; there are {", ".join(sorted(networks))}')
-    if pytorch_weights.is_weight_file(directory):
-      variables, meta, origin_step = pytorch_weights.load(directory, config.model), {}, ''
-    else:
-      try:
-        variables, meta, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
-      except UserError as e:
-        raise UserError(f'config.init_from: {e}') from None
-      origin_step = f' (step {step})'
+    source, meta, where = _read(directory, config)
     same_grids = config is not None and _same_grids(config.to_dict(), meta.get('config', {}))
-    source = traverse_util.flatten_dict(variables)
-    used = set()
-    for path in wanted:
-      origin = _origin(path, source, method)
-      if (
-        target in ('', path[1])
-        and origin in source
-        and (not inspect.is_quantizer_path(path) or (same_grids and origin[1] == path[1]))
-      ):
-        found[path] = source[origin]
-        used.add(origin)
-    unused += [path for path in source if path not in used]
-    lines.append(f'init_from {directory}{origin_step}: {len(used)} of {len(source)} arrays used')
+    origins = {path: _origin(path, source, method) for path in wanted if target in ('', path[1])}
+    used = {
+      path: origin
+      for path, origin in origins.items()
+      if origin in source and (not inspect.is_quantizer_path(path) or (same_grids and origin[1] == path[1]))
+    }
+    found |= {path: source[origin] for path, origin in used.items()}
+    unused += [path for path in source if path not in set(used.values())]
+    lines.append(f'init_from {where}: {len(set(used.values()))} of {len(source)} arrays used')
 
   mismatched = sorted(path for path, array in found.items() if array.shape != wanted[path].shape)
   created = [path for path in wanted if path not in found and (path[1] in targets or '' in targets)]
@@ -84,18 +73,29 @@ def load(text, allow, abstract, method, config=None):
     f'  mismatched  {"/".join(path)}: {list(found[path].shape)} there, {list(wanted[path].shape)} here'
     for path in mismatched
   ]
-  refused = [
-    '/'.join(path)
-    for path in [*created, *mismatched]
-    if not _starts_fresh(path, method) and not may_differ.fullmatch('/'.join(path))
-  ]
-  if refused:
+  missing = ['/'.join(path) for path in [*created, *mismatched] if not _starts_fresh(path, method)]
+  _check_missing([path for path in missing if not may_differ.fullmatch(path)], text)
+  return traverse_util.unflatten_dict(kept), lines
+
+
+def _read(directory, config):
+  """({path: array}, metadata, name for the report) of a run's newest checkpoint, or of a file of `pytorch_weights`."""
+  if pytorch_weights.is_weight_file(directory):
+    return traverse_util.flatten_dict(pytorch_weights.load(directory, config.model)), {}, directory
+  try:
+    variables, meta, step = checkpoint.load_variables(f'{directory}/{run_files.CHECKPOINTS}')
+  except UserError as e:
+    raise UserError(f'config.init_from: {e}') from None
+  return traverse_util.flatten_dict(variables), meta, f'{directory} (step {step})'
+
+
+def _check_missing(paths, text):
+  if paths:
     raise UserError(
-      f'config.init_from: {len(refused)} arrays are missing or of another shape in {text}: '
-      f'{", ".join(refused[:3])}{", ..." if len(refused) > 3 else ""}; allow them by the regex '
+      f'config.init_from: {len(paths)} arrays are missing or of another shape in {text}: '
+      f'{", ".join(paths[:3])}{", ..." if len(paths) > 3 else ""}; allow them by the regex '
       'config.init_from_ignore, or name a directory that fits'
     )
-  return traverse_util.unflatten_dict(kept), lines
 
 
 def _regex(allow):
