@@ -96,7 +96,8 @@ class Field:
       return ''
     example = 1.0 if self.default is None else self.default
     if not _same_kind(value, example):
-      return f'is {type(value).__name__}; it must be {type(example).__name__}, such as {example!r}'
+      wanted = 'True or False' if isinstance(example, bool) else f'{type(example).__name__}, such as {example!r}'
+      return f'is {type(value).__name__}; it must be {wanted}'
     numbers = [value]
     if 'items' in self.allowed:
       if not all(_same_kind(item, self.allowed['items']) for item in value):
@@ -146,6 +147,8 @@ def create(cls: type[T], section: str, values: Mapping[str, Any], **others: Any)
   given = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
   given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
   try:
+    for field in fields(cls):  # type: ignore[arg-type]
+      field.check(given[field.name])
     return cls(**given, **others)
   except ValueError as e:
     raise UserError(f'config.{section}{"." if section else ""}{e}') from None

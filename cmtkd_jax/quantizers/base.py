@@ -109,9 +109,12 @@ class Quantizer(Options):
   bit_widths: ClassVar[tuple[int, ...]] = tuple(range(1, MAX_BITS + 1))
 
   def __post_init__(self):
-    super().__post_init__()
+    name = f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
+    try:
+      super().__post_init__()
+    except ValueError as e:
+      raise ValueError(f'{name}: {e}') from None
     if type(self.bits) is not int or self.bits not in self.bit_widths:
-      name = f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
       raise ValueError(f'{name}: bits={self.bits} is not supported; allowed: {", ".join(map(str, self.bit_widths))}')
 
   def init(self, x):

@@ -57,7 +57,7 @@ def test_allowed_values_are_kept(values):
     ('clip', 'x', 'is str; it must be float, such as 1.0'),
     ('kind', 'c', "is not one of 'a', 'b'"),
     ('kind', 3, "is int; it must be str, such as 'a'"),
-    ('flag', 1, 'is int; it must be bool, such as False'),
+    ('flag', 1, 'is int; it must be True or False'),
     ('seeds', 3, 'is int; it must be tuple, such as (0, 1)'),
     ('seeds', (0, 0.5), 'must hold values like 0'),
     ('pattern', '(', 'is not a regular expression'),
@@ -136,7 +136,7 @@ def test_description_of_a_configuration():
   'field, meant',
   [
     ('method', 'method.name'),
-    ('method.cmtkd.alpha', 'method.cmtkd.alpha'),
+    ('cmtkd.alpha', 'method.cmtkd.alpha'),
     ('optimizer.lr', 'optimizer.learning_rate'),
     ('epochs', 'duration'),
     ('data.agument', 'data.augment'),

@@ -248,7 +248,7 @@ def test_pearson():
 def test_dist_of_constant_predictions_is_finite(epsilon):
   """A new network says the same of every example, and all classes are alike."""
   t, _ = logit_pair()
-  loss = lambda s: losses.DIST(epsilon=epsilon)(f32(t), s, jnp.asarray(LABELS), 2.0)
+  loss = lambda s: losses.LOGIT_LOSSES['dist'](epsilon=epsilon)(f32(t), s, jnp.asarray(LABELS), 2.0)
   value, gradient = jax.value_and_grad(loss)(jnp.zeros((6, 5), jnp.float32))
   np.testing.assert_allclose(value, 8)  # tau^2 (1 + 1)
   assert np.isfinite(gradient).all()
@@ -262,7 +262,7 @@ def test_dist_of_confident_predictions(epsilon, value):
 
   Of equal networks, rho of the examples and of classes 0 and 1 is 1; that of class 2 is 4e-13 / (4e-13 + epsilon).
   """
-  loss = lambda t, s: losses.DIST(epsilon=epsilon)(f32(t), f32(s), jnp.asarray([0, 1, 1]), 1.0)
+  loss = lambda t, s: losses.LOGIT_LOSSES['dist'](epsilon=epsilon)(f32(t), f32(s), jnp.asarray([0, 1, 1]), 1.0)
   t = np.array([[15.0, 0, -1], [0, 15, 1], [0, 15, 0]])
   np.testing.assert_allclose(loss(t, t), value, atol=1e-4)
   s = t + np.array([[-9, 1, 0.5], [2, -8, 0.3], [3, -4, 1]])  # a student that is less sure

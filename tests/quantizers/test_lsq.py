@@ -347,7 +347,7 @@ def test_init_step_where_there_is_nothing_to_measure():
     (lambda: lsq.Weight(32), ('lsq.weight', 'bits=32', '1, 2, 3, 4, 5, 6, 7, 8')),
     (lambda: lsq.Activation(9), ('lsq.activation', 'bits=9', '1, 2, 3, 4, 5, 6, 7, 8')),
     (lambda: lsq.Activation(2, count='all'), ("count='all'", "'features', 'batch'")),
-    (lambda: lsq.Weight(2, per_channel=None), ('per_channel=None', 'False, True')),
+    (lambda: lsq.Weight(2, per_channel=None), ('per_channel=None', 'True or False')),
     (lambda: BitPolicy(2, 16, quantizer='lsq').activation_quantizer('a'), ('bits=16', '1, 2, 3, 4, 5, 6, 7, 8')),
   ],
 )
