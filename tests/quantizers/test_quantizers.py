@@ -1,6 +1,7 @@
 """All quantizers: the common contract, then values and gradients of each against float64 NumPy, and golden values.
 
-HWGQ and LSQ have files of their own beside this one. The references search levels, where the code computes codes.
+HWGQ and LSQ have files of their own. Newer quantizers have a file with `CASES`, which are tested here. References
+search levels, where the code computes codes.
 """
 
 import functools
@@ -15,8 +16,9 @@ import pytest
 from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy
-from cmtkd_jax.quantizers import apot, dequantize, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb, twn, xnor
+from cmtkd_jax.quantizers import apot, dequantize, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb
 from tests import compiling
+from tests.quantizers.cases import all_cases, binary, grid, nearest
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
@@ -26,6 +28,7 @@ CLASSES = {
   for role in ('Weight', 'Activation')
   if hasattr(module, role)
 }
+CASES = all_cases()
 EVERY = [(name, bits) for name, cls in CLASSES.items() for bits in cls.bit_widths]
 
 
@@ -33,8 +36,10 @@ def f32(values):
   return jnp.asarray(values, jnp.float32)
 
 
-SIGNED = ('lsq-Weight', 'lsq_plus-Weight', 'qil-Weight')  # codes from -2^(b-1), at 1 bit from 0
-SYMMETRIC = ('twn-Weight', 'apot-Weight', 'qil-Weight')  # 2^b - 1 levels, as many below 0 as above
+# Codes from -2^(b-1), at 1 bit from 0.
+SIGNED = ('lsq-Weight', 'lsq_plus-Weight', 'qil-Weight', *(name for name, case in CASES.items() if case.is_signed))
+# 2^b - 1 levels, as many below 0 as above.
+SYMMETRIC = ('apot-Weight', 'qil-Weight', *(name for name, case in CASES.items() if case.is_symmetric))
 
 
 def sample(name, seed=0):
@@ -146,21 +151,23 @@ def test_policy_refuses_what_a_quantizer_does_not_have():
     BitPolicy(6, 2, quantizer='sawb').weight_quantizer('student/a', 'body')
   policy = BitPolicy(2, 3, quantizer='twn', activations='hwgq')
   assert isinstance(policy.activation_quantizer('student/a'), quantizers.hwgq.Activation)
-  assert isinstance(policy.weight_quantizer('student/a', 'body'), twn.Weight)
+  assert isinstance(policy.weight_quantizer('student/a', 'body'), quantizers.twn.Weight)
 
 
 @pytest.mark.parametrize(
   'make, words',
   [
-    (lambda: pact.Activation(2, init_clip=0.0), ('pact.activation: init_clip=0.0', 'positive')),
     (lambda: apot.Weight(2, init_clip=-1.0), ('apot.weight: init_clip=-1.0', 'positive')),
-    (lambda: twn.Weight(2, threshold=0.0), ('twn.weight: threshold=0.0', 'positive')),
     (lambda: lq_nets.Weight(2, momentum=1.0), ('lq_nets.weight: momentum=1.0', '[0, 1)')),
     (lambda: ewgs.Activation(2, delta=-1.0), ('ewgs.activation: delta=-1.0', 'negative')),
-    (lambda: xnor.Weight(1, gradient='ste'), ("gradient='ste'", "'paper', 'identity'")),
     (lambda: n2uq.Weight(2, gradient='ste'), ("gradient='ste'", "'identity', 'published'")),
     (lambda: lsq_plus.Activation(2, function='gelu'), ("function='gelu'", "'relu', 'swish', 'identity'")),
     (lambda: qil.Weight(3, learn_gamma=1.5), ('learn_gamma=1.5', 'True or False')),
+    *(
+      (functools.partial(CLASSES[name], **options), words)
+      for name, case in CASES.items()
+      for options, words in case.refused
+    ),
   ],
 )
 def test_refusals_name_what_is_allowed(make, words):
@@ -170,25 +177,6 @@ def test_refusals_name_what_is_allowed(make, words):
 
 
 # References: f(v, parameters, bits, g) -> (value, whether clear of thresholds, gradients by name, 'x' that of v).
-
-
-def nearest(x, levels):
-  """Returns the nearest level of each x, and whether the next one is clearly farther."""
-  distance = np.sort(np.abs(x[..., None] - levels), -1)
-  clear = distance[..., 1] - distance[..., 0] > 1e-5 * (levels[-1] - levels[0])
-  return levels[np.abs(x[..., None] - levels).argmin(-1)], clear
-
-
-def grid(bits, low=0.0, high=1.0):
-  return np.linspace(low, high, 2**bits)
-
-
-def everywhere(x):
-  return np.ones(np.shape(x), bool)
-
-
-def binary(scale):
-  return lambda v, p, bits, g: (np.where(v >= 0, 1, -1) * scale(v), everywhere(v), {'x': g})
 
 
 def dorefa_weight(v, p, bits, g):
@@ -207,11 +195,6 @@ def dorefa_activation(v, p, bits, g):
   return level, clear, {'x': g * ((v > 0) & (v < 1))}
 
 
-def pact_activation(v, p, bits, g):
-  level, clear = nearest(v, p['clip'] * grid(bits))
-  return level, clear, {'x': g * ((v > 0) & (v < p['clip'])), 'clip': g[v >= p['clip']].sum()}
-
-
 def sawb_weight(v, p, bits, g):
   c1, c2 = {
     2: (3.12, 2.064),
@@ -223,21 +206,6 @@ def sawb_weight(v, p, bits, g):
   }[bits]
   a = c1 * np.sqrt((v**2).mean()) - c2 * np.abs(v).mean()
   return *nearest(v, grid(bits, -a, a)), {'x': g}
-
-
-def xnor_weight(v, p, bits, g):
-  alpha = np.abs(v).mean((0, 1, 2))
-  return np.where(v >= 0, alpha, -alpha), everywhere(v), {'x': g * (1 / 36 + alpha * (np.abs(v) <= 1))}
-
-
-def xnor_activation(v, p, bits, g):
-  return np.where(v >= 0, 1, -1), everywhere(v), {'x': g * (np.abs(v) <= 1)}
-
-
-def twn_weight(v, p, bits, g):
-  threshold = 0.7 * np.abs(v).mean()
-  big = np.abs(v) > threshold
-  return np.where(big, np.sign(v) * np.abs(v)[big].mean(), 0), np.abs(np.abs(v) - threshold) > 1e-5, {'x': g}
 
 
 def interval(magnitude, sign, levels, p, g):
@@ -434,14 +402,11 @@ REFERENCES = {
     },
   ),
   'pact-Weight': (dorefa_weight, None),
-  'pact-Activation': (pact_activation, lambda bits: {'clip': 1.7}),
   'qil-Weight': (qil_weight, lambda bits: {'center': 0.25, 'distance': 0.15}),
   'qil-Activation': (qil_activation, lambda bits: {'center': 1.0, 'distance': 1.2}),  # reaches left of 0
   'sawb-Weight': (sawb_weight, None),
-  'sawb-Activation': (pact_activation, lambda bits: {'clip': 1.7}),
-  'twn-Weight': (twn_weight, None),
-  'xnor-Weight': (xnor_weight, None),
-  'xnor-Activation': (xnor_activation, None),
+  'sawb-Activation': CASES['pact-Activation'][:2],
+  **{name: case[:2] for name, case in CASES.items()},
 }
 
 
@@ -481,8 +446,6 @@ def test_value_and_gradients(name, bits):
   [
     # at -1, 0, 1, one step beside each, and far out: -9, -1-, -1, -1+, 0-, 0, 0+, 1-, 1, 1+, 9
     (quantizers.dorefa.Activation(2), {}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
-    (pact.Activation(2), {'clip': 1.0}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
-    (xnor.Activation(1), {}, [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]),
     (apot.Activation(2), {'clip': 1.0}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
     (ewgs.Activation(2, delta=0.0), {'lower': 0.0, 'upper': 1.0}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
     (ewgs.Weight(2, delta=0.0), {'lower': -1.0, 'upper': 1.0, 'scale': 1.0}, [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0]),
@@ -496,10 +459,14 @@ def test_value_and_gradients(name, bits):
     ),
     (qil.Activation(2), {'center': 0.5, 'distance': 0.5}, [0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
     (qil.Weight(2), {'center': 0.5, 'distance': 0.5}, [0, 0, 0, 1, 1, 0, 1, 1, 0, 0, 0]),
-    (twn.Weight(2), {}, [1] * 11),
     (sawb.Weight(2), {}, [1] * 11),
     (n2uq.Weight(2), {}, [1] * 11),
     (lq_nets.Weight(1), {'basis': [[1.0]]}, [1] * 11),
+    *(
+      (CLASSES[name](**options), parameters, passes)
+      for name, case in CASES.items()
+      for options, parameters, passes in case.masks
+    ),
   ],
 )
 def test_masks_beside_their_edges(quantizer, parameters, passes):
@@ -521,18 +488,8 @@ def test_masks_beside_their_edges(quantizer, parameters, passes):
     # E|w| = (1 + 2 + 3) / 3
     (quantizers.dorefa.Weight(1), {}, [1, -2, 3], [2, -2, 2]),
     (quantizers.dorefa.Activation(2), {}, [-1, 0.1, 0.2, 0.6, 2], [0, 0, 1 / 3, 2 / 3, 1]),
-    # a = 3: levels 0, 1, 2, 3; 0.5 -> 0 and 1.5 -> 2 go to even
-    (pact.Activation(2), {'clip': 3}, [-1, 0.5, 0.6, 1.5, 9], [0, 0, 1, 2, 3]),
     # sqrt(E w^2) = E|w| = 1: a = 3.12 - 2.064 = 1.056; levels +-1.056, +-0.352
     (sawb.Weight(2), {}, [1, -1, 1, -1], [1.056, -1.056, 1.056, -1.056]),
-    # columns are channels: mean|w| = 2, 3
-    (xnor.Weight(1), {}, [[1, -2], [-3, 4]], [[2, -3], [-2, 3]]),
-    # E|w| = 2, D = 1.4: 3 and -4 stay, alpha = 3.5
-    (twn.Weight(2), {}, [3, 0.5, -0.5, -4], [3.5, 0, 0, -3.5]),
-    # D = E|w| = 2, which 2 itself does not exceed
-    (twn.Weight(2, threshold=1.0), {}, [-4, 1, 1, 2], [-4, 0, 0, 0]),
-    # columns are channels: D = 1.4 and 10.5, alpha = 3 and 25
-    (twn.Weight(2, per_channel=True), {}, [[-4, 10], [1, 20], [1, -30], [2, 0]], [[-3, 0], [0, 25], [0, -25], [3, 0]]),
     # c = d = 1: t = clip(|w| / 2, 0, 1), q = 3; w = 0.9: 3 * 0.45 = 1.35 -> 1/3; -1.5: 2.25 -> -2/3
     (qil.Weight(3), {'center': 1, 'distance': 1}, [0.9, -1.5, 5, 0.2], [1 / 3, -2 / 3, 1, 0]),
     # s = 1/2, o = 1/4: (x - o) / s = 0 -> -0.5, 0.9 -> 1.3, 1.1 -> 1.7, 9 -> 17.5
@@ -553,6 +510,11 @@ def test_masks_beside_their_edges(quantizer, parameters, passes):
     # v = 1, 2: levels -3, -1, 1, 3 of the channel
     (lq_nets.Weight(2), {'basis': [[1, 2]]}, [[0.1], [-0.1], [2.1], [-9]], [[1], [-1], [3], [-3]]),
     (lq_nets.Activation(2), {'basis': [2, 1]}, [-5, 0.4, 1.6, 9], [0, 0, 2, 3]),
+    *(
+      (CLASSES[name](**options), parameters, x, expected)
+      for name, case in CASES.items()
+      for options, parameters, x, expected in case.by_hand
+    ),
   ],
 )
 def test_by_hand(quantizer, parameters, x, expected):

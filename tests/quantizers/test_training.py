@@ -10,12 +10,15 @@ from cmtkd_jax import models, quantizers
 from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.step import initial_state, train_step
 from tests import networks
+from tests.quantizers.cases import files
 
 pytestmark = pytest.mark.integration
 
 LABELS = np.array([0, 3, 1, 4], np.int32)
 # (weight bits, activation bits) of the student's two layers, and the teacher's, where a quantizer lacks the usual ones.
-WIDTHS = {'xnor': ((1, 1), (1, 32), (1, 1)), 'twn': ((2, 32), (2, 32), (2, 32)), 'n2uq': ((2, 2), (8, 3), (3, 3))}
+WIDTHS = {'n2uq': ((2, 2), (8, 3), (3, 3))} | {
+  name: file.TRAINED_BITS for name, file in files().items() if hasattr(file, 'TRAINED_BITS')
+}
 USUAL = ((2, 2), (2, 4), (4, 4))
 
 

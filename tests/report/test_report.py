@@ -140,13 +140,18 @@ def test_levels_and_shares_of_two_bit_layers(run):
     assert 0 < layer.entropy <= 2
 
 
-def test_levels_of_channels_stand_at_the_mean_scale():
-  config = smoke_config()
-  config.method.name, config.quantizer.name, config.quantizer.lsq.weight.per_channel = 'single', 'lsq', True
+def filled(config):
+  """(method, variables) of uniform numbers, without compiling an initializer."""
   method = build.create_method(config, 10)
   abstract = jax.eval_shape(lambda: method.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=True))
   rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(np.float32), abstract)
+  return method, jax.tree.map(lambda leaf: rng.uniform(0.1, 0.3, leaf.shape).astype(np.float32), abstract)
+
+
+def test_levels_of_channels_stand_at_the_mean_scale():
+  config = smoke_config()
+  config.method.name, config.quantizer.name, config.quantizer.lsq.weight.per_channel = 'single', 'lsq', True
+  method, variables = filled(config)
   layer = weight_histograms.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1))[-1]
   step = np.asarray(traverse_util.flatten_dict(variables['params'], sep='/')[f'{layer.path}/weight_quantizer/step'])
   assert layer.per_channel and step.shape == (8,)
@@ -158,8 +163,7 @@ def test_every_quantizer_has_a_histogram(name):
   config = smoke_config()
   config.method.name, config.quantizer.weights = 'single', name
   config.student.weight_bits = 2 if 2 in quantizers.QUANTIZERS[name].Weight.bit_widths else 1
-  method = build.create_method(config, 10)
-  variables = jax.device_get(jax.jit(lambda: method.init(jax.random.key(0), jnp.ones((2, 8, 8, 1)), train=True))())
+  method, variables = filled(config)
   for layer in weight_histograms.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1)):
     assert len(layer.levels) == len(layer.shares) <= 4 and np.all(np.diff(layer.levels) > 0)
     assert layer.shares.sum() == pytest.approx(1)
@@ -168,13 +172,8 @@ def test_every_quantizer_has_a_histogram(name):
 def test_lq_nets_levels_are_the_mean_of_those_of_the_channels():
   config = smoke_config()
   config.method.name, config.quantizer.weights = 'single', 'lq_nets'
-  method = build.create_method(config, 10)
-  variables = jax.device_get(jax.jit(lambda: method.init(jax.random.key(0), jnp.ones((2, 8, 8, 1)), train=True))())
+  method, variables = filled(config)
   state = traverse_util.flatten_dict(variables['quantizer_state'], sep='/')
-  for name in state:
-    if name.endswith('weight_quantizer/basis'):
-      state[name] = np.random.default_rng(0).uniform(0.1, 0.3, state[name].shape).astype(np.float32)
-  variables['quantizer_state'] = traverse_util.unflatten_dict(state, sep='/')
   layer = weight_histograms.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1))[-1]
   basis = state[f'{layer.path}/weight_quantizer/basis']
   of_channels = np.sort([[a * v[0] + b * v[1] for a in (-1, 1) for b in (-1, 1)] for v in basis], axis=-1)
