@@ -80,7 +80,7 @@ def initial_state_options():
   On CPU, LLVM would spend up to minutes on the random numbers of many parameters. At its first level it takes seconds,
   the code runs as fast, and the values are the same to rounding.
   """
-  if jax.default_backend() != 'cpu' or jax.config.jax_disable_most_optimizations:  # which is lower still
+  if jax.default_backend() != 'cpu' or jax.config.read('jax_disable_most_optimizations'):  # which is lower still
     return None
   return {'xla_backend_optimization_level': 1}
 
