@@ -468,6 +468,13 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
   drawn = {run(0.5, seed)[0]['teacher'].tobytes() for seed in range(8)}
   assert 2 < len(drawn) <= 2**3  # three activation layers
 
+  # At 32 bits, all of its activations are ReLUs.
+  config.method.speq.high_bits = 32
+  relus, _ = run(1.0, 0)
+  config.method.name, config.student.activation_bits = 'single', 32
+  plain, _ = build.create_method(config, CLASSES).apply(variables, images, train=True, mutable=['batch_stats'])
+  np.testing.assert_allclose(relus['teacher'], plain.logits['student'], rtol=1e-5, atol=1e-6)
+
 
 # What is refused.
 
