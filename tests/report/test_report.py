@@ -173,6 +173,7 @@ def test_lq_nets_levels_are_the_mean_of_those_of_the_channels():
   config = smoke_config()
   config.method.name, config.quantizer.weights = 'single', 'lq_nets'
   method, variables = filled(config)
+  variables['params'] = jax.tree.map(lambda leaf: 6 * (leaf - 0.2), variables['params'])  # both signs, all levels
   state = traverse_util.flatten_dict(variables['quantizer_state'], sep='/')
   layer = weight_histograms.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1))[-1]
   basis = state[f'{layer.path}/weight_quantizer/basis']
