@@ -78,7 +78,7 @@ class Conv(nn.Module):
   stride: int = 1
   padding: int | None = None  # None: (kernel - 1) // 2
   role: str = 'body'
-  dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
   initializers: Initializers = DEFAULT_INITIALIZERS
 
   @nn.nowrap
@@ -110,7 +110,7 @@ class Dense(nn.Module):
   features: int
   policy: BitPolicy
   role: str = 'body'
-  dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
   initializers: Initializers = DEFAULT_INITIALIZERS
 
   @nn.nowrap
@@ -166,7 +166,7 @@ class LayerFactory:
   """Builds the layers of one network with its bit policy, compute type, normalization settings and initializers."""
 
   policy: BitPolicy
-  dtype: jnp.dtype = jnp.float32
+  dtype: jax.typing.DTypeLike = jnp.float32
   bn_affine: bool = True
   bn_momentum: float = 0.9
   bn_groups: int = 1
