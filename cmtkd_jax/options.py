@@ -147,6 +147,7 @@ def create(cls: type[T], section: str, values: Mapping[str, Any], **others: Any)
   given = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
   given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
   try:
+    # Before the class itself does: some put a name of their own in front of the message.
     for field in fields(cls):  # type: ignore[arg-type]
       field.check(given[field.name])
     return cls(**given, **others)

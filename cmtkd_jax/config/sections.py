@@ -15,7 +15,7 @@ _DURATION = "as '120 epochs', '3000 steps' or '1000000 examples'"
 class Run(Options):
   """The run."""
 
-  seed: int = option(0, 'of the random numbers: parameters, order of the images, augmentation', least=0, below=2**32)
+  seed: int = option(0, 'seed of parameters, order of the images, augmentation', least=0, below=2**32)
   # Parameters, statistics, the classifier and losses are float32. bfloat16 has 8 significant bits, so that feature maps
   # of 6 to 8 bits lose some of their levels in it.
   dtype: str = option('float32', 'compute type of convolutions', choices=('float32', 'bfloat16'))
@@ -156,7 +156,7 @@ class Table(Options):
 
 
 def _selections():
-  """The sections of which `name` chooses one: `{section: {name: class}}`."""
+  """The sections of which a `name` chooses one: `{'method.kd': class}`."""
   chosen = {
     'method': {name: module.Settings for name, module in methods.METHODS.items()},
     'feature_loss': losses.FEATURE_LOSSES,

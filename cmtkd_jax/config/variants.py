@@ -3,6 +3,7 @@
 import pathlib
 import runpy
 
+from cmtkd_jax import methods
 from cmtkd_jax.data.transforms.augments import AUGMENTS
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
@@ -48,10 +49,11 @@ def smoke(config, image_size, channels=3, classes=10):
   if AUGMENTS[config.data.augment].random_box:
     config.data.augment = 'pad_crop_flip'
   config.model.width = min(config.model.width, 8 / 64)
-  method = config.method
-  for section, field in ((method.cmtkd, 'teacher_bits'), (method.dml, 'peer_bits'), (method.kdcl, 'peer_bits')):
-    section[field] = section[field][::2]
-  method.ctkd.teacher_model = config.model.name
+  for name in methods.METHODS:
+    for field in ('teacher_bits', 'peer_bits'):
+      if isinstance(config.method[name].get(field), tuple):
+        config.method[name][field] = config.method[name][field][::2]
+  config.method.ctkd.teacher_model = config.model.name
   for changes in config.first.values():
     if 'model' in changes:
       del changes.model  # every network is the student's

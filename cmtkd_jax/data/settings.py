@@ -59,8 +59,8 @@ class Settings(Options):
     )
     check(
       'resize',
-      self.resize or self.augment != 'resize_crop_flip',
-      "does not go with augment='resize_crop_flip'; set config.data.resize to the shorter side after resizing",
+      self.resize or not AUGMENTS[self.augment].needs_resize,
+      f'does not go with augment={self.augment!r}; set config.data.resize to the shorter side after resizing',
     )
     check('std', len(self.std) == len(self.mean), f'must have one number per channel, as mean={tuple(self.mean)}')
     check('std', all(s > 0 for s in self.std), 'must be positive')

@@ -23,7 +23,7 @@ _DIVERGED = 'the network has diverged; export an earlier checkpoint with --step,
 _LARGEST = np.float32(1e30)
 _SAME = 1e-5  # of a step: thresholds that lie so close are the same
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
-_ENCODED = 2048  # numbers that a quantizer encodes at once
+_AT_ONCE = 2048  # numbers that a quantizer quantizes in one call
 _NOTHING = 1e-30  # smaller numbers may count as zero
 
 
@@ -240,7 +240,7 @@ def activation_grid(quantizer, parameters, name):
   quantize = lambda x: quantizer.quantize(jnp.asarray(x, jnp.float32), parameters)
 
   def codes_of(x):
-    padding = -len(x) % _ENCODED  # JAX compiles every operation again for another shape
+    padding = -len(x) % _AT_ONCE  # JAX compiles every operation again for another shape
     return np.asarray(quantize(np.pad(x, (0, padding))).codes)[: len(x)]
 
   lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST]))

@@ -43,7 +43,7 @@ class ActivationBoundary(base.FeatureLoss):
   weight: float = base.weight_option(3e-3)
   tap_factor: float = base.tap_factor_option(0.5)
   adaptor: str = base.adaptor_option('conv_norm')
-  margin: float = option(1.0, 'that a feature keeps from 0 on its side', above=0)
+  margin: float = option(1.0, 'margin that a feature keeps from 0 on its side', above=0)
   maps = 'pre_quantizer'
 
   def __call__(self, teacher, student):

@@ -104,7 +104,7 @@ class Attention(base.FeatureLoss):
 
   weight: float = base.weight_option(100.0)
   power: float = option(2.0, 'p of the attention map', above=0)
-  norm: str = option('mean_square', 'of the difference between attention maps', choices=NORMS)
+  norm: str = option('mean_square', 'norm of the difference between attention maps', choices=NORMS)
 
   def __call__(self, teacher, student):
     return attention_loss(teacher, student, self.power, self.norm)

@@ -25,7 +25,7 @@ def check_logits(target_logits, logits, labels=None):
 
 def weight_option(default):
   """Returns the option `weight` of a feature loss."""
-  return option(default, 'gamma of eq. (10), of the loss in the total')
+  return option(default, 'gamma of eq. (10), weight of the loss in the total')
 
 
 def tap_factor_option(default):

@@ -57,7 +57,7 @@ class FitNet(base.FeatureLoss):
   """`fitnet_loss`."""
 
   adaptor: str = base.adaptor_option('conv')
-  norm: str = option('mean_square', 'of the difference between feature maps', choices=NORMS)
+  norm: str = option('mean_square', 'norm of the difference between feature maps', choices=NORMS)
 
   def __call__(self, teacher, student):
     return fitnet_loss(teacher, student, self.norm)

@@ -44,7 +44,7 @@ def logits_regression(target_logits: jax.Array, logits: jax.Array, reduction: st
 class LogitsRegression(base.LogitLoss):
   """`logits_regression`, which has no temperature. The target of several teachers is the mean of their logits."""
 
-  reduction: str = option('mean', 'of the squared differences over the classes', choices=REDUCTIONS)
+  reduction: str = option('mean', 'reduction of the squared differences over the classes', choices=REDUCTIONS)
 
   def combine(self, teacher_logits, temperature):
     return jnp.mean(jnp.stack([z.astype(jnp.float32) for z in teacher_logits]), axis=0)

@@ -31,7 +31,7 @@ class Settings(Options):
   alpha: float = option(1.0, "weight of the teacher's cross entropy (scheme A)")
   beta: float = option(0.5, "weight of the apprentice's cross entropy")
   gamma: float = option(0.5, 'weight of the cross entropy between the two')
-  temperature: float = option(1.0, 'of the last term', above=0)
+  temperature: float = option(1.0, 'temperature of the cross entropy between the two', above=0)
   teacher_bits: int = option(FULL_PRECISION, 'bits of the jointly trained teacher (scheme A)', choices=BIT_WIDTHS)
   stop_gradient_target: bool = option(True, "the teacher's prediction is a constant in the last term")
 

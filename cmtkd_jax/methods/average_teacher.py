@@ -17,7 +17,7 @@ class Settings(Options):
 
   alpha: float = option(1.0, 'weight of the cross entropy')
   beta: float = option(1.0, 'weight of the distillation term, `config.logit_loss`')
-  temperature: float = option(2.0, 'of the distillation term', above=0)
+  temperature: float = option(2.0, 'temperature of the distillation term', above=0)
 
 
 def create(config, settings, num_classes, teachers=()):

@@ -1,4 +1,4 @@
-"""What every method offers to the train step, and the recipe by which methods build their networks."""
+"""What every method offers to the train step, and how methods build their networks."""
 
 import functools
 from collections.abc import Callable
@@ -105,25 +105,25 @@ class MultiNetwork(Method):
   settings: Any
 
   def setup(self):
-    for member in self.networks:
-      setattr(self, member.name, member.make())
+    for network in self.networks:
+      setattr(self, network.name, network.make())
 
   @property
   def weight_bits(self):
-    return {member.name: member.weight_bits for member in self.networks if not member.frozen}
+    return {network.name: network.weight_bits for network in self.networks if not network.frozen}
 
   @property
   def frozen(self):
-    return tuple(member.name for member in self.networks if member.frozen)
+    return tuple(network.name for network in self.networks if network.frozen)
 
   def logits(self, images, train):
     """Returns `{name: logits}` of images for all or `[views, ...]`, one view a network; frozen ones are constants."""
     own = lambda i: images[i] if images.ndim == 5 else images
     return {
-      member.name: jax.lax.stop_gradient(getattr(self, member.name)(own(i), train=False))
-      if member.frozen
-      else getattr(self, member.name)(own(i), train)
-      for i, member in enumerate(self.networks)
+      network.name: jax.lax.stop_gradient(getattr(self, network.name)(own(i), train=False))
+      if network.frozen
+      else getattr(self, network.name)(own(i), train)
+      for i, network in enumerate(self.networks)
     }
 
   def __call__(self, images, train):
@@ -148,21 +148,21 @@ def student_network(config, num_classes):
   )
 
 
-def peer_networks(config, widths, field, num_classes):
-  """Returns `NetworkSpec`s 'peer1_4bit', ... of the student's architecture at `widths`, the value of `config.<field>`.
+def peer_networks(config, bit_widths, field, num_classes):
+  """Returns `NetworkSpec`s 'peer1_4bit', ... of the student's architecture at `bit_widths`.
 
-  A width is that of weights and activations alike.
+  A bit-width is that of weights and activations alike; the widths are the value of `config.<field>`.
 
   Raises:
-    UserError: a width does not exist, or there is none.
+    UserError: a bit-width does not exist, or there is none.
   """
-  if not widths:
+  if not bit_widths:
     raise UserError(f'config.{field}=() names no peer of the student; give at least one bit-width, such as (4, 8)')
-  for bits in widths:
+  for bits in bit_widths:
     check_bits(bits, f'config.{field}')
   return tuple(
     NetworkSpec(f'peer{i}_{bits}bit', network_builder(config, bits, bits, num_classes), bits)
-    for i, bits in enumerate(widths, 1)
+    for i, bits in enumerate(bit_widths, 1)
   )
 
 

@@ -39,12 +39,12 @@ class Settings(Options):
   Where the paper leaves a question open, an option stands for each answer.
   """
 
-  teacher_bits: tuple = option((4, 6, 8), 'of each teacher: an int, or (weight bits, activation bits)')
+  teacher_bits: tuple = option((4, 6, 8), 'bits of each teacher: an int, or (weight bits, activation bits)')
   taps: tuple = option((), 'numbers of the tapped layers; () = every stage of the backbone', items=5)
   alpha: float = option(1.0, 'weight of the cross entropies, eq. (10)')
   beta: float = option(0.5, 'weight of the mutual KL terms; 0 = without mutual learning')
-  temperature: float = option(2.0, 'tau of the mutual KL terms', above=0)
-  ce_temperature: float = option(1.0, 'of the cross entropies', above=0)
+  temperature: float = option(2.0, 'tau, temperature of the mutual KL terms', above=0)
+  ce_temperature: float = option(1.0, 'temperature of the cross entropies', above=0)
   stop_gradient_target: bool = option(True, 'the min-logit ensemble is a constant for the KL terms')
   stop_gradient_shared: bool = option(False, 'the feature loss does not reach teachers and importance factors')
   combined_head: str = option(

@@ -36,7 +36,7 @@ class Settings(Options):
   beta: float = option(1000.0, 'weight of the attention maps of the expert')
   # The published code computes this term and leaves it out.
   alpha: float = option(0.0, "weight of the expert's logits")
-  temperature: float = option(4.0, "of the expert's logits", above=0)
+  temperature: float = option(4.0, "temperature of the expert's logits", above=0)
   # As in the paper; the published code compares the expert with the scratch teacher.
   attention_to: str = option('student', 'whom the expert shows where to look', choices=('student', 'scratch_teacher'))
 
@@ -111,8 +111,8 @@ def create(config, settings, num_classes, teachers=()):
   scratch_config.model.name = settings.teacher_model
   bits = settings.teacher_bits
   scratch = NetworkSpec('scratch_teacher', network_builder(scratch_config, bits, bits, num_classes), bits)
-  members = (student_network(config, num_classes), scratch, *trained_networks(teachers, ('expert',), num_classes))
-  networks = [member.make() for member in members]
+  specs = (student_network(config, num_classes), scratch, *trained_networks(teachers, ('expert',), num_classes))
+  networks = [spec.make() for spec in specs]
   if len({len(network.taps) for network in networks}) > 1:
     raise UserError(
       f'config.method.ctkd.teacher_model={settings.teacher_model!r} and config.model.name='
@@ -123,4 +123,4 @@ def create(config, settings, num_classes, teachers=()):
       'config.method.ctkd.shared_stem=True needs wide residual networks (wrn16_1, ...), whose stem stands '
       'apart; set it to False'
     )
-  return CTKD(members, settings)
+  return CTKD(specs, settings)

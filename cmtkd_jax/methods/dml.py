@@ -15,7 +15,7 @@ class Settings(Options):
 
   peer_bits: tuple = option((4, 6, 8), "networks of the student's architecture next to it", items=8)
   beta: float = option(1.0, 'weight of the mutual terms')
-  temperature: float = option(1.0, 'of the mutual terms', above=0)
+  temperature: float = option(1.0, 'temperature of the mutual terms', above=0)
 
 
 class DML(MultiNetwork):

@@ -29,9 +29,9 @@ class Settings(Options):
   """Fields of `config.method.guided`."""
 
   hint: str = option('features', 'what the networks show each other', choices=('features', 'logits'))
-  teacher_weight: float = option(1.0, 'of the hint that the full-precision network gets')
-  student_weight: float = option(0.5, 'of the hint that the low-precision network gets')
-  temperature: float = option(1.0, 'of the hint by logits', above=0)
+  teacher_weight: float = option(1.0, 'weight of the hint that the full-precision network gets')
+  student_weight: float = option(0.5, 'weight of the hint that the low-precision network gets')
+  temperature: float = option(1.0, 'temperature of the hint by logits', above=0)
 
 
 class Guided(MultiNetwork):

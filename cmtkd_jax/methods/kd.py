@@ -21,7 +21,7 @@ class Settings(Options):
 
   alpha: float = option(1.0, 'weight of the cross entropy')
   beta: float = option(1.0, 'weight of the distillation term, `config.logit_loss`')
-  temperature: float = option(2.0, 'of the distillation term', above=0)
+  temperature: float = option(2.0, 'temperature of the distillation term', above=0)
 
 
 class Distillation(MultiNetwork):
@@ -57,5 +57,5 @@ def create(config, settings, num_classes, teachers=()):
 def distillation(config, settings, num_classes, teachers, target_name):
   """Returns the `Distillation` of `config.student` from `teachers`."""
   names = [f'teacher{i}' for i in range(1, len(teachers) + 1)]
-  members = (student_network(config, num_classes), *trained_networks(teachers, names, num_classes))
-  return Distillation(members, settings, target_name, configured_logit_loss(config))
+  specs = (student_network(config, num_classes), *trained_networks(teachers, names, num_classes))
+  return Distillation(specs, settings, target_name, configured_logit_loss(config))

@@ -24,10 +24,12 @@ class Settings(Options):
   # 'naive': the best of each sample; 'linear': the best mixture of logits of each batch; 'min_logit'; 'general':
   # the mixture of probabilities with the least error on minival, found again after every epoch.
   ensemble: str = option(
-    'min_logit', 'of the logits, the target of each', choices=('naive', 'linear', 'min_logit', 'general')
+    'min_logit',
+    'ensemble of the logits, the target of each network',
+    choices=('naive', 'linear', 'min_logit', 'general'),
   )
-  distillation_weight: float = option(1.0, 'lambda')
-  temperature: float = option(2.0, 'of the distillation term', above=0)
+  distillation_weight: float = option(1.0, 'lambda, weight of the distillation terms')
+  temperature: float = option(2.0, 'temperature of the distillation terms', above=0)
   own_views: bool = option(True, 'each network sees its own augmentation')
 
 

@@ -21,9 +21,9 @@ from cmtkd_jax.options import Options, option
 class Settings(Options):
   """Fields of `config.method.qkd`. Both networks start from `config.init_from`."""
 
-  phase: str = option('co_studying', 'of the three', choices=('self_studying', 'co_studying', 'tutoring'))
-  distillation_weight: float = option(1.0, 'w, of the KL terms')
-  temperature: float = option(2.0, 'of the KL terms', above=0)
+  phase: str = option('co_studying', 'which of the three phases', choices=('self_studying', 'co_studying', 'tutoring'))
+  distillation_weight: float = option(1.0, 'w, weight of the KL terms')
+  temperature: float = option(2.0, 'temperature of the KL terms', above=0)
 
 
 class QKD(MultiNetwork):

@@ -12,7 +12,7 @@ from cmtkd_jax.options import Options, option
 class Settings(Options):
   """Fields of `config.method.single`. The bit-widths are those of `config.student`."""
 
-  ce_temperature: float = option(1.0, 'of the cross entropy', above=0)
+  ce_temperature: float = option(1.0, 'temperature of the cross entropy', above=0)
 
 
 class Single(MultiNetwork):

@@ -23,9 +23,9 @@ from cmtkd_jax.options import Options, option
 class Settings(Options):
   """Fields of `config.method.speq`."""
 
-  high_bits: int = option(8, "of the teacher's activations where they are not the student's", choices=BIT_WIDTHS)
-  high_probability: float = option(0.5, 'of a layer to be at high precision', least=0, most=1)
-  distillation_weight: float = option(1.0, 'w, of the cosine loss')
+  high_bits: int = option(8, "bits of the teacher's activations where they are not the student's", choices=BIT_WIDTHS)
+  high_probability: float = option(0.5, 'probability of a layer to be at high precision', least=0, most=1)
+  distillation_weight: float = option(1.0, 'w, weight of the cosine loss')
   cosine_of: str = option(
     'probabilities', 'what the cosine similarity is taken of', choices=('probabilities', 'logits')
   )

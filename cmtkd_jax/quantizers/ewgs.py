@@ -43,7 +43,7 @@ discretize.defvjp(lambda x, n, delta: (discretize(x, n, delta), x - discretize(x
 class _Interval(base.Quantizer):
   """The paper also derives delta from the Hessian, epoch by epoch; its fixed value is 1e-3."""
 
-  delta: float = option(1e-3, 'of `discretize`, how strongly gradients are scaled')
+  delta: float = option(1e-3, 'how strongly `discretize` scales gradients')
   learned: ClassVar[tuple[str, ...]] = ('lower', 'upper')
 
   def _normalize(self, x, lower, upper):
@@ -65,7 +65,7 @@ class Weight(_Interval):
   them, since activations become codes in [0, 1], too. Source: EWGS sections 3.2, 4.1.
   """
 
-  start: float = option(1.0, 'of the scale, in units of E|w| / E|w_hat|', above=0)
+  start: float = option(1.0, 'start of the scale, in units of E|w| / E|w_hat|', above=0)
   learned = ('lower', 'upper', 'scale')
 
   def init(self, x):

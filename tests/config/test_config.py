@@ -182,3 +182,16 @@ def test_file_is_valid_and_short(path):
   text = path.read_text()
   assert text.count('\n') <= 75  # as ruff format breaks lines
   assert f'--config=configs/{path.name}' in text
+
+
+def test_smoke_shortens_the_networks_of_every_method():
+  config = config_lib.default()
+  config_lib.smoke(config, 8, channels=1)
+  config_lib.check(config)
+  found = {
+    name: value
+    for name, value in config_lib.flat(config).items()
+    if name.endswith(('.teacher_bits', '.peer_bits')) and isinstance(value, tuple)
+  }
+  assert found.keys() == {'method.cmtkd.teacher_bits', 'method.dml.peer_bits', 'method.kdcl.peer_bits'}
+  assert set(found.values()) == {(4, 8)}
