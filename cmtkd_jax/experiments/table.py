@@ -152,7 +152,8 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
   found = {}
   if line.run:
     for path in (workdir / line.run).glob('seed*/summary.json'):
-      found[int(path.parent.name.removeprefix('seed'))] = run_summary.read(path.parent)
+      if (seed := path.parent.name.removeprefix('seed')).isdecimal():
+        found[int(seed)] = run_summary.read(path.parent)
   found = dict(sorted(found.items()))
   results = [summary['results'].get(f'test/{line.network}') for summary in found.values()]
   if found and None in results:

@@ -78,14 +78,16 @@ def has_checkpoint(workdir):
 def check_configuration(workdir, config):
   """Raises `UserError` if the run in `workdir` has another configuration, unless `config.allow_config_changes`."""
   differing = config_lib.difference(read_config(workdir), config, exclude=MUTABLE_FIELDS)
-  if differing and config.allow_config_changes:
-    logging.getLogger(__name__).warning('%s continues with another configuration: %s', workdir, '; '.join(differing))
-  elif differing:
+  if not differing:
+    return
+  if not config.allow_config_changes:
     raise UserError(
       f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
       f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same '
       'configuration, or set config.allow_config_changes=True'
     )
+  if distributed.is_first():
+    logging.getLogger(__name__).warning('%s continues with another configuration: %s', workdir, '; '.join(differing))
 
 
 def check_data(workdir, dataset, allow_config_changes=False):

@@ -60,8 +60,9 @@ def load(text, allow, abstract, method, config=None):
       if origin in source and (not inspect.is_quantizer_path(path) or (same_grids and origin[1] == path[1]))
     }
     found |= {path: source[origin] for path, origin in used.items()}
-    unused += [path for path in source if path not in set(used.values())]
-    lines.append(f'init_from {where}: {len(set(used.values()))} of {len(source)} arrays used')
+    read = set(used.values())
+    unused += [path for path in source if path not in read]
+    lines.append(f'init_from {where}: {len(read)} of {len(source)} arrays used')
 
   mismatched = sorted(path for path, array in found.items() if array.shape != wanted[path].shape)
   created = [path for path in wanted if path not in found and (path[1] in targets or '' in targets)]

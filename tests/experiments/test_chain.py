@@ -147,6 +147,8 @@ def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing
   first = json.loads((tmp_path / 'full' / 'seed0' / 'summary.json').read_text())
   first['results']['test/student']['last']['top1'] = rows['full precision']['last']['top1']['mean'] + 2
   (other / 'summary.json').write_text(json.dumps(first))
+  (tmp_path / 'full' / 'seed_old').mkdir()  # a folder of the user's own
+  (tmp_path / 'full' / 'seed_old' / 'summary.json').write_text('{}')
   collected = table.collect(config, tmp_path)
   row = collected[0]
   assert row['last']['top1']['mean'] == pytest.approx(rows['full precision']['last']['top1']['mean'] + 1)
