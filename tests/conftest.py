@@ -1,10 +1,11 @@
 """Every test runs on eight virtual CPU devices, with implicit rank promotion refused.
 
 Most programs run once, and compiling them is most of the time. So XLA's passes are those of training, but its older and
-quicker code generator is used, and LLVM does not optimize; tests of bits have `compiling.jit`. Processes that tests
-start compile as training does, unless a test says otherwise.
+quicker code generator is used, LLVM does not optimize, and operations do not carry the lines of source they come from;
+tests of bits have `compiling.jit`. Processes that tests start compile as training does, unless a test says otherwise.
 """
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -12,16 +13,17 @@ import shutil
 import signal
 import tempfile
 
-# Programs are compiled once a worker, also by processes that its tests start; nothing is left for another session.
+# Processes that tests start share what they compile; nothing is left for another session.
 CACHE = tempfile.mkdtemp(prefix='cmtkd_jax_tests_')
 os.environ |= {
   'JAX_COMPILATION_CACHE_DIR': CACHE,
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+  'JAX_TRACEBACK_IN_LOCATIONS_LIMIT': '0',
 }
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-flags = ['--xla_force_host_platform_device_count=8']
+flags = ['--xla_force_host_platform_device_count=8', '--xla_cpu_parallel_codegen_split_count=1']
 if importlib.metadata.version('jaxlib').startswith('0.10.'):  # XLA stops at flags that it does not know
   flags.append('--xla_cpu_use_fusion_emitters=false')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *flags])
@@ -31,6 +33,8 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_disable_most_optimizations', True)
+jax.config.update('jax_enable_compilation_cache', False)  # hardly any program is compiled twice in one process
+gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live, and collections walk over all of JAX's
 
 HERE = pathlib.Path(__file__).parent
 # What kind of test a room has, unless a file or a test says otherwise.

@@ -56,7 +56,7 @@ class Journal(contextlib.ExitStack):
         'perf/images_per_second': window.images_per_second,
         'perf/data_wait': window.data_wait,
         **({'train/corrupt_images': len(broken)} if broken else {}),
-        **optimizer.rates(plan.config, plan.method, plan.learning_rate(step - 1)),
+        **optimizer.rates(plan.config, plan.method, jax.jit(plan.learning_rate)(step - 1)),
         **jax.device_get(plan.method.summary(state.params)),
       },
     )

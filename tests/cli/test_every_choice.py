@@ -216,22 +216,20 @@ def command(workdir, changes):
 
 
 class Stage(nn.Module):
-  """Two convolutions, the least in which a quantizer of weights and one of activations have their place."""
+  """A convolution, which a quantizer of activations follows: the least in which both roles have their place."""
 
   layers: LayerFactory
 
   @nn.compact
   def __call__(self, x, train):
-    x = self.layers.conv(8, 3, stride=2, role='first', name='conv1')(x, train)
-    x = self.layers.activation(name='activation')(self.layers.norm(name='norm1')(x, train), train)
-    x = self.layers.conv(8, 3, stride=2, name='conv2')(x, train)
-    return self.layers.norm(name='norm2')(x, train)
+    x = self.layers.conv(8, 3, stride=2, name='conv')(x, train)
+    return self.layers.norm(name='norm')(x, train)
 
 
 def tiny(num_classes, layers, width, stem, block_order):
   """A network of one stage."""
   return Network(
-    (2,),
+    (1,),
     (functools.partial(Stage, layers),),
     layers.activation,
     functools.partial(resnet.PooledHead, num_classes, layers),

@@ -29,11 +29,15 @@ CLASSES = {
   if hasattr(module, role)
 }
 CASES = all_cases()
-EVERY = [(name, bits) for name, cls in CLASSES.items() for bits in cls.bit_widths]
 
 
 def f32(values):
   return jnp.asarray(values, jnp.float32)
+
+
+def every_width(name):
+  """The quantizer at each of its bit-widths."""
+  return [CLASSES[name](bits) for bits in CLASSES[name].bit_widths]
 
 
 # Codes from -2^(b-1), at 1 bit from 0.
@@ -58,41 +62,49 @@ def same_bits(a, b):
 # The contract.
 
 
-@pytest.mark.parametrize('name, bits', EVERY)
-def test_codes_stand_for_the_values(name, bits):
+@pytest.mark.parametrize('name', CLASSES)
+def test_codes_stand_for_the_values(name):
   """dequantize(quantize(x)) is fake_quantize(x) bit for bit, eager and compiled; no code is out of range."""
-  quantizer, x = CLASSES[name](bits), f32(np.concatenate([sample(name, seed) for seed in range(4)]))
-  parameters = quantizer.init(x)
-  assert set(parameters) == {*quantizer.learned, *quantizer.fitted}
-  assert all(value.dtype == jnp.float32 for value in parameters.values())
+  x = f32(np.concatenate([sample(name, seed) for seed in range(4)]))
+  widths = every_width(name)
+  parameters = jax.jit(lambda x: [quantizer.init(x) for quantizer in widths])(x)
 
   def both(x, parameters):
-    return quantizer.quantize(x, parameters), quantizer.fake_quantize(x, parameters)
+    return [(q.quantize(x, p), q.fake_quantize(x, p)) for q, p in zip(widths, parameters, strict=True)]
 
-  for coded, value in (both(x, parameters), compiling.jit(both)(x, parameters)):
-    assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
-    assert same_bits(dequantize(coded), value)
-    low = -(2 ** (bits - 1)) if name in SIGNED and bits > 1 else 0
-    assert low <= coded.codes.min() and coded.codes.max() < low + 2**bits
+  for found in (both(x, parameters), compiling.jit(both)(x, parameters)):
+    for quantizer, values, (coded, value) in zip(widths, parameters, found, strict=True):
+      assert set(values) == {*quantizer.learned, *quantizer.fitted}
+      assert all(value.dtype == jnp.float32 for value in values.values())
+      assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
+      assert same_bits(dequantize(coded), value), quantizer
+      low = -(2 ** (quantizer.bits - 1)) if name in SIGNED and quantizer.bits > 1 else 0
+      assert low <= coded.codes.min() and coded.codes.max() < low + 2**quantizer.bits, quantizer
 
 
-@pytest.mark.parametrize('name, bits', [(name, bits) for name, bits in EVERY if not name.startswith(('hwgq', 'lsq-'))])
-def test_all_levels_are_reached(name, bits):
+@pytest.mark.parametrize('name', [name for name in CLASSES if not name.startswith(('hwgq', 'lsq-'))])
+def test_all_levels_are_reached(name):
   """A sweep over the range meets every level that the width has room for."""
-  quantizer = CLASSES[name](bits)
-  parameters = quantizer.init(f32(sample(name)))
   # Per-channel quantizers see the same sweep in each channel.
   x = f32(np.linspace(-12, 12, 12001).repeat(2).reshape(-1, 2))
-  if 'basis' in parameters and parameters['basis'].ndim == 2:
-    parameters = {'basis': parameters['basis'][:2]}
-  if name == 'apot-Weight':
-    parameters = {'clip': f32(1)}  # the standardized sweep ends at 1.7
-  codes = np.unique(np.asarray(quantizer.quantize(x, parameters).codes)[:, 0])
-  if bits < 8:  # there the sweep is too coarse for the finest levels of some
-    assert len(codes) == 2**bits - (name in SYMMETRIC)
-    np.testing.assert_array_equal(np.diff(codes), 1)
-  else:
-    assert len(codes) > 100
+
+  def codes_of_every_width(sample, x):
+    for quantizer in every_width(name):
+      parameters = quantizer.init(sample)
+      if 'basis' in parameters and parameters['basis'].ndim == 2:
+        parameters = {'basis': parameters['basis'][:2]}
+      if name == 'apot-Weight':
+        parameters = {'clip': f32(1)}  # the standardized sweep ends at 1.7
+      yield quantizer.quantize(x, parameters).codes[:, 0]
+
+  found = jax.jit(lambda *arguments: list(codes_of_every_width(*arguments)))(f32(sample(name)), x)
+  for bits, codes in zip(CLASSES[name].bit_widths, found, strict=True):
+    codes = np.unique(codes)
+    if bits < 8:  # there the sweep is too coarse for the finest levels of some
+      assert len(codes) == 2**bits - (name in SYMMETRIC), bits
+      np.testing.assert_array_equal(np.diff(codes), 1)
+    else:
+      assert len(codes) > 100
 
 
 DEGENERATE = {
@@ -414,28 +426,38 @@ def test_every_quantizer_has_a_reference():
   assert set(REFERENCES) == {name for name in CLASSES if not name.startswith(('hwgq', 'lsq-'))}
 
 
-@pytest.mark.parametrize('name, bits', [(name, bits) for name, bits in EVERY if name in REFERENCES])
-def test_value_and_gradients(name, bits):
+@pytest.mark.parametrize('name', REFERENCES)
+def test_value_and_gradients(name):
   """Against the reference in float64: values, straight-through masks, and the gradient of each learned value."""
-  reference, parameters = REFERENCES[name]
-  parameters = {k: np.float64(np.float32(v)) for k, v in (parameters(bits) if parameters else {}).items()}
-  quantizer = CLASSES[name](bits)
-  assert set(parameters) == {*quantizer.learned, *quantizer.fitted}
-  for seed in range(20):  # the first sample without a value on a threshold
-    v = sample(name, 100 * bits + seed)
-    g = np.random.default_rng(seed).normal(size=v.shape).astype(np.float32)
-    value, clear, gradients = reference(v.astype(np.float64), parameters, bits, g.astype(np.float64))
-    if clear.all():
-      break
-  assert clear.all()
-  found, pull_back = jax.vjp(quantizer.fake_quantize, f32(v), jax.tree.map(f32, parameters))
-  dx, dp = pull_back(f32(g))
-  np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(dx, gradients['x'], rtol=2e-4, atol=1e-5)
-  assert np.abs(gradients['x']).max() > 0
-  for k in quantizer.learned:
-    np.testing.assert_allclose(dp[k], gradients[k], rtol=1e-3, atol=1e-4, err_msg=k)
-    assert np.abs(gradients[k]).max() > 0
+  reference, parameters_of = REFERENCES[name]
+  widths, arguments, expected = every_width(name), [], []
+  for quantizer in widths:
+    bits = quantizer.bits
+    parameters = {k: np.float64(np.float32(v)) for k, v in (parameters_of(bits) if parameters_of else {}).items()}
+    assert set(parameters) == {*quantizer.learned, *quantizer.fitted}
+    for seed in range(20):  # the first sample without a value on a threshold
+      v = sample(name, 100 * bits + seed)
+      g = np.random.default_rng(seed).normal(size=v.shape).astype(np.float32)
+      value, clear, gradients = reference(v.astype(np.float64), parameters, bits, g.astype(np.float64))
+      if clear.all():
+        break
+    assert clear.all()
+    arguments.append((f32(v), jax.tree.map(f32, parameters), f32(g)))
+    expected.append((value, gradients))
+
+  def value_and_gradients(arguments):
+    for quantizer, (v, parameters, g) in zip(widths, arguments, strict=True):
+      found, pull_back = jax.vjp(quantizer.fake_quantize, v, parameters)
+      yield found, *pull_back(g)
+
+  found_of_widths = jax.jit(lambda arguments: list(value_and_gradients(arguments)))(arguments)
+  for quantizer, (found, dx, dp), (value, gradients) in zip(widths, found_of_widths, expected, strict=True):
+    np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6, err_msg=quantizer)
+    np.testing.assert_allclose(dx, gradients['x'], rtol=2e-4, atol=1e-5, err_msg=quantizer)
+    assert np.abs(gradients['x']).max() > 0
+    for k in quantizer.learned:
+      np.testing.assert_allclose(dp[k], gradients[k], rtol=1e-3, atol=1e-4, err_msg=f'{quantizer} {k}')
+      assert np.abs(gradients[k]).max() > 0
 
 
 # Edges of the masks, on numbers that are exact.

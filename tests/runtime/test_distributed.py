@@ -92,7 +92,7 @@ def train(workdir, environment):
     [
       '--config=configs/digits_resnet8.py:smoke',
       f'--workdir={workdir}',
-      '--config.method.cmtkd.teacher_bits=(4,)',
+      '--config.method.name=single',  # the probe has CMT-KD
       '--config.duration=12 steps',
       '--config.eval_every=100 steps',
       '--config.checkpoint_every=3 steps',

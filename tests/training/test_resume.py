@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures('own_cache')]
 
 
 def start(workdir):
-  environment = os.environ | {'XLA_FLAGS': ''}
+  environment = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   return subprocess.Popen(
     [
       sys.executable,
@@ -54,41 +54,40 @@ def logged_step(workdir):
   return max((row['step'] for row in metric_log.read(workdir)), default=0)
 
 
-def test_killed_run_ends_with_the_same_bits(tmp_path):
-  alone, killed = tmp_path / 'alone', tmp_path / 'killed'
+def stopped_at(workdir, step, sent):
+  """Starts the run and sends it a signal once it has logged `step`; returns (status, standard error)."""
+  process = start(workdir)
+  while logged_step(workdir) < step and process.poll() is None:
+    time.sleep(0.002)
+  process.send_signal(sent)
+  _, stderr = process.communicate(timeout=300)
+  print('stopped at step', logged_step(workdir))
+  return process.returncode, stderr
+
+
+def test_a_run_that_is_killed_and_asked_to_stop_ends_with_the_same_bits(tmp_path):
+  """SIGKILL leaves the last checkpoint; SIGTERM gives status 143, one line and a checkpoint of the very step."""
+  alone, stopped = tmp_path / 'alone', tmp_path / 'stopped'
   finish(start(alone))
-  for step in sorted(random.Random().sample(range(1, STEPS), 3)):
-    process = start(killed)
-    while logged_step(killed) < step and process.poll() is None:
-      time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    print('killed at step', logged_step(killed))
-  finish(start(killed))
+  first, second = sorted(random.Random().sample(range(1, STEPS // 2), 2))
+  for step in (first, second):
+    stopped_at(stopped, step, signal.SIGKILL)
+
+  status, stderr = stopped_at(stopped, STEPS // 2 + 2, signal.SIGTERM)
+  assert status == 143, stderr
+  step = int(re.search(rf'asked to stop: step (\d+) of {STEPS} is saved', stderr)[1])
+  assert stderr.splitlines()[-1].startswith('asked to stop') and 'Traceback' not in stderr
+  assert checkpoint.load_variables(stopped / 'checkpoints')[2] == step < STEPS
+  finish(start(stopped))
 
   expected, _, last = checkpoint.load_variables(alone / 'checkpoints')
-  got, _, last_again = checkpoint.load_variables(killed / 'checkpoints')
+  got, _, last_again = checkpoint.load_variables(stopped / 'checkpoints')
   assert last == last_again == STEPS
   jax.tree.map(np.testing.assert_array_equal, got, expected)
   losses = [
     {row['step']: row['train/loss'] for row in metric_log.read(workdir) if 'train/loss' in row}
-    for workdir in (alone, killed)
+    for workdir in (alone, stopped)
   ]
   assert losses[0] == losses[1] and len(losses[0]) == STEPS
-  assert len([row for row in metric_log.read(killed) if 'train/loss' in row]) == STEPS  # each step once
-
-
-def test_asked_to_stop_it_saves_its_step_and_goes_on_from_there(tmp_path):
-  """SIGTERM: status 143, one line, a checkpoint of the very step; the same command ends what is left."""
-  process = start(tmp_path / 'run')
-  while logged_step(tmp_path / 'run') < 5 and process.poll() is None:
-    time.sleep(0.002)
-  process.send_signal(signal.SIGTERM)
-  _, stderr = process.communicate(timeout=300)
-  assert process.returncode == 143, stderr
-  step = int(re.search(rf'asked to stop: step (\d+) of {STEPS} is saved', stderr)[1])
-  assert stderr.splitlines()[-1].startswith('asked to stop') and 'Traceback' not in stderr
-  assert checkpoint.load_variables(tmp_path / 'run' / 'checkpoints')[2] == step < STEPS
-  finish(start(tmp_path / 'run'))
-  steps = [row['step'] for row in metric_log.read(tmp_path / 'run') if 'train/loss' in row]
-  assert steps == list(range(1, STEPS + 1))
+  steps = [row['step'] for row in metric_log.read(stopped) if 'train/loss' in row]
+  assert steps == list(range(1, STEPS + 1))  # each step once
