@@ -46,11 +46,18 @@ KINDS = {
 KIND = {room: kind for kind, rooms in KINDS.items() for room in rooms}
 
 
+def pytest_configure(config):
+  config.option.loadscopereorder = False  # --dist loadfile takes the files in the order below
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
   for item in items:
     if not any(item.get_closest_marker(kind) for kind in KINDS):
       item.add_marker(KIND[str(item.path.parent.relative_to(HERE))])
+  # The longest files first, so that no worker has one left when the others are done.
+  order = {room: i for i, kind in enumerate(('e2e', 'integration', 'unit')) for room in KINDS[kind]}
+  items.sort(key=lambda item: order[str(item.path.parent.relative_to(HERE))])
 
 
 def pytest_unconfigure():

@@ -57,25 +57,38 @@ def collect(trained, input_shape):
     layers.Conv,
     layers.Dense,
   )
-  return [
-    _describe(call.module.path, quantizer, trained.variables)
+  quantizers = {
+    call.module.path: quantizer
     for call in calls
     if call.module.path[0] == STUDENT and (quantizer := call.module.quantizer()) is not None
+  }
+  kernels = {path: _at(trained.variables['params'], (*path, 'kernel')) for path in quantizers}
+  values = {
+    path: inspect.quantizer_values(trained.variables, *path, layers.quantizer_name('weight')) for path in quantizers
+  }
+
+  @jax.jit  # one program for all layers: operation by operation, each shape would be compiled on its own
+  def quantize(kernels, values):
+    return [quantizer.quantize(kernels[path], values[path]) for path, quantizer in quantizers.items()]
+
+  return [
+    _describe(path, quantizer.bits, np.asarray(kernels[path]), jax.tree.map(np.asarray, coded))
+    for (path, quantizer), coded in zip(quantizers.items(), quantize(kernels, values), strict=True)
   ]
 
 
-def _describe(path, quantizer, variables):
-  kernel = functools.reduce(lambda tree, name: tree[name], (*path, 'kernel'), variables['params'])
-  weights = np.asarray(kernel, np.float32)
-  values = jax.tree.map(jnp.asarray, inspect.quantizer_values(variables, *path, layers.quantizer_name('weight')))
-  coded = quantizer.quantize(jnp.asarray(weights), values)
-  used, number = np.unique(np.asarray(coded.codes), return_counts=True)
+def _at(tree, path):
+  return functools.reduce(lambda tree, name: tree[name], path, tree)
+
+
+def _describe(path, bits, weights, coded):
+  used, number = np.unique(coded.codes, return_counts=True)
   tables = coded.levels is not None and coded.levels.ndim == 2  # one for each output channel
   one_scale = coded._replace(
-    codes=jnp.asarray(used),
-    scale=jnp.mean(coded.scale),
-    offset=None if coded.offset is None else jnp.mean(coded.offset),
-    levels=jnp.mean(coded.levels, 0) if tables else coded.levels,
+    codes=used,
+    scale=np.mean(coded.scale),
+    offset=None if coded.offset is None else np.mean(coded.offset),
+    levels=np.mean(coded.levels, 0) if tables else coded.levels,
   )
   levels = np.asarray(dequantize(one_scale))
   order = np.argsort(levels)
@@ -83,7 +96,7 @@ def _describe(path, quantizer, variables):
   reach = 1.1 * max(np.quantile(np.abs(weights), 0.998), np.max(np.abs(levels)))
   counts, edges = np.histogram(weights, _BINS, (-reach, reach))
   return LayerWeights(
-    '/'.join(path), quantizer.bits, levels, number / weights.size, np.size(coded.scale) > 1 or tables, counts, edges
+    '/'.join(path), bits, levels, number / weights.size, np.size(coded.scale) > 1 or tables, counts, edges
   )
 
 

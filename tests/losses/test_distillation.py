@@ -1,5 +1,6 @@
 """AB, OFD, similarity, DKD, DIST and logit standardization against float64 NumPy, finite differences and by hand."""
 
+import functools
 import math
 
 import jax
@@ -127,8 +128,8 @@ def test_every_loss_has_a_reference():
 
 def check_gradient(loss, *arguments, step=1e-2, tolerance=2e-2):
   """Derivatives along random directions by central differences, of each argument that the gradient reaches."""
-  rng = np.random.default_rng(7)
-  gradients = jax.grad(lambda a: loss(*a))(tuple(map(f32, arguments)))
+  rng, loss = np.random.default_rng(7), jax.jit(loss)
+  gradients = jax.jit(jax.grad(lambda a: loss(*a)))(tuple(map(f32, arguments)))
   for i, gradient in enumerate(gradients):
     for _ in range(3):
       d = rng.normal(size=arguments[i].shape).astype(np.float32)
@@ -143,7 +144,7 @@ def check_gradient(loss, *arguments, step=1e-2, tolerance=2e-2):
 @pytest.mark.parametrize('name', FEATURE)
 def test_feature_loss(name):
   """Value and gradient; a map is at no distance from itself, but for AB, which wants a margin."""
-  loss, (t, s) = losses.FEATURE_LOSSES[name](), map_pair()
+  loss, (t, s) = jax.jit(losses.FEATURE_LOSSES[name]()), map_pair()
   found = loss(f32(t), f32(s))
   assert found.dtype == jnp.float32 and found.shape == ()
   np.testing.assert_allclose(found, FEATURE[name](t.astype(np.float64), s.astype(np.float64)), rtol=2e-5)
@@ -160,13 +161,13 @@ def test_feature_loss(name):
 @pytest.mark.parametrize('tau', [1.0, 3.0])
 def test_logit_loss(name, tau):
   """Value and gradient; logits are at no distance from themselves."""
-  loss, (t, s) = losses.LOGIT_LOSSES[name](), logit_pair()
-  found = loss(f32(t), f32(s), jnp.asarray(LABELS), tau)
+  loss, (t, s) = jax.jit(functools.partial(losses.LOGIT_LOSSES[name](), temperature=tau)), logit_pair()
+  found = loss(f32(t), f32(s), jnp.asarray(LABELS))
   assert found.dtype == jnp.float32 and found.shape == ()
   np.testing.assert_allclose(found, LOGIT[name](t.astype(np.float64), s.astype(np.float64), tau), rtol=2e-5)
-  check_gradient(lambda t, s: loss(t, s, jnp.asarray(LABELS), tau), t, s)
-  np.testing.assert_allclose(loss(f32(t), f32(t), jnp.asarray(LABELS), tau), 0, atol=2e-5)
-  zero = jax.grad(lambda s: loss(f32(t), s, jnp.asarray(LABELS), tau))(f32(t))
+  check_gradient(lambda t, s: loss(t, s, jnp.asarray(LABELS)), t, s)
+  np.testing.assert_allclose(loss(f32(t), f32(t), jnp.asarray(LABELS)), 0, atol=2e-5)
+  zero = jax.jit(jax.grad(lambda s: loss(f32(t), s, jnp.asarray(LABELS))))(f32(t))
   np.testing.assert_allclose(zero, 0, atol=2e-5)
 
 
@@ -231,7 +232,8 @@ def test_dkd_is_kd_where_its_weights_say_so():
 
 def test_dkd_with_a_certain_teacher_is_finite():
   t = f32([[100, -100, 0], [0, 0, 0]])
-  value, gradient = jax.value_and_grad(losses.decoupled_loss, 1)(t, -t, jnp.asarray([0, 1], jnp.int32), 1.0)
+  loss = lambda t, s: losses.decoupled_loss(t, s, jnp.asarray([0, 1], jnp.int32), 1.0)
+  value, gradient = jax.jit(jax.value_and_grad(loss, 1))(t, -t)
   assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -248,7 +250,7 @@ def test_pearson():
 def test_dist_of_constant_predictions_is_finite(epsilon):
   """A new network says the same of every example, and all classes are alike."""
   t, _ = logit_pair()
-  loss = lambda s: losses.LOGIT_LOSSES['dist'](epsilon=epsilon)(f32(t), s, jnp.asarray(LABELS), 2.0)
+  loss = jax.jit(lambda s: losses.LOGIT_LOSSES['dist'](epsilon=epsilon)(f32(t), s, jnp.asarray(LABELS), 2.0))
   value, gradient = jax.value_and_grad(loss)(jnp.zeros((6, 5), jnp.float32))
   np.testing.assert_allclose(value, 8)  # tau^2 (1 + 1)
   assert np.isfinite(gradient).all()
@@ -262,13 +264,13 @@ def test_dist_of_confident_predictions(epsilon, value):
 
   Of equal networks, rho of the examples and of classes 0 and 1 is 1; that of class 2 is 4e-13 / (4e-13 + epsilon).
   """
-  loss = lambda t, s: losses.LOGIT_LOSSES['dist'](epsilon=epsilon)(f32(t), f32(s), jnp.asarray([0, 1, 1]), 1.0)
+  loss = jax.jit(lambda t, s: losses.LOGIT_LOSSES['dist'](epsilon=epsilon)(t, s, jnp.asarray([0, 1, 1]), 1.0))
   t = np.array([[15.0, 0, -1], [0, 15, 1], [0, 15, 0]])
-  np.testing.assert_allclose(loss(t, t), value, atol=1e-4)
+  np.testing.assert_allclose(loss(f32(t), f32(t)), value, atol=1e-4)
   s = t + np.array([[-9, 1, 0.5], [2, -8, 0.3], [3, -4, 1]])  # a student that is less sure
   reference = lambda s: dist(t, s, 1.0, epsilon=epsilon)
   assert abs(reference(s) - dist(t, s, 1.0, epsilon=1e-8 - epsilon)) > 0.05
-  np.testing.assert_allclose(loss(t, s), reference(s), rtol=1e-4)
+  np.testing.assert_allclose(loss(f32(t), f32(s)), reference(s), rtol=1e-4)
   slopes = np.zeros_like(s)
   for i in np.ndindex(s.shape):
     step = np.zeros_like(s)

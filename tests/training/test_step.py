@@ -419,7 +419,7 @@ def test_maps_computed_again_give_the_same_gradients():
     config.remat = remat
     method = build.create_method(config, CLASSES)
     if not found:
-      variables = method.init(jax.random.key(0), images, True)
+      variables = jax.jit(method.init, static_argnums=2)(jax.random.key(0), images, True)
 
     def loss(params, method=method):
       outputs, state = method.apply({**variables, 'params': params}, images, True, mutable=['batch_stats'])
