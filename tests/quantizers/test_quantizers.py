@@ -64,22 +64,21 @@ def same_bits(a, b):
 
 @pytest.mark.parametrize('name', CLASSES)
 def test_codes_stand_for_the_values(name):
-  """dequantize(quantize(x)) is fake_quantize(x) bit for bit, eager and compiled; no code is out of range."""
+  """dequantize(quantize(x)) is fake_quantize(x) bit for bit, compiled and, at both ends, eager; codes are in range."""
   x = f32(np.concatenate([sample(name, seed) for seed in range(4)]))
   widths = every_width(name)
   parameters = jax.jit(lambda x: [quantizer.init(x) for quantizer in widths])(x)
-
-  def both(x, parameters):
-    return [(q.quantize(x, p), q.fake_quantize(x, p)) for q, p in zip(widths, parameters, strict=True)]
-
-  for found in (both(x, parameters), compiling.jit(both)(x, parameters)):
-    for quantizer, values, (coded, value) in zip(widths, parameters, found, strict=True):
-      assert set(values) == {*quantizer.learned, *quantizer.fitted}
-      assert all(value.dtype == jnp.float32 for value in values.values())
-      assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
-      assert same_bits(dequantize(coded), value), quantizer
-      low = -(2 ** (quantizer.bits - 1)) if name in SIGNED and quantizer.bits > 1 else 0
-      assert low <= coded.codes.min() and coded.codes.max() < low + 2**quantizer.bits, quantizer
+  both = lambda q, x, p: (q.quantize(x, p), q.fake_quantize(x, p))
+  compiled = compiling.jit(lambda x, parameters: [both(q, x, p) for q, p in zip(widths, parameters, strict=True)])
+  found = list(zip(widths, parameters, compiled(x, parameters), strict=True))
+  found += [(widths[i], parameters[i], both(widths[i], x, parameters[i])) for i in (0, -1)]
+  for quantizer, values, (coded, value) in found:
+    assert set(values) == {*quantizer.learned, *quantizer.fitted}
+    assert all(value.dtype == jnp.float32 for value in values.values())
+    assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
+    assert same_bits(dequantize(coded), value), quantizer
+    low = -(2 ** (quantizer.bits - 1)) if name in SIGNED and quantizer.bits > 1 else 0
+    assert low <= coded.codes.min() and coded.codes.max() < low + 2**quantizer.bits, quantizer
 
 
 @pytest.mark.parametrize('name', [name for name in CLASSES if not name.startswith(('hwgq', 'lsq-'))])
@@ -575,10 +574,10 @@ def test_lq_nets_refits_its_basis(role, low, bits):
   name = f'lq_nets-{role}'
   quantizer, data = CLASSES[name](bits), [sample(name, seed) for seed in (3, 4, 5)]
   state = {'basis': f32(REFERENCES[name][1](bits)['basis']), 'updates': f32(0)}
-  basis = np.atleast_2d(np.asarray(state['basis'], np.float64))
+  basis, update = np.atleast_2d(np.asarray(state['basis'], np.float64)), jax.jit(quantizer.update)
   biased, e = np.zeros_like(basis), np.array(list(itertools.product([low, 1], repeat=bits)), float)
   for t, x in enumerate(data, 1):
-    state = quantizer.update(f32(x), state)
+    state = update(f32(x), state)
     values = x.reshape(-1, 5).T if role == 'Weight' else np.maximum(x, 0).reshape(1, -1)
     for c, (v, of_channel) in enumerate(zip(basis.copy(), values, strict=True)):
       b = e[np.abs(of_channel[:, None] - e @ v).argmin(1)]
