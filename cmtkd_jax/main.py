@@ -7,7 +7,7 @@ import jax
 
 from cmtkd_jax.cli import commands, flags, interrupts
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runtime import distributed, peers, preemption, silencers
+from cmtkd_jax.runtime import allocator, distributed, peers, preemption, silencers
 
 
 def main(argv):
@@ -42,5 +42,6 @@ def _end(status, line):
 
 
 if __name__ == '__main__':
+  allocator.keep_memory()
   interrupts.watch()
   sys.exit(main(sys.argv))

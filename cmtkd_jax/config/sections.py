@@ -16,8 +16,8 @@ class Run(Options):
   """The run."""
 
   seed: int = option(0, 'seed of parameters, order of the images, augmentation', least=0, below=2**32)
-  # Parameters, statistics, the classifier and losses are float32. bfloat16 has 8 significant bits, so that feature maps
-  # of 6 to 8 bits lose some of their levels in it.
+  # Parameters, statistics, the classifier and losses are float32. bfloat16 has 8 significant bits: enough for the
+  # levels of any width, see `models.products`, but not for mixtures of teachers.
   dtype: str = option('float32', 'compute type of convolutions', choices=('float32', 'bfloat16'))
   init_from: str = option('', "start from trained networks: a work directory, or 'student=DIR,teacher1_4bit=DIR'")
   init_from_ignore: str = option('', 'parameters that may be missing or mismatched there', regex=True)

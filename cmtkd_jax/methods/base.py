@@ -13,6 +13,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import BitPolicy, check_bits, parse_rules, quantizer_names
 from cmtkd_jax.models.layers import INITIALIZERS, LayerFactory
+from cmtkd_jax.models.products import values
 
 
 class Outputs(NamedTuple):
@@ -136,7 +137,7 @@ def run_stages(network, x, train):
   for k in range(len(network.taps)):
     before.append(network.stage(k, x, train))
     x = network.activate(k, before[-1], train)
-    after.append(x)
+    after.append(values(x))
   return before, after, network.classify(x, train)
 
 

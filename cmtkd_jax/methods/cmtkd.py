@@ -27,6 +27,7 @@ from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.models.bit_policy import check_bits
+from cmtkd_jax.models.products import values
 from cmtkd_jax.options import Options, option
 
 COMBINED = 'combined_teacher'
@@ -109,8 +110,8 @@ class CMTKD(Method):
         teacher_maps = self._activate(k, before, train)
         continue
       # Eq. (1), and the shared map as the input of every teacher's next stage.
-      mixed = before if settings.fused == 'pre_quantizer' else self._activate(k, before, train)
-      shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])
+      mixed = before if settings.fused == 'pre_quantizer' else map(values, self._activate(k, before, train))
+      shared = shared_knowledge(list(mixed), self.importance[f'tap{tap}'])
       teacher_maps = [shared] * len(teachers)
       if settings.requantize or settings.fused == 'pre_quantizer':
         teacher_maps = self._activate(k, teacher_maps, train)
@@ -118,7 +119,7 @@ class CMTKD(Method):
         continue
       pre_quantizer = self.feature_loss.maps == 'pre_quantizer'
       target = shared_knowledge(before, self.importance[f'tap{tap}']) if pre_quantizer else shared
-      own = student_before if pre_quantizer or settings.student_map == 'pre_quantizer' else student_map
+      own = student_before if pre_quantizer or settings.student_map == 'pre_quantizer' else values(student_map)
       pairs[f'tap{tap}'] = (target, getattr(self, f'adaptor_tap{tap}')(own, target.shape[-1], train))
     if self.make_combined_head is not None:
       # After the last tap all teachers hold the same map; mixed before the quantizer, it lacks its non-linearity.

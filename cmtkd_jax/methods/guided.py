@@ -21,6 +21,7 @@ from cmtkd_jax.methods.base import (
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
+from cmtkd_jax.models.products import values
 from cmtkd_jax.options import Options, option
 
 
@@ -41,7 +42,7 @@ class Guided(MultiNetwork):
     _, student_maps, student = run_stages(self.student, self.student.embed(images, train), train)
     before, _, teacher = run_stages(self.teacher, self.teacher.embed(images, train), train)
     pairs = {
-      f'tap{tap}': (self.student.activate(k, before[k], train), student_maps[k])
+      f'tap{tap}': (values(self.student.activate(k, before[k], train)), student_maps[k])
       for k, tap in enumerate(self.student.taps)
     }
     return Outputs({STUDENT: student, 'teacher': teacher}, pairs)

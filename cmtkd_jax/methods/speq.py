@@ -17,6 +17,7 @@ from cmtkd_jax.models import STUDENT, inspect
 from cmtkd_jax.models.bit_policy import BIT_WIDTHS, quantizer_class, quantizer_names
 from cmtkd_jax.models.layers import Activation
 from cmtkd_jax.options import Options, option
+from cmtkd_jax.quantizers import Quantized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,11 @@ class SPEQ(MultiNetwork):
       return None
     quantizer, x = layer.policy.activation_quantizer_of(settings.high_bits), call.input.astype(jnp.float32)
     # `create` has made sure that the quantizer has no values of its own.
-    high = nn.relu(x) if quantizer is None else quantizer.fake_quantize(x, {})
+    high, low = Quantized(nn.relu(x)) if quantizer is None else quantizer.with_levels(x, {}), call.output
+    if high.level is None or low.level is None:
+      high, low = Quantized(high.value), Quantized(low.value)
     take_high = jax.random.bernoulli(layer.make_rng('sampling'), settings.high_probability)
-    return jnp.where(take_high, high, call.output)
+    return jax.tree.map(lambda high, low: jnp.where(take_high, high, low), high, low)
 
   def loss(self, outputs, labels):
     return speq_loss(outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings)

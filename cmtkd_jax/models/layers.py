@@ -1,6 +1,7 @@
 """Convolution, dense and activation layers with a quantizer in them, and the pieces every backbone is built from."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import numpy as np
 
 from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.models.bit_policy import BitPolicy
+from cmtkd_jax.models.products import flatten, product, values
 from cmtkd_jax.quantizers import Quantizer
 
 QUANTIZER_STATE = 'quantizer_state'  # the variable collection of values that are fitted, not trained
@@ -47,7 +49,10 @@ DEFAULT_INITIALIZERS = INITIALIZERS['he_fan_out']
 
 
 class FakeQuantize(nn.Module):
-  """Holds a quantizer's learned and fitted values and applies it; both start from the first data it sees."""
+  """Holds a quantizer's learned and fitted values and applies it; both start from the first data it sees.
+
+  Returns a `Quantized`.
+  """
 
   quantizer: Quantizer
 
@@ -58,7 +63,7 @@ class FakeQuantize(nn.Module):
     parameters = {name: self.param(name, lambda _, name=name: initial(name)) for name in quantizer.learned}
     fitted = {name: self.variable(QUANTIZER_STATE, name, initial, name) for name in quantizer.fitted}
     parameters |= {name: variable.value for name, variable in fitted.items()}
-    quantized = quantizer.fake_quantize(x, parameters)
+    quantized = quantizer.with_levels(x, parameters)
     if train and fitted and not self.is_initializing():
       updated = quantizer.update(jax.lax.stop_gradient(x), parameters)
       for name, variable in fitted.items():
@@ -69,6 +74,7 @@ class FakeQuantize(nn.Module):
 class Conv(nn.Module):
   """2-D convolution [B, H, W, C] -> [B, H', W', features] with quantized weights, without bias.
 
+  x is an array, or the `Quantized` of an `Activation`, see `products`.
   role: the layer's place in the network, see `bit_policy.ROLES`.
   """
 
@@ -95,17 +101,20 @@ class Conv(nn.Module):
     if quantizer is not None:
       kernel = FakeQuantize(quantizer, name=quantizer_name('weight'))(kernel, train)
     pad = (self.kernel - 1) // 2 if self.padding is None else self.padding
-    return jax.lax.conv_general_dilated(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      (self.stride, self.stride),
-      ((pad, pad), (pad, pad)),
+    convolve = functools.partial(
+      jax.lax.conv_general_dilated,
+      window_strides=(self.stride, self.stride),
+      padding=((pad, pad), (pad, pad)),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
+    return product(convolve, x, kernel, self.dtype)
 
 
 class Dense(nn.Module):
-  """Matrix product [B, ...], flattened, -> [B, features] with quantized weights; the last layer has a bias."""
+  """Matrix product [B, ...], flattened, -> [B, features] with quantized weights; the last layer has a bias.
+
+  x is an array, or the `Quantized` of an `Activation`, see `products`.
+  """
 
   features: int
   policy: BitPolicy
@@ -121,19 +130,22 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     init = self.initializers.classifier if self.role == 'last' else self.initializers.kernel
-    x = x.reshape(x.shape[0], -1)
+    x = flatten(x)
     kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32)
     quantizer = self.quantizer()
     if quantizer is not None:
       kernel = FakeQuantize(quantizer, name=quantizer_name('weight'))(kernel, train)
     if self.role == 'last':  # logits: always float32
       bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-      return x.astype(jnp.float32) @ kernel + bias[None]
-    return x.astype(self.dtype) @ kernel.astype(self.dtype)
+      return product(jnp.matmul, x, kernel, jnp.float32) + bias[None]
+    return product(jnp.matmul, x, kernel, self.dtype)
 
 
 class Activation(nn.Module):
-  """The quantizer in place of a ReLU, or the ReLU itself where the policy says 32 bits."""
+  """The quantizer in place of a ReLU, or the ReLU itself where the policy says 32 bits.
+
+  Returns a `Quantized`, or the array of the ReLU; `products.values` makes an array of either.
+  """
 
   policy: BitPolicy
 
@@ -158,7 +170,7 @@ class MaxPool(nn.Module):
   padding: int = 0
 
   def __call__(self, x):
-    return max_pool(x, self.window, self.stride, self.padding)
+    return max_pool(values(x), self.window, self.stride, self.padding)
 
 
 @dataclasses.dataclass(frozen=True)

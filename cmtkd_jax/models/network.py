@@ -13,8 +13,9 @@ class Network(nn.Module):
 
   A method that fuses maps runs the parts itself: `stage` takes a quantized map (stage 0: what `embed` returns) and
   returns the map before its closing quantizer, `activate` applies that quantizer, `classify` turns the last map
-  into logits. The parts are given as functions that build modules, so that a method can build a second head from the
-  same recipe. A stem that stands apart can serve two networks: one that never runs its own has no parameters for it.
+  into logits. `stage` and `classify` also take arrays, such as mixtures of maps. The parts are given as functions that
+  build modules, so that a method can build a second head from the same recipe. A stem that stands apart can serve two
+  networks: one that never runs its own has no parameters for it.
 
   taps: number of the layer that closes each stage, counting the first convolution as 1 and no 1x1 shortcuts.
   remat: regex of networks whose stages are computed again in the backward pass, to save the memory of their maps.
@@ -47,7 +48,7 @@ class Network(nn.Module):
     return stage(x, train)
 
   def activate(self, k, x, train):
-    """Returns `x` through the closing quantizer of stage `k`."""
+    """Returns `x` through the closing quantizer of stage `k`; `products.values` makes an array of it."""
     return getattr(self, f'stage{k + 1}_activation')(x, train)
 
   def classify(self, x, train):

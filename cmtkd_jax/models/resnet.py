@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from cmtkd_jax.models.layers import LayerFactory, MaxPool
 from cmtkd_jax.models.network import Network
+from cmtkd_jax.models.products import values
 
 
 class Order(NamedTuple):
@@ -85,7 +86,7 @@ class Block(nn.Module):
       identity = self.layers.conv(self.features, 1, self.stride, role='shortcut', name='shortcut')(x, train)
       if ORDERS[self.order].after_branches:
         identity = self.layers.norm(name='shortcut_norm')(identity, train)
-    return y + identity.astype(y.dtype)
+    return y + values(identity).astype(y.dtype)
 
 
 class Stage(nn.Module):
@@ -123,7 +124,7 @@ class PooledHead(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+    x = jnp.mean(values(x).astype(jnp.float32), axis=(1, 2))
     return self.layers.dense(self.num_classes, role='last', name='classifier')(x, train)
 
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.network import Network
+from cmtkd_jax.models.products import values
 from cmtkd_jax.models.resnet import PooledHead
 
 
@@ -56,7 +57,7 @@ class Group(nn.Module):
       y = self.layers.conv(self.features, 3, name=f'block{b}_conv2')(y, train)
       if stride != 1 or x.shape[-1] != self.features:
         x = self.layers.conv(self.features, 1, stride, role='shortcut', name=f'block{b}_shortcut')(o, train)
-      x = y + x.astype(y.dtype)
+      x = y + values(x).astype(y.dtype)
     return x
 
 

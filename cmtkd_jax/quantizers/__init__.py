@@ -7,7 +7,7 @@ In one line: `quantizers.hwgq.fake_quantize_activation(x, 2)`, or under the comm
 import importlib
 import pkgutil
 
-from cmtkd_jax.quantizers.base import MAX_BITS, QTensor, Quantizer, dequantize
+from cmtkd_jax.quantizers.base import MAX_BITS, QTensor, Quantized, Quantizer, dequantize
 
 # Every file of this folder is a quantizer under its name, and offers the classes `Weight` and `Activation`, or one.
 QUANTIZERS = {
@@ -16,4 +16,4 @@ QUANTIZERS = {
   if file.name != 'base'
 }
 
-__all__ = ['MAX_BITS', 'QUANTIZERS', 'QTensor', 'Quantizer', 'dequantize']
+__all__ = ['MAX_BITS', 'QUANTIZERS', 'QTensor', 'Quantized', 'Quantizer', 'dequantize']

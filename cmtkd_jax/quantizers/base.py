@@ -48,6 +48,26 @@ def dequantize_keeping_nan(x, coded):
   return jnp.where(jnp.isnan(x), x, dequantize(coded))
 
 
+class Quantized(NamedTuple):
+  """A fake-quantized tensor beside the levels that it stands for: `value = scale * level`, bit for bit.
+
+  Levels are whole or half numbers of at most 8 significant bits, so that bfloat16 and TF32 hold them, which they do not
+  hold the values. Gradients flow through `value` alone.
+
+  value: float32, from `fake_quantize`.
+  level: float32, `code - zero`, NaN where the value is NaN; None for a grid with a table of levels or an offset.
+  scale: float32, scalar or broadcastable to `level` (per output channel), or None like `level`.
+  """
+
+  value: jax.Array
+  level: jax.Array | None = None
+  scale: jax.Array | None = None
+
+  @property
+  def shape(self):
+    return self.value.shape
+
+
 @jax.custom_vjp
 def ste(value, surrogate):
   """Returns `value` with the gradient of `surrogate`, a function of the same shape: a quantizer's backward pass."""
@@ -134,6 +154,14 @@ class Quantizer(Options):
     """Returns the fake-quantized `x` (float32, same shape), differentiable in `x` and in the learned values."""
     value = jax.lax.stop_gradient(dequantize_keeping_nan(x, self.quantize(x, parameters)))
     return ste(value, self.surrogate(x, parameters))
+
+  def with_levels(self, x, parameters=None):
+    """Returns the `Quantized` form of `x` (float32): `fake_quantize` and the levels that it stands for."""
+    value, coded = self.fake_quantize(x, parameters), self.quantize(x, parameters)
+    if coded.levels is not None or coded.offset is not None:
+      return Quantized(value)
+    level = jnp.where(jnp.isnan(x), x, coded.codes.astype(jnp.float32) - coded.zero)
+    return Quantized(value, *jax.lax.stop_gradient((level, jnp.asarray(coded.scale, jnp.float32))))
 
   def update(self, x, parameters):
     """Returns the fitted values after one training step that saw `x`."""

@@ -16,6 +16,7 @@ from cmtkd_jax.experiments import cost
 from cmtkd_jax.methods import base, cmtkd
 from cmtkd_jax.models import bit_table, resnet
 from cmtkd_jax.models.bit_policy import parse_rules
+from cmtkd_jax.models.products import values
 from cmtkd_jax.training import build
 from tests import networks
 
@@ -73,11 +74,11 @@ def make_images():
 
 
 def f64(x):
-  return np.asarray(x).astype(np.float64)
+  return np.asarray(values(x)).astype(np.float64)
 
 
 def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
-  np.testing.assert_allclose(f64(actual), expected, rtol=rtol, atol=atol)
+  np.testing.assert_allclose(f64(actual), f64(expected), rtol=rtol, atol=atol)
 
 
 # The loss.

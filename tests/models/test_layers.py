@@ -15,6 +15,7 @@ from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy, Rule, check_bits, parse_rules
 from cmtkd_jax.models.layers import INITIALIZERS, QUANTIZER_STATE, Activation, Conv, Dense, LayerFactory, max_pool
+from cmtkd_jax.models.products import values
 
 FULL = BitPolicy(32, 32)
 WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056868, 0.030762)
@@ -145,7 +146,7 @@ def test_activation():
   assert relu.init(KEY, x, False) == quantized.init(KEY, x, False) == {}
   np.testing.assert_array_equal(relu.apply({}, x, True), np.maximum(x, 0))
   expected = 0.538 * np.float32([[0, 0, 0, 1, 2, 3]])
-  np.testing.assert_allclose(quantized.apply({}, x, True), expected, rtol=1e-6)
+  np.testing.assert_allclose(values(quantized.apply({}, x, True)), expected, rtol=1e-6)
 
 
 # Which layer gets which bits.
@@ -230,7 +231,7 @@ def test_rules_see_the_modules_path():
   variables = net.init(KEY, x, False)
   _, captured = net.apply(variables, x, False, capture_intermediates=True, mutable=['intermediates'])
   stages = captured['intermediates']
-  first, second = (np.asarray(stages[s]['__call__'][0]) for s in ('stage1', 'stage2'))
+  first, second = (np.asarray(values(stages[s]['__call__'][0])) for s in ('stage1', 'stage2'))
   kernels = [np.asarray(variables['params'][s]['conv1']['kernel']) for s in ('stage1', 'stage2')]
   assert set(np.unique(np.rint(first / 0.538))) <= {0, 1, 2, 3}
   np.testing.assert_allclose(first, 0.538 * np.rint(first / 0.538), rtol=1e-5)
@@ -267,7 +268,7 @@ def test_lsq_steps_start_from_the_first_data():
   # Later data are quantized by the stored step, not by their own.
   level = np.clip(np.rint(5 * x / np.asarray(step)), 0, 3)
   y, changed = activation.apply(variables, 5 * x, True, mutable=True)
-  np.testing.assert_allclose(y, np.asarray(step) * level, rtol=1e-5)
+  np.testing.assert_allclose(values(y), np.asarray(step) * level, rtol=1e-5)
   assert changed['params']['activation_quantizer']['step'] == step
 
 
@@ -319,6 +320,9 @@ class Toy(quantizers.Quantizer):
   def init(self, x):
     return {'gain': jnp.float32(1), 'top': jnp.max(jnp.abs(x))}
 
+  def quantize(self, x, parameters):
+    return quantizers.QTensor(jnp.zeros(x.shape, jnp.int32), parameters['gain'], levels=jnp.zeros(1))
+
   def fake_quantize(self, x, parameters):
     TOY_TYPES.extend([x.dtype, parameters['top'].dtype, parameters['gain'].dtype])
     return parameters['gain'] * x / parameters['top']
@@ -350,10 +354,10 @@ def test_fitted_values_follow_training_only(toy):
   assert QUANTIZER_STATE == 'quantizer_state'
 
   y, changed = activation.apply(variables, 2 * x, True, mutable=[QUANTIZER_STATE])
-  np.testing.assert_allclose(y, 2 * x / 4)  # the value before this step's update
+  np.testing.assert_allclose(values(y), 2 * x / 4)  # the value before this step's update
   assert changed[QUANTIZER_STATE]['activation_quantizer']['top'] == 5  # 3/4 of 4 and 1/4 of 8
   y, changed = activation.apply(variables | changed, 2 * x, False, mutable=[QUANTIZER_STATE])
-  np.testing.assert_allclose(y, 2 * x / 5)
+  np.testing.assert_allclose(values(y), 2 * x / 5)
   assert changed[QUANTIZER_STATE]['activation_quantizer']['top'] == 5
   activation.apply(variables, x, False)  # evaluation needs nothing mutable
 
@@ -377,8 +381,8 @@ def test_bfloat16_keeps_parameters_and_quantizers_in_float32(toy):
     variables = layer.init(KEY, data, True)
     y, changed = layer.apply(variables, data, True, mutable=[QUANTIZER_STATE])
     assert {v.dtype for v in jax.tree.leaves((variables, changed))} == {jnp.dtype('float32')}
-    assert y.dtype == (jnp.float32 if isinstance(layer, Activation) else jnp.bfloat16)
-    loss = lambda v, layer=layer, data=data: layer.apply(v, data, False).astype(jnp.float32).sum()
+    assert values(y).dtype == (jnp.float32 if isinstance(layer, Activation) else jnp.bfloat16)
+    loss = lambda v, layer=layer, data=data: values(layer.apply(v, data, False)).astype(jnp.float32).sum()
     gradient = jax.eval_shape(jax.grad(loss), variables)
     assert {v.dtype for v in jax.tree.leaves(gradient)} == {jnp.dtype('float32')}
   assert len(toy) > 9 and set(toy) == {jnp.dtype('float32')}

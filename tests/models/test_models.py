@@ -13,6 +13,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import MODELS, ORDERS
 from cmtkd_jax.models.bit_policy import BitPolicy, Rule
 from cmtkd_jax.models.layers import LayerFactory
+from cmtkd_jax.models.products import values
 
 KEY = jax.random.key(0)
 FULL = BitPolicy(32, 32)
@@ -130,7 +131,7 @@ def test_map_shapes(name, stem, size, maps):
       for k in range(len(net.taps)):
         before = net.stage(k, x, False)
         x = net.activate(k, before, False)
-        assert x.shape == before.shape and x.dtype == jnp.float32
+        assert x.shape == before.shape and values(x).dtype == jnp.float32
         shapes.append(x.shape)
       return shapes, net.classify(x, False)
 
@@ -429,7 +430,7 @@ def test_stages_compose_to_the_network(small):
     maps = []
     for k in range(3):
       x = net.activate(k, net.stage(k, x, False), False)
-      maps.append(x)
+      maps.append(values(x))
     return net.classify(x, False), maps
 
   logits, maps = jit(lambda v, x: net.apply(v, x, method=parts))(variables, x)

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import MODELS, bit_table, wide_resnet
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.models.layers import Activation, LayerFactory
+from cmtkd_jax.models.products import values
 
 KEY = jax.random.key(0)
 
@@ -168,7 +170,10 @@ def test_two_bit_activations_lie_on_the_grid():
   )
   _, state = jax.jit(apply)(variables, images)
   maps = {
-    jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state['intermediates'])
+    jax.tree_util.keystr(path): values(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      state['intermediates'], is_leaf=lambda x: isinstance(x, quantizers.Quantized)
+    )
   }
   assert len(maps) == 7  # input of the first block, middle of three, closing of three
   levels = 0.538 * np.arange(4)

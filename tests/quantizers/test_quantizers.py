@@ -68,15 +68,20 @@ def test_codes_stand_for_the_values(name):
   x = f32(np.concatenate([sample(name, seed) for seed in range(4)]))
   widths = every_width(name)
   parameters = jax.jit(lambda x: [quantizer.init(x) for quantizer in widths])(x)
-  both = lambda q, x, p: (q.quantize(x, p), q.fake_quantize(x, p))
+  both = lambda q, x, p: (q.quantize(x, p), q.fake_quantize(x, p), q.with_levels(x, p))
   compiled = compiling.jit(lambda x, parameters: [both(q, x, p) for q, p in zip(widths, parameters, strict=True)])
   found = list(zip(widths, parameters, compiled(x, parameters), strict=True))
   found += [(widths[i], parameters[i], both(widths[i], x, parameters[i])) for i in (0, -1)]
-  for quantizer, values, (coded, value) in found:
+  for quantizer, values, (coded, value, quantized) in found:
     assert set(values) == {*quantizer.learned, *quantizer.fitted}
     assert all(value.dtype == jnp.float32 for value in values.values())
     assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
-    assert same_bits(dequantize(coded), value), quantizer
+    assert same_bits(dequantize(coded), value) and same_bits(quantized.value, value), quantizer
+    if coded.levels is None and coded.offset is None:
+      assert same_bits(quantized.scale * quantized.level, value), quantizer
+      assert same_bits(quantized.level.astype(jnp.bfloat16).astype(jnp.float32), quantized.level), quantizer
+    else:
+      assert quantized.level is quantized.scale is None
     low = -(2 ** (quantizer.bits - 1)) if name in SIGNED and quantizer.bits > 1 else 0
     assert low <= coded.codes.min() and coded.codes.max() < low + 2**quantizer.bits, quantizer
 
