@@ -110,8 +110,10 @@ class CMTKD(Method):
         teacher_maps = self._activate(k, before, train)
         continue
       # Eq. (1), and the shared map as the input of every teacher's next stage.
-      mixed = before if settings.fused == 'pre_quantizer' else map(values, self._activate(k, before, train))
-      shared = shared_knowledge(list(mixed), self.importance[f'tap{tap}'])
+      mixed = before
+      if settings.fused != 'pre_quantizer':
+        mixed = [values(x) for x in self._activate(k, before, train)]
+      shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])
       teacher_maps = [shared] * len(teachers)
       if settings.requantize or settings.fused == 'pre_quantizer':
         teacher_maps = self._activate(k, teacher_maps, train)
