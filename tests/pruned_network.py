@@ -9,6 +9,7 @@ import numpy as np
 
 from cmtkd_jax import quantizers
 from cmtkd_jax.models import bit_policy, layers
+from cmtkd_jax.models.products import values
 
 
 class Pruned(nn.Module):
@@ -22,7 +23,9 @@ class Pruned(nn.Module):
     x = make.norm('norm0')(make.conv(8, 3, role='first', name='conv0')(images, train), train)
     x = make.activation('act0')(x, train)
     y = make.activation('act1')(make.norm('norm1')(make.conv(8, 3, name='conv1')(x, train), train), train)
-    x = make.activation('act2')(x + y + make.norm('norm2')(make.conv(8, 3, name='conv2')(y, train), train), train)
+    x = make.activation('act2')(
+      values(x) + values(y) + make.norm('norm2')(make.conv(8, 3, name='conv2')(y, train), train), train
+    )
     x = make.norm('norm3')(make.dense(8, name='dense')(x, train), train)
     x = make.activation('act3')(x, train)
     return types.SimpleNamespace(logits={'student': make.dense(5, role='last', name='last')(x, train)})

@@ -24,7 +24,7 @@ def values(x):
 def flatten(x):
   """Views `x` [B, ...], an array or a `Quantized`, as [B, features]."""
   if isinstance(x, Quantized):
-    return x._replace(value=flatten(x.value), level=None if x.level is None else flatten(x.level))
+    return Quantized(flatten(x.value), None if x.level is None else flatten(x.level), x.scale)
   return x.reshape(x.shape[0], -1)
 
 

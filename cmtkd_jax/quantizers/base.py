@@ -48,11 +48,14 @@ def dequantize_keeping_nan(x, coded):
   return jnp.where(jnp.isnan(x), x, dequantize(coded))
 
 
-class Quantized(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantized:
   """A fake-quantized tensor beside the levels that it stands for: `value = scale * level`, bit for bit.
 
   Levels are whole or half numbers of at most 8 significant bits, so that bfloat16 and TF32 hold them, which they do not
-  hold the values. Gradients flow through `value` alone.
+  hold the values. Gradients flow through `value` alone. It is a pytree and no array: what adds or averages it takes
+  `value`.
 
   value: float32, from `fake_quantize`.
   level: float32, `code - zero`, NaN where the value is NaN; None for a grid with a table of levels or an offset.

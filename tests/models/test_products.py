@@ -1,5 +1,6 @@
 """Products of levels against int64 and float64 NumPy: exact sums, gradients of the values, and what has no levels."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -69,7 +70,7 @@ def test_values_and_gradients_are_those_of_the_values(scale, multiply, dtype, rt
   x = quantized(rng.integers(0, 64, shapes[0]), 0.05)
   kernel = quantized(rng.integers(0, 16, shapes[1]) - 7.5, np.reshape(scale, (1,) * (len(shapes[1]) - 1) + (-1,)))
   if np.ndim(scale) == 0:
-    kernel = kernel._replace(scale=jnp.float32(scale))
+    kernel = dataclasses.replace(kernel, scale=jnp.float32(scale))
   found, pull_back = jax.vjp(jax.jit(lambda x, kernel: products.product(multiply, x, kernel, dtype)), x, kernel)
   g = rng.normal(size=found.shape)
   of_x, of_kernel = pull_back(jnp.asarray(g, dtype))
