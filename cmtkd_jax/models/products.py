@@ -5,7 +5,8 @@ where both sides are on uniform grids their levels are multiplied and summed in 
 
     y = s_x s_w sum l_x l_w,   exact up to the last two roundings while the sum stays below 2^24
 
-Its gradient is that of the product of the values.
+Its gradient is that of the product of the values. Source: Jacob et al., "Quantization and Training of Neural Networks
+for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 2.2, whose integers are levels here.
 """
 
 import functools
@@ -34,9 +35,12 @@ def product(multiply, x, kernel, dtype):
   Args:
     multiply: function (x, kernel, preferred_element_type) of arrays, linear in both; the last axis of the result is the
       last axis of the kernel.
-    x: an array, or `Quantized` with one scale for all of it.
-    kernel: an array, or `Quantized`.
+    x: an array [B, ...], or `Quantized`; its levels are used where it has one scale for all of it.
+    kernel: an array [..., features], or `Quantized`, with one scale or one a feature.
     dtype: of the operands and of the result; sums of levels are float32.
+
+  Returns:
+    [B, ..., features], of type `dtype`.
   """
   both = (x, kernel)
   if all(isinstance(side, Quantized) and side.level is not None for side in both) and x.scale.size == 1:

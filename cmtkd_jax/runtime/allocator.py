@@ -10,7 +10,7 @@ import os
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
-_ACCELERATORS = ('libtpu', 'jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm60_plugin', 'jax_rocm7_plugin')
+_PLATFORMS = ('libtpu', 'jax_plugins')  # the packages through which JAX finds TPUs, and all other accelerators
 
 
 def keep_memory():
@@ -29,4 +29,4 @@ def _on_cpu():
   """Whether JAX will take the CPU: it is told so, or has no other platform's plugin."""
   if chosen := os.environ.get('JAX_PLATFORMS'):
     return chosen.split(',')[0] == 'cpu'
-  return not any(importlib.util.find_spec(name) for name in _ACCELERATORS)
+  return not any(importlib.util.find_spec(name) for name in _PLATFORMS)
