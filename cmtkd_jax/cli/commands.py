@@ -10,11 +10,7 @@ from cmtkd_jax.training import evaluate
 
 def run_train(command):
   """Trains, first what the configuration says comes first, resuming what is in the work directory."""
-  config = _config(command)
-  runs = getattr(config.get('table'), 'runs', ())
-  if runs:
-    raise UserError(f'--mode=train: this configuration is a table of {len(runs)} runs; use --mode=table')
-  chain.train_chain(config, command.workdir, report=_report)
+  chain.train_chain(_single_run(command), command.workdir, report=_report)
 
 
 def run_evaluate(command):
@@ -66,6 +62,16 @@ def run_bits(command):
   print(cost.render(cost.compare(config), config.method.name))
 
 
+def run_plan(command):
+  """Prints memory, operations, traffic and least time of a step, compiled for the devices at hand or a TPU slice."""
+  from cmtkd_jax.experiments import requirements
+
+  config = _single_run(command)
+  where = f'{command.topology}, which takes minutes' if command.topology else 'the devices at hand'
+  _report(f'compiling the train step for {where}')
+  print(requirements.render(requirements.find(config, command.workdir, command.topology)))
+
+
 def run_export(command):
   """Writes the files of a run's network, evaluates each on the test images, and prints sizes and accuracies."""
   from cmtkd_jax.export import compare
@@ -90,11 +96,21 @@ def _config(command):
   return command.config
 
 
+def _single_run(command):
+  config = _config(command)
+  runs = getattr(config.get('table'), 'runs', ())
+  if runs:
+    instead = 'use --mode=table' if command.mode == 'train' else 'name the configuration of one run'
+    raise UserError(f'--mode={command.mode}: this configuration is a table of {len(runs)} runs; {instead}')
+  return config
+
+
 MODES = {
   'train': run_train,
   'evaluate': run_evaluate,
   'config': run_config,
   'bits': run_bits,
+  'plan': run_plan,
   'table': run_table,
   'collect': run_collect,
   'report': run_report,

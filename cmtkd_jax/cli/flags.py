@@ -23,17 +23,23 @@ _MODE = flags.DEFINE_enum(
   'mode',
   'train',
   list(commands.MODES),
-  'train: train or resume; evaluate: print JSON; '
-  'config: every field, its value and meaning; bits: what networks cost; table, collect: runs of a table; '
-  'report: HTML page of a run; '
+  'train: train or resume; evaluate: print JSON; config: every field, its value and meaning; bits: what networks '
+  'cost; plan: what a step needs of devices; table, collect: runs of a table; report: HTML page of a run; '
   'export: files to deploy; predict: classes of image files.',
 )
 # {flag: the modes that it belongs to}
-_OF_MODES = {'step': ('evaluate', 'export'), 'integer': ('evaluate',), 'format': ('export',), 'images': ('predict',)}
+_OF_MODES = {
+  'step': ('evaluate', 'export'),
+  'integer': ('evaluate',),
+  'format': ('export',),
+  'images': ('predict',),
+  'topology': ('plan',),
+}
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all that are installed.')
 _IMAGES = flags.DEFINE_list('images', None, 'Image files to classify, e.g. a.jpg,b.png.')
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to plan for, e.g. v5e:2x2; by default the devices here.')
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, unless the scheduler sets it.')
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes of the run, with --coordinator_address.')
 _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process from 0, with --coordinator_address.')
@@ -57,6 +63,7 @@ class Command(NamedTuple):
   integer: bool | None = None
   format: list[str] | None = None
   images: list[str] | None = None
+  topology: str | None = None
   cluster: Cluster = Cluster()
 
 
@@ -100,6 +107,7 @@ def parse(argv):
     _INTEGER.value,
     _FORMAT.value,
     _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
+    _TOPOLOGY.value,
     Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),
   )
 

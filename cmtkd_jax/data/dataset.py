@@ -1,7 +1,6 @@
 """`load`: from `config.data` to loaders and preprocessing."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,19 +10,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cmtkd_jax import options
-from cmtkd_jax.data import sampling
+from cmtkd_jax.data import splits as splits_lib
 from cmtkd_jax.data.loading import broken, host_reader, loaders, resident, worker_pool
 from cmtkd_jax.data.settings import Settings
-from cmtkd_jax.data.sources import base, names, npy
-from cmtkd_jax.data.transforms import augment as augment_lib
 from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.data.transforms.augments import AUGMENTS
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import tensorflow_host
-
-_RESIDENT_LIMIT = 2**30
-_MOST_IN_A_BATCH = 2**20
-_SMALL = 64  # pixels a side of images that networks take as they are
 
 
 class Dataset(NamedTuple):
@@ -71,28 +64,19 @@ def load(
     UserError: a field is out of range or does not fit the images, or the data are missing or broken.
   """
   config = options.create(Settings, 'data', fields)
-  _check_batch_sizes(batch_size, eval_batch_size, mesh.shape['data'])
-  splits = _open(config)
-  _check_images(config, splits)
-  is_resident = _is_resident(config, splits)
-  train_records, minival_records = _split_train(config, splits, batch_size)
-  readers = (_resident_readers if is_resident else _streaming_readers)(config, splits, train_records, seed, mesh)
+  splits_lib.check_batch_sizes(batch_size, eval_batch_size, mesh.shape['data'])
+  splits = splits_lib.open_splits(config)
+  splits_lib.check_images(config, splits)
+  resident_images = splits_lib.is_resident(config, splits)
+  train_records, minival_records = splits_lib.split_train(config, splits, batch_size)
+  readers = (_resident_readers if resident_images else _streaming_readers)(config, splits, train_records, seed, mesh)
 
   devices = mesh.shape['data']
   eval_batch_size = -(-eval_batch_size // devices) * devices
   make_eval = functools.partial(loaders.EvalLoader, batch_size=eval_batch_size, sharding=NamedSharding(mesh, P('data')))
   evals = {'minival': make_eval(readers.minival, minival_records)} if config.minival else {}
   evals['test'] = make_eval(readers.test, np.arange(len(splits.test)))
-  augment, normalize = augment_lib.build(
-    config.augment,
-    size=config.image_size,
-    resize=config.resize,
-    pad=config.pad,
-    mean=tuple(config.mean),
-    std=tuple(config.std),
-    raw=is_resident,
-    pad_mode=config.pad_mode,
-  )
+  augment, normalize = splits_lib.transforms(config, resident_images)
   return Dataset(
     num_classes=len(splits.class_names),
     class_names=splits.class_names,
@@ -151,21 +135,6 @@ def _streaming_readers(config, splits, train_records, seed, mesh):
   )
 
 
-def _split_train(config, splits, batch_size):
-  """Record numbers of training, and of its held-out slice."""
-  train_records, minival_records = sampling.split_minival(len(splits.train), config.minival)
-  if config.minival and not len(minival_records):
-    raise UserError(
-      f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; raise it, or set it to 0'
-    )
-  if len(train_records) < batch_size:
-    raise UserError(
-      f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
-      f'of {config.name!r}; lower it'
-    )
-  return train_records, minival_records
-
-
 def _summary(name, splits, held_out):
   minival = f'minival {held_out}, ' if held_out else ''
   counts = (
@@ -194,25 +163,6 @@ def _have(count):
   return 'has' if count == 1 else 'have'
 
 
-def _open(config) -> base.Splits:
-  kind, _, rest = config.name.partition(':')
-  if config.name == 'digits':
-    return base.digits()
-  if kind == 'generated':
-    return base.generated(rest)
-  if kind == 'npy':
-    return npy.read(rest, channels=len(config.mean))
-  if kind == 'folder':
-    from cmtkd_jax.data.sources import folder
-
-    return folder.read(rest, channels=len(config.mean))
-  if names.is_path(config.name):
-    raise names.unknown(config.name)  # type: ignore[misc]  # a path resembles something
-  from cmtkd_jax.data.sources import tfds_source  # Imports tensorflow_datasets, which may not be installed.
-
-  return tfds_source.read(rest if kind == 'tfds' else config.name, config.dir)
-
-
 def _check_decoder(config):
   if config.decoder == 'tensorflow':
     try:
@@ -222,45 +172,3 @@ def _check_decoder(config):
         f"config.data.decoder='tensorflow', which cannot be imported ({e}); pip install tensorflow, or "
         "set decoder='pil'"
       ) from e
-
-
-def _check_batch_sizes(batch_size, eval_batch_size, devices):
-  if batch_size < 1 or batch_size % devices:
-    lower = batch_size // devices * devices
-    nearest = f'{lower} or {lower + devices}' if lower > 0 else f'{devices}'
-    raise UserError(f'config.batch_size={batch_size} does not divide over {devices} devices; use {nearest}')
-  if eval_batch_size < 1:
-    raise UserError(f'config.eval_batch_size={eval_batch_size}: must be positive')
-  if eval_batch_size > _MOST_IN_A_BATCH:
-    raise UserError(f'config.eval_batch_size={eval_batch_size} is more than {_MOST_IN_A_BATCH}; lower it')
-
-
-def _check_images(config, splits):
-  size, channels = config.image_size, len(config.mean)
-  for source in splits[:2]:
-    h, w, c = source.first_shape
-    if c != channels:
-      raise UserError(
-        f'config.data.mean={tuple(config.mean)} has {channels} numbers, but the images of '
-        f'{config.name!r} have {c} channels; give mean and std of length {c}'
-      )
-    if not config.resize and (h, w) != (size, size):
-      same = source.shape is not None
-      unchanged = f'image_size={h} (takes them as they are) or ' if same and h == w <= _SMALL else ''
-      raise UserError(
-        f'config.data.image_size={size} and config.data.resize=0, but the images of {config.name!r} are '
-        f'{h}x{w}{"" if same else " and of other sizes"}; set {unchanged}config.data.resize={size} or '
-        f'more (scales the shorter side to that, then crops {size}x{size})'
-      )
-
-
-def _is_resident(config, splits) -> bool:
-  if config.resident == 'no':
-    return False
-  total = sum(len(s) * math.prod(s.first_shape) for s in splits[:2])
-  if config.resident == 'auto' and total > _RESIDENT_LIMIT:
-    return False  # Decided before `shape`, which may open every file.
-  same = all(s.shape is not None for s in splits[:2])
-  if config.resident == 'yes' and not same:
-    raise UserError(f"config.data.resident='yes', but the images of {config.name!r} differ in size; set resident='no'")
-  return same

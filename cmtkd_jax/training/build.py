@@ -9,9 +9,10 @@ from cmtkd_jax import data, methods
 from cmtkd_jax.runs import checkpoint
 
 
-def make_mesh():
-  """Returns a mesh of all devices along one axis, 'data'; one device is a mesh of one."""
-  return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+def make_mesh(devices=None):
+  """Returns a mesh of `devices`, by default all, along one axis, 'data'; one device is a mesh of one."""
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh):

@@ -1,6 +1,5 @@
 """The training loop, from top to bottom: plan, directory, state, step, loop, summary."""
 
-import functools
 import time
 
 import jax
@@ -10,7 +9,7 @@ from cmtkd_jax.runs.checkpoint import Checkpoints
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import evaluate, memory, plan, start, teachers
 from cmtkd_jax.training.journal import Journal
-from cmtkd_jax.training.step import train_step
+from cmtkd_jax.training.step import jit_train_step
 from cmtkd_jax.training.window import Window
 
 
@@ -71,16 +70,12 @@ def _train(parts, state, checkpoints, journal, preemption):
 
 def _compile(parts, state, batch, journal):
   """The train step, compiled before the first one so that its time is reported apart."""
-  step_fn = jax.jit(
-    functools.partial(
-      train_step,
-      method=parts.method,
-      optimizer=parts.optimizer,
-      augment=parts.dataset.augment,
-      grad_accum_steps=parts.config.grad_accum_steps,
-    ),
-    donate_argnums=0,
-    out_shardings=parts.sharding,
+  step_fn = jit_train_step(
+    parts.sharding,
+    method=parts.method,
+    optimizer=parts.optimizer,
+    augment=parts.dataset.augment,
+    grad_accum_steps=parts.config.grad_accum_steps,
   )
   if int(state.step) < parts.schedule.total:
     begin = time.monotonic()

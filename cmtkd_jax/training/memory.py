@@ -6,6 +6,8 @@ import jax
 
 from cmtkd_jax.errors import UserError
 
+ADVICE = "raise config.grad_accum_steps, set config.remat='.*', or lower config.batch_size"
+
 
 @contextlib.contextmanager
 def errors_as_advice(config):
@@ -16,9 +18,9 @@ def errors_as_advice(config):
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
     raise UserError(
-      f'config.batch_size={config.batch_size} does not fit into the memory of a device; raise '
-      f"config.grad_accum_steps={config.grad_accum_steps}, set config.remat='.*' (now {config.remat!r}), or lower "
-      f'the batch size; {" ".join(str(e).split())[:120]}'
+      f'config.batch_size={config.batch_size} does not fit into the memory of a device with '
+      f'config.grad_accum_steps={config.grad_accum_steps} and config.remat={config.remat!r}; {ADVICE} '
+      f'({" ".join(str(e).split())[:120]})'
     ) from None
 
 
@@ -28,8 +30,12 @@ def describe(compiled):
   if analysis is None:
     return 'the backend does not report how much memory a step takes'
   mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
-  held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
   return (
-    f'memory of a step on each device: {mebibytes(held)} for state and batch, '
+    f'memory of a step on each device: {mebibytes(held(analysis))} for state and batch, '
     f'{mebibytes(analysis.temp_size_in_bytes)} for everything between'
   )
+
+
+def held(analysis):
+  """Returns the bytes that state, batch and metrics take, of a compiled step's `memory_analysis()`."""
+  return analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes

@@ -6,7 +6,7 @@ import jax
 from flax import traverse_util
 
 from cmtkd_jax.training import initialize, teachers
-from cmtkd_jax.training.step import TrainState, initial_state, initial_state_options
+from cmtkd_jax.training.step import TrainState, abstract_state, initial_state, initial_state_options
 
 
 def restore_or_create(plan, checkpoints):
@@ -19,17 +19,15 @@ def restore_or_create(plan, checkpoints):
   Raises:
     UserError: a network that the configuration names cannot be read, or does not fit.
   """
-  create = functools.partial(
-    initial_state, method=plan.method, optimizer=plan.optimizer, augment=plan.dataset.augment, seed=plan.config.seed
-  )
-  abstract = lambda: jax.eval_shape(create, {}, plan.dataset.train.batch_spec).to_tree()
+  parts = dict(method=plan.method, optimizer=plan.optimizer, augment=plan.dataset.augment, seed=plan.config.seed)
+  abstract = lambda: abstract_state(plan.dataset.train.batch_spec, plan.sharding, **parts).to_tree()
   if checkpoints.latest() is not None:
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=plan.sharding), abstract())
-    state = TrainState.from_tree(checkpoints.restore(placed)[0])
+    state = TrainState.from_tree(checkpoints.restore(abstract())[0])
     return state, [f'resuming {checkpoints.directory} at step {int(state.step)}']
   variables, report = {}, []
   if plan.teachers or plan.config.init_from:
     variables, report = _trained(plan, abstract()['variables'])
+  create = functools.partial(initial_state, **parts)
   create = jax.jit(create, out_shardings=plan.sharding, compiler_options=initial_state_options())
   return create(jax.device_put(variables, plan.sharding), next(plan.dataset.train.batches(0))), report
 

@@ -1,5 +1,6 @@
 """The train step and the evaluation step: pure functions of (state, batch) for one `jax.jit` each."""
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -74,6 +75,12 @@ def initial_state(trained, batch, *, method, optimizer, augment, seed):
   return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), jax.random.key_data(key))
 
 
+def abstract_state(batch_spec, sharding=None, **parts):
+  """Returns shapes and dtypes of the `TrainState` that `initial_state(trained, batch, **parts)` makes, each placed."""
+  state = jax.eval_shape(functools.partial(initial_state, **parts), {}, batch_spec)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
 def initial_state_options():
   """Returns the compiler options for `initial_state`, a program that runs once.
 
@@ -136,6 +143,16 @@ def train_step(state, batch, *, method, optimizer, augment, grad_accum_steps=1):
     step=state.step + 1, params=optax.apply_updates(state.params, updates), model_state=model_state, opt_state=opt_state
   )
   return state, metrics
+
+
+def jit_train_step(sharding, **parts):
+  """Returns the compiled form of `train_step`, (state, batch) -> (state, metrics), which takes the state's memory over.
+
+  Args:
+    sharding: of state and metrics.
+    parts: the keyword arguments of `train_step`.
+  """
+  return jax.jit(functools.partial(train_step, **parts), donate_argnums=0, out_shardings=sharding)
 
 
 def _parts(x, count, axis):

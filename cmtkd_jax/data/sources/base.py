@@ -165,6 +165,17 @@ def digits() -> Splits:
   )
 
 
+def parse_generated(spec: str) -> list[int]:
+  """Returns [H, W, C, classes, N] of 'HxWxC:CLASSES:N'; raises `UserError` where it does not parse, or has a zero."""
+  match = re.fullmatch(r'(\d+)x(\d+)x(\d+):(\d+):(\d+)', spec)
+  if not match or not all(numbers := [int(g) for g in match.groups()]):
+    raise UserError(
+      f"config.data.name='generated:{spec}' does not parse; write 'generated:HxWxC:CLASSES:N' "
+      "with positive whole numbers, as in 'generated:32x32x3:10:1000'"
+    )
+  return numbers
+
+
 def generated(spec: str) -> Splits:
   """Random images, N to train on and N // 5 (at least 1) to test on, the same in every run.
 
@@ -174,13 +185,7 @@ def generated(spec: str) -> Splits:
   Raises:
     UserError: spec does not parse, or has a zero.
   """
-  match = re.fullmatch(r'(\d+)x(\d+)x(\d+):(\d+):(\d+)', spec)
-  if not match or not all(numbers := [int(g) for g in match.groups()]):
-    raise UserError(
-      f"config.data.name='generated:{spec}' does not parse; write 'generated:HxWxC:CLASSES:N' "
-      "with positive whole numbers, as in 'generated:32x32x3:10:1000'"
-    )
-  h, w, c, classes, n = numbers
+  h, w, c, classes, n = parse_generated(spec)
   if h * w * c * max(classes, n) > 2**32:
     raise UserError(f"config.data.name='generated:{spec}' would take more than 4 GiB; lower its numbers")
   rng = np.random.default_rng(0)

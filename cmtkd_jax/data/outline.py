@@ -1,0 +1,62 @@
+"""What a training step sees of a data set, found without reading an image."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cmtkd_jax import options
+from cmtkd_jax.data import splits as splits_lib
+from cmtkd_jax.data.settings import Settings
+from cmtkd_jax.data.sources import known
+from cmtkd_jax.errors import UserError
+
+
+class Outline(NamedTuple):
+  """A data set that need not be there.
+
+  num_classes, input_shape, augment: as of a `Dataset`.
+  steps_per_epoch, batch_spec: as of its `TrainLoader`.
+  resident_bytes: what the images take on each device.
+  """
+
+  num_classes: int
+  input_shape: tuple[int, int, int]
+  augment: Callable[[jax.Array, jax.Array], jax.Array]
+  steps_per_epoch: int
+  batch_spec: dict[str, jax.ShapeDtypeStruct]
+  resident_bytes: int
+
+
+def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Mesh) -> Outline:
+  """Returns the `Outline` of a data set; opens it only where its name is none of those that `known` describes.
+
+  Args and errors: as of `dataset.load`; the devices of `mesh` need not be there, either.
+  """
+  config = options.create(Settings, 'data', fields)
+  splits_lib.check_batch_sizes(batch_size, 1, mesh.shape['data'])
+  splits = known.describe(config.name)
+  if splits is None:
+    try:
+      splits = splits_lib.open_splits(config)
+    except UserError as e:
+      raise known.unavailable(config.name, e) from e
+  splits_lib.check_images(config, splits)
+  is_resident = splits_lib.is_resident(config, splits)
+  train_records, _ = splits_lib.split_train(config, splits, batch_size)
+  input_shape = config.image_size, config.image_size, len(config.mean)
+  image = splits.train.shape if is_resident else input_shape
+  sharding = NamedSharding(mesh, P('data'))
+  spec = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+  return Outline(
+    num_classes=len(splits.class_names),
+    input_shape=input_shape,
+    augment=splits_lib.transforms(config, is_resident)[0],
+    steps_per_epoch=len(train_records) // batch_size,
+    batch_spec={'image': spec(image, np.uint8), 'label': spec((), np.int32)},
+    resident_bytes=sum(len(split) * math.prod(split.first_shape) for split in splits[:2]) if is_resident else 0,
+  )

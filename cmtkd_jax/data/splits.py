@@ -1,0 +1,106 @@
+"""From `config.data` to opened splits, and what training makes of them; no image is read yet but for its shape."""
+
+import math
+
+from cmtkd_jax.data import sampling
+from cmtkd_jax.data.sources import base, names, npy
+from cmtkd_jax.data.transforms import augment
+from cmtkd_jax.errors import UserError
+
+_RESIDENT_LIMIT = 2**30
+_MOST_IN_A_BATCH = 2**20
+_SMALL = 64  # pixels a side of images that networks take as they are
+
+
+def open_splits(config) -> base.Splits:
+  """Opens the data set that `config`, a `Settings`, names."""
+  kind, _, rest = config.name.partition(':')
+  if config.name == 'digits':
+    return base.digits()
+  if kind == 'generated':
+    return base.generated(rest)
+  if kind == 'npy':
+    return npy.read(rest, channels=len(config.mean))
+  if kind == 'folder':
+    from cmtkd_jax.data.sources import folder
+
+    return folder.read(rest, channels=len(config.mean))
+  if names.is_path(config.name):
+    raise names.unknown(config.name)  # type: ignore[misc]  # a path resembles something
+  from cmtkd_jax.data.sources import tfds_source  # Imports tensorflow_datasets, which may not be installed.
+
+  return tfds_source.read(rest if kind == 'tfds' else config.name, config.dir)
+
+
+def check_batch_sizes(batch_size, eval_batch_size, devices):
+  """Raises `UserError` unless the batches can be shared by so many devices."""
+  if batch_size < 1 or batch_size % devices:
+    lower = batch_size // devices * devices
+    nearest = f'{lower} or {lower + devices}' if lower > 0 else f'{devices}'
+    raise UserError(f'config.batch_size={batch_size} does not divide over {devices} devices; use {nearest}')
+  if eval_batch_size < 1:
+    raise UserError(f'config.eval_batch_size={eval_batch_size}: must be positive')
+  if eval_batch_size > _MOST_IN_A_BATCH:
+    raise UserError(f'config.eval_batch_size={eval_batch_size} is more than {_MOST_IN_A_BATCH}; lower it')
+
+
+def check_images(config, splits):
+  """Raises `UserError` unless the images become what `config` says that the network takes."""
+  size, channels = config.image_size, len(config.mean)
+  for source in splits[:2]:
+    h, w, c = source.first_shape
+    if c != channels:
+      raise UserError(
+        f'config.data.mean={tuple(config.mean)} has {channels} numbers, but the images of '
+        f'{config.name!r} have {c} channels; give mean and std of length {c}'
+      )
+    if not config.resize and (h, w) != (size, size):
+      same = source.shape is not None
+      unchanged = f'image_size={h} (takes them as they are) or ' if same and h == w <= _SMALL else ''
+      raise UserError(
+        f'config.data.image_size={size} and config.data.resize=0, but the images of {config.name!r} are '
+        f'{h}x{w}{"" if same else " and of other sizes"}; set {unchanged}config.data.resize={size} or '
+        f'more (scales the shorter side to that, then crops {size}x{size})'
+      )
+
+
+def is_resident(config, splits) -> bool:
+  """Whether the images are kept on the devices, decoded."""
+  if config.resident == 'no':
+    return False
+  total = sum(len(s) * math.prod(s.first_shape) for s in splits[:2])
+  if config.resident == 'auto' and total > _RESIDENT_LIMIT:
+    return False  # Decided before `shape`, which may open every file.
+  same = all(s.shape is not None for s in splits[:2])
+  if config.resident == 'yes' and not same:
+    raise UserError(f"config.data.resident='yes', but the images of {config.name!r} differ in size; set resident='no'")
+  return same
+
+
+def split_train(config, splits, batch_size):
+  """Returns the record numbers of training, and of its held-out slice."""
+  train_records, minival_records = sampling.split_minival(len(splits.train), config.minival)
+  if config.minival and not len(minival_records):
+    raise UserError(
+      f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; raise it, or set it to 0'
+    )
+  if len(train_records) < batch_size:
+    raise UserError(
+      f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
+      f'of {config.name!r}; lower it'
+    )
+  return train_records, minival_records
+
+
+def transforms(config, is_resident):
+  """Returns (augment, normalize) of batches that `is_resident` decodes whole, see `augment.build`."""
+  return augment.build(
+    config.augment,
+    size=config.image_size,
+    resize=config.resize,
+    pad=config.pad,
+    mean=tuple(config.mean),
+    std=tuple(config.std),
+    raw=is_resident,
+    pad_mode=config.pad_mode,
+  )

@@ -1,0 +1,146 @@
+"""What a run needs before anything is rented: memory, operations and traffic of its step, found by the compiler."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.data.outline import outline
+from cmtkd_jax.runtime import chips
+from cmtkd_jax.runtime.progress import format_duration
+from cmtkd_jax.training import build, memory, optimizer, schedule, teachers
+from cmtkd_jax.training.step import abstract_state, jit_train_step
+
+_COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+
+
+class Requirements(NamedTuple):
+  """What one step takes on each device, and how many there are; None for what nobody says.
+
+  devices: their number. kind: as JAX names it. batch: images on each device.
+  held, temporary, resident: bytes of state and batch, of everything between, of images that stay on the device.
+  available: bytes of memory. chip: its `chips.Chip`.
+  flops: floating-point operations. traffic: bytes read and written. collectives: bytes of results of collectives.
+  steps: of the run.
+  """
+
+  devices: int
+  kind: str
+  batch: int
+  held: int
+  temporary: int
+  resident: int
+  available: int | None
+  chip: chips.Chip | None
+  flops: float
+  traffic: float
+  collectives: int
+  steps: int
+
+  @property
+  def memory(self):
+    """Bytes of memory in all."""
+    return self.held + self.temporary + self.resident
+
+  @property
+  def fits(self):
+    """Whether that is there; None where nobody says."""
+    return None if self.available is None else self.memory <= self.available
+
+  @property
+  def seconds(self):
+    """`{what a step waits for: seconds it takes at least}` by the peak of the chip; {} where nobody says."""
+    if self.chip is None:
+      return {}
+    return {
+      'products': self.flops / self.chip.flops,
+      'memory': self.traffic / self.chip.bandwidth,
+      # Each byte of an all-reduce is sent twice and received twice, by the others' parts and by the sums.
+      'other chips': 4 * self.collectives / self.chip.links,
+    }
+
+
+def find(config, workdir, topology=None):
+  """Returns the `Requirements` of the run that `config` describes, without its data.
+
+  Args:
+    config: a `ConfigDict` of one run.
+    workdir: of the run, which may have trained teachers in it.
+    topology: a slice of TPUs, such as 'v5e:2x2'; None for the devices at hand.
+
+  Raises:
+    UserError: the configuration cannot be used, the step does not fit into memory, or there is no such topology.
+  """
+  config_lib.check(config)
+  mesh = build.make_mesh(None if topology is None else chips.tpu_slice(topology))
+  data = outline(config.data, batch_size=config.batch_size, mesh=mesh)
+  sizes = dict(steps_per_epoch=data.steps_per_epoch, batch_size=config.batch_size)
+  steps = schedule.create(config, **sizes).total
+  method = build.create_method(config, data.num_classes, teachers.open_all(config, workdir))
+  learning_rate = optimizer.learning_rate(config, steps, **sizes)
+  parts = dict(method=method, optimizer=optimizer.create(config, method, learning_rate), augment=data.augment)
+  sharding = build.replicated(mesh)
+  state = abstract_state(data.batch_spec, sharding, **parts, seed=config.seed)
+  step = jit_train_step(sharding, **parts, grad_accum_steps=config.grad_accum_steps)
+  with memory.errors_as_advice(config):
+    compiled = step.lower(state, data.batch_spec).compile()
+  analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  device = mesh.devices.flat[0]
+  return Requirements(
+    devices=mesh.size,
+    kind=device.device_kind,
+    batch=config.batch_size // mesh.size,
+    held=memory.held(analysis),
+    temporary=analysis.temp_size_in_bytes,
+    resident=data.resident_bytes,
+    available=chips.memory(device),
+    chip=chips.CHIPS.get(device.device_kind),
+    flops=cost['flops'],
+    traffic=cost['bytes accessed'],
+    collectives=_collective_bytes(compiled.as_text()),
+    steps=steps,
+  )
+
+
+def _collective_bytes(program):
+  """Bytes of the results of all collectives in the text of a compiled program."""
+  operation = re.compile(rf'= (.*?) (?:{"|".join(_COLLECTIVES)})(?:-done)?\(')
+  array = re.compile(r'\b([a-z]+)(\d*)\w*\[([\d,]*)\]')
+  total = 0
+  for result in operation.findall(program):
+    for _, bits, shape in array.findall(result):
+      total += int(bits or 8) // 8 * int(np.prod([int(side) for side in shape.split(',') if side]))
+  return total
+
+
+def render(found):
+  """Returns `Requirements` as text, a line each."""
+  mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
+  parts = f'state and batch {mebibytes(found.held)}, everything between {mebibytes(found.temporary)}'
+  if found.resident:
+    parts += f', images {mebibytes(found.resident)}'
+  room = 'memory of the device unknown'
+  if found.available is not None:
+    room = f'fits into {mebibytes(found.available)}'
+    if not found.fits:
+      room = f'does not fit into {mebibytes(found.available)}: {memory.ADVICE}'
+  lines = [
+    ('devices', f'{found.devices} x {found.kind}, {found.batch} images a step on each'),
+    ('memory', f'{mebibytes(found.memory)}: {parts}; {room}'),
+    ('operations', f'{found.flops / 1e9:,.1f} GFLOP a step'),
+    ('memory traffic', f'{found.traffic / 1e9:,.2f} GB a step'),
+    ('collectives', f'{found.collectives / 1e6:,.1f} MB a step'),
+  ]
+  if found.seconds:
+    waits, least = max(found.seconds.items(), key=lambda item: item[1])
+    times = ', '.join(f'{name} {1e3 * seconds:.1f}' for name, seconds in found.seconds.items())
+    images = found.batch * found.devices / least
+    lines += [
+      ('time of a step', f'at least {1e3 * least:.1f} ms, for {waits} ({times} ms); at most {images:,.0f} images/s'),
+      ('time of the run', f'at least {format_duration(least * found.steps)} for {found.steps:,} steps'),
+    ]
+  else:
+    lines.append(('time', f'unknown, since the peak of {found.kind} is; the run has {found.steps:,} steps'))
+  width = max(len(name) for name, _ in lines)
+  return '\n'.join(['on each device:', *(f'  {name.ljust(width)}  {text}' for name, text in lines)])

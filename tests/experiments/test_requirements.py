@@ -1,0 +1,142 @@
+"""`--mode=plan`: what a step needs, without data, on devices that may not be there."""
+
+import importlib.util
+import re
+
+import jax
+import pytest
+
+from cmtkd_jax.cli import commands
+from cmtkd_jax.cli.flags import Command
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.experiments import requirements
+from cmtkd_jax.runtime import chips
+from cmtkd_jax.training import loop
+from tests.experiments.test_chain import load, smoke_config
+
+MIB = 2**20
+
+
+def one_network():
+  config = smoke_config()
+  config.method.name = 'single'
+  return config
+
+
+def plan(changes, topology=None):
+  config = one_network()
+  config.update_from_flattened_dict(changes)
+  commands.run_plan(Command('plan', config, '/nowhere', topology=topology))
+
+
+def test_planned_memory_is_what_the_run_prints(tmp_path, capsys):
+  config = one_network()
+  config.duration = '1 steps'
+  found = requirements.find(config, tmp_path)
+  assert not list(tmp_path.iterdir())  # a plan leaves nothing behind
+  loop.train_and_evaluate(config, tmp_path)
+  printed = re.search(r'each device: ([\d,]+) MiB for state and batch, ([\d,]+) MiB', capsys.readouterr().err)
+  assert printed.groups() == (f'{found.held / MIB:,.0f}', f'{found.temporary / MIB:,.0f}')
+  assert (found.devices, found.batch, found.steps) == (8, config.batch_size // 8, 1)
+  assert found.temporary > 0 and found.flops > 0 and found.traffic > 0
+  # Gradients are summed over the devices, in float32, and not much else is.
+  parameters = config_size(config)
+  assert 4 * parameters < found.collectives < 4.4 * parameters
+
+
+def config_size(config):
+  """Parameters of the networks that train together."""
+  from cmtkd_jax.training import build
+
+  method = build.create_method(config, 10)
+  images = jax.ShapeDtypeStruct((1, 8, 8, 1), 'float32')
+  variables = jax.eval_shape(lambda x: method.init(jax.random.key(0), x, train=True), images)
+  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+
+
+def test_the_command_needs_no_data(capsys):
+  # More images than memory would hold.
+  plan({'data.name': 'generated:512x512x1:10:20000', 'data.resize': 8})
+  text = capsys.readouterr().out
+  lines = dict(line.strip().split('  ', 1) for line in text.splitlines() if line.startswith('  '))
+  assert list(lines) == ['devices', 'memory', 'operations', 'memory traffic', 'collectives', 'time']
+  assert lines['devices'].strip() == '8 x cpu, 2 images a step on each'
+  assert 'fits into' in lines['memory']
+  assert 'peak of cpu' in lines['time']
+
+
+@pytest.mark.parametrize(
+  'changes, topology, message',
+  [
+    ({'data.name': 'folder:/nowhere'}, None, 'to plan without the data, set config.data.name='),
+    ({}, 'v5e', "--topology='v5e' is not a slice of TPUs"),
+    ({'batch_size': 12}, None, 'does not divide over 8 devices'),
+  ],
+)
+def test_what_cannot_be_planned(changes, topology, message):
+  with pytest.raises(UserError, match=re.escape(message)):
+    plan(changes, topology)
+
+
+def test_a_table_of_runs_is_refused():
+  with pytest.raises(UserError, match='name the configuration of one run'):
+    commands.run_plan(Command('plan', load('table2_resnet18_cifar100')))
+
+
+found = requirements.Requirements(
+  devices=4,
+  kind='TPU v5 lite',
+  batch=64,
+  held=300 * MIB,
+  temporary=600 * MIB,
+  resident=100 * MIB,
+  available=16 * 2**30,
+  chip=chips.Chip(memory=16 * 2**30, flops=2e14, bandwidth=8e11, links=4e11),
+  flops=8e11,
+  traffic=1.6e10,
+  collectives=10**8,
+  steps=3600 * 50,
+)
+
+
+def test_time_by_hand():
+  # 0.8 T / 200 T = 4 ms; 16 G / 800 G = 20 ms; 100 MB are sent twice and received twice over 400 G: 1 ms.
+  assert found.seconds == {'products': 0.004, 'memory': 0.02, 'other chips': 0.001}
+  text = requirements.render(found)
+  assert '1,000 MiB: state and batch 300 MiB, everything between 600 MiB, images 100 MiB; fits into 16,384 MiB' in text
+  assert 'at least 20.0 ms, for memory (products 4.0, memory 20.0, other chips 1.0 ms); at most 12,800 images/s' in text
+  assert 'at least 1 h 0 min for 180,000 steps' in text
+  full = requirements.render(found._replace(available=999 * MIB))
+  assert 'does not fit into 999 MiB: raise config.grad_accum_steps' in full
+
+
+def test_collectives_by_hand():
+  program = """
+  %all-reduce.1 = f32[8,4]{1,0} all-reduce(%a), channel_id=1, to_apply=%add
+  %all-reduce.2 = (bf16[3,3,64,64]{3,2,1,0:T(8,128)(2,1)S(1)}, f32[]) all-reduce(%b, %c), channel_id=2
+  %s = (pred[2]{0}, pred[16]{0}) all-gather-start(%d), dimensions={0}
+  %x = pred[16]{0} all-gather-done(%s)
+  %y = f32[100] add(%e, %f), metadata={op_name="all-reduce"}
+  """
+  assert requirements._collective_bytes(program) == 8 * 4 * 4 + 3 * 3 * 64 * 64 * 2 + 4 + 16
+
+
+HAS_LIBTPU = importlib.util.find_spec('libtpu') is not None
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason='the compiler is there')
+def test_a_missing_compiler_is_named():
+  with pytest.raises(UserError, match=r"the compiler for TPUs is missing; pip install 'jax\[tpu\]=="):
+    requirements.find(one_network(), '', 'v5e:2x2')
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason='needs libtpu')
+def test_a_slice_of_tpus():
+  config = one_network()
+  config.dtype = 'bfloat16'
+  one, four = (requirements.find(config, '', topology) for topology in ('v5e:1x1', 'v5e:2x2'))
+  assert (one.devices, four.devices, four.kind) == (1, 4, 'TPU v5 lite')
+  assert one.collectives == 0 < four.collectives
+  assert max(four.seconds, key=four.seconds.get) == 'memory' and four.fits
+  with pytest.raises(UserError, match='--topology=v5e:3x3 is not a slice that the compiler for TPUs knows'):
+    requirements.find(config, '', 'v5e:3x3')
