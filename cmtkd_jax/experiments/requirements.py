@@ -75,9 +75,14 @@ def find(config, workdir, topology=None):
   config_lib.check(config)
   mesh = build.make_mesh(None if topology is None else chips.tpu_slice(topology))
   data = outline(config.data, batch_size=config.batch_size, mesh=mesh)
+  method = build.create_method(config, data.num_classes, teachers.open_all(config, workdir))
+  return of_method(method, config, data, mesh)
+
+
+def of_method(method, config, data, mesh):
+  """Returns the `Requirements` of training `method` on `data`, an `outline.Outline`, with the devices of `mesh`."""
   sizes = dict(steps_per_epoch=data.steps_per_epoch, batch_size=config.batch_size)
   steps = schedule.create(config, **sizes).total
-  method = build.create_method(config, data.num_classes, teachers.open_all(config, workdir))
   learning_rate = optimizer.learning_rate(config, steps, **sizes)
   parts = dict(method=method, optimizer=optimizer.create(config, method, learning_rate), augment=data.augment)
   sharding = build.replicated(mesh)

@@ -10,7 +10,7 @@ from etils import epath
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import event_files
-from cmtkd_jax.runtime import distributed, local_file, tensorflow_host
+from cmtkd_jax.runtime import distributed, local_file, silencers, tensorflow_host
 
 FILE = 'metrics.jsonl'
 _NON_FINITE = ('nan', 'inf', '-inf')
@@ -147,7 +147,7 @@ def _clu_writer(workdir):
 
   This is `create_default_writer` less its LoggingWriter, which would print every row to the terminal.
   """
-  with tensorflow_host.silent_stderr(), warnings.catch_warnings():
+  with silencers.silent_stderr(), warnings.catch_warnings():
     warnings.simplefilter('ignore')
     try:
       from clu import metric_writers

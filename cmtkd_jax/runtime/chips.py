@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import silencers
 
 GIB = 2**30
 
@@ -67,7 +68,8 @@ def tpu_slice(name):
   shape = [int(side) for side in match[2].split('x')]
   few = {'chips_per_host_bounds': (*shape, *(1,) * (3 - len(shape)))} if math.prod(shape) < 4 else {}  # of one host
   try:
-    return topologies.get_topology_desc(platform='tpu', topology_name=name, **few).devices
+    with silencers.silent_stderr():  # libtpu warns that there is no TPU
+      return topologies.get_topology_desc(platform='tpu', topology_name=name, **few).devices
   except RuntimeError as e:
     if 'not installed' in str(e):
       raise UserError(

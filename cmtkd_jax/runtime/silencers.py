@@ -1,6 +1,8 @@
-"""Leaves out what Orbax, TensorStore and Pillow print next to our own lines; the command installs it."""
+"""Leaves out what libraries print next to our own lines: `install` for a whole process, `silent_stderr` for a while."""
 
+import contextlib
 import logging
+import os
 import sys
 import warnings
 
@@ -13,7 +15,7 @@ def _tells(row):
 
 
 def install():
-  """Installs the filters, for the whole process."""
+  """Installs filters for Orbax, TensorStore and Pillow."""
   # What Pillow says of a damaged file ends a run or is counted by itself.
   warnings.filterwarnings('ignore', module=r'PIL\.')
   logging.getLogger('absl').addFilter(_tells)
@@ -28,3 +30,17 @@ def install():
       before(raised)
 
   sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def silent_stderr():
+  """Silences C++ libraries: TensorFlow and libtpu print on file descriptor 2 whatever their log level."""
+  sys.stderr.flush()
+  saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(null, 2)
+  try:
+    yield
+  finally:
+    os.dup2(saved, 2)
+    os.close(saved)
+    os.close(null)

@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import os
-import sys
 import warnings
+
+from cmtkd_jax.runtime import silencers
 
 
 @functools.cache
@@ -15,7 +16,7 @@ def load():
     ImportError: it is absent, or does not fit what else is installed.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Before the first import of TensorFlow.
-  with silent_stderr(), warnings.catch_warnings():
+  with silencers.silent_stderr(), warnings.catch_warnings():
     warnings.simplefilter('ignore')
     try:
       import tensorflow as tf
@@ -27,17 +28,3 @@ def load():
       tf.config.set_visible_devices([], 'GPU')
     tf.constant(0)  # starts it here, in silence
     return tf
-
-
-@contextlib.contextmanager
-def silent_stderr():
-  """Silences C++ libraries: TensorFlow prints on file descriptor 2 whatever its log level."""
-  sys.stderr.flush()
-  saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-  os.dup2(null, 2)
-  try:
-    yield
-  finally:
-    os.dup2(saved, 2)
-    os.close(saved)
-    os.close(null)
