@@ -387,8 +387,9 @@ def synchronize():
 def serve(connection, config, classes, images, labels):
   """Answers the requests of `train_step.py`, in a process of its own, until the connection is closed.
 
-  ('prepare', name, kind, mode, warm-up steps) -> {'compile_seconds', 'memory'}; ('run', name, steps) -> seconds a step;
-  what fails is answered as text. kind is 'cmtkd' or the widths of networks that never meet.
+  ('prepare', name, kind, mode, warm-up steps) -> {'compile_seconds', 'memory'}; ('run', name, steps) -> (wall time,
+  CPU time) of a step in seconds; what fails is answered as text. kind is 'cmtkd' or the widths of networks that never
+  meet.
   """
   torch.backends.cudnn.benchmark = True
   torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as JAX does by default
@@ -407,12 +408,12 @@ def serve(connection, config, classes, images, labels):
 
 def _answer(request, steps, config, classes, images, labels):
   task, name, *rest = request
-  begin = time.perf_counter()
+  begin, cpu_begin = time.perf_counter(), time.process_time()
   if task == 'run':
     for _ in range(rest[0]):
       steps[name]()
     synchronize()
-    return (time.perf_counter() - begin) / rest[0]
+    return (time.perf_counter() - begin) / rest[0], (time.process_time() - cpu_begin) / rest[0]
   kind, mode, warm_up = rest
   gpu = torch.cuda.is_available()
   if mode == 'reduce-overhead' and not gpu:

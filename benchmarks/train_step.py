@@ -4,7 +4,9 @@ Run: python benchmarks/train_step.py --preset=cifar100 --dtype=bfloat16 --out=FI
 
 Presets are the package's configurations; a step is its `train_step`, augmentation and metrics included, on one batch of
 uint8 images that lies on the device. Every variant is compiled and warmed up; then they take turns, so that a slow
-minute hits all alike: a repeat is a number of steps in a row that nothing waits for but their end. The operations of a
+minute hits all alike: a repeat is a number of steps in a row that nothing waits for but their end. Ratios are medians
+over the repeats, each against CMT-KD in the same repeat: on a CPU of CPU time, which other jobs disturb less than wall
+time, best with --one_core; on an accelerator of wall time. The operations of a
 step are those of its convolutions and dense layers, counted from their shapes: forward, and twice that for the
 gradients of weights and inputs (the images' is left out). They are set against what this device reaches on one large
 matrix product or convolution of the same type. PyTorch runs in a process of its own on the same device, from
@@ -41,6 +43,7 @@ from cmtkd_jax.data.transforms import augment
 from cmtkd_jax.methods.base import MultiNetwork, peer_networks, student_network
 from cmtkd_jax.models import bit_table
 from cmtkd_jax.runs import run_files
+from cmtkd_jax.runtime import allocator
 from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.step import initial_state, initial_state_options, train_step
 
@@ -102,6 +105,11 @@ TORCH = {
 }
 
 
+def clocks():
+  """Wall time and the CPU time of all threads of this process, in seconds."""
+  return time.perf_counter(), time.process_time()
+
+
 class Ours:
   """A variant in JAX: compiled and warmed up."""
 
@@ -138,12 +146,12 @@ class Ours:
     self.run(WARM_UP)
 
   def run(self, steps):
-    """Returns the seconds of a step, the mean of `steps` in a row."""
-    begin = time.perf_counter()
+    """Returns (wall time, CPU time) of a step in seconds, the mean of `steps` in a row."""
+    begin = clocks()
     for _ in range(steps):
       self.state, metrics = self.step(self.state, self.batch)
     loss = float(jax.block_until_ready(metrics)['loss'])
-    seconds = (time.perf_counter() - begin) / steps
+    seconds = tuple((after - before) / steps for before, after in zip(begin, clocks()))
     if not np.isfinite(loss):
       raise RuntimeError(f'the loss is {loss}')
     return seconds
@@ -191,7 +199,7 @@ class Torch:
     return answer
 
   def run(self, steps):
-    """Returns the seconds of a step, the mean of `steps` in a row."""
+    """Returns (wall time, CPU time) of a step in seconds, the mean of `steps` in a row."""
     return self.ask('run', steps)
 
   def about(self):
@@ -244,6 +252,15 @@ def roofline(dtype):
   return found
 
 
+def cpu_model():
+  """What the processor calls itself, '' where the system does not say."""
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor()
+
+
 def environment(options):
   """What the figures hold for."""
   versions = {
@@ -261,7 +278,9 @@ def environment(options):
   return {
     'device': jax.devices()[0].device_kind,
     'platform': jax.default_backend(),
-    'cpus': os.cpu_count(),
+    'cpu': cpu_model(),
+    'cpus': len(os.sched_getaffinity(0)),
+    'load': os.getloadavg()[0],
     'versions': versions,
     'commit': run_files.commit() or options.commit,
     'command': ' '.join(['python', *sys.argv]),
@@ -273,30 +292,33 @@ def render(report):
   """The report as Markdown."""
   about, batch = report['about'], report['batch']
   peak = max(report['roofline'].values())
+  clock = report['clock']
   lines = [
-    f'**Train step, preset {report["preset"]}, {report["dtype"]}, batch {batch}**, on {about["device"]} '
-    f'({about["cpus"]} CPUs), jax {about["versions"]["jax"]}, torch {about["versions"].get("torch", "-")}, '
-    f'commit {about["commit"] or "?"}',
+    f'**Train step, preset {report["preset"]}, {report["dtype"]}, batch {batch}**, on {about["device"]}; '
+    f'{about["cpus"]} cores of {about["cpu"] or "an unnamed CPU"}, load at the start {about["load"]:.1f}; '
+    f'jax {about["versions"]["jax"]}, torch {about["versions"].get("torch", "-")}, commit {about["commit"] or "?"}',
     '',
     f'`{about["command"]}`',
     '',
-    '| step | ms, median (fastest - slowest repeat) | images/s | time / CMT-KD | of the roofline | memory, MiB '
-    '| compiled in, s |',
-    '|---|---|---|---|---|---|---|',
+    f'| step | ms, median (fastest - slowest repeat) | CPU ms | {clock} / CMT-KD, median (least - most) | images/s '
+    '| of the roofline | memory, MiB | compiled in, s |',
+    '|---|---|---|---|---|---|---|---|',
   ]
-  reference = report['variants'].get('cmtkd', {}).get('median')
   for row in report['variants'].values():
     if row.get('seconds') and 'not_run' not in row:
-      ms = [1e3 * x for x in (row['median'], min(row['seconds']), max(row['seconds']))]
+      wall = statistics.median(row['seconds'])
+      ms = [1e3 * x for x in (wall, min(row['seconds']), max(row['seconds']))]
       memory = f'{row["memory"] / 2**20:,.0f}' if row['memory'] else '-'
-      ratio = f'{row["median"] / reference:.2f}' if reference else '-'
-      share = f'{100 * row["flops"] / row["median"] / peak:.0f} %'
+      cpu_ms = 1e3 * statistics.median(row['cpu_seconds'])
+      ratios = paired_ratios(report, row)
+      ratio = f'{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})' if ratios else '-'
       lines.append(
-        f'| {row["title"]} | {ms[0]:.1f} ({ms[1]:.1f} - {ms[2]:.1f}) | {batch / row["median"]:,.0f} '
-        f'| {ratio} | {share} | {memory} | {row["compile_seconds"]:.0f} |'
+        f'| {row["title"]} | {ms[0]:.1f} ({ms[1]:.1f} - {ms[2]:.1f}) | {cpu_ms:.1f} '
+        f'| {ratio} | {batch / wall:,.0f} | {100 * row["flops"] / wall / peak:.0f} % | {memory} '
+        f'| {row["compile_seconds"]:.0f} |'
       )
     else:
-      lines.append(f'| {row["title"]} | not run: {row.get("not_run", "not yet")} | | | | | |')
+      lines.append(f'| {row["title"]} | not run: {row.get("not_run", "not yet")} | | | | | | |')
   measured = ', '.join(f'{name} {value / 1e12:.2f}' for name, value in report['roofline'].items())
   lines += [
     '',
@@ -313,6 +335,13 @@ def render(report):
       '',
     ]
   return '\n'.join(lines)
+
+
+def paired_ratios(report, row):
+  """Returns `row`'s time over that of CMT-KD, repeat by repeat; [] where CMT-KD was not run."""
+  field = 'cpu_seconds' if report['clock'] == 'CPU time' else 'seconds'
+  reference = report['variants'].get('cmtkd', {}).get(field) or []
+  return [own / other for own, other in zip(row[field], reference)]
 
 
 def save(report, out):
@@ -345,6 +374,7 @@ def measure(options):
     'batch': config.batch_size,
     'steps': steps,
     'repeats': options.repeats,
+    'clock': 'CPU time' if jax.default_backend() == 'cpu' else 'time',
     'roofline': roofline(jnp.dtype(options.dtype)),
     'variants': {},
   }
@@ -359,7 +389,7 @@ def measure(options):
         if process is None:
           process, connection = torch_process(config, classes, batch)
         ready[name] = Torch(name, connection, config, classes, batch)
-      row |= ready[name].about() | {'seconds': []}
+      row |= ready[name].about() | {'seconds': [], 'cpu_seconds': []}
       if len(ready) == 1:  # later the steps before are in it
         row['device_peak'] = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
       print(f'{name}: ready in {row["compile_seconds"]:.1f} s', flush=True)
@@ -370,8 +400,8 @@ def measure(options):
       row = report['variants'][name]
       if 'not_run' not in row:
         with recorded(name, row):
-          row['seconds'].append(variant.run(steps))
-          row['median'] = statistics.median(row['seconds'])
+          for field, seconds in zip(('seconds', 'cpu_seconds'), variant.run(steps)):
+            row[field].append(seconds)
     save(report, options.out)
   if process is not None:
     connection.close()
@@ -404,11 +434,15 @@ def main():
   )
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument('--steps', type=int, help='of a repeat')
+  parser.add_argument('--one_core', action='store_true', help='compute on one core of the CPU')
   parser.add_argument('--commit', default='', help='where the checkout has no history')
   parser.add_argument('--out', help='JSON file to write')
   options = parser.parse_args()
   if unknown := set(options.only) - set(variants):
     parser.error(f'--only: there is no {", ".join(sorted(unknown))}; there are {", ".join(variants)}')
+  if options.one_core:
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # before JAX and PyTorch start their threads
+  allocator.keep_memory()  # as the command does
   print(render(measure(options)))
 
 
