@@ -11,6 +11,7 @@ import numpy as np
 
 from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.models.bit_policy import BitPolicy
+from cmtkd_jax.models.convolution import convolve
 from cmtkd_jax.models.products import flatten, product, values
 from cmtkd_jax.quantizers import Quantizer
 
@@ -101,13 +102,7 @@ class Conv(nn.Module):
     if quantizer is not None:
       kernel = FakeQuantize(quantizer, name=quantizer_name('weight'))(kernel, train)
     pad = (self.kernel - 1) // 2 if self.padding is None else self.padding
-    convolve = functools.partial(
-      jax.lax.conv_general_dilated,
-      window_strides=(self.stride, self.stride),
-      padding=((pad, pad), (pad, pad)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-    return product(convolve, x, kernel, self.dtype)
+    return product(functools.partial(convolve, stride=self.stride, padding=pad), x, kernel, self.dtype)
 
 
 class Dense(nn.Module):

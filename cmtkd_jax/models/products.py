@@ -42,10 +42,14 @@ def product(multiply, x, kernel, dtype):
   Returns:
     [B, ..., features], of type `dtype`.
   """
-  both = (x, kernel)
-  if all(isinstance(side, Quantized) and side.level is not None for side in both) and x.scale.size == 1:
-    return _product_of_levels(multiply, dtype, *both).astype(dtype)
-  return multiply(*(values(side).astype(dtype) for side in both), preferred_element_type=None)
+  if all(isinstance(side, Quantized) and side.level is not None for side in (x, kernel)) and x.scale.size == 1:
+    return _product_of_levels(multiply, dtype, x, kernel).astype(dtype)
+  return multiply(values(x).astype(dtype), _stored(values(kernel), dtype), preferred_element_type=None)
+
+
+def _stored(kernel, dtype):
+  """`kernel` as `dtype`, which a TPU then keeps: it would read float32 again for the product and for its gradient."""
+  return jax.lax.optimization_barrier(kernel.astype(dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -54,20 +58,20 @@ def _product_of_levels(multiply, dtype, x, kernel):
 
 
 def _forward(multiply, dtype, x, kernel):
-  levels = x.level.astype(dtype), kernel.level.astype(dtype)
-  scale = x.scale.reshape(())
-  y = multiply(*levels, preferred_element_type=jnp.float32) * (scale * kernel.scale)
-  return y, (levels[0], scale, kernel.value.astype(dtype), x.scale, kernel.scale)
+  levels = x.level.astype(dtype), _stored(kernel.level, dtype)
+  y = multiply(*levels, preferred_element_type=jnp.float32) * (x.scale.reshape(()) * kernel.scale)
+  return y, (*levels, x.scale, kernel.scale)
 
 
 def _backward(multiply, dtype, residuals, g):
-  """Gradients of the values. Scales are where arrays are small: a scaled copy of g would be a pass over a map."""
-  x_level, x_scale, kernel_value, *scales = residuals
-  g = g.astype(dtype)
-  _, of_x = jax.vjp(lambda x: multiply(x, kernel_value, preferred_element_type=None), x_level)
-  _, of_kernel = jax.vjp(lambda kernel: multiply(x_level, kernel, preferred_element_type=None), kernel_value)
-  (x_gradient,), (kernel_gradient,) = of_x(g), of_kernel(g)
-  gradients = x_gradient.astype(jnp.float32), x_scale * kernel_gradient.astype(jnp.float32)
+  """Gradients of the values, value = scale * level. Scales are where they cost no pass over a map of their own."""
+  x_level, kernel_level, *scales = residuals
+  x_scale, kernel_scale = scales
+  after = kernel_scale.size == 1  # for a scale a channel, the kernel is scaled before the product
+  kernel = kernel_level if after else (kernel_level * kernel_scale).astype(dtype)
+  _, gradients_of = jax.vjp(functools.partial(multiply, preferred_element_type=None), x_level, kernel)
+  x_gradient, kernel_gradient = (gradient.astype(jnp.float32) for gradient in gradients_of(g.astype(dtype)))
+  gradients = x_gradient * kernel_scale.reshape(()) if after else x_gradient, x_scale.reshape(()) * kernel_gradient
   return tuple(
     Quantized(gradient, jnp.zeros_like(gradient), jnp.zeros_like(scale))
     for gradient, scale in zip(gradients, scales, strict=True)

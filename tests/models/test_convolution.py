@@ -1,0 +1,108 @@
+"""The convolution, its gradients, and the forms of it that are taken on a CPU."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmtkd_jax.models import convolution
+from cmtkd_jax.models.convolution import convolve
+
+
+def reference(x, kernel, stride, padding):
+  """Position by position, in float64."""
+  x, kernel = np.float64(x), np.float64(kernel)
+  size = len(kernel)
+  x = np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+  height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
+  y = np.zeros((len(x), height, width, kernel.shape[3]))
+  for h, w in itertools.product(range(height), range(width)):
+    window = x[:, h * stride : h * stride + size, w * stride : w * stride + size]
+    y[:, h, w] = np.tensordot(window, kernel, 3)
+  return y
+
+
+def reference_gradients(x, kernel, g, stride, padding):
+  """Of sum(g y), in x and in the kernel: each product of the sum adds to both."""
+  size = len(kernel)
+  padded = np.pad(np.float64(x), ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+  of_x, of_kernel = np.zeros_like(padded), np.zeros(kernel.shape)
+  for h, w in itertools.product(range(g.shape[1]), range(g.shape[2])):
+    at = np.s_[:, h * stride : h * stride + size, w * stride : w * stride + size]
+    of_x[at] += np.tensordot(np.float64(g[:, h, w]), np.float64(kernel), (1, 3))
+    of_kernel += np.tensordot(padded[at], np.float64(g[:, h, w]), (0, 0))
+  end = padded.shape[1] - padding
+  return of_x[:, padding:end, padding:end], of_kernel
+
+
+# (what is special, batch, side, channels, features, kernel, stride, padding)
+CASES = [
+  ('few features, four neighbors', 2, 8, 1, 8, 3, 1, 1),
+  ('few features, two neighbors', 2, 6, 16, 16, 3, 1, 1),
+  ('few features, odd width', 2, 7, 4, 4, 3, 1, 1),
+  ('few features, no padding', 2, 8, 3, 4, 3, 1, 0),
+  ('few features, more padding than kernel', 1, 5, 2, 3, 3, 1, 3),
+  ('many features', 2, 6, 20, 24, 3, 1, 1),
+  ('many features, whose gradient is a product', 1, 4, 2, 256, 3, 2, 1),
+  ('stride 2', 2, 8, 5, 6, 3, 2, 1),
+  ('stride 2, last column unused', 2, 9, 3, 18, 3, 2, 0),
+  ('large stride', 2, 13, 3, 17, 5, 4, 2),
+  ('1x1', 2, 6, 5, 7, 1, 1, 0),
+  ('1x1, stride 2', 2, 5, 5, 7, 1, 2, 0),
+  ('1x1, padded', 2, 4, 3, 2, 1, 2, 1),
+  ('larger than the map', 3, 2, 5, 6, 3, 1, 1),
+  ('larger than the map, stride 2', 3, 2, 5, 6, 3, 2, 1),
+  ('larger than what comes out', 3, 4, 5, 6, 3, 2, 1),
+]
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case[0])
+def test_against_sums_of_products(case):
+  _, batch, side, channels, features, size, stride, padding = case
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(batch, side, side, channels)).astype(np.float32)
+  kernel = rng.normal(size=(size, size, channels, features)).astype(np.float32)
+  y, gradients_of = jax.vjp(functools.partial(convolve, stride=stride, padding=padding), x, kernel)
+  wanted = reference(x, kernel, stride, padding)
+  assert y.shape == wanted.shape and y.dtype == jnp.float32
+  np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+  g = rng.normal(size=y.shape).astype(np.float32)
+  for ours, theirs in zip(gradients_of(g), reference_gradients(x, kernel, g, stride, padding), strict=True):
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize('batch', [8, 6, 5])
+def test_gradient_of_the_kernel_in_parts_of_the_batch(batch, monkeypatch):
+  monkeypatch.setattr(convolution, '_IN_CACHE', 2**8)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(batch, 6, 6, 3)).astype(np.float32)
+  g = rng.normal(size=(batch, 6, 6, 2)).astype(np.float32)
+  kernel = np.zeros((3, 3, 3, 2), np.float32)
+  gradient = lambda kernel: jax.vjp(lambda kernel: convolve(x, kernel, 1, 1), kernel)[1](g)[0]
+  text = jax.jit(gradient).lower(kernel).as_text()
+  assert text.count('stablehlo.convolution') == {8: 8, 6: 2, 5: 1}[batch]
+  np.testing.assert_allclose(gradient(kernel), reference_gradients(x, kernel, g, 1, 1)[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case[0])
+def test_sums_of_levels_are_exact_with_operands_in_bfloat16(case):
+  _, batch, side, channels, features, size, stride, padding = case
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (batch, side, side, channels))
+  kernel = rng.integers(-127, 128, (size, size, channels, features)) + 0.5
+  y = convolve(jnp.bfloat16(x), jnp.bfloat16(kernel), stride, padding, jnp.float32)
+  assert y.dtype == jnp.float32
+  np.testing.assert_array_equal(y, reference(x, kernel, stride, padding))
+
+
+def test_other_platforms_have_the_convolution_alone():
+  """Lowered for a TPU, which need not be there: a convolution forward, and one for each gradient."""
+  x, kernel = jnp.zeros((2, 2, 2, 4)), jnp.zeros((3, 3, 4, 4))
+  both = jax.value_and_grad(lambda x, kernel: jnp.sum(convolve(x, kernel, 1, 1) ** 2), argnums=(0, 1))
+  text = jax.jit(both).trace(x, kernel).lower(lowering_platforms=('tpu',)).as_text()
+  assert text.count('stablehlo.convolution') == 3 and 'stablehlo.dot_general' not in text
+  assert 'stablehlo.dot_general' in jax.jit(both).lower(x, kernel).as_text()
