@@ -58,10 +58,16 @@ def small(config):
   config.method.cmtkd.teacher_bits = (4, 8)
 
 
+def resnet8(config):
+  """What the studies on a CPU train, on images of CIFAR."""
+  config.model.name, config.model.width = 'resnet8', 1.0
+
+
 # Name -> (config, classes, batch size, steps a repeat, whether images are cropped on the device, changes).
 PRESETS = {
   'cifar100': ('cifar100_resnet18', 100, 256, 20, True, lambda config: None),
   'imagenet': ('imagenet_resnet18', 1000, 128, 10, False, lambda config: None),
+  'resnet8': ('cifar100_resnet18', 10, 128, 5, True, resnet8),
   'small': ('cifar100_resnet18', 100, 16, 5, True, small),
 }
 

@@ -20,6 +20,7 @@ def get_config(argument=''):
   config.data.num_workers = 16
   config.model.name = 'alexnet'
   config.model.stem = 'imagenet'
+  config.dtype = 'bfloat16'  # products of two quantized tensors stay exact
   config.method.cmtkd.teacher_bits = (4, 6, 8)
   config.method.cmtkd.alpha = 1.0
   config.method.cmtkd.beta = 0.5
