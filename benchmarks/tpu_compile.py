@@ -3,7 +3,8 @@
 Run: pip install 'jax[tpu]'; python benchmarks/tpu_compile.py --out=FILE.json     (writes FILE.md beside it)
 
 CMT-KD is set against as many full-precision networks, once each in a program of its own (four times the single one)
-and once together in one program, where they share the chip's memory as those of CMT-KD do. What was compiled already is read from the file; each step takes one to eight minutes.
+and once together in one program, where they share the chip's memory as those of CMT-KD do. What was compiled already
+is read from the file; each step takes one to eight minutes.
 """
 
 import argparse

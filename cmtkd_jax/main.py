@@ -18,7 +18,7 @@ def main(argv):
     command = flags.parse(argv)
     if command.mode in commands.ON_DEVICES:
       distributed.initialize(command.cluster)
-    commands.MODES[command.mode](command)
+    return commands.MODES[command.mode](command) or 0
   except UserError as e:
     return _end(2, f'error: {e}')
   except preemption.Preempted as e:
@@ -30,7 +30,6 @@ def main(argv):
     if not peers.installed():
       raise
     return _end(peers.EXIT_STATUS, f'{peers.LOST} ({" ".join(str(e).split())[:150]})')
-  return 0
 
 
 def _end(status, line):

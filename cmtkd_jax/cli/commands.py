@@ -1,6 +1,7 @@
 """What `--mode` can be: one function of a `flags.Command` each."""
 
 import json
+import sys
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
@@ -9,7 +10,7 @@ from cmtkd_jax.training import evaluate
 
 
 def run_train(command):
-  """Trains, first what the configuration says comes first, resuming what is in the work directory."""
+  """Trains, first the runs that have to come first; resumes what is in the work directory."""
   chain.train_chain(_single_run(command), command.workdir, report=_report)
 
 
@@ -40,7 +41,7 @@ def run_collect(command):
 
 
 def run_report(command):
-  """Writes a run's report, one HTML page and its pictures; --workdir=RUN,OTHER,... for accuracy against size."""
+  """Writes a run's report as one HTML page; --workdir=RUN,OTHER,... compares runs."""
   from cmtkd_jax import report  # needs matplotlib
 
   run, *others = command.workdir.split(',')
@@ -48,7 +49,7 @@ def run_report(command):
 
 
 def run_config(command):
-  """Prints every field with its value, what it may be, and its meaning; without --config the defaults of all."""
+  """Prints every field with its value, allowed values and meaning."""
   config = config_lib.default() if command.config is None else command.config
   config_lib.check(config)
   print(config_lib.describe(config, selected_only=command.config is not None))
@@ -63,7 +64,7 @@ def run_bits(command):
 
 
 def run_plan(command):
-  """Prints memory, operations, traffic and least time of a step, compiled for the devices at hand or a TPU slice."""
+  """Prints memory and least time of a step, on the devices at hand or TPUs of a --topology."""
   from cmtkd_jax.experiments import requirements
 
   config = _single_run(command)
@@ -73,17 +74,31 @@ def run_plan(command):
 
 
 def run_export(command):
-  """Writes the files of a run's network, evaluates each on the test images, and prints sizes and accuracies."""
+  """Writes the files of a run's network, and evaluates each on the test images."""
   from cmtkd_jax.export import compare
 
   print(compare.export_and_compare(command.workdir, command.format, command.config, command.step))
 
 
 def run_predict(command):
-  """Prints the most likely classes of image files, from a run's directory or an exported file."""
+  """Prints the most likely classes of images.
+
+  Returns 1 where one could not be read.
+  """
   from cmtkd_jax.export import predict
 
-  print(predict.predict(command.workdir, command.images))
+  unreadable = []
+
+  def read(predictions):
+    for prediction in predictions:
+      if prediction.error:
+        unreadable.append(prediction.file)
+        print(f'error: {prediction.error}', file=sys.stderr)
+      yield prediction
+
+  for line in predict.render(read(predict.predict(command.workdir, command.images)), command.output):
+    print(line)
+  return 1 if unreadable else 0
 
 
 def _report(text):

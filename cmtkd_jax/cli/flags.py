@@ -3,16 +3,17 @@
 import os
 import pathlib
 import re
+import sys
 import traceback
 from typing import Any, NamedTuple
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.cli import commands
+from cmtkd_jax.cli import commands, usage
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.runtime.distributed import Cluster
@@ -23,9 +24,7 @@ _MODE = flags.DEFINE_enum(
   'mode',
   'train',
   list(commands.MODES),
-  'train: train or resume; evaluate: print JSON; config: every field, its value and meaning; bits: what networks '
-  'cost; plan: what a step needs of devices; table, collect: runs of a table; report: HTML page of a run; '
-  'export: files to deploy; predict: classes of image files.',
+  'What to do, see above; by default train.',
 )
 # {flag: the modes that it belongs to}
 _OF_MODES = {
@@ -38,13 +37,15 @@ _OF_MODES = {
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all that are installed.')
-_IMAGES = flags.DEFINE_list('images', None, 'Image files to classify, e.g. a.jpg,b.png.')
+_IMAGES = flags.DEFINE_list('images', None, 'Image files, folders or patterns to classify; also without the flag.')
+_OUTPUT = flags.DEFINE_enum('output', None, ['text', 'csv', 'json'], 'How predictions are printed.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to plan for, e.g. v5e:2x2; by default the devices here.')
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, unless the scheduler sets it.')
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes of the run, with --coordinator_address.')
 _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process from 0, with --coordinator_address.')
 _INIT_TIMEOUT = flags.DEFINE_integer('init_timeout', 300, 'How long to wait for the other processes.', lower_bound=1)
 
+_HELP = {'-h', '--h', '-help', '--help', '--helpfull', '--helpshort'}
 _FIXES = {  # what Python says of values that flags cannot take -> what to do
   r'invalid literal for int\(\) with base 10: .*': 'give a whole number',
   r'could not convert string to float: .*': 'give a number',
@@ -63,17 +64,22 @@ class Command(NamedTuple):
   integer: bool | None = None
   format: list[str] | None = None
   images: list[str] | None = None
+  output: str = 'text'
   topology: str | None = None
   cluster: Cluster = Cluster()
 
 
 def parse(argv):
   """Returns the `Command`, or raises a `UserError` of one line."""
+  if _HELP.intersection(argv[1:]):
+    own = (_CONFIG, _WORKDIR, _STEP, _INTEGER, _FORMAT, _IMAGES, _OUTPUT, _TOPOLOGY)
+    own += (_COORDINATOR, _PROCESSES, _PROCESS, _INIT_TIMEOUT)
+    print(usage.text(commands.MODES, [flags.FLAGS[holder.name] for holder in own]))
+    sys.exit()
   for field in re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE):
     config_lib.check_field(field)
   _check_config_files(argv)
   try:
-    app.define_help_flags()
     rest = flags.FLAGS(argv)
     config = _CONFIG.value
     getattr(config, 'is_locked', None)  # raises what went wrong in reading the file
@@ -84,7 +90,7 @@ def parse(argv):
       f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
       'cmtkd_jax.config.default() with your changes'
     )
-  if rest[1:]:
+  if rest[1:] and _MODE.value != 'predict':
     raise UserError(
       f'{rest[1]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --mode, --{", --".join(_OF_MODES)}'
     )
@@ -106,7 +112,8 @@ def parse(argv):
     _STEP.value,
     _INTEGER.value,
     _FORMAT.value,
-    _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
+    [os.path.expanduser(image) for image in (*(_IMAGES.value or ()), *rest[1:])],
+    _OUTPUT.value or 'text',
     _TOPOLOGY.value,
     Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),
   )

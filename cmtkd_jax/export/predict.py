@@ -1,39 +1,134 @@
 """Classes of image files, from the directory of a run or an exported file."""
 
+import csv
+import glob
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
 from cmtkd_jax import export
 from cmtkd_jax.data.loading.broken import WrongSizeError
-from cmtkd_jax.data.transforms import decode_pil
-from cmtkd_jax.errors import UserError
-from cmtkd_jax.runtime import local_file, text_table
+from cmtkd_jax.data.transforms import decode_pil, image_file
+from cmtkd_jax.errors import UserError, printable
+from cmtkd_jax.runtime import local_file
+from cmtkd_jax.runtime.progress import Progress
 
+OUTPUTS = ('text', 'csv', 'json')
 _MOST = 5  # classes that are named
+_BATCH = 64
+_MANY = 100  # images from which progress is shown
 
 
-def predict(path, images):
-  """Returns as text the most likely classes of each image file, with their probabilities.
+class Prediction(NamedTuple):
+  """What is found for one file.
+
+  classes: the most likely classes, the likeliest first, as (name, probability from 0 to 1); () where `error` says why
+    the file cannot be read.
+  """
+
+  file: str
+  classes: tuple[tuple[str, float], ...] = ()
+  error: str = ''
+
+
+def find(images):
+  """Returns the image files that `images` names, in order: files, folders with all below, and patterns such as *.jpg.
+
+  What names nothing stays as it is, and is reported when it is read.
+  """
+  found = []
+  for path in images:
+    if os.path.isdir(path):
+      below = (os.path.join(folder, name) for folder, _, names in sorted(os.walk(path)) for name in sorted(names))
+      found += [file for file in below if os.path.splitext(file)[1].lower() in image_file.suffixes()]
+    elif os.path.exists(path):
+      found.append(path)
+    else:
+      found += sorted(glob.glob(path, recursive=True)) or [path]
+  return found
+
+
+def predict(path, images) -> Iterator[Prediction]:
+  """Yields a `Prediction` for each image file, in order, batch by batch; shows progress where there are many.
 
   Args:
     path: directory of a run, or an exported file.
-    images: paths of image files; they are resized and cropped as the test images were.
+    images: as for `find`; each is resized and cropped as the test images were.
 
   Raises:
-    UserError: the network or an image cannot be read.
+    UserError: the network cannot be read, or there is no image.
   """
   if not images:
-    raise UserError('--images is missing; name image files, e.g. --images=a.jpg,b.png')
+    raise UserError('--images is missing; name image files or folders, e.g. --images=a.jpg,holiday')
   network, about = export.open_network(path)
-  lines = []
-  for file in images:
-    probabilities = np.asarray(jax.nn.softmax(np.asarray(network(read_image(file, about)[None]))))[0]
-    best = np.argsort(-probabilities)[:_MOST]
-    lines.append(
-      f'{file}: '
-      + ', '.join(f'{text_table.printable(about["classes"][c])} {100 * probabilities[c]:.1f} %' for c in best)
-    )
-  return '\n'.join(lines)
+  files = find(images)
+  if not files:
+    raise UserError(f'--images={",".join(images)}: there are no images ({", ".join(sorted(image_file.suffixes()))})')
+  begin = time.monotonic()
+  with Progress(len(files), enabled=len(files) > _MANY, unit='image') as progress:
+    for start in range(0, len(files), _BATCH):
+      part = files[start : start + _BATCH]
+      yield from _predict_batch(network, about, part, len(part) if len(files) <= _BATCH else _BATCH)
+      done = start + len(part)
+      progress.update(done, done / (time.monotonic() - begin))
+
+
+def _predict_batch(network, about, files, size):
+  """The `Prediction`s of `files`, computed as a batch of `size` so that all batches run the same program."""
+  rows, errors = {}, {}
+  for file in files:
+    try:
+      rows[file] = read_image(file, about)
+    except UserError as e:
+      errors[file] = str(e)
+  probabilities = {}
+  if rows:
+    batch = np.zeros((size, *about['image_shape']), np.uint8)
+    batch[: len(rows)] = list(rows.values())
+    probabilities = dict(zip(rows, np.asarray(jax.nn.softmax(np.asarray(network(batch)))), strict=False))
+  for file in files:
+    if file in errors:
+      yield Prediction(file, error=errors[file])
+    else:
+      best = np.argsort(-probabilities[file])[:_MOST]
+      yield Prediction(file, tuple((about['classes'][c], float(probabilities[file][c])) for c in best))
+
+
+def render(predictions, output) -> Iterator[str]:
+  """Yields `Prediction`s as lines of 'text', 'csv' (those without error) or 'json' (one array)."""
+  if output == 'json':
+    before = '['
+    for prediction in predictions:
+      found = [{'class': name, 'probability': probability} for name, probability in prediction.classes]
+      result = {'error': prediction.error} if prediction.error else {'classes': found}
+      yield f'{before}{json.dumps({"file": prediction.file, **result})}'
+      before = ' ,'
+    yield ']'
+    return
+  if output == 'csv':
+    yield 'file,' + ','.join(f'class{i},probability{i}' for i in range(1, _MOST + 1))
+  for prediction in predictions:
+    if prediction.error:
+      continue
+    if output == 'csv':
+      yield _csv_line(
+        [prediction.file, *(cell for name, value in prediction.classes for cell in (name, f'{value:.6f}'))]
+      )
+    else:
+      classes = ', '.join(f'{printable(name)} {100 * value:.1f} %' for name, value in prediction.classes)
+      yield f'{printable(prediction.file)}: {classes}'
+
+
+def _csv_line(cells):
+  text = io.StringIO()
+  csv.writer(text, lineterminator='').writerow(cells)
+  return text.getvalue()
 
 
 def read_image(file, about):

@@ -344,4 +344,5 @@ def test_an_image_that_is_not_of_the_networks_size(folder, tmp_path):
   from PIL import Image
 
   Image.fromarray(images()[0].repeat(2, 0).repeat(2, 1)).save(tmp_path / 'large.png')
-  assert 'large.png' in line(predict.predict, folder / 'student.npz', [str(tmp_path / 'large.png')])
+  (found,) = predict.predict(folder / 'student.npz', [str(tmp_path / 'large.png')])
+  assert 'large.png' in found.error

@@ -1,0 +1,38 @@
+"""What `--help` prints: what the program does, the commands that one starts with, every mode and flag."""
+
+_START = """\
+Trains networks of 1 to 4 bits together with teachers of more bits (CMT-KD), evaluates and exports them.
+
+usage: python -m cmtkd_jax.main --config=FILE [--workdir=DIR] [--mode=MODE] [--config.FIELD=VALUE ...]
+
+commands to start with:
+  python -m cmtkd_jax.main --config=configs/digits_resnet8.py                     train, in minutes on a CPU
+  python -m cmtkd_jax.main --mode=config --config=configs/digits_resnet8.py       what can be changed
+  python -m cmtkd_jax.main --mode=report --workdir=runs/digits_resnet8            the run as an HTML page
+  python -m cmtkd_jax.main --mode=export --workdir=runs/digits_resnet8            files to deploy
+  python -m cmtkd_jax.main --mode=predict --workdir=runs/digits_resnet8 a.png     classes of images
+
+modes:"""
+_END = """
+configs/README.md lists the configuration files and their variants, such as FILE:smoke for three quick steps."""
+
+
+def text(modes, flags):
+  """Returns the text.
+
+  Args:
+    modes: {name: function whose docstring begins with what the mode does}.
+    flags: of absl, [flag], each with name and help.
+  """
+  width = max(map(len, [*modes, *(f'--{flag.name}' for flag in flags)]))
+  line = lambda name, help: f'  {name.ljust(width)}  {help.splitlines()[0].rstrip(".")}'
+  return '\n'.join(
+    [
+      _START,
+      *(line(name, function.__doc__) for name, function in modes.items()),
+      '',
+      'flags:',
+      *(line(f'--{flag.name}', flag.help) for flag in flags),
+      _END,
+    ]
+  )

@@ -1,0 +1,33 @@
+"""`--help`, and arguments that are not flags."""
+
+import pytest
+
+from absl.testing import flagsaver
+
+from cmtkd_jax import main
+from cmtkd_jax.cli import commands, flags
+
+
+@pytest.fixture(autouse=True)
+def flags_as_they_were():
+  with flagsaver.flagsaver():
+    yield
+
+
+@pytest.mark.parametrize('flag', ['--help', '-h', '--helpfull'])
+def test_help_fits_a_screen_and_names_every_mode_and_flag(capsys, flag):
+  with pytest.raises(SystemExit) as ended:
+    main.main(['main', '--config=/absent.py', flag])
+  assert not ended.value.code
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) <= 45 and max(map(len, lines)) <= 115
+  first = {line.split()[0] for line in lines if line.startswith('  ')}
+  assert first >= commands.MODES.keys()
+  own = {f'--{flag.name}' for flag in flags.flags.FLAGS.get_flags_for_module(flags.__name__)}
+  assert first >= own - {'--mode'} and len(own) > 10
+
+
+def test_images_need_no_flag():
+  command = flags.parse(['main', '--mode=predict', '--workdir=/a', 'b.png', '~x/c', '--images=d.png,e.png'])
+  assert command.images == ['d.png', 'e.png', 'b.png', '~x/c'] and command.output == 'text'
+  assert flags.parse(['main', '--mode=predict', '--workdir=/a', 'b.png', '--output=csv']).output == 'csv'
