@@ -1,7 +1,6 @@
 """`--help`, and arguments that are not flags."""
 
 import pytest
-
 from absl.testing import flagsaver
 
 from cmtkd_jax import main
