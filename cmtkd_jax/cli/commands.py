@@ -12,6 +12,10 @@ from cmtkd_jax.training import evaluate
 def run_train(command):
   """Trains, first the runs that have to come first; resumes what is in the work directory."""
   chain.train_chain(_single_run(command), command.workdir, report=_report)
+  run = 'python -m cmtkd_jax.main --workdir='
+  _report(f'\n{command.workdir} holds the run. Next:')
+  _report(f'  {run}{command.workdir} --mode=report     curves, weights and errors as an HTML page')
+  _report(f'  {run}{command.workdir} --mode=export     files to deploy')
 
 
 def run_evaluate(command):

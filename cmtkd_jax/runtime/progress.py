@@ -63,10 +63,15 @@ class Progress:
 
   def eta(self):
     """Seconds to the end at the mean pace since compilation, evaluations included; None at the start."""
+    pace = self._pace()
+    return None if pace is None else pace * max(self._total - self._step, 0)
+
+  def _pace(self):
+    """Seconds of a step since compilation, evaluations included; None at the start."""
     if self._origin is None or self._step <= self._origin[1]:
       return None
     seconds, step = self._origin
-    return (self._clock() - seconds) / (self._step - step) * max(self._total - self._step, 0)
+    return (self._clock() - seconds) / (self._step - step)
 
   def note(self, text):
     """Prints a line of its own above the progress line."""
@@ -94,7 +99,11 @@ class Progress:
     if self._steps_per_epoch:
       epochs = [steps / self._steps_per_epoch for steps in (self._step, self._total)]
       parts.append(f'epoch {epochs[0]:.1f}/{epochs[1]:.4g}')
-    parts.append(f'{images_per_second:.0f} img/s')
+    parts.append(f'{images_per_second:.0f} img/s' if images_per_second >= 10 else f'{images_per_second:.2g} img/s')
+    if self._pace() is not None:
+      parts.append(
+        f'{1e3 * self._pace():.0f} ms/{self._unit}' if self._pace() < 1 else f'{self._pace():.1f} s/{self._unit}'
+      )
     parts += [
       f'{name} {value}' if isinstance(value, str) else f'{name} {float(value):.4g}' for name, value in scalars.items()
     ]

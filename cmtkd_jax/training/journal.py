@@ -2,17 +2,26 @@
 
 import contextlib
 import itertools
+import sys
 
 import jax
 
-from cmtkd_jax.models import bit_table
+from cmtkd_jax.models import STUDENT, bit_table
 from cmtkd_jax.runs.metric_log import MetricLog
 from cmtkd_jax.runtime import distributed
 from cmtkd_jax.runtime.profiler import Profile
-from cmtkd_jax.runtime.progress import Progress
+from cmtkd_jax.runtime.progress import Progress, format_duration
 from cmtkd_jax.training import optimizer
 
 _SLOW = 0.1  # a larger share of the time spent waiting for data is printed
+_LONG = 3600  # seconds of a run on a CPU from which it says how to shorten it
+_KNOWN_AFTER = 3  # steps that say how long the others will take
+
+
+def announce(text):
+  """Prints a line, in the first process, before there is a `Journal`."""
+  if distributed.is_first():
+    print(text, file=sys.stderr, flush=True)
 
 
 class Journal(contextlib.ExitStack):
@@ -26,6 +35,7 @@ class Journal(contextlib.ExitStack):
     super().__init__()
     self._plan, self._run, self._start = plan, run, start
     self._reported_broken = 0
+    self._shown = {}  # the latest metrics, for the progress line
 
   def __enter__(self):
     plan, start = self._plan, self._start
@@ -39,7 +49,6 @@ class Journal(contextlib.ExitStack):
       self.note, self.compiled = self._progress.note, self._progress.compiled
       self.profile = stack.enter_context(Profile(self._run, start, plan.schedule.profiled, self.note))
       self.enter_context(stack.pop_all())
-    self.note(plan.dataset.summary)
     self.note(bit_table.render(plan.layers))
     if not start:
       self._log.write_text(start, 'bits', bit_table.render(plan.layers))
@@ -64,12 +73,22 @@ class Journal(contextlib.ExitStack):
       self._reported_broken = len(broken)
       self.note(_describe_broken(broken))
     accuracies = {
-      f'train {name.removesuffix("/top1")}': f'{value:.1f} %'
-      for name, value in window.means.items()
+      f'train {name.removesuffix("/top1")}': f'{window.means[name]:.1f} %'
+      for name in sorted(window.means, key=lambda name: not name.startswith(STUDENT))
       if name.endswith('/top1')
     }
     slow = {'waits for data': f'{100 * window.data_wait:.0f} %'} if window.data_wait > _SLOW else {}
-    self._progress.update(step, window.images_per_second, loss=window.means['loss'], **accuracies, **slow)
+    self._shown = {'loss': window.means['loss'], **accuracies, **slow}
+    self._progress.update(step, window.images_per_second, **self._shown)
+
+  def stepped(self, step, images_per_second):
+    """Shows a step between two rows of metrics."""
+    self._progress.update(step, images_per_second, **self._shown)
+    if step - self._start == _KNOWN_AFTER and jax.default_backend() == 'cpu' and self._progress.eta() > _LONG:
+      self.note(
+        f'about {format_duration(self._progress.eta())} on this CPU; config.duration shortens it, '
+        'config.model.width and config.data.image_size make a step cheaper'
+      )
 
   def evaluated(self, step, results):
     """Writes and prints the results of an evaluation."""

@@ -8,7 +8,7 @@ from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.runs.checkpoint import Checkpoints
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import evaluate, memory, plan, start, teachers
-from cmtkd_jax.training.journal import Journal
+from cmtkd_jax.training.journal import Journal, announce
 from cmtkd_jax.training.step import jit_train_step
 from cmtkd_jax.training.window import Window
 
@@ -20,6 +20,7 @@ def train_and_evaluate(config, workdir):
     UserError: the configuration, the data or the directory cannot be used, or the loss stopped being finite.
   """
   parts = plan.create(config, workdir)
+  announce(parts.dataset.summary)
   with (
     run_files.claim(workdir, config, parts.dataset, parts.layers) as run,
     run_files.disk_errors_as_user_errors(run),
@@ -57,6 +58,8 @@ def _train(parts, state, checkpoints, journal, preemption):
       state = learn(state)
     if stops or schedule.logs(step):
       journal.trained(step, window.close(step, checkpoints.latest()), state)
+    else:
+      journal.stepped(step, window.images_per_second())
     if stops or schedule.saves(step):
       results = evaluator.run({'params': state.params, **state.model_state}) if schedule.evaluates(step) else {}
       if results:
@@ -78,6 +81,7 @@ def _compile(parts, state, batch, journal):
     grad_accum_steps=parts.config.grad_accum_steps,
   )
   if int(state.step) < parts.schedule.total:
+    journal.note('compiling the train step, which takes minutes for large networks')
     begin = time.monotonic()
     step_fn = step_fn.lower(state, batch).compile()
     journal.compiled(time.monotonic() - begin)

@@ -8,6 +8,8 @@ import numpy as np
 
 from cmtkd_jax.errors import UserError
 
+_AHEAD = 2  # steps that may wait for the device
+
 
 class Summary(NamedTuple):
   """Of the steps of a window.
@@ -23,7 +25,7 @@ class Summary(NamedTuple):
 
 
 class Window:
-  """Collects the metrics of steps, on the device until `close`, so that no step waits for the one before it."""
+  """Collects the metrics of steps, on the device until `close`, so that no step waits for the one right before it."""
 
   def __init__(self, batch_size):
     self._batch_size = batch_size
@@ -34,8 +36,14 @@ class Window:
     self._pending, self._begin, self._waited = [], time.monotonic(), 0.0
 
   def add(self, metrics):
-    """Adds the metrics of a step."""
+    """Adds the metrics of a step; waits until the device is at most `_AHEAD` steps behind, so that progress is true."""
     self._pending.append(metrics)
+    if len(self._pending) > _AHEAD:
+      jax.block_until_ready(self._pending[-1 - _AHEAD]['loss'])
+
+  def images_per_second(self):
+    """Returns the speed since the window began."""
+    return len(self._pending) * self._batch_size / (time.monotonic() - self._begin)
 
   def next_batch(self, batches):
     """Returns the next of `batches`; waiting for it counts as such."""
@@ -52,11 +60,10 @@ class Window:
     """
     history = jax.device_get(self._pending)
     _check_finite(history, step, last_good)
-    elapsed = time.monotonic() - self._begin
     summary = Summary(
       {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]},
-      len(history) * self._batch_size / elapsed,
-      self._waited / elapsed,
+      self.images_per_second(),
+      self._waited / (time.monotonic() - self._begin),
     )
     self.restart()
     return summary

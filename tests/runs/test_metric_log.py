@@ -208,7 +208,7 @@ def test_the_line_and_its_eta(clock):
   assert progress.eta() == pytest.approx(120)  # 200 steps took 20 s; 1200 are left.
   assert stream.getvalue() == (
     'compiled the train step in 12.3 s\n'
-    'step 1200/2400  50 %  epoch 3.2/6.4  1234 img/s  loss 1.234  student 97.2 %  ETA 2 min 0 s\n'
+    'step 1200/2400  50 %  epoch 3.2/6.4  1234 img/s  100 ms/step  loss 1.234  student 97.2 %  ETA 2 min 0 s\n'
   )
 
 
@@ -221,7 +221,10 @@ def test_without_compiled_the_clock_starts_at_the_first_update(clock):
   clock.now += 20
   progress.update(3, 5.0)
   assert progress.eta() == pytest.approx(70)
-  assert stream.getvalue().splitlines() == ['step 1/10  10 %  5 img/s', 'step 3/10  30 %  5 img/s  ETA 1 min 10 s']
+  assert stream.getvalue().splitlines() == [
+    'step 1/10  10 %  5 img/s',
+    'step 3/10  30 %  5 img/s  10.0 s/step  ETA 1 min 10 s',
+  ]
 
 
 def test_a_log_gets_a_line_at_most_every_ten_seconds_and_the_last(clock):
