@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 
@@ -107,7 +108,7 @@ def render(report):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--only', default='', help='a part of the name of a setting, e.g. v6e')
+  parser.add_argument('--only', default='', help="regex of what is compiled, e.g. 'v6e.*: one'")
   parser.add_argument('--out', type=pathlib.Path, required=True, help='JSON file to write, or to continue')
   options = parser.parse_args()
   report = json.loads(options.out.read_text()) if options.out.exists() else {'settings': {}}
@@ -121,7 +122,11 @@ def main():
     for file, topology, batch, steps in SETTINGS
     for step in steps
   ]
-  todo = [one for one in todo if options.only in one[0] and one[2] not in report['settings'].get(one[0], {})]
+  todo = [
+    (setting, arguments, step)
+    for setting, arguments, step in todo
+    if re.search(options.only, f'{setting}: {step}') and step not in report['settings'].get(setting, {})
+  ]
   for number, (setting, arguments, step) in enumerate(todo, 1):
     print(f'{number}/{len(todo)}  {setting}: {step}', flush=True)
     report['settings'].setdefault(setting, {})[step] = compiled(*arguments)
