@@ -77,7 +77,7 @@ def compiled(file, topology, batch, step):
     'temporary_mib': found.temporary / 2**20,
     'held_mib': found.held / 2**20,
     'collective_mb': found.collectives / 1e6,
-    'least_ms': 1e3 * max(found.seconds.values()),
+    'roofline_ms': 1e3 * max(found.seconds.values()),
     'compile_seconds': time.monotonic() - begin,
     'commit': run_files.commit(),
   }
@@ -93,14 +93,14 @@ def render(report):
       f'**{setting}**',
       '',
       '| step | GFLOP | GB accessed | / 4 x one | temporary, MiB | / 4 x one | state and batch, MiB | collectives, MB '
-      '| least time, ms | commit |',
+      '| roofline, ms | commit |',
       '|---|---|---|---|---|---|---|---|---|---|',
     ]
     for name, row in steps.items():
       ratio = lambda field, row=row, one=one: f'{row[field] / (4 * one[field]):.2f}' if one else '-'
       lines.append(
         f'| {name} | {row["gflop"]:,.0f} | {row["gigabytes"]:.2f} | {ratio("gigabytes")} | {row["temporary_mib"]:,.0f} '
-        f'| {ratio("temporary_mib")} | {row["held_mib"]:,.0f} | {row["collective_mb"]:.0f} | {row["least_ms"]:.1f} '
+        f'| {ratio("temporary_mib")} | {row["held_mib"]:,.0f} | {row["collective_mb"]:.0f} | {row["roofline_ms"]:.1f} '
         f'| {row["commit"]} |'
       )
   return '\n'.join([*lines, ''])

@@ -68,7 +68,7 @@ def run_bits(command):
 
 
 def run_plan(command):
-  """Prints memory and least time of a step, on the devices at hand or TPUs of a --topology."""
+  """Prints what a step needs of the devices at hand, or of TPUs: --topology=v5e:2x2."""
   from cmtkd_jax.experiments import requirements
 
   config = _single_run(command)

@@ -1,4 +1,4 @@
-"""What a run needs before anything is rented: memory, operations and traffic of its step, found by the compiler."""
+"""What a run needs, before anything is rented: memory, operations and traffic of its step, found by the compiler."""
 
 import re
 from typing import NamedTuple
@@ -50,7 +50,10 @@ class Requirements(NamedTuple):
 
   @property
   def seconds(self):
-    """`{what a step waits for: seconds it takes at least}` by the peak of the chip; {} where nobody says."""
+    """`{what a step waits for: seconds at the peak of the chip}`, the roofline; {} where nobody says.
+
+    An estimate, as the compiler also counts bytes that stay on the chip, and nothing reaches its peak.
+    """
     if self.chip is None:
       return {}
     return {
@@ -138,12 +141,12 @@ def render(found):
     ('collectives', f'{found.collectives / 1e6:,.1f} MB a step'),
   ]
   if found.seconds:
-    waits, least = max(found.seconds.items(), key=lambda item: item[1])
+    waits, longest = max(found.seconds.items(), key=lambda item: item[1])
     times = ', '.join(f'{name} {1e3 * seconds:.1f}' for name, seconds in found.seconds.items())
-    images = found.batch * found.devices / least
+    images = found.batch * found.devices / longest
     lines += [
-      ('time of a step', f'at least {1e3 * least:.1f} ms, for {waits} ({times} ms); at most {images:,.0f} images/s'),
-      ('time of the run', f'at least {format_duration(least * found.steps)} for {found.steps:,} steps'),
+      ('time of a step', f'{1e3 * longest:.1f} ms by the roofline, for {waits} ({times} ms); {images:,.0f} images/s'),
+      ('time of the run', f'{format_duration(longest * found.steps)} at that pace, for {found.steps:,} steps'),
     ]
   else:
     lines.append(('time', f'unknown, since the peak of {found.kind} is; the run has {found.steps:,} steps'))

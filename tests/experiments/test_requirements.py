@@ -104,8 +104,8 @@ def test_time_by_hand():
   assert found.seconds == {'products': 0.004, 'memory': 0.02, 'other chips': 0.001}
   text = requirements.render(found)
   assert '1,000 MiB: state and batch 300 MiB, everything between 600 MiB, images 100 MiB; fits into 16,384 MiB' in text
-  assert 'at least 20.0 ms, for memory (products 4.0, memory 20.0, other chips 1.0 ms); at most 12,800 images/s' in text
-  assert 'at least 1 h 0 min for 180,000 steps' in text
+  assert '20.0 ms by the roofline, for memory (products 4.0, memory 20.0, other chips 1.0 ms); 12,800 images/s' in text
+  assert '1 h 0 min at that pace, for 180,000 steps' in text
   full = requirements.render(found._replace(available=999 * MIB))
   assert 'does not fit into 999 MiB: raise config.grad_accum_steps' in full
 
