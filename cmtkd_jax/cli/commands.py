@@ -56,7 +56,7 @@ def run_config(command):
   """Prints every field with its value, allowed values and meaning."""
   config = config_lib.default() if command.config is None else command.config
   config_lib.check(config)
-  print(config_lib.describe(config, selected_only=command.config is not None))
+  print(config_lib.describe(config, selected_only=command.config is not None, wanted=command.arguments))
 
 
 def run_bits(command):
@@ -100,7 +100,9 @@ def run_predict(command):
         print(f'error: {prediction.error}', file=sys.stderr)
       yield prediction
 
-  for line in predict.render(read(predict.predict(command.workdir, command.images)), command.output):
+  for line in predict.render(
+    read(predict.predict(command.workdir, [*(command.images or ()), *command.arguments])), command.output
+  ):
     print(line)
   return 1 if unreadable else 0
 

@@ -34,6 +34,7 @@ _OF_MODES = {
   'images': ('predict',),
   'topology': ('plan',),
 }
+_WITH_ARGUMENTS = ('config', 'predict')  # fields, images; a shell has expanded ~ in them
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all that are installed.')
@@ -66,6 +67,7 @@ class Command(NamedTuple):
   images: list[str] | None = None
   output: str = 'text'
   topology: str | None = None
+  arguments: tuple[str, ...] = ()
   cluster: Cluster = Cluster()
 
 
@@ -90,7 +92,7 @@ def parse(argv):
       f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
       'cmtkd_jax.config.default() with your changes'
     )
-  if rest[1:] and _MODE.value != 'predict':
+  if rest[1:] and _MODE.value not in _WITH_ARGUMENTS:
     raise UserError(
       f'{rest[1]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --mode, --{", --".join(_OF_MODES)}'
     )
@@ -112,9 +114,10 @@ def parse(argv):
     _STEP.value,
     _INTEGER.value,
     _FORMAT.value,
-    [os.path.expanduser(image) for image in (*(_IMAGES.value or ()), *rest[1:])],
+    _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
     _OUTPUT.value or 'text',
     _TOPOLOGY.value,
+    tuple(rest[1:]),
     Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),
   )
 

@@ -26,7 +26,22 @@ def test_help_fits_a_screen_and_names_every_mode_and_flag(capsys, flag):
   assert first >= own - {'--mode'} and len(own) > 10
 
 
-def test_images_need_no_flag():
-  command = flags.parse(['main', '--mode=predict', '--workdir=/a', 'b.png', '~x/c', '--images=d.png,e.png'])
-  assert command.images == ['d.png', 'e.png', 'b.png', '~x/c'] and command.output == 'text'
+def test_arguments_that_are_not_flags():
+  command = flags.parse(['main', '--mode=predict', '--workdir=/a', 'b.png', 'c', '--images=d.png,e.png'])
+  assert command.images == ['d.png', 'e.png'] and command.arguments == ('b.png', 'c') and command.output == 'text'
   assert flags.parse(['main', '--mode=predict', '--workdir=/a', 'b.png', '--output=csv']).output == 'csv'
+
+
+def test_fields_that_are_not_flags():
+  assert flags.parse(['main', '--mode=config', 'quantizer.lsq']).arguments == ('quantizer.lsq',)
+
+
+def test_config_prints_what_is_asked_for(capsys):
+  assert main.main(['main', '--mode=config', 'quantizer.lsq', 'config.optimizer.momentum']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  fields = [line.split()[0] for line in lines if line.startswith('  ') and '.' in line.split()[0]]
+  assert fields == ['optimizer.momentum', 'quantizer.lsq.weight.per_channel', 'quantizer.lsq.activation.count']
+  assert main.main(['main', '--mode=config', 'quantizer.lqs']) == 2
+  assert 'neither a field nor a section' in capsys.readouterr().err
+  assert main.main(['main', '--mode=config', 'momentum']) == 2
+  assert 'did you mean optimizer.momentum?' in capsys.readouterr().err
