@@ -34,10 +34,7 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   """
   directories = dict(directories)
   last = config_lib.derive(config, {})
-  runs = {
-    name: (config_lib.derive(config, _ALONE | config.first[name].to_dict()), f'{workdir}/{name}')
-    for name in in_order(config.first, config.first)
-  }
+  runs = {name: (first_run(config, name), f'{workdir}/{name}') for name in in_order(config.first, config.first)}
   for name, (run, directory) in runs.items():
     report(f'\n== {name} -> {directory}')
     _train(resolve(run, directories), directory, report)
@@ -45,6 +42,11 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   if runs:
     report(f'\n== {config.method.name} -> {workdir}')
   return _train(resolve(last, directories), workdir, report)
+
+
+def first_run(config, name):
+  """Returns the configuration of the run `name` of `config.first`, whose references are not resolved."""
+  return config_lib.derive(config, _ALONE | config.first[name].to_dict())
 
 
 def in_order(runs, wanted):

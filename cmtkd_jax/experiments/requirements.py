@@ -7,6 +7,7 @@ import numpy as np
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.data.outline import outline
+from cmtkd_jax.experiments import chain
 from cmtkd_jax.runtime import chips
 from cmtkd_jax.runtime.progress import format_duration
 from cmtkd_jax.training import build, memory, optimizer, schedule, teachers
@@ -78,8 +79,21 @@ def find(config, workdir, topology=None):
   config_lib.check(config)
   mesh = build.make_mesh(None if topology is None else chips.tpu_slice(topology))
   data = outline(config.data, batch_size=config.batch_size, mesh=mesh)
-  method = build.create_method(config, data.num_classes, teachers.open_all(config, workdir))
+  method = build.create_method(config, data.num_classes, _teachers(config, workdir))
   return of_method(method, config, data, mesh)
+
+
+def _teachers(config, workdir):
+  """The `Teacher`s of the run; those of runs that come first need not be trained."""
+  first = {f'{{{name}}}': name for name in config.first}
+  if not first.keys() & set(config.teachers):
+    return teachers.open_all(config, workdir)
+  return tuple(
+    teachers.Teacher(teacher, chain.first_run(config, first[teacher]))
+    if teacher in first
+    else teachers.open_all(config_lib.derive(config, {'teachers': (teacher,)}), workdir)[0]
+    for teacher in config.teachers
+  )
 
 
 def of_method(method, config, data, mesh):

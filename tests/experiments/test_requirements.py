@@ -65,6 +65,14 @@ def test_the_command_needs_no_data(capsys):
   assert 'peak of cpu' in lines['time']
 
 
+def test_teachers_that_are_trained_first_need_not_be_there():
+  config = load('digits_kd', 'smoke')
+  config.model.width = 1 / 16
+  found = requirements.find(config, '/nowhere')
+  alone = requirements.find(one_network(), '/nowhere')
+  assert found.flops > 1.2 * alone.flops  # the teacher's forward pass
+
+
 @pytest.mark.parametrize(
   'changes, topology, message',
   [
