@@ -1,6 +1,7 @@
 """What every quantizer offers: pure functions of arrays under one signature, and integer codes with the map back."""
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -114,6 +115,21 @@ def nearest_level(x, levels):
   return jnp.searchsorted(thresholds, x, side='left', method=method).astype(jnp.int32)
 
 
+def _with_values(method):
+  """`method` of a quantizer, which says what to do where it is called without the values that it needs."""
+
+  @functools.wraps(method)
+  def checked(self, x, parameters=None):
+    if missing := [name for name in (*self.learned, *self.fitted) if name not in (parameters or {})]:
+      raise ValueError(
+        f'{self._name} has values that are learned or fitted, {", ".join(missing)}; '
+        f'call q.{method.__name__}(x, q.init(x)), or with those of a trained network'
+      )
+    return method(self, x, parameters)
+
+  return checked
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantizer(Options):
   """One quantizer of one tensor role (weight or activation) at one bit-width.
@@ -131,14 +147,23 @@ class Quantizer(Options):
   fitted: ClassVar[tuple[str, ...]] = ()
   bit_widths: ClassVar[tuple[int, ...]] = tuple(range(1, MAX_BITS + 1))
 
+  def __init_subclass__(cls, **settings):
+    super().__init_subclass__(**settings)
+    for name in {'quantize', 'fake_quantize'} & vars(cls).keys():
+      setattr(cls, name, _with_values(vars(cls)[name]))
+
   def __post_init__(self):
-    name = f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
     try:
       super().__post_init__()
     except ValueError as e:
-      raise ValueError(f'{name}: {e}') from None
+      raise ValueError(f'{self._name}: {e}') from None
     if type(self.bits) is not int or self.bits not in self.bit_widths:
-      raise ValueError(f'{name}: bits={self.bits} is not supported; allowed: {", ".join(map(str, self.bit_widths))}')
+      allowed = ', '.join(map(str, self.bit_widths))
+      raise ValueError(f'{self._name}: bits={self.bits} is not supported; allowed: {allowed}')
+
+  @property
+  def _name(self):
+    return f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
 
   def init(self, x):
     """Returns the initial learned and fitted values, `{name: float32 array}`, from data `x` (float32)."""

@@ -192,6 +192,18 @@ def test_refusals_name_what_is_allowed(make, words):
   assert all(word in str(refusal.value) for word in words), refusal.value
 
 
+@pytest.mark.parametrize('name', sorted(name for name, cls in CLASSES.items() if cls.learned or cls.fitted))
+def test_values_that_are_missing_are_named(name):
+  quantizer = CLASSES[name](max(2, min(CLASSES[name].bit_widths)))
+  x = jnp.linspace(-1, 1, 12, dtype=jnp.float32).reshape(3, 4)
+  first = (*quantizer.learned, *quantizer.fitted)[0]
+  said = rf'{name.replace("-", ".").lower()} has .* {first}\b.*\(x, q\.init\(x\)\)'
+  for call in (quantizer.quantize, quantizer.fake_quantize, quantizer.with_levels):
+    with pytest.raises(ValueError, match=said):
+      call(x)
+  assert np.isfinite(quantizer.fake_quantize(x, quantizer.init(x))).all()
+
+
 # References: f(v, parameters, bits, g) -> (value, whether clear of thresholds, gradients by name, 'x' that of v).
 
 
