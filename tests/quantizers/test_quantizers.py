@@ -197,7 +197,8 @@ def test_values_that_are_missing_are_named(name):
   quantizer = CLASSES[name](max(2, min(CLASSES[name].bit_widths)))
   x = jnp.linspace(-1, 1, 12, dtype=jnp.float32).reshape(3, 4)
   first = (*quantizer.learned, *quantizer.fitted)[0]
-  said = rf'{name.replace("-", ".").lower()} has .* {first}\b.*\(x, q\.init\(x\)\)'
+  role = name.partition('-')[2].lower()  # some have the activations of another file
+  said = rf'^\w+\.{role} has .* {first}\b.*\(x, q\.init\(x\)\)'
   for call in (quantizer.quantize, quantizer.fake_quantize, quantizer.with_levels):
     with pytest.raises(ValueError, match=said):
       call(x)
