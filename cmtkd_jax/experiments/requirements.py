@@ -20,7 +20,7 @@ class Requirements(NamedTuple):
   """What one step takes on each device, and how many there are; None for what nobody says.
 
   devices: their number. kind: as JAX names it. batch: images on each device.
-  held, temporary, resident: bytes of state and batch, of everything between, of images that stay on the device.
+  held, temporary, resident: bytes of state and batch, of temporary buffers, of images that stay on the device.
   available: bytes of memory. chip: its `chips.Chip`.
   flops: floating-point operations. traffic: bytes read and written. collectives: bytes of results of collectives.
   steps: of the run.
@@ -139,7 +139,7 @@ def _collective_bytes(program):
 def render(found):
   """Returns `Requirements` as text, a line each."""
   mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
-  parts = f'state and batch {mebibytes(found.held)}, everything between {mebibytes(found.temporary)}'
+  parts = f'state and batch {mebibytes(found.held)}, temporary buffers {mebibytes(found.temporary)}'
   if found.resident:
     parts += f', images {mebibytes(found.resident)}'
   room = 'memory of the device unknown'

@@ -32,7 +32,7 @@ def describe(compiled):
   mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
   return (
     f'memory of a step on each device: {mebibytes(held(analysis))} for state and batch, '
-    f'{mebibytes(analysis.temp_size_in_bytes)} for everything between'
+    f'{mebibytes(analysis.temp_size_in_bytes)} for temporary buffers'
   )
 
 

@@ -111,7 +111,7 @@ def test_time_by_hand():
   # 0.8 T / 200 T = 4 ms; 16 G / 800 G = 20 ms; 100 MB are sent twice and received twice over 400 G: 1 ms.
   assert found.seconds == {'products': 0.004, 'memory': 0.02, 'other chips': 0.001}
   text = requirements.render(found)
-  assert '1,000 MiB: state and batch 300 MiB, everything between 600 MiB, images 100 MiB; fits into 16,384 MiB' in text
+  assert '1,000 MiB: state and batch 300 MiB, temporary buffers 600 MiB, images 100 MiB; fits into 16,384 MiB' in text
   assert '20.0 ms by the roofline, for memory (products 4.0, memory 20.0, other chips 1.0 ms); 12,800 images/s' in text
   assert '1 h 0 min at that pace, for 180,000 steps' in text
   full = requirements.render(found._replace(available=999 * MIB))
