@@ -120,9 +120,10 @@ def _with_values(method):
 
   @functools.wraps(method)
   def checked(self, x, parameters=None):
-    if missing := [name for name in (*self.learned, *self.fitted) if name not in (parameters or {})]:
+    needed = (*self.learned, *self.fitted)
+    if needed and not parameters:
       raise ValueError(
-        f'{self._name} has values that are learned or fitted, {", ".join(missing)}; '
+        f'{self._name} has values that are learned or fitted, {", ".join(needed)}; '
         f'call q.{method.__name__}(x, q.init(x)), or with those of a trained network'
       )
     return method(self, x, parameters)
