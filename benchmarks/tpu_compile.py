@@ -27,7 +27,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.data.outline import outline
 from cmtkd_jax.experiments import requirements
 from cmtkd_jax.runs import run_files
-from cmtkd_jax.runtime import chips
+from cmtkd_jax.runtime import topology as tpu_topology
 from cmtkd_jax.training import build
 
 
@@ -66,7 +66,7 @@ def compiled(file, topology, batch, step):
   argument, change, create = STEPS[step]
   config = config_lib.load_config(__file__, f'../configs/{file}', argument)
   change(config)
-  mesh = build.make_mesh(chips.tpu_slice(topology))
+  mesh = build.make_mesh(tpu_topology.tpu_slice(topology))
   config.dtype, config.batch_size = 'bfloat16', batch * mesh.size
   data = outline(config.data, batch_size=config.batch_size, mesh=mesh)
   begin = time.monotonic()

@@ -39,13 +39,13 @@ import optax
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import losses
-from cmtkd_jax.data.transforms import augment
+from cmtkd_jax.data import splits
 from cmtkd_jax.methods.base import MultiNetwork, peer_networks, student_network
 from cmtkd_jax.models import bit_table
 from cmtkd_jax.runs import run_files
 from cmtkd_jax.runtime import allocator
 from cmtkd_jax.training import build, optimizer
-from cmtkd_jax.training.step import initial_state, initial_state_options, train_step
+from cmtkd_jax.training.step import initial_state, initial_state_options, jit_train_step
 
 WARM_UP = 3  # steps
 _PROFILED = 5  # steps at most
@@ -127,16 +127,7 @@ class Ours:
       config.update_from_flattened_dict(changes)
     config_lib.check(config)
     data, method = config.data, create(config, classes)
-    augment_fn, _ = augment.build(
-      data.augment,
-      size=data.image_size,
-      resize=data.resize,
-      pad=data.pad,
-      mean=tuple(data.mean),
-      std=tuple(data.std),
-      raw=crops,
-      pad_mode=data.pad_mode,
-    )
+    augment_fn, _ = splits.transforms(data, crops)
     parts = dict(
       method=method, optimizer=optimizer.create(config, method, lambda step: LEARNING_RATE), augment=augment_fn
     )
@@ -147,7 +138,7 @@ class Ours:
       jax.jit(functools.partial(initial_state, {}, **parts, seed=0), compiler_options=initial_state_options())(batch)
     )
     self.initial_seconds, begin = time.perf_counter() - begin, time.perf_counter()
-    self.step = jax.jit(functools.partial(train_step, **parts), donate_argnums=0).lower(self.state, batch).compile()
+    self.step = jit_train_step(None, **parts).lower(self.state, batch).compile()
     self.compile_seconds = time.perf_counter() - begin
     self.run(WARM_UP)
 

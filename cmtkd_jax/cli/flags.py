@@ -33,6 +33,7 @@ _OF_MODES = {
   'format': ('export',),
   'images': ('predict',),
   'topology': ('plan',),
+  'output': ('predict',),
 }
 _WITH_ARGUMENTS = ('config', 'predict')  # fields, images; a shell has expanded ~ in them
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')

@@ -44,7 +44,7 @@ def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Me
     try:
       splits = splits_lib.open_splits(config)
     except UserError as e:
-      raise known.unavailable(config.name, e) from e
+      raise UserError(f"{e}; to plan without the data, set config.data.name='generated:HxWxC:CLASSES:N'") from e
   splits_lib.check_images(config, splits)
   is_resident = splits_lib.is_resident(config, splits)
   train_records, _ = splits_lib.split_train(config, splits, batch_size)

@@ -13,7 +13,11 @@ _SMALL = 64  # pixels a side of images that networks take as they are
 
 
 def open_splits(config) -> base.Splits:
-  """Opens the data set that `config`, a `Settings`, names."""
+  """Returns the splits of the data set that `config`, a `Settings`, names.
+
+  Raises:
+    UserError: there is none of that name, or it cannot be read.
+  """
   kind, _, rest = config.name.partition(':')
   if config.name == 'digits':
     return base.digits()
@@ -93,7 +97,7 @@ def split_train(config, splits, batch_size):
 
 
 def transforms(config, is_resident):
-  """Returns (augment, normalize) of batches that `is_resident` decodes whole, see `augment.build`."""
+  """Returns (augment, normalize) for images that are resident, or resized where they are decoded: `augment.build`."""
   return augment.build(
     config.augment,
     size=config.image_size,

@@ -9,6 +9,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.data.outline import outline
 from cmtkd_jax.experiments import chain
 from cmtkd_jax.runtime import chips
+from cmtkd_jax.runtime import topology as tpu_topology
 from cmtkd_jax.runtime.progress import format_duration
 from cmtkd_jax.training import build, memory, optimizer, schedule, teachers
 from cmtkd_jax.training.step import abstract_state, jit_train_step
@@ -77,7 +78,7 @@ def find(config, workdir, topology=None):
     UserError: the configuration cannot be used, the step does not fit into memory, or there is no such topology.
   """
   config_lib.check(config)
-  mesh = build.make_mesh(None if topology is None else chips.tpu_slice(topology))
+  mesh = build.make_mesh(None if topology is None else tpu_topology.tpu_slice(topology))
   data = outline(config.data, batch_size=config.batch_size, mesh=mesh)
   method = build.create_method(config, data.num_classes, _teachers(config, workdir))
   return of_method(method, config, data, mesh)

@@ -5,6 +5,7 @@ from absl.testing import flagsaver
 
 from cmtkd_jax import main
 from cmtkd_jax.cli import commands, flags
+from cmtkd_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,13 @@ def test_arguments_that_are_not_flags():
   command = flags.parse(['main', '--mode=predict', '--workdir=/a', 'b.png', 'c', '--images=d.png,e.png'])
   assert command.images == ['d.png', 'e.png'] and command.arguments == ('b.png', 'c') and command.output == 'text'
   assert flags.parse(['main', '--mode=predict', '--workdir=/a', 'b.png', '--output=csv']).output == 'csv'
+
+
+@pytest.mark.parametrize('flag, mode', [('--output=csv', 'predict'), ('--topology=v5e:2x2', 'plan')])
+def test_flags_of_another_mode_are_refused(flag, mode):
+  name = flag.partition('=')[0]
+  with pytest.raises(UserError, match=f'{name}=.* belongs to --mode={mode}, not to --mode=train'):
+    flags.parse(['main', '--workdir=/a', flag])
 
 
 def test_fields_that_are_not_flags():

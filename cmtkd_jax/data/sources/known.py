@@ -1,7 +1,6 @@
 """Data sets that are described and not opened: a run can be planned before there are any images."""
 
 from cmtkd_jax.data.sources import base
-from cmtkd_jax.errors import UserError
 
 # {name: ((h, w, C), or None where images differ in size; images to train on, to test on; classes)}
 # Sources: the pages of the data sets in the catalog of TensorFlow Datasets.
@@ -47,8 +46,3 @@ def describe(name: str) -> base.Splits | None:
   else:
     return None
   return base.Splits(Described(train, shape), Described(test, shape), tuple(map(str, range(classes))))
-
-
-def unavailable(name: str, error: UserError) -> UserError:
-  """Returns the error for a data set that cannot be opened, with what to write in its place for a plan."""
-  return UserError(f"{error}; to plan without the data, set config.data.name='generated:HxWxC:CLASSES:N'")
