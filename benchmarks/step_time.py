@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.runs import run_files
 from cmtkd_jax.training import build, optimizer
-from cmtkd_jax.training.step import initial_state, initial_state_options, train_step
+from cmtkd_jax.training.step import initial_state, initial_state_options, jit_train_step
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A table of runs, or one configuration.')
 _STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of each run.')
@@ -44,9 +44,7 @@ class Timed:
       functools.partial(initial_state, {}, **parts, seed=0), compiler_options=initial_state_options()
     )(self.batch)
     begin = time.perf_counter()
-    self.step = (
-      jax.jit(functools.partial(train_step, **parts), donate_argnums=0).lower(self.state, self.batch).compile()
-    )
+    self.step = jit_train_step(None, **parts).lower(self.state, self.batch).compile()
     self.compile_time, self.times = time.perf_counter() - begin, []
     self.run(2)
     self.times.clear()
