@@ -139,12 +139,12 @@ def fields(cls: type[Options]) -> list[Field]:
 
 
 def create(cls: type[T], section: str, values: Mapping[str, Any], **others: Any) -> T:
-  """Returns a `cls` of the `values` of `config.<section>`; `others` are fields that are not options.
+  """Returns a `cls` of the `values` of `config.<section>`, or defaults; `others` are fields that are not options.
 
   Raises:
     UserError: a value is not allowed; the line begins with 'config.SECTION.FIELD=VALUE'.
   """
-  given = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+  given = {field.name: values.get(field.name, field.default) for field in fields(cls)}  # type: ignore[arg-type]
   given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
   try:
     # Before the class itself does: some put a name of their own in front of the message.

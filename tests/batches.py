@@ -7,8 +7,9 @@ import numpy as np
 from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
-from cmtkd_jax import data
+from cmtkd_jax import data, options
 from cmtkd_jax.data.loading import resident
+from cmtkd_jax.data.settings import Settings
 
 
 def make_mesh(devices=8):
@@ -16,27 +17,9 @@ def make_mesh(devices=8):
 
 
 def make_config(**fields):
-  config = ConfigDict(
-    dict(
-      name='digits',
-      dir='',
-      minival=0.0,
-      augment='none',
-      pad=2,
-      pad_mode='zeros',
-      image_size=8,
-      resize=0,
-      mean=(0.3,),
-      std=(0.35,),
-      resident='auto',
-      num_workers=2,
-      workers='threads',
-      decoder='pil',
-      max_corrupt_fraction=0.01,
-    )
-  )
-  config.update(fields)
-  return config
+  """The fields of `data.Settings`, with those of digits that are not augmented."""
+  defaults = {field.name: field.default for field in options.fields(Settings)}
+  return ConfigDict(defaults | dict(augment='none', pad=2, mean=(0.3,), std=(0.35,), num_workers=2) | fields)
 
 
 def load(batch_size=64, eval_batch_size=100, seed=0, devices=8, **fields):

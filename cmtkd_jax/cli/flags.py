@@ -177,7 +177,7 @@ def _one_line(error, argv):
 
 
 def _default_workdir():
-  """runs/<config file>, with the argument after the colon."""
+  """runs/<config file>, with the argument after the colon; of a path there, its last part."""
   if _CONFIG.value is None:
     if _MODE.value == 'config':
       return ''
@@ -186,4 +186,5 @@ def _default_workdir():
       'or the directory of a run'
     )
   path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
-  return os.path.join('runs', '_'.join(filter(None, [pathlib.Path(path).stem, *argument.split(',')])))
+  words = [pathlib.PurePath(word).name for word in (path.removesuffix('.py'), *argument.split(','))]
+  return os.path.join('runs', '_'.join(filter(None, words)))

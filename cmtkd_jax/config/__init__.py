@@ -1,5 +1,6 @@
 """The configuration of a run: its fields, the checks, variants, JSON."""
 
+from cmtkd_jax.config import own_images
 from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.config.description import describe
 from cmtkd_jax.config.sections import SECTIONS, fields
@@ -22,6 +23,7 @@ __all__ = [
   'flat',
   'from_json',
   'load_config',
+  'own_images',
   'smoke',
   'suggest',
   'to_json',

@@ -31,6 +31,7 @@ class Dataset(NamedTuple):
     augment: (key, uint8[B, h, w, C]) -> float32[B, H, W, C]; pure, to be called inside the train step.
     normalize: uint8[B, h, w, C] -> float32[B, H, W, C]; pure, to be called inside the eval step.
     num_examples: {'train': images to train on and of the held-out slice, 'test': images to test on}.
+    held_out: which part of train the test images are, in words; '' where they are a split of their own.
     summary: one line for the start of a run: images of each split, classes, and what the user should know about them.
   """
 
@@ -42,6 +43,7 @@ class Dataset(NamedTuple):
   augment: Callable[[jax.Array, jax.Array], jax.Array]
   normalize: Callable[[jax.Array], jax.Array]
   num_examples: Mapping[str, int]
+  held_out: str
   summary: str
 
 
@@ -51,7 +53,7 @@ def load(
   """Opens a data set.
 
   Args:
-    fields: those of `Settings`, a mapping such as `config.data`.
+    fields: of `Settings`, a mapping such as `config.data`; those that are missing have their defaults.
     batch_size: global batch size for training.
     eval_batch_size: global batch size for evaluation; rounded up to a multiple of the device count.
     seed: seed of the order and, when streaming, of the random crops; the held-out slice is always the same.
@@ -86,6 +88,7 @@ def load(
     augment=augment,
     normalize=normalize,
     num_examples={'train': len(splits.train), 'test': len(splits.test)},
+    held_out=splits.held_out,
     summary=_summary(config.name, splits, len(minival_records)),
   )
 
@@ -123,24 +126,24 @@ def _streaming_readers(config, splits, train_records, seed, mesh):
   processes = worker_pool.Workers(config.num_workers) if config.workers == 'processes' else None
   max_broken = config.max_corrupt_fraction * len(train_records)
 
-  def reader(source, seed, substitutes=None):
+  def reader(source, seed, substitutes=None, cache=False):
     transform = decode_pil.Transform(
       config.augment, size=size, resize=config.resize, channels=channels, seed=seed, decoder=config.decoder
     )
-    host = host_reader.HostReader(source, (size, size, channels), transform, substitutes)
+    host = host_reader.HostReader(source, (size, size, channels), transform, substitutes, cache)
     return streaming.Reader(host, config.num_workers, processes, max_broken, mesh)
 
   return _Readers(
-    train=reader(splits.train, seed, train_records), minival=reader(splits.train, None), test=reader(splits.test, None)
+    train=reader(splits.train, seed, train_records, config.cache),
+    minival=reader(splits.train, None),
+    test=reader(splits.test, None),
   )
 
 
 def _summary(name, splits, held_out):
   minival = f'minival {held_out}, ' if held_out else ''
-  counts = (
-    f'{name}: train {len(splits.train) - held_out} images, {minival}test {len(splits.test)}, '
-    f'{len(splits.class_names)} classes'
-  )
+  test = f'test {len(splits.test)}{f" ({splits.held_out})" if splits.held_out else ""}'
+  counts = f'{name}: train {len(splits.train) - held_out} images, {minival}{test}, {len(splits.class_names)} classes'
   return '; '.join((counts, *_class_notes(splits), *splits.notes))
 
 

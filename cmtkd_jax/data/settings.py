@@ -16,6 +16,9 @@ class Settings(Options):
   name: str = option('digits', "'digits', a tfds name, 'folder:PATH', 'npy:PATH', 'generated:HxWxC:CLASSES:N'")
   dir: str = option('', 'folder of tfds data sets, its data_dir')
   minival: float = option(0.0, 'fraction of train that is held out, for choosing', least=0, below=0.5)
+  test_fraction: float = option(
+    0.2, 'fraction of every class of a folder without test/ that is held out to test on', above=0, most=0.5
+  )
   augment: str = option('pad_crop', 'augmentation of training images', choices=tuple(AUGMENTS))
   pad: int = option(1, 'pixels that pad_crop adds on each side')
   pad_mode: str = option('zeros', 'what the added pixels hold', choices=('zeros', 'reflect', 'symmetric'))
@@ -24,6 +27,7 @@ class Settings(Options):
   mean: tuple = option((0.5,), 'mean of each channel, for pixels from 0 to 1', items=0.5)
   std: tuple = option((0.5,), 'standard deviation of each channel, in the same unit', items=0.5)
   resident: str = option('auto', 'whether the images are kept on the device', choices=('auto', 'yes', 'no'))
+  cache: bool = option(False, 'keep streamed training images in memory, once decoded and scaled to data.resize')
   num_workers: int = option(4, 'workers that read and decode streamed images; 0 = the main thread', most=_MOST_WORKERS)
   workers: str = option(
     'threads', "what workers are; 'processes' if one Python is too slow", choices=('threads', 'processes')
@@ -61,6 +65,11 @@ class Settings(Options):
       'resize',
       self.resize or not AUGMENTS[self.augment].needs_resize,
       f'does not go with augment={self.augment!r}; set config.data.resize to the shorter side after resizing',
+    )
+    check(
+      'cache',
+      self.resize or not self.cache,
+      'does not go with resize=0; set config.data.resize to the shorter side that images are kept with',
     )
     check('std', len(self.std) == len(self.mean), f'must have one number per channel, as mean={tuple(self.mean)}')
     check('std', all(s > 0 for s in self.std), 'must be positive')

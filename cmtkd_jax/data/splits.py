@@ -28,7 +28,7 @@ def open_splits(config) -> base.Splits:
   if kind == 'folder':
     from cmtkd_jax.data.sources import folder
 
-    return folder.read(rest, channels=len(config.mean))
+    return folder.read(rest, channels=len(config.mean), test_fraction=config.test_fraction)
   if names.is_path(config.name):
     raise names.unknown(config.name)  # type: ignore[misc]  # a path resembles something
   from cmtkd_jax.data.sources import tfds_source  # Imports tensorflow_datasets, which may not be installed.

@@ -99,6 +99,7 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
       notes.append(f'{name} is left out: {e}')
   header, body = ['file', 'KiB'], [[str(path), f'{path.stat().length / 1024:,.1f}'] for path in paths.values()]
   if run is not None:
+    notes += [f'test: {run.held_out}'] if run.held_out else []
     header += ['top-1', 'predictions unlike training', 'unlike the integer forward']
     functions = {'training': lambda pixels: run.forward(pixels)[0], 'integers': interpreter.Network(exported.graph)}
     functions |= {str(path): export.open_network(path)[0] for name, path in paths.items() if export.FORMATS[name].read}
@@ -151,6 +152,7 @@ class _Run:
     forward = jax.jit(functools.partial(_forward_with_codes, self._method, mean=tuple(data.mean), std=tuple(data.std)))
     self.forward = functools.partial(forward, self._variables)
     self.num_examples = self._data.evals['test'].num_examples
+    self.held_out = self._data.held_out
 
   def training_images(self, count):
     """Returns about `count` images of the training split, uint8 [N, H, W, C]."""

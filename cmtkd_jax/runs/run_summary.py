@@ -13,8 +13,12 @@ from cmtkd_jax.runtime import distributed
 FILE = 'summary.json'
 
 
-def write(workdir, config, steps_per_epoch):
-  """Writes and returns the run's summary: `results` of every network, importance factors, what it was run with."""
+def write(workdir, config, dataset):
+  """Writes and returns the run's summary: `results` of every network, importance factors, what it was run with.
+
+  It has an entry 'test' where the test images are a part of train that was held out: which part, in words.
+  """
+  steps_per_epoch = dataset.train.steps_per_epoch
   distributed.wait_for_all('the metrics are written')
   rows = metric_log.read(workdir)
   trained = [row for row in rows if 'train/loss' in row]
@@ -30,6 +34,7 @@ def write(workdir, config, steps_per_epoch):
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     'epochs': round(rows[-1]['step'] / steps_per_epoch, 3),
     'results': results(rows, steps_per_epoch),
+    **({'test': dataset.held_out} if dataset.held_out else {}),
     'importance': {
       name.removeprefix('importance/'): value for name, value in trained[-1].items() if name.startswith('importance/')
     },
@@ -89,6 +94,8 @@ def closing_table(summary):
       f'{network:28}{last["top1"]:>8.2f} %{last["top5"]:>8.2f} %{best["top1"]:>8.2f} %'
       f'{best["top5"]:>8.2f} %{best["epoch"]:>7.4g}'
     )
+  if 'test' in summary:
+    lines.append(f'test: {summary["test"]}')
   for network, result in summary['results'].items():
     if 'chosen' in result:
       chosen = result['chosen']
@@ -131,7 +138,7 @@ def _is_summary(summary):
   return (
     all(name.count('/') == 1 and _is_number(value) for name, value in factors.items())
     and all(_is_number(summary.get(name, 0)) for name in ('steps', 'epochs'))
-    and all(isinstance(summary.get(name, ''), str) for name in ('commit', 'device'))
+    and all(isinstance(summary.get(name, ''), str) for name in ('commit', 'device', 'test'))
     and all(isinstance(version, str) for version in summary.get('versions', {}).values())
     and isinstance(summary.get('config', {}), dict)
   )

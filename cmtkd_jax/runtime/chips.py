@@ -1,5 +1,7 @@
 """What accelerators can do, by the pages of their makers."""
 
+import glob
+import importlib.util
 import os
 from typing import NamedTuple
 
@@ -43,3 +45,22 @@ def memory(device):
   if device.platform == 'cpu':
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count()
   return (device.memory_stats() or {}).get('bytes_limit')
+
+
+# What the driver of an accelerator makes -> the packages by which JAX uses it.
+_DRIVERS = {
+  '/dev/nvidia[0-9]*': ('jax_cuda12_plugin', 'jax_cuda13_plugin'),
+  '/dev/kfd': ('jax_rocm60_plugin', 'jax_rocm7_plugin'),
+  '/dev/accel*': ('libtpu',),
+  '/dev/vfio/[0-9]*': ('libtpu',),
+}
+
+
+def expects_accelerator():
+  """Returns whether JAX will find a GPU or TPU; touches none, so that processes can still join each other."""
+  if platforms := os.environ.get('JAX_PLATFORMS'):
+    return platforms.split(',')[0] != 'cpu'
+  return any(
+    glob.glob(device) and any(importlib.util.find_spec(package) for package in packages)
+    for device, packages in _DRIVERS.items()
+  )

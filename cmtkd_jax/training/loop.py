@@ -36,7 +36,7 @@ def train_and_evaluate(config, workdir):
       _train(parts, state, checkpoints, journal, preemption)
       checkpoints.wait()  # before SIGTERM ends the process again
   with run_files.disk_errors_as_user_errors(run):
-    return run_summary.write(run, config, parts.dataset.train.steps_per_epoch)
+    return run_summary.write(run, config, parts.dataset)
 
 
 def _train(parts, state, checkpoints, journal, preemption):

@@ -317,8 +317,12 @@ def emptied(path):
 
 
 FOLDERS = {
-  'no folder': (lambda root: shutil.rmtree(root), ['there is no folder', 'put the images under']),
-  'no test images': (lambda root: without(root / 'test'), ['neither', 'one must hold the images to test on']),
+  'no folder': (lambda root: shutil.rmtree(root), ['there is no folder', 'a folder of images for each class']),
+  'no training images': (lambda root: without(root / 'train'), ['no folder', 'put images to train on into']),
+  'one class': (
+    lambda root: [without(root / split / 'bee') for split in ('train', 'test')],
+    ['one class', "'ant'", 'give two or more'],
+  ),
   'class without test images': (lambda root: without(root / 'test' / 'ant'), ["'ant'", 'same classes']),
   'class without training images': (lambda root: images(root, ['test'], ['cat']), ["'cat'", 'same classes']),
   'empty class': (lambda root: emptied(root / 'train' / 'ant'), ['train/ant holds no', 'fill or remove it']),

@@ -373,7 +373,7 @@ def test_device_resampling_agrees_with_the_host(box_of):
   image = np.stack([Image.fromarray(c).resize((42, 30), Image.Resampling.BICUBIC) for c in coarse])
   u = draws(6).astype(np.float32)
   device = jax.jit(lambda i, u: augment.resample(i, box_of(jnp, u, 30, 42), 12))(image, u)
-  host = np.stack([decode_pil._resample(i, box, 12, 3) for i, box in zip(image, zip(*box_of(np, u, 30, 42)))])
+  host = np.stack([decode_pil._resample(i, box, (12, 12), 3) for i, box in zip(image, zip(*box_of(np, u, 30, 42)))])
   assert np.abs(np.asarray(device) - host).max() < 2.5  # PIL rounds twice.
 
 

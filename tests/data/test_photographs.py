@@ -15,11 +15,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from ml_collections import ConfigDict
 from PIL import Image
 
-from cmtkd_jax import data
 from cmtkd_jax.data import sampling
 from cmtkd_jax.data.loading import host_reader
 from cmtkd_jax.data.loading import worker_pool as workers
@@ -27,34 +24,16 @@ from cmtkd_jax.data.sources import base, npy
 from cmtkd_jax.data.transforms import crop_boxes, decode_pil
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import tensorflow_host
+from tests import batches
 from tests.batches import assert_equal, is_resident, take
 
 IMAGENET = dict(
-  augment='inception_crop_flip',
-  resize=64,
-  image_size=56,
-  mean=(0.5,) * 3,
-  std=(0.25,) * 3,
-  resident='no',
-  dir='',
-  minival=0.0,
-  pad=0,
-  pad_mode='zeros',
+  augment='inception_crop_flip', resize=64, image_size=56, mean=(0.5,) * 3, std=(0.25,) * 3, resident='no', pad=0
 )
 
 
-def load(
-  name, batch_size=8, devices=2, num_workers=2, workers='threads', max_corrupt_fraction=0.01, decoder='pil', **fields
-):
-  config = ConfigDict(
-    IMAGENET
-    | dict(
-      name=name, num_workers=num_workers, workers=workers, max_corrupt_fraction=max_corrupt_fraction, decoder=decoder
-    )
-  )
-  config.update(fields)
-  mesh = jax.make_mesh((devices,), ('data',), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-  return data.load(config, batch_size=batch_size, eval_batch_size=8, seed=0, mesh=mesh)
+def load(name, batch_size=8, devices=2, **fields):
+  return batches.load(name=name, batch_size=batch_size, eval_batch_size=8, devices=devices, **IMAGENET | fields)
 
 
 def picture(seed, height, width):
@@ -188,7 +167,7 @@ def test_smaller_versions_never_have_fewer_pixels_than_the_crop_wants():
   for u in rng.random((60, crop_boxes.NUM_DRAWS)):
     box = tuple(map(float, crop_boxes.inception_box(np, u, 700, 900)))
     image = Image.open(io.BytesIO(encoded))
-    out = decode_pil._resample(image, box, 96, 3)
+    out = decode_pil._resample(image, box, (96, 96), 3)
     scale = 900 / image.width
     assert min(box[2:]) / scale >= 96 or image.width == 900
     assert np.abs(out - full_decode(encoded, box, 96)).mean() < 1
@@ -198,7 +177,7 @@ def test_smaller_versions_never_have_fewer_pixels_than_the_crop_wants():
 def test_other_jpegs(mode, options):
   encoded = jpeg(picture(3, 300, 400).convert(mode), **options)
   box = crop_boxes.center_box(300, 400, 64, 56)
-  out = decode_pil._resample(Image.open(io.BytesIO(encoded)), box, 56, 3)
+  out = decode_pil._resample(Image.open(io.BytesIO(encoded)), box, (56, 56), 3)
   assert np.abs(out - full_decode(encoded, box, 56)).mean() < 1
   gray = decode_pil.Transform('none', size=56, resize=64, channels=1, seed=None)(encoded, 0, 0)
   assert gray.shape == (56, 56, 1)
@@ -378,7 +357,7 @@ import numpy as np
 from cmtkd_jax.data.loading import host_reader, worker_pool
 from cmtkd_jax.data.sources import folder
 from cmtkd_jax.data.transforms import decode_pil
-source = folder.read({str(photos)!r}, 3).train
+source = folder.read({str(photos)!r}, 3, 0.2).train
 reader = host_reader.HostReader(source, (8, 8, 3), decode_pil.Transform('none', 8, 8, 3, None), None)
 pool = worker_pool.Workers(1)
 assert pool.read(reader, np.arange(4), 0)[0].std() > 0
@@ -461,11 +440,11 @@ def test_resident_sets_replace_broken_images_as_streams_do(small, first):
   resident, streamed = load_small(small, resident='yes'), load_small(small, resident='no')
   assert is_resident(resident) and not is_resident(streamed)
   assert resident.train.broken == {r: f'file {paths[r]}' for r in (first, first + 1, 21, 39)}
-  batches = take(resident.train, 0, 5)
-  assert_equal(batches, take(streamed.train, 0, 5))
+  drawn = take(resident.train, 0, 5)
+  assert_equal(drawn, take(streamed.train, 0, 5))
   assert resident.train.broken == streamed.train.broken
   replaced = {first: first + 2, first + 1: first + 2, 21: 22, 39: 2 if first == 0 else 0}
-  for step, batch in enumerate(batches):
+  for step, batch in enumerate(drawn):
     records = np.array([replaced.get(r, r) for r in resident.train.indices(step).tolist()])
     np.testing.assert_array_equal(batch['image'][:, 3, 3, 0], 5 * records)
     np.testing.assert_array_equal(batch['label'], records // 20)

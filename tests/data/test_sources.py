@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.errors import UserError
 from tests import batches
 from tests.batches import is_resident, take
@@ -254,6 +255,83 @@ def test_folder(tmp_path, test, inner, resident):
   np.testing.assert_array_equal(batch['image'][:, 0, 0, 0], levels)
 
 
+@pytest.mark.parametrize('test', ['test', 'val', 'valid', 'validation'])
+def test_names_of_the_folder_of_test_images(tmp_path, test):
+  dataset = load(**rgb(name=save_folder(tmp_path, test=test)))
+  assert dataset.num_examples == {'train': 8, 'test': 8} and not dataset.held_out
+
+
+@pytest.mark.parametrize('inside', ['', 'train'])
+def test_a_part_of_every_class_is_held_out_where_there_are_no_test_images(tmp_path, inside):
+  """Of 20 and 3 images a tenth: 2 and, at least, 1; both the same in every run, and for every seed."""
+  for name, count, level in (('ant', 20, 0), ('bee', 3, 100)):
+    save_images(tmp_path / inside / name, ((8, 8),) * count, level=level)
+  fields = rgb(name=f'folder:{tmp_path}', test_fraction=0.1)
+  dataset, other = load(**fields), load(**fields, seed=1)
+  assert dataset.num_examples == {'train': 20, 'test': 3} and dataset.class_names == ('ant', 'bee')
+  held_out = '10 % of the images of every class, held out of training'
+  assert dataset.held_out == held_out
+  assert dataset.summary == f'folder:{tmp_path}: train 20 images, test 3 ({held_out}), 2 classes'
+  images, labels = test_set(dataset)
+  np.testing.assert_array_equal(labels, [0, 0, 1])
+  np.testing.assert_array_equal(images, test_set(other)[0])
+  batches = dataset.train.batches(0)
+  trained = np.concatenate([jax.device_get(next(batches)['image'])[:, 0, 0, 0] for _ in range(5)])
+  assert sorted([*trained, *images[:, 0, 0, 0]]) == [*range(20), 100, 101, 102]  # every image once
+
+
+def test_minival_is_a_slice_of_what_is_trained_on(tmp_path):
+  for label, name in enumerate(('ant', 'bee')):
+    save_images(tmp_path / name, ((8, 8),) * 10, level=100 * label)
+  dataset = load(**rgb(name=f'folder:{tmp_path}', minival=0.25))
+  assert 'train 12 images, minival 4, test 4 (20 % of' in dataset.summary
+  parts = [set(test_set(dataset, split)[0][:, 0, 0, 0]) for split in ('minival', 'test')]
+  assert len(parts[0]) == len(parts[1]) == 4 and not parts[0] & parts[1]
+
+
+def test_folders_that_cannot_be_split(tmp_path):
+  save_images(tmp_path / 'ant', ((8, 8),) * 2)
+  expect([f"{tmp_path} holds one class, 'ant'; give two or more"], **rgb(name=f'folder:{tmp_path}'))
+  save_images(tmp_path / 'bee', ((8, 8),))
+  expect(["class 'bee'", 'has one image; give two or more'], **rgb(name=f'folder:{tmp_path}'))
+  save_images(tmp_path / 'valid' / 'ant', ((8, 8),))
+  expect([f'there is {tmp_path}/valid, but no folder {tmp_path}/train'], **rgb(name=f'folder:{tmp_path}'))
+
+
+def test_cached_images_are_decoded_once_and_scaled(tmp_path, monkeypatch):
+  """Whole pictures of 16x24 and 40x20 pixels are kept with a shorter side of 10; evaluation reads the files."""
+  name = save_folder(tmp_path, sizes=((16, 24), (40, 20), (8, 9), (10, 10)))
+  fields = rgb(name=name, resize=10, augment='resize_crop_flip', num_workers=0)
+  shrink, kept = decode_pil.Transform.shrink, []
+  monkeypatch.setattr(decode_pil.Transform, 'shrink', lambda *args: kept.append(shrink(*args)) or kept[-1])
+  levels = []
+  for cache in (False, True):
+    dataset = load(**fields, cache=cache)
+    batches = dataset.train.batches(0)
+    levels.append([jax.device_get(next(batches)['image']) for _ in range(6)])  # three epochs
+    assert bool(kept) == cache
+  np.testing.assert_array_equal(*levels)  # each image is of one color
+  shapes = sorted(image.shape for image in kept)
+  assert shapes == sorted([(10, 15, 3), (20, 10, 3), (8, 9, 3), (10, 10, 3)] * 2)
+  test_set(dataset)
+  assert len(kept) == 8
+  expect(['config.data.cache=True does not go with resize=0; set config.data.resize'], **rgb(name=name, cache=True))
+
+
+def test_a_turned_photograph_is_kept_the_right_way_up(tmp_path):
+  """40x20 pixels, red above blue, stored turned by a quarter."""
+  array = np.zeros((40, 20, 3), np.uint8)
+  array[:20, :, 0] = array[20:, :, 2] = 255
+  image = Image.fromarray(array.swapaxes(0, 1)[::-1].copy())
+  exif = image.getexif()
+  exif[0x0112] = 6
+  image.save(tmp_path / 'a.jpg', exif=exif, quality=95)
+  transform = decode_pil.Transform('none', size=8, resize=10, channels=3, seed=None)
+  found = transform.shrink((tmp_path / 'a.jpg').read_bytes())
+  assert found.shape == (20, 10, 3)
+  np.testing.assert_allclose(found[[0, -1], 5], array[[0, -1], 5], atol=12)
+
+
 def test_tiny_imagenet_layout(tmp_path):
   name = save_folder(tmp_path, inner='images')
   save_images(tmp_path / 'val' / 'images', [(8, 8)] * 3, mode='L', level=7)
@@ -303,7 +381,7 @@ def test_folder_mistakes(tmp_path):
   with pytest.raises(UserError, match='config.data.resize=0, but file .*test/ant/1.JPEG is 8x9, not 8x8'):
     for _ in load(**rgb(name=name)).evals['test'].batches():
       pass
-  expect([f'{tmp_path}/none/train'], **rgb(name=f'folder:{tmp_path}/none'))
+  expect([f'there is no folder {tmp_path}/none;'], **rgb(name=f'folder:{tmp_path}/none'))
   (tmp_path / 'train' / 'cow').mkdir()
   expect([f'{tmp_path}/train/cow holds no image file', 'nor anything else'], **rgb(name=name))
   save_images(tmp_path / 'train' / 'cow' / 'images', [(8, 8)])

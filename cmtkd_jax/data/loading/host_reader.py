@@ -17,6 +17,7 @@ class HostReader:
     transform: makes uint8[H, W, C] of an image.
     substitutes: sorted record numbers; for an image that cannot be decoded the next of them stands in. None: such an
       image is an error.
+    cache: whether images are kept in memory once they are decoded, with the shorter side that `transform` resizes to.
   """
 
   def __init__(
@@ -25,8 +26,10 @@ class HostReader:
     shape: tuple[int, int, int],
     transform: decode_pil.Transform,
     substitutes: np.ndarray | None,
+    cache: bool = False,
   ):
     self.shape = shape
+    self._kept: dict[int, np.ndarray] | None = {} if cache else None
     self._source, self._transform, self._substitutes = source, transform, substitutes
 
   def read(self, records: np.ndarray, position: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -61,7 +64,15 @@ class HostReader:
 
   def _decode(self, opened, item, position, record):
     with broken_lib.naming_record(self._source, record):
-      return self._transform(opened[item], position, record)
+      return self._transform(self._image(opened, item, record), position, record)
+
+  def _image(self, opened, item, record):
+    """The image as it is read, or as it is kept; threads that meet one at the same time both decode it."""
+    if self._kept is None:
+      return opened[item]
+    if record not in self._kept:
+      self._kept[record] = self._transform.shrink(opened[item])
+    return self._kept[record]
 
   def _substitute(self, error, position, record, broken):
     """(image, label) of the next record that can be decoded; `broken` takes those that cannot."""

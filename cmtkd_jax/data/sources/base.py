@@ -103,12 +103,14 @@ class Splits(NamedTuple):
     test: records to test on.
     class_names: names of the classes, in the order of the labels.
     notes: what the user should know before training, such as files that were left out; a few words each.
+    held_out: which part of train the test records are, in words; '' where the data set has a test split of its own.
   """
 
   train: Source
   test: Source
   class_names: tuple[str, ...]
   notes: tuple[str, ...] = ()
+  held_out: str = ''
 
 
 class ArraySource(Source):

@@ -1,22 +1,20 @@
-"""Images in folders: train/<class>/*.jpg, likewise test/ or val/; or Tiny ImageNet as shipped."""
+"""Images in folders: <class>/*.jpg, in train/ and test/ or in one place; or Tiny ImageNet as shipped."""
 
-import collections
-import contextlib
 import functools
-import os
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
+from cmtkd_jax.data import sampling
 from cmtkd_jax.data.loading import broken
-from cmtkd_jax.data.sources.base import Source, Splits, class_names
+from cmtkd_jax.data.sources import folder_listing
+from cmtkd_jax.data.sources.base import Source, Splits
 from cmtkd_jax.data.transforms import image_file
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
 
-_TINY_LABELS = 'val_annotations.txt'
+_TESTS = ('test', 'val', 'valid', 'validation')
 
 
 class FolderSource(Source):
@@ -36,7 +34,8 @@ class FolderSource(Source):
     file = self._files[record]
     return f'file {file if file.isprintable() else repr(file)}'
 
-  def _shape_of(self, record):
+  def shape_of(self, record):
+    """Returns (h, w, C) of one record, from the header of its file."""
     with broken.naming_record(self, record):
       local_file.check(self._files[record])
       with epath.Path(self._files[record]).open('rb') as file:
@@ -44,11 +43,11 @@ class FolderSource(Source):
 
   @functools.cached_property
   def first_shape(self):
-    return broken.first_shape(self._shape_of, len(self))
+    return broken.first_shape(self.shape_of, len(self))
 
   @functools.cached_property
   def shape(self):
-    return broken.same_shape(self._shape_of, len(self))
+    return broken.same_shape(self.shape_of, len(self))
 
 
 class _Files(Sequence):
@@ -64,20 +63,24 @@ class _Files(Sequence):
     return local_file.read_bytes(self._files[row])
 
 
-def read(path: str, channels: int) -> Splits:
+def read(path: str, channels: int, test_fraction: float) -> Splits:
   """Finds the images of a folder data set; class names are folder names in Unicode NFC, sorted.
+
+  The classes are in train/, and in test/, val/, valid/ or validation/, of which the first that exists is used (in Tiny
+  ImageNet val/, since its test images have no labels). Where there is none of these, `test_fraction` of every class of
+  train/ is held out, always the same images. Without train/, too, the folder holds the classes itself.
 
   Images are the files with a suffix of `image_file.suffixes()`. Names that begin with a dot count neither as classes
   nor as images. What else is left out is in the notes.
 
-  Where test/ and val/ both exist, test/ is used, except in Tiny ImageNet, whose test images have no labels.
-
   Args:
-    path: the folder that holds train/.
+    path: the folder.
     channels: 1 (read as gray) or 3 (read as RGB).
+    test_fraction: of the images of a class, rounded, at least one.
 
   Raises:
-    UserError: no images, something else in place of an image file, or the classes of the splits differ.
+    UserError: no images, something else in place of an image file, fewer than two classes, or the classes of the splits
+      differ.
   """
   name = f"config.data.name='folder:{path}'"
   root = epath.Path(path).expanduser()
@@ -85,166 +88,59 @@ def read(path: str, channels: int) -> Splits:
     raise UserError(
       f'{name}: image files are read with 1 or 3 channels, but config.data.mean has {channels} numbers; give 1 or 3'
     )
-  if not (root / 'train').is_dir():
-    raise UserError(
-      f'{name}: there is no folder {root / "train"}; '
-      'put the images under train/<class>/ and test/<class>/ (or val/<class>/)'
-    )
-  finder = _Finder(name)
-  train = finder.by_class(root / 'train')
-  folders = [root / d for d in ('test', 'val') if (root / d).is_dir()]
-  if (root / 'val' / _TINY_LABELS).exists():
-    if kind := local_file.not_a_file(root / 'val' / _TINY_LABELS):
-      raise UserError(f'{name}: {root / "val" / _TINY_LABELS} is {kind}, not a file; remove it')
-    test, tested = finder.tiny_val(root / 'val'), root / 'val' / _TINY_LABELS
-    unread = [folder for folder in folders if folder.name == 'test']
-  else:
-    if not folders:
-      raise UserError(
-        f'{name}: there is neither {root / "test"} nor {root / "val"}; one must hold the images to test on'
-      )
-    test, tested, unread = finder.by_class(folders[0]), folders[0], folders[1:]
+  if not root.is_dir():
+    raise UserError(f'{name}: there is no folder {root}; name one that holds a folder of images for each class')
+  tests = [root / d for d in _TESTS if (root / d).is_dir()]
+  place = root / 'train' if tests or (root / 'train').is_dir() else root
+  if not place.is_dir():
+    raise UserError(f'{name}: there is {tests[0]}, but no folder {place}; put images to train on into {place}/<class>/')
+  finder = folder_listing.Finder(name)
+  train = finder.by_class(place)
   classes = sorted(train)
-  if unknown := sorted(set(test) - set(train)):
-    raise UserError(
-      f'{name}: class {unknown[0]!r} of {tested} has no images in {root / "train"}; both must have the same classes'
-    )
-  if missing := sorted(set(train) - set(test)):
-    raise UserError(
-      f'{name}: class {missing[0]!r} of {root / "train"} has no images in {tested}; both must have the same classes'
-    )
+  if len(classes) < 2:
+    raise UserError(f'{name}: {place} holds one class, {classes[0]!r}; give two or more, a folder of images each')
+  if tests:
+    test, unread = _test_images(finder, name, tests, place, train)
+    held_out, notes = '', (*finder.notes(), *(f'{folder.name}/ is not used' for folder in unread))
+  else:
+    train, test = _hold_out(name, place, train, test_fraction)
+    held_out, notes = f'{100 * test_fraction:.4g} % of the images of every class, held out of training', finder.notes()
 
   def source(files_of):
     pairs = [(file, label) for label, c in enumerate(classes) for file in files_of[c]]
     return FolderSource([file for file, _ in pairs], [label for _, label in pairs], channels)
 
-  notes = (*finder.notes(), *(f'{folder.name}/ is not used' for folder in unread))
-  return Splits(source(train), source(test), tuple(classes), notes)
+  return Splits(source(train), source(test), tuple(classes), notes, held_out)
 
 
-class _Finder:
-  """Finds image files, and remembers what it left out."""
-
-  def __init__(self, name: str):
-    self._name = name
-    self._suffixes = collections.Counter()  # of files that are not read as images
-    self._others = collections.Counter()  # what else: number by (noun, the rest of the description)
-
-  def notes(self) -> tuple[str, ...]:
-    """Returns what was left out, as one note or none."""
-    parts = []
-    if count := self._suffixes.total():
-      kinds = [suffix or 'no suffix' for suffix, _ in self._suffixes.most_common(5)]
-      kinds += ['...'] * (len(self._suffixes) > 5)
-      parts.append(_count(count, 'file', f'not read as images ({", ".join(kinds)})'))
-    parts += [_count(number, *what) for what, number in self._others.items()]
-    return (f'left out {", ".join(parts)}',) if parts else ()
-
-  def by_class(self, folder: epath.Path) -> dict[str, list[epath.Path]]:
-    """Returns {class: sorted image files}, from <class>/* or <class>/images/*."""
-    listed = self._list(folder)
-    folders = [name for name, is_folder in listed if is_folder]
-    files_of = {
-      c: self._images(folder / name) for c, name in zip(class_names(folders, f'{self._name}: {folder}'), folders)
-    }
-    for name, is_folder in listed:
-      if not is_folder and self._is_image(folder / name):
-        self._others['image', 'outside class folders'] += 1
-    if not files_of:
-      raise UserError(f'{self._name}: folder {folder} holds no class folders; put the images under {folder}/<class>/')
-    return files_of
-
-  def tiny_val(self, folder: epath.Path) -> dict[str, list[epath.Path]]:
-    """Returns {class: image files} from lines "file<TAB>class<TAB>..." about folder/images/."""
-    for name, is_folder in self._list(folder / 'images'):
-      if not is_folder:
-        self._is_image(folder / 'images' / name)
-    files_of = {}
-    for line in local_file.read_bytes(folder / _TINY_LABELS).decode(errors='replace').splitlines():
-      file, _, rest = line.partition('\t')
-      if not rest:
-        raise UserError(f'{self._name}: {folder / _TINY_LABELS} has the line {line!r}; write "FILE<TAB>CLASS"')
-      files_of.setdefault(_nfc(rest.split('\t')[0]), []).append(folder / 'images' / file)
-    return files_of
-
-  def _images(self, class_dir):
-    """The image files of a class folder, or of its folder images/."""
-    listed = self._list(class_dir)
-    place, beside = class_dir, []
-    if ('images', True) in listed:
-      beside = [entry for entry in listed if entry != ('images', True)]
-      place, listed = class_dir / 'images', self._list(class_dir / 'images')
-    files = []
-    for name, is_folder in listed:
-      if is_folder:
-        self._refuse_folder(place / name)
-        self._others['folder', 'inside class folders'] += 1
-      elif self._is_image(place / name):
-        files.append(place / name)
-    for name, is_folder in beside:
-      if is_folder:
-        self._others['folder', 'inside class folders'] += 1
-      elif self._is_image(class_dir / name):
-        self._others['image', 'next to a folder images/'] += 1
-    if not files:
-      kinds = sorted({os.path.splitext(name)[1].lower() or name for name, _ in listed})[:5]
-      raise UserError(
-        f'{self._name}: folder {place} holds no image file, such as .jpg or .png, '
-        f'{"but " + ", ".join(kinds) if kinds else "nor anything else"}; fill or remove it'
-      )
-    return files
-
-  def _is_image(self, path):
-    suffix = os.path.splitext(path.name)[1].lower()
-    if suffix in image_file.suffixes():
-      return True
-    self._suffixes[suffix] += 1
-    return False
-
-  def _refuse_folder(self, path):
-    if os.path.splitext(path.name)[1].lower() in image_file.suffixes():
-      raise UserError(f'{self._name}: {path} is a folder, but is called like an image file; rename or remove it')
-
-  def _list(self, folder) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of everything in a folder that is not hidden, sorted by NFC."""
-    try:
-      entries = sorted(_entries(folder), key=lambda entry: (_nfc(entry[0]), entry))
-    except OSError as e:
-      raise UserError(f'{self._name}: folder {folder} cannot be read ({e.strerror or e}); make it readable') from e
-    listed = []
-    for name, kind in entries:
-      if name.startswith('.'):
-        self._others['hidden name', ''] += 1
-      elif kind != 'special':
-        listed.append((name, kind == 'folder'))
-      elif os.path.splitext(name)[1].lower() in image_file.suffixes():
-        raise UserError(f'{self._name}: {folder / name} is a pipe, socket or device, not an image file; remove it')
-      else:
-        self._others['special file', ''] += 1
-    return listed
+def _test_images(finder, name, folders, place, train):
+  """({class: files} of the first of `folders`, or of Tiny ImageNet's val/; the folders that are not used)."""
+  tiny = next((folder for folder in folders if (folder / folder_listing.TINY_LABELS).exists()), None)
+  if tiny is not None:
+    tested = tiny / folder_listing.TINY_LABELS
+    if kind := local_file.not_a_file(tested):
+      raise UserError(f'{name}: {tested} is {kind}, not a file; remove it')
+    test = finder.tiny_val(tiny)
+  else:
+    tested = folders[0]
+    test = finder.by_class(tested)
+  if unknown := sorted(set(test) - set(train)):
+    raise UserError(
+      f'{name}: class {unknown[0]!r} of {tested} has no images in {place}; both must have the same classes'
+    )
+  if missing := sorted(set(train) - set(test)):
+    raise UserError(
+      f'{name}: class {missing[0]!r} of {place} has no images in {tested}; both must have the same classes'
+    )
+  return test, [folder for folder in folders if folder != (tiny or tested)]
 
 
-def _entries(folder: epath.Path) -> Iterator[tuple[str, str]]:
-  """(name, 'file', 'folder' or 'special') of everything in a folder."""
-  if '://' in os.fspath(folder):  # An object store has no special files, only folders and files.
-    for path in folder.iterdir():
-      suffix = os.path.splitext(path.name)[1].lower()
-      yield path.name, 'file' if suffix in image_file.suffixes() or not path.is_dir() else 'folder'
-    return
-  with os.scandir(folder) as entries:
-    for entry in entries:
-      kind = 'file'  # also a link to nothing or to itself, which cannot be read
-      with contextlib.suppress(OSError):
-        if entry.is_dir():
-          kind = 'folder'
-        elif not entry.is_file() and os.path.exists(entry):
-          kind = 'special'
-      yield entry.name, kind
-
-
-def _nfc(name):
-  return unicodedata.normalize('NFC', name)
-
-
-def _count(number, noun, rest):
-  return f'{number} {noun}{"s" * (number != 1)} {rest}'.rstrip()
+def _hold_out(name, place, files_of, fraction):
+  """({class: files} to train on, those to test on)."""
+  train, test = {}, {}
+  for c, files in files_of.items():
+    if len(files) < 2:
+      raise UserError(f'{name}: class {c!r} of {place} has one image; give two or more, to train and to test on')
+    kept, held = sampling.split_minival(len(files), max(fraction, 1 / len(files)))
+    train[c], test[c] = [files[i] for i in kept], [files[i] for i in held]
+  return train, test

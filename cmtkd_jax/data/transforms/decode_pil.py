@@ -19,12 +19,13 @@ from cmtkd_jax.data.transforms import crop_boxes, decode_tf, image_file
 from cmtkd_jax.data.transforms.augments import AUGMENTS
 
 
-def _resample(image: np.ndarray | Image.Image, box, size: int, channels: int) -> np.ndarray:
+def _resample(image: np.ndarray | Image.Image, box, size: tuple[int, int], channels: int) -> np.ndarray:
+  """The box of the stored image, resampled to `size`, (width, height)."""
   if isinstance(image, np.ndarray):
     image = Image.fromarray(image[..., 0] if channels == 1 else image)
   (top, left, height, width), whole = map(float, box), image.width
   # A smaller version of a JPEG, as long as its box has `size` pixels; other images, and arrays, have none.
-  smaller = image.draft(None, (math.ceil(image.width * size / width), math.ceil(image.height * size / height)))
+  smaller = image.draft(None, (math.ceil(image.width * size[0] / width), math.ceil(image.height * size[1] / height)))
   scale = smaller[1][2] / whole if smaller else 1
   corners = (
     left * scale,
@@ -32,7 +33,7 @@ def _resample(image: np.ndarray | Image.Image, box, size: int, channels: int) ->
     min((left + width) * scale, image.width),
     min((top + height) * scale, image.height),
   )
-  resized = image_file.convert(image, channels).resize((size, size), Image.Resampling.BILINEAR, box=corners)
+  resized = image_file.convert(image, channels).resize(size, Image.Resampling.BILINEAR, box=corners)
   array = np.asarray(resized)
   return array[..., None] if channels == 1 else array
 
@@ -82,5 +83,18 @@ class Transform:
     if self.decoder == 'tensorflow':
       crop = decode_tf.resample(encoded, image, box, self.size, self.channels)
     else:
-      crop = _resample(image, box, self.size, self.channels)
+      crop = _resample(image, box, (self.size, self.size), self.channels)
     return turned.apply(crop)
+
+  def shrink(self, source: np.ndarray | bytes) -> np.ndarray:
+    """Returns the whole picture, the right way up, its shorter side at most `resize`: uint8[h, w, channels]."""
+    image: Any = source
+    stored, turned = source.shape[:2] if isinstance(source, np.ndarray) else (), image_file.UPRIGHT
+    if isinstance(source, bytes):
+      image = image_file.open_image(source)
+      stored, turned = (image.height, image.width), image_file.orientation(image)
+    scale = self.resize / min(stored)
+    if scale >= 1:
+      return image_file.to_array(image, self.channels)
+    height, width = (round(side * scale) for side in stored)
+    return turned.apply(_resample(image, (0, 0, *stored), (width, height), self.channels))

@@ -1,0 +1,175 @@
+"""A configuration for a folder of images: what lies in the folder, and what suits it and the machine."""
+
+import shlex
+import statistics
+import sys
+from typing import Any, NamedTuple
+
+from cmtkd_jax.config.variants import smoke
+from cmtkd_jax.data.loading.broken import CorruptImageError
+from cmtkd_jax.data.sources import folder
+from cmtkd_jax.errors import UserError, printable
+from cmtkd_jax.runtime import chips
+
+_LOOKED_AT = 200  # images whose size is read
+_FEW = 1500  # images of which a CPU can train on 64x64 pixels in ten minutes
+_CPU_SECONDS = 420  # of training, beside compilation and evaluation
+# Of one image of 32x32 pixels through a step of four ResNet8: measured on two cores of an Intel Xeon.
+_CPU_IMAGE_SECONDS = 0.0038
+_ACCELERATOR_IMAGES = 3_000_000
+_CACHE = 2**30  # bytes
+_TAKEN_AS_THEY_ARE = 64  # pixels a side
+
+
+class Found(NamedTuple):
+  """What lies in a folder.
+
+  train, test, classes: numbers of images and classes.
+  held_out: which part of train the test images are, in words; '' where there are test images.
+  short: shorter sides of the images that were looked at, in pixels, sorted.
+  square: whether these all have one size, and are square.
+  """
+
+  train: int
+  test: int
+  classes: int
+  held_out: str
+  short: list[int]
+  square: bool
+
+
+class Choice(NamedTuple):
+  """The value of a field, and the reason for it."""
+
+  field: str
+  value: Any
+  reason: str
+
+
+def look(path, test_fraction) -> Found:
+  """Returns what lies in the folder `path`; reads the headers of some images, evenly spread.
+
+  Raises:
+    UserError: it holds no images that can be trained on.
+  """
+  splits = folder.read(path, 3, test_fraction)
+  count, sizes, errors = len(splits.train), [], []
+  for i in range(min(count, _LOOKED_AT)):
+    try:
+      sizes.append(splits.train.shape_of(i * count // min(count, _LOOKED_AT))[:2])
+    except CorruptImageError as e:  # replaced, or an error, in training
+      errors.append(e)
+  if not sizes:
+    raise errors[0]
+  return Found(
+    count,
+    len(splits.test),
+    len(splits.class_names),
+    splits.held_out,
+    sorted(map(min, sizes)),
+    len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1],
+  )
+
+
+def choose(found: Found, accelerator: bool) -> list[Choice]:
+  """Returns the fields that depend on the images and on whether a GPU or TPU trains on them."""
+  short = round(statistics.median(found.short))
+  if found.square and short <= _TAKEN_AS_THEY_ARE:
+    images = [
+      Choice('data.image_size', short, 'all images have this size'),
+      Choice('data.augment', 'pad_crop_flip', 'shifts by up to an eighth, mirrored'),
+      Choice('data.pad', max(1, short // 8), 'an eighth of the image'),
+    ]
+    size = short
+  else:
+    if accelerator:
+      size, resize, why, augment = 224, 256, 'as for ImageNet', 'inception_crop_flip'
+    elif found.train <= _FEW and short >= 64:
+      size, resize, why, augment = 64, 72, f'{found.train:,} images are few enough', 'resize_crop_flip'
+    else:
+      size, resize, why, augment = 32, 36, 'for so many images, or such small ones', 'resize_crop_flip'
+    images = [
+      Choice('data.image_size', size, why),
+      Choice('data.resize', resize, 'shorter side, from which the network sees a crop'),
+      Choice('data.augment', augment, 'crops at random, mirrored'),
+    ]
+    if found.train * 1.5 * resize**2 * 3 < _CACHE:
+      images.append(Choice('data.cache', True, 'each file is decoded once'))
+  most = 256 if accelerator else 64
+  batch = 2 ** (max(1, min(found.train // 8, most)).bit_length() - 1)
+  batch = min(max(batch, 8), 2 ** (found.train.bit_length() - 1))
+  if accelerator:
+    network = Choice('model.name', 'resnet18', 'for a GPU or TPU')
+    epochs = min(200, max(60, _ACCELERATOR_IMAGES // found.train))
+    duration = Choice('duration', f'{epochs} epochs', f'about {epochs * found.train / 1e6:.2g} million images')
+  else:
+    network = Choice('model.name', 'resnet8', 'four of them train in minutes on a CPU')
+    seconds = found.train * _CPU_IMAGE_SECONDS * (size / 32) ** 2  # of an epoch
+    epochs = min(300, max(10, round(_CPU_SECONDS / seconds)))
+    minutes = max(1, round(epochs * seconds / 60))
+    duration = Choice('duration', f'{epochs} epochs', f'about {minutes} min of training on two cores')
+  every = Choice('eval_every', f'{max(1, epochs // 10)} epochs', 'ten evaluations')
+  rate = Choice('optimizer.learning_rate', min(0.1, 0.1 * batch / (256 if accelerator else 64)), 'with the batch')
+  stem = 'imagenet' if size > 128 else 'cifar'
+  return [
+    *images,
+    network,
+    Choice('model.stem', stem, f'for {size}x{size} pixels'),
+    Choice('batch_size', batch, f'of {found.train:,} images'),
+    rate,
+    duration,
+    every,
+    Choice('checkpoint_every', every.value, 'at every evaluation'),
+  ]
+
+
+def apply(config, argument, report=None):
+  """Sets what suits the folder that `--config=FILE:DIR[,cpu|,accelerator|,smoke]` names; returns `config`.
+
+  Args:
+    config: changed in place.
+    argument: the text after the colon. 'cpu' or 'accelerator' stands in for the machine that is found.
+    report: function that shows a line to the user; None for standard error.
+
+  Raises:
+    UserError: there is no folder in it, or it holds no images that can be trained on.
+  """
+  path, *words = argument.split(',') if argument else ['']
+  if 'smoke' in (path, *words):
+    smoke(config, 32)
+    return config
+  if unknown := set(words) - {'cpu', 'accelerator'}:
+    raise UserError(f'--config=...:{argument}: {sorted(unknown)[0]!r} is not one of cpu, accelerator, smoke')
+  if not path:
+    raise UserError('--config: the folder of images is missing; name it after a colon, e.g. --config=FILE.py:DIR')
+  found = look(path, config.data.test_fraction)
+  accelerator = words[-1] == 'accelerator' if words else chips.expects_accelerator()
+  choices = choose(found, accelerator)
+  config.data.name = f'folder:{path}'
+  config.update_from_flattened_dict({choice.field: choice.value for choice in choices})
+  if accelerator:
+    config.dtype = 'bfloat16'
+  (report or _print)(describe(path, found, accelerator, choices))
+  return config
+
+
+def describe(path, found, accelerator, choices):
+  """Returns what was found and chosen, and how to choose otherwise, as text."""
+  machine, other = ('a GPU or TPU', 'cpu') if accelerator else ('a CPU', 'accelerator')
+  test = f'{found.test:,} to test on{f" ({found.held_out})" if found.held_out else ""}'
+  sides = ' to '.join(map(str, sorted({found.short[0], found.short[-1]})))
+  fields = [f'--config.{choice.field}={shlex.quote(str(choice.value))}' for choice in choices]
+  width = max(map(len, fields))
+  return '\n'.join(
+    [
+      f'{printable(path)}: {found.train:,} images to train on, {test}, {found.classes} classes; '
+      f'shorter side {sides} pixels',
+      f'chosen for {machine} (a comma and {other} after the folder choose for the other):',
+      *(f'  {field.ljust(width)}  {choice.reason}' for field, choice in zip(fields, choices)),
+      'Each of these flags overrules its line.',
+    ]
+  )
+
+
+def _print(text):
+  print(text, file=sys.stderr, flush=True)
