@@ -18,7 +18,12 @@ def main(argv):
     command = flags.parse(argv)
     if command.mode in commands.ON_DEVICES:
       distributed.initialize(command.cluster)
-    return commands.MODES[command.mode](command) or 0
+    status = commands.MODES[command.mode](command) or 0
+    sys.stdout.flush()  # here, where a reader that has left does no harm
+    return status
+  except BrokenPipeError:  # as of `| head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except UserError as e:
     return _end(2, f'error: {e}')
   except preemption.Preempted as e:
@@ -40,7 +45,12 @@ def _end(status, line):
   return status
 
 
-if __name__ == '__main__':
+def run():
+  """Runs the command line of this process and ends it with the exit status; the command `cmtkd-jax`."""
   allocator.keep_memory()
   interrupts.watch()
   sys.exit(main(sys.argv))
+
+
+if __name__ == '__main__':
+  run()

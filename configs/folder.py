@@ -15,6 +15,7 @@ def get_config(argument=''):
   config.data.std = (0.229, 0.224, 0.225)
   config.method.cmtkd.teacher_bits = (4, 6, 8)
   config.feature_loss.attention.weight = 5.0  # 100 belongs to networks that train for long
+  config.eval_batch_size = 64
   config.optimizer.schedule = 'cosine'
   config.optimizer.warmup = '2 epochs'
   return base.own_images.apply(config, argument)

@@ -77,7 +77,7 @@ def parse(argv):
   if _HELP.intersection(argv[1:]):
     own = (_CONFIG, _WORKDIR, _STEP, _INTEGER, _FORMAT, _IMAGES, _OUTPUT, _TOPOLOGY)
     own += (_COORDINATOR, _PROCESSES, _PROCESS, _INIT_TIMEOUT)
-    print(usage.text(commands.MODES, [flags.FLAGS[holder.name] for holder in own]))
+    print(usage.text(commands.MODES, [flags.FLAGS[holder.name] for holder in own]), flush=True)
     sys.exit()
   for field in re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE):
     config_lib.check_field(field)

@@ -1,15 +1,27 @@
 """The configuration as text: value, allowed values and meaning of every field."""
 
+import functools
+import sys
+import types
+
+from cmtkd_jax import losses, methods, models, quantizers
 from cmtkd_jax.config import sections, validation
 from cmtkd_jax.config.defaults import flat
 from cmtkd_jax.errors import UserError, printable
 from cmtkd_jax.runtime import text_table
 
 _CHANGED = '*'
+_REGISTRIES = {
+  'model.name': models.MODELS,
+  'method.name': methods.METHODS,
+  'feature_loss.name': losses.FEATURE_LOSSES,
+  'logit_loss.name': losses.LOGIT_LOSSES,
+  'quantizer.name': quantizers.QUANTIZERS,
+}
 
 
 def describe(config, selected_only=True, wanted=()):
-  """Returns a table for each section, a field a line; values that differ from the default are marked.
+  """Returns a table for each section, a field a line, and what the names in it stand for; marks what is no default.
 
   Args:
     config: a checked `ConfigDict`.
@@ -47,7 +59,26 @@ def describe(config, selected_only=True, wanted=()):
     title = (cls.__doc__ or '').partition('\n')[0]
     lines += ['', f'config.{section}: {title}' if section else title]
     lines += text_table.lines(['', 'field', 'value', 'meaning [allowed values]'], body, left=range(4))
+    for name in fields.keys() & _REGISTRIES.keys():
+      lines += [f'  {name} can be:', *_names(_REGISTRIES[name])]
   return '\n'.join([*lines, '', f'{_CHANGED} differs from the default. Set a field with --config.FIELD=VALUE.'])
+
+
+def _names(registry):
+  """A line for each entry of a registry: its name, and what it is."""
+  width = max(map(len, registry))
+  return [f'    {name.ljust(width)}  {_meaning(entry)}' for name, entry in registry.items()]
+
+
+def _meaning(entry):
+  """The line that documents an entry of a registry: a module, a class that is alone in its module, or a backbone."""
+  if isinstance(entry, types.ModuleType):
+    doc = entry.__doc__
+  elif isinstance(entry, type):
+    doc = sys.modules[entry.__module__].__doc__
+  else:
+    doc = (entry.func if isinstance(entry, functools.partial) else entry).__doc__
+  return (doc or '').partition('\n')[0]
 
 
 def _is_within(field, names):

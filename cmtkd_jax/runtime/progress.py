@@ -22,27 +22,31 @@ class Progress:
     enabled: False writes nothing (processes other than the first).
     clock: function that returns seconds.
     unit: what is counted.
+    images_per_step: to show the time of a step; None hides it.
   """
 
   def __init__(
-    self, total_steps, start_step=0, stream=None, steps_per_epoch=None, enabled=True, clock=time.monotonic, unit='step'
+    self,
+    total_steps,
+    start_step=0,
+    stream=None,
+    steps_per_epoch=None,
+    enabled=True,
+    clock=time.monotonic,
+    unit='step',
+    images_per_step=None,
   ):
     self._stream = sys.stderr if stream is None else stream
     self._terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
     self._total = total_steps
-    self._steps_per_epoch = steps_per_epoch
+    self._steps_per_epoch, self._images_per_step = steps_per_epoch, images_per_step
     self._enabled = enabled
     self._clock, self._unit = clock, unit
     self._step = start_step
-    self._origin = None  # (seconds, step) from which the time per step is measured.
+    self._origin = None  # (seconds, step) of the first update, after what only the first step does
     self._line = ''
     self._shown = ''
     self._shown_at = -math.inf
-
-  def compiled(self, seconds):
-    """Prints how long the compilation took; the time per step is measured from here on."""
-    self.note(f'compiled the train step in {format_duration(seconds)}')
-    self._origin = self._clock(), self._step
 
   def update(self, step, images_per_second, **scalars):
     """Shows a step.
@@ -62,16 +66,11 @@ class Progress:
       self._show(now)
 
   def eta(self):
-    """Seconds to the end at the mean pace since compilation, evaluations included; None at the start."""
-    pace = self._pace()
-    return None if pace is None else pace * max(self._total - self._step, 0)
-
-  def _pace(self):
-    """Seconds of a step since compilation, evaluations included; None at the start."""
+    """Seconds to the end at the mean pace since the first update, evaluations included; None at the start."""
     if self._origin is None or self._step <= self._origin[1]:
       return None
     seconds, step = self._origin
-    return (self._clock() - seconds) / (self._step - step)
+    return (self._clock() - seconds) / (self._step - step) * max(self._total - self._step, 0)
 
   def note(self, text):
     """Prints a line of its own above the progress line."""
@@ -100,10 +99,9 @@ class Progress:
       epochs = [steps / self._steps_per_epoch for steps in (self._step, self._total)]
       parts.append(f'epoch {epochs[0]:.1f}/{epochs[1]:.4g}')
     parts.append(f'{images_per_second:.0f} img/s' if images_per_second >= 10 else f'{images_per_second:.2g} img/s')
-    if self._pace() is not None:
-      parts.append(
-        f'{1e3 * self._pace():.0f} ms/{self._unit}' if self._pace() < 1 else f'{self._pace():.1f} s/{self._unit}'
-      )
+    if self._images_per_step and images_per_second:
+      seconds = self._images_per_step / images_per_second
+      parts.append(f'{1e3 * seconds:.0f} ms/{self._unit}' if seconds < 1 else f'{seconds:.1f} s/{self._unit}')
     parts += [
       f'{name} {value}' if isinstance(value, str) else f'{name} {float(value):.4g}' for name, value in scalars.items()
     ]

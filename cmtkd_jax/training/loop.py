@@ -1,7 +1,5 @@
 """The training loop, from top to bottom: plan, directory, state, step, loop, summary."""
 
-import time
-
 import jax
 
 from cmtkd_jax.runs import run_files, run_summary
@@ -81,9 +79,7 @@ def _compile(parts, state, batch, journal):
     grad_accum_steps=parts.config.grad_accum_steps,
   )
   if int(state.step) < parts.schedule.total:
-    journal.note('compiling the train step, which takes minutes for large networks')
-    begin = time.monotonic()
-    step_fn = step_fn.lower(state, batch).compile()
-    journal.compiled(time.monotonic() - begin)
+    with journal.compiling():
+      step_fn = step_fn.lower(state, batch).compile()
     journal.note(memory.describe(step_fn))
   return step_fn

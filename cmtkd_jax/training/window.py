@@ -9,6 +9,7 @@ import numpy as np
 from cmtkd_jax.errors import UserError
 
 _AHEAD = 2  # steps that may wait for the device
+_STEADY = 3  # steps after which a window has a speed of its own
 
 
 class Summary(NamedTuple):
@@ -29,6 +30,7 @@ class Window:
 
   def __init__(self, batch_size):
     self._batch_size = batch_size
+    self._shown_speed = 0.0
     self.restart()
 
   def restart(self):
@@ -42,7 +44,12 @@ class Window:
       jax.block_until_ready(self._pending[-1 - _AHEAD]['loss'])
 
   def images_per_second(self):
-    """Returns the speed since the window began."""
+    """Returns the speed since the window began; after so few steps that this says nothing, that of the one before."""
+    if len(self._pending) >= _STEADY or not self._shown_speed:
+      self._shown_speed = self._speed()
+    return self._shown_speed
+
+  def _speed(self):
     return len(self._pending) * self._batch_size / (time.monotonic() - self._begin)
 
   def next_batch(self, batches):
@@ -62,7 +69,7 @@ class Window:
     _check_finite(history, step, last_good)
     summary = Summary(
       {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]},
-      self.images_per_second(),
+      self._speed(),
       self._waited / (time.monotonic() - self._begin),
     )
     self.restart()

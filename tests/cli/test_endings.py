@@ -35,6 +35,13 @@ def start(arguments, **more):
   )
 
 
+@pytest.mark.parametrize('argument', ['--help', '--mode=config'])
+def test_a_reader_that_leaves_early_does_no_harm(argument):
+  command = f"'{sys.executable}' -m cmtkd_jax.main {argument} | true; exit ${{PIPESTATUS[0]}}"
+  ended = subprocess.run(['bash', '-c', command], cwd=ROOT, capture_output=True, text=True, check=False)
+  assert (ended.returncode, ended.stderr) == (0, '')
+
+
 # --- Ctrl-C.
 
 LONG = """

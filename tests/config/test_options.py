@@ -1,11 +1,12 @@
 """Options: what each line allows, how a wrong value is told, and that every field of the configuration says enough."""
 
 import dataclasses
+import re
 
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import options
+from cmtkd_jax import losses, methods, models, options, quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.options import Options, option
 
@@ -130,6 +131,18 @@ def test_description_of_a_configuration():
     assert other not in text
   everything = config_lib.describe(config_lib.default(), selected_only=False)
   assert all(f' {name} ' in everything for name in config_lib.fields())
+
+
+def test_the_description_says_what_a_name_stands_for():
+  lines = config_lib.describe(config_lib.default(), wanted=['quantizer.name']).splitlines()
+  after = lines[lines.index('  quantizer.name can be:') + 1 :]
+  found = {line.split()[0]: line.split(maxsplit=1)[1] for line in after if line.startswith('    ')}
+  assert found.keys() == quantizers.QUANTIZERS.keys()
+  assert found['lsq'] == 'LSQ: learned step size quantization (Esser et al., ICLR 2020).'
+  text = config_lib.describe(config_lib.default(), selected_only=False)
+  for names in (methods.METHODS, models.MODELS, losses.FEATURE_LOSSES, losses.LOGIT_LOSSES):
+    for name in names:
+      assert re.search(rf'^    {name} +\w.{{10,}}', text, re.MULTILINE), name
 
 
 @pytest.mark.parametrize(

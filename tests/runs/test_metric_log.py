@@ -200,31 +200,17 @@ def clock():
 
 def test_the_line_and_its_eta(clock):
   stream = io.StringIO()
-  progress = Progress(2400, 1000, stream, steps_per_epoch=375, clock=clock)
-  clock.now += 60  # Compilation.
-  progress.compiled(12.34)
-  clock.now += 20
-  progress.update(1200, 1234.4, loss=1.23449, student='97.2 %')
-  assert progress.eta() == pytest.approx(120)  # 200 steps took 20 s; 1200 are left.
-  assert stream.getvalue() == (
-    'compiled the train step in 12.3 s\n'
-    'step 1200/2400  50 %  epoch 3.2/6.4  1234 img/s  100 ms/step  loss 1.234  student 97.2 %  ETA 2 min 0 s\n'
-  )
-
-
-def test_without_compiled_the_clock_starts_at_the_first_update(clock):
-  stream = io.StringIO()
-  progress = Progress(10, 0, stream, clock=clock)
-  clock.now += 60
-  progress.update(1, 5.0)
+  progress = Progress(2400, 1000, stream, steps_per_epoch=375, clock=clock, images_per_step=123.44)
+  clock.now += 60  # the first step, and what only it does
+  progress.update(1001, 2.0)
   assert progress.eta() is None
   clock.now += 20
-  progress.update(3, 5.0)
-  assert progress.eta() == pytest.approx(70)
-  assert stream.getvalue().splitlines() == [
-    'step 1/10  10 %  5 img/s',
-    'step 3/10  30 %  5 img/s  10.0 s/step  ETA 1 min 10 s',
-  ]
+  progress.update(1201, 1234.4, loss=1.23449, student='97.2 %')
+  assert progress.eta() == pytest.approx(119.9)  # 200 steps took 20 s; 1199 are left.
+  assert stream.getvalue() == (
+    'step 1001/2400  41 %  epoch 2.7/6.4  2 img/s  61.7 s/step\n'
+    'step 1201/2400  50 %  epoch 3.2/6.4  1234 img/s  100 ms/step  loss 1.234  student 97.2 %  ETA 2 min 0 s\n'
+  )
 
 
 def test_a_log_gets_a_line_at_most_every_ten_seconds_and_the_last(clock):
@@ -283,7 +269,6 @@ def test_a_narrow_terminal_shows_whole_parts(monkeypatch, columns, text):
 def test_other_processes_are_silent(clock):
   stream = io.StringIO()
   progress = Progress(2, 0, stream, enabled=False, clock=clock)
-  progress.compiled(1.0)
   progress.update(2, 5.0)
   progress.note('text')
   progress.close()

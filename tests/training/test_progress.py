@@ -4,6 +4,7 @@ import io
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from cmtkd_jax.runtime.progress import Progress
@@ -29,30 +30,65 @@ def test_the_loop_is_at_most_two_steps_ahead_of_the_device():
   assert [metric.waited for metric in metrics] == [True, True, True, False, False]
 
 
+def test_the_shown_speed_is_that_of_the_window_before_until_there_are_three_steps(monkeypatch):
+  """After an evaluation the first step waits for it; a row of metrics has the speed of its own steps alone."""
+  now = [0.0]
+  monkeypatch.setattr(window.time, 'monotonic', lambda: now[0])
+  ours, shown = window.Window(batch_size=8), []
+  for seconds in (1.0, 1.0, 1.0, 4.0, 1.0, 1.0):
+    if len(shown) == 3:
+      ours.restart()
+    now[0] += seconds
+    ours.add({'loss': np.float32(1)})
+    shown.append(ours.images_per_second())
+  assert shown == [8.0, 8.0, 8.0, 8.0, 8.0, 4.0]  # then 3 steps in 6 seconds
+  assert ours.close(6, None).images_per_second == 4.0
+
+
+def test_how_long_compilation_takes_is_said_before_and_after(monkeypatch):
+  """0.3 s a layer."""
+  ours, lines = journal.Journal(types.SimpleNamespace(layers=[None] * 41), None, 0), []
+  ours.note = lines.append
+  now = iter((0.0, 14.0))
+  monkeypatch.setattr(journal.time, 'monotonic', lambda: next(now))
+  with ours.compiling():
+    assert lines == ['compiling the train step, about 12.3 s on an idle machine']
+  assert lines[1:] == ['compiled the train step in 14.0 s']
+
+
+def test_the_first_step_alone_says_nothing_about_the_end(shown):
+  """It is slow on a GPU, where operations are tuned when they first run: 60 s, then 1 s each."""
+  shown.clock.now += 60
+  shown.stepped(11, 0.27)
+  shown.clock.now += 20
+  shown.stepped(31, 16.0)
+  lines = shown.stream.getvalue().splitlines()
+  assert 'ETA' not in lines[0] and lines[1].endswith('ETA 16 min 9 s')  # 969 steps
+
+
 @pytest.fixture
 def shown():
   """A journal whose progress has a stream and a clock of its own."""
   ours = journal.Journal(plan=None, run=None, start=10)
   ours.clock = types.SimpleNamespace(now=0.0)
   ours.stream = io.StringIO()
-  ours._progress = Progress(1000, 10, ours.stream, clock=lambda: ours.clock.now)
+  ours._progress = Progress(1000, 10, ours.stream, clock=lambda: ours.clock.now, images_per_step=16)
   ours.note = ours._progress.note
-  ours._progress.compiled(1.0)
   return ours
 
 
 def step_through(shown, steps, seconds):
   for step in steps:
     shown.clock.now += seconds
-    shown.stepped(step, 5.0)
-  return shown.stream.getvalue().splitlines()[1:]
+    shown.stepped(step, 16 / seconds)
+  return shown.stream.getvalue().splitlines()
 
 
 def test_a_log_shows_steps_between_two_rows(shown):
   lines = step_through(shown, range(11, 40), 1.5)
   steps = [int(line.split('/')[0].split()[1]) for line in lines]
   assert steps == [11, 18, 25, 32, 39]  # every ten seconds, in steps of 1.5
-  assert lines[1] == 'step 18/1000  1 %  5 img/s  1.5 s/step  ETA 24 min 33 s'
+  assert lines[1] == 'step 18/1000  1 %  11 img/s  1.5 s/step  ETA 24 min 33 s'
 
 
 def test_a_long_run_on_a_cpu_says_once_how_to_shorten_it(shown):
