@@ -7,6 +7,7 @@ usage: python -m cmtkd_jax.main --config=FILE [--workdir=DIR] [--mode=MODE] [--c
 
 commands to start with:
   python -m cmtkd_jax.main --config=configs/digits_resnet8.py                     train, in minutes on a CPU
+  python -m cmtkd_jax.main --config=configs/folder.py:DIR                         your images, DIR/<class>/
   python -m cmtkd_jax.main --mode=config --config=configs/digits_resnet8.py       what can be changed
   python -m cmtkd_jax.main --mode=report --workdir=runs/digits_resnet8            the run as an HTML page
   python -m cmtkd_jax.main --mode=export --workdir=runs/digits_resnet8            files to deploy
