@@ -53,7 +53,7 @@ class Progress:
 
     Args:
       step: steps done.
-      images_per_second: throughput to show.
+      images_per_second: throughput to show; 0 where it is not known.
       **scalars: numbers to show to four digits, or texts to show as they are.
     """
     now = self._clock()
@@ -98,8 +98,9 @@ class Progress:
     if self._steps_per_epoch:
       epochs = [steps / self._steps_per_epoch for steps in (self._step, self._total)]
       parts.append(f'epoch {epochs[0]:.1f}/{epochs[1]:.4g}')
-    parts.append(f'{images_per_second:.0f} img/s' if images_per_second >= 10 else f'{images_per_second:.2g} img/s')
-    if self._images_per_step and images_per_second:
+    if images_per_second:
+      parts.append(f'{images_per_second:.0f} img/s' if images_per_second >= 10 else f'{images_per_second:.2g} img/s')
+    if images_per_second and self._images_per_step:
       seconds = self._images_per_step / images_per_second
       parts.append(f'{1e3 * seconds:.0f} ms/{self._unit}' if seconds < 1 else f'{seconds:.1f} s/{self._unit}')
     parts += [

@@ -44,8 +44,8 @@ class Window:
       jax.block_until_ready(self._pending[-1 - _AHEAD]['loss'])
 
   def images_per_second(self):
-    """Returns the speed since the window began; after so few steps that this says nothing, that of the one before."""
-    if len(self._pending) >= _STEADY or not self._shown_speed:
+    """Returns the speed since the window began; after too few steps that of the one before, 0 where there is none."""
+    if len(self._pending) >= _STEADY:
       self._shown_speed = self._speed()
     return self._shown_speed
 
