@@ -1,5 +1,6 @@
 """Command line: `python -m cmtkd_jax.main --config=configs/digits_resnet8.py [--workdir=DIR] [--mode=evaluate]`."""
 
+import contextlib
 import os
 import sys
 
@@ -22,7 +23,8 @@ def main(argv):
     sys.stdout.flush()  # here, where a reader that has left does no harm
     return status
   except BrokenPipeError:  # as of `| head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(BrokenPipeError):
+      sys.stdout.close()  # or Python would try once more at the end
     return 0
   except UserError as e:
     return _end(2, f'error: {e}')

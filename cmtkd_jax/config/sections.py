@@ -115,22 +115,26 @@ class Method(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer(Options):
-  """Stochastic gradient descent with momentum."""
+  """How gradients become updates."""
 
-  learning_rate: float = option(0.1, 'initial learning rate', above=0)
-  momentum: float = option(0.9, 'momentum', least=0, below=1)
+  name: str = option('sgd', 'SGD with momentum, AdamW or LAMB', choices=('sgd', 'adamw', 'lamb'))
+  learning_rate: float = option(0.1, 'initial learning rate; of adamw and lamb about 0.001', above=0)
+  momentum: float = option(0.9, 'momentum; decay of the first moment, beta1', least=0, below=1)
+  beta2: float = option(0.999, 'decay of the second moment, of adamw and lamb', least=0, below=1)
   nesterov: bool = option(False, 'Nesterov momentum')
   schedule: str = option('step', "learning rate: steps at decay_at, or a 'cosine' to 0", choices=('step', 'cosine'))
   decay_at: str = option('', "when the rate falls, such as '50, 100 epochs'; '' = it is constant")
   decay_factor: float = option(0.1, 'factor on the rate at each step of the schedule', above=0)
   warmup: str = option('', 'linear warm-up from 0; a duration')
   importance_lr_factor: float = option(0.1, 'learning rate of importance factors, relative to the rest')
-  weight_decay: float = option(1e-4, 'L2 regularization of the weights')
+  weight_decay: float = option(1e-4, 'L2 regularization of the weights; of adamw and lamb decoupled, times the rate')
   weight_decay_low_bits: float = option(25e-6, 'the same for networks whose weights have 1 or 2 bits')
   grad_clip_norm: float = option(None, 'largest norm of all gradients together; None = no limit', above=0)
 
   def __post_init__(self):
     super().__post_init__()
+    if self.name == 'lamb' and self.nesterov:
+      raise ValueError("nesterov=True is not defined for config.optimizer.name='lamb'; set it to False")
     if self.schedule == 'cosine' and self.decay_at:
       raise ValueError(
         f"decay_at={self.decay_at!r} contradicts config.optimizer.schedule='cosine'; set it to '', or the schedule "

@@ -1,4 +1,4 @@
-"""SGD with one group a network: its learning rate, its weight decay, and none of it where none belongs."""
+"""One group a network: its learning rate, its weight decay, and none of it where none belongs; SGD, AdamW or LAMB."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ LOW_BITS = 2  # weights of so few bits get the smaller weight decay
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Learning rate relative to the network's, and L2 weight decay, of one group of parameters."""
+  """Learning rate relative to the network's, and weight decay, of one group of parameters."""
 
   learning_rate_factor: float
   weight_decay: float
@@ -95,17 +95,32 @@ def rates(config, method, rate):
   }
 
 
-def create(config, method, schedule):
-  """Returns the optax transformation for the whole parameter dict of `method`.
+def _sgd(options, rate, decay):
+  """w <- w - lr v,  v <- m v + (g + decay w): L2 regularization."""
+  regularize = [optax.add_decayed_weights(decay)] if decay else []
+  return optax.chain(*regularize, optax.sgd(rate, options.momentum, options.nesterov))
 
-  w <- w - lr v,  v <- m v + (g + weight_decay w), per group.
-  """
+
+def _adamw(options, rate, decay):
+  """w <- w - lr (m / (sqrt(v) + 1e-8) + decay w), moments without bias (Loshchilov and Hutter, ICLR 2019)."""
+  return optax.adamw(rate, options.momentum, options.beta2, weight_decay=decay, nesterov=options.nesterov)
+
+
+def _lamb(options, rate, decay):
+  """AdamW's update of each array, with 1e-6, scaled to the norm of the array (You et al., ICLR 2020)."""
+  return optax.lamb(rate, options.momentum, options.beta2, weight_decay=decay)
+
+
+_RULES = {'sgd': _sgd, 'adamw': _adamw, 'lamb': _lamb}
+
+
+def create(config, method, schedule):
+  """Returns the optax transformation for the whole parameter dict of `method`, with a rate and decay a group."""
   optimizer = config.optimizer
 
   def transform(group):
     rate = lambda step: group.learning_rate_factor * schedule(step)
-    decay = [optax.add_decayed_weights(group.weight_decay)] if group.weight_decay else []
-    return optax.chain(*decay, optax.sgd(rate, optimizer.momentum, optimizer.nesterov))
+    return _RULES[optimizer.name](optimizer, rate, group.weight_decay)
 
   def labels(params):
     return jax.tree_util.tree_map_with_path(

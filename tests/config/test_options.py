@@ -125,7 +125,7 @@ def test_description_of_a_configuration():
   config.optimizer.learning_rate, config.quantizer.activations = 0.25, 'lsq'
   text = config_lib.describe(config)
   (line,) = [line for line in text.splitlines() if ' optimizer.learning_rate ' in line]
-  assert line.startswith('*') and '0.25' in line and line.endswith('initial learning rate [> 0]')
+  assert line.startswith('*') and '0.25' in line and line.endswith('about 0.001 [> 0]')
   assert 'quantizer.lsq.activation.count' in text and 'quantizer.hwgq.weight.per_channel' in text
   for other in ('quantizer.hwgq.activation', 'quantizer.lsq.weight', 'method.kd.', 'logit_loss.dkd'):
     assert other not in text

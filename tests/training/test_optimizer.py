@@ -93,6 +93,30 @@ def test_updates_of_every_group(options):
     np.testing.assert_allclose(leaves(updates), -rate * factors * direction, rtol=2e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize('name, nesterov', [('adamw', False), ('adamw', True), ('lamb', False)])
+def test_adaptive_updates_of_every_group(name, nesterov):
+  """Kingma and Ba's moments without bias; decay times the rate; LAMB: the norm of each array, here of a row."""
+  config = config_lib.default()
+  config.optimizer.update(name=name, nesterov=nesterov, momentum=0.8, beta2=0.95, weight_decay=0.05)
+  transform = optimizer.create(config, METHOD, lambda step: jnp.where(step == 0, RATE, RATE / 5))
+  weights, gradients = [draw(0), draw(1)], [draw(2, 0.01), draw(3, 0.01)]
+  state = transform.init(tree_of(weights[0]))
+  factors = np.array([[factor] for factor, _ in GROUPS.values()])
+  decays = np.array([[{1e-4: 0.05}.get(decay, decay)] for _, decay in GROUPS.values()])
+  m = v = 0
+  for step, rate in enumerate((RATE, RATE / 5)):
+    updates, state = transform.update(tree_of(gradients[step]), state, tree_of(weights[step]))
+    g, w = gradients[step].astype(np.float64), weights[step].astype(np.float64)
+    m, v, t = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2, step + 1
+    first = m / (1 - 0.8**t)
+    if nesterov:
+      first = 0.8 * m / (1 - 0.8 ** (t + 1)) + 0.2 * g / (1 - 0.8**t)
+    direction = first / (np.sqrt(v / (1 - 0.95**t)) + (1e-6 if name == 'lamb' else 1e-8)) + decays * w
+    if name == 'lamb':
+      direction *= np.linalg.norm(w, axis=1, keepdims=True) / np.linalg.norm(direction, axis=1, keepdims=True)
+    np.testing.assert_allclose(leaves(updates), -rate * factors * direction, rtol=1e-4, atol=1e-9)
+
+
 def test_small_gradients_are_not_clipped():
   config = config_lib.default()
   results = []
