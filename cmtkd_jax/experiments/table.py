@@ -8,6 +8,7 @@ table lies in `WORKDIR/<run>/seed<k>`.
 
 import json
 import math
+import re
 import statistics
 from typing import Any, NamedTuple
 
@@ -17,10 +18,12 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError, printable
 from cmtkd_jax.experiments import chain
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.runtime import text_table
 
 FILE = 'table'
+_NEEDED = ('results', 'epochs', 'commit', 'device', 'config')  # entries of a run's summary
 
 
 class Line(NamedTuple):
@@ -87,7 +90,8 @@ def collect(config, workdir, failures=None):
   if not workdir.is_dir():
     raise UserError(f'--workdir: there is no directory {workdir}; train the table first with --mode=table')
   rows = [_row(config, line, workdir, failures or {}) for line in lines]
-  run_files.write(workdir / f'{FILE}.json', json.dumps({'title': config.table.title, 'lines': rows}, indent=1))
+  found = {'title': config.table.title, 'printed_title': printed_title(config.table.title, rows), 'lines': rows}
+  run_files.write(workdir / f'{FILE}.json', json.dumps(found, indent=1))
   run_files.write(workdir / f'{FILE}.md', markdown(config.table.title, rows))
   return rows
 
@@ -96,32 +100,51 @@ def render(title, rows):
   """Returns the table as text."""
   header, body = _cells(rows)
   lines = text_table.lines(header, body, left=(0, len(header) - 1))
-  return '\n'.join(['', printable(title), *lines, '', _legend()])
+  above = [printed_title(title, rows), *_what_was_run(rows)]
+  return '\n'.join(['', *map(printable, above), *lines, '', *map(printable, _below(rows))])
 
 
 def markdown(title, rows):
   """Returns the table as Markdown."""
   header, body = _cells(rows)
-  line = lambda cells: f'| {" | ".join(map(text_table.markdown_cell, cells))} |'
-  return '\n'.join(
-    [
-      f'**{text_table.markdown_cell(title)}**',
-      '',
-      line(header),
-      f'|{" --- |" * len(header)}',
-      *map(line, body),
-      '',
-      _legend(),
-      '',
-    ]
-  )
+  paragraphs = [
+    f'**{text_table.markdown_cell(printed_title(title, rows))}**',
+    *map(text_table.markdown_cell, _what_was_run(rows)),
+    '\n'.join(text_table.markdown(header, body)),
+    *map(text_table.markdown_cell, _below(rows)),
+  ]
+  return '\n\n'.join(paragraphs) + '\n'
 
 
-def _legend():
-  return (
+def printed_title(title, rows):
+  """Returns the recipe's title; where it tells a number of epochs, with the one that was run."""
+  epochs = _joined(rows, 'epochs')
+  return re.sub(r'\b\d+(\.\d+)? epochs?\b', f'{epochs} epochs', title) if epochs else title
+
+
+def _joined(rows, key):
+  """The distinct values of a list field of the rows, '' without any."""
+  values = sorted({value for row in rows for value in row.get(key, ())})
+  return ', '.join(f'{value:g}' if isinstance(value, (int, float)) else value for value in values)
+
+
+def _what_was_run(rows):
+  """The line below the title, from the finished runs themselves: a recipe may have been run otherwise."""
+  if not (epochs := _joined(rows, 'epochs')):
+    return []
+  about = [f'{epochs} epochs', f'network {_joined(rows, "networks")}', _joined(rows, 'data')]
+  return [f'run: {", ".join(about)}']
+
+
+def _below(rows):
+  tests = dict.fromkeys(test for row in rows for test in row.get('tests', ()))
+  random = any(name.startswith('generated:') for row in rows for name in row.get('data', ()))
+  return [
     'Top-1 / top-5 in percent on the test split: mean over seeds ± standard error (sd: standard deviation of one '
-    'seed). The best epoch is chosen on the test split, as papers print it.'
-  )
+    'seed). The best epoch is chosen on the test split, as papers print it.',
+    *(f'test: {test}' for test in tests),
+    *(['The images are random (generated data): these accuracies mean nothing.'] if random else []),
+  ]
 
 
 def _cells(rows):
@@ -131,9 +154,8 @@ def _cells(rows):
     published = ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-'
     last, best = row['last'], row['best']
     sd = f'{last["top1"]["sd"]:.2f}' if _several(last) else '-'
-    body.append(
-      [row['title'], row['bits'], published, _pair(last), sd, _pair(best), str(len(row['seeds'])), row['note']]
-    )
+    bits = ', '.join(row.get('run_bits', ())) or row['bits']
+    body.append([row['title'], bits, published, _pair(last), sd, _pair(best), str(len(row['seeds'])), row['note']])
   return header, body
 
 
@@ -153,7 +175,7 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
   if line.run:
     for path in (workdir / line.run).glob('seed*/summary.json'):
       if (seed := path.parent.name.removeprefix('seed')).isdecimal():
-        found[int(seed)] = run_summary.read(path.parent)
+        found[int(seed)] = run_summary.read(path.parent, _NEEDED)
   found = dict(sorted(found.items()))
   results = [summary['results'].get(f'test/{line.network}') for summary in found.values()]
   if found and None in results:
@@ -165,6 +187,9 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
     {kind: _statistics([result[which][kind] for result in results]) for kind in ('top1', 'top5')} if results else None
   )
   about = lambda key: sorted({summary[key] for summary in found.values()})
+  configured = lambda *fields: sorted(
+    {'/'.join(_setting(summary['config'], field) for field in fields) for summary in found.values()}
+  )
   return {
     **line._asdict(),
     'seeds': list(found),
@@ -173,8 +198,17 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
     'epochs': about('epochs'),
     'commits': about('commit'),
     'devices': about('device'),
+    'networks': configured('model.name'),
+    'data': configured('data.name'),
+    'run_bits': configured('student.weight_bits', 'student.activation_bits') if line.network == STUDENT else [],
+    'tests': sorted({test for summary in found.values() if (test := summary.get('test', ''))}),
     'note': _note(config, line, workdir, found, failures),
   }
+
+
+def _setting(config, field):
+  section, name = field.split('.')
+  return str(config.get(section, {}).get(name, '?'))
 
 
 def _statistics(values):

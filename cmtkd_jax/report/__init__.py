@@ -8,11 +8,12 @@ from cmtkd_jax.runtime import local_file
 
 
 def write(workdir, others=()):
-  """Writes `workdir/report/report.html`, one self-contained page, and its images next to it as PNG files.
+  """Writes a run's page, one self-contained HTML file, and its images next to it as PNG files.
 
   Args:
-    workdir: directory of a run, finished or not.
-    others: further work directories, whose networks enter the figure of accuracy against model size.
+    workdir: directory of a run, finished or not; the page is its `report/report.html`.
+    others: further work directories, whose networks enter the figure of accuracy against model size. The page is then
+      `report/comparison/report.html`, and the one of the run alone stays.
 
   Returns:
     path of the page.
@@ -26,11 +27,12 @@ def write(workdir, others=()):
     if e.name.partition('.')[0] != 'matplotlib':
       raise
     raise UserError('a report needs matplotlib, which is not installed; pip install matplotlib') from None
-  from cmtkd_jax.report import page
+  from cmtkd_jax.report import comparison, headline, overview, page
 
   run = run_reader.read(workdir)
   others = [run_reader.read(other) for other in others]
   sections = [
+    *overview.sections(run),
     curves.learning_curves(run),
     curves.loss_terms(run),
     curves.importance_factors(run),
@@ -39,7 +41,14 @@ def write(workdir, others=()):
     confusion.section(run),
   ]
   sections = [section for section in sections if section is not None]
+  name, *compared = comparison.names([run, *others])
+  title = f'Report on {name}' + (f', compared with {" and ".join(compared)}' if compared else '')
+  html = page.render(title, headline.summary(run) + headline.notices(run), sections)
   folder = epath.Path(workdir) / 'report'
+  return _write(folder / 'comparison' if others else folder, html, sections)
+
+
+def _write(folder, html, sections):
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob('*.png'):  # of an earlier report, which may have had other figures
@@ -48,7 +57,7 @@ def write(workdir, others=()):
       for name, image in section.images.items():
         local_file.write_whole(folder / name, image)
     path = folder / 'report.html'
-    local_file.write_whole(path, page.render(run, sections))
+    local_file.write_whole(path, html)
   except OSError as e:
     raise UserError(
       f'{folder} cannot be written ({e.strerror or e}); make it writable, or copy the run to another place'

@@ -79,7 +79,7 @@ def section(run):
     'the diagonal is right, everything else is a confusion. '
   )
   if len(counts) <= _MAX_LABELS:
-    text += 'The numbers are images.'
+    text += 'The numbers are images; in parentheses, those of the class.'
   else:
     text += (
       f'With {len(counts)} classes the figure has no room for their names: they run from top to bottom and '
@@ -90,18 +90,19 @@ def section(run):
     (true, guess, images, f'{100 * share:.1f} %') for true, guess, images, share in most_frequent(counts, run.classes)
   ]
   if rows:
-    text += ' The table has the confusions that happen most.'
-    confusions = table(('class', 'taken for', 'test images', 'share of the class'), rows)
+    text += ' The table has the confusions that happen most, each with its share of the class.'
+    confusions = table(('class', 'taken for', 'test images', 'share'), rows)
   else:
     text += ' There is no confusion at all.'
     confusions = ''
-  return Section(title, text, {'confusion.png': plotting.png(_draw(counts, run.classes))}, confusions)
+  return Section(title, text, {'confusion.png': plotting.png(draw(counts, run.classes))}, confusions)
 
 
-def _draw(counts, classes):
+def draw(counts, classes):
+  """Returns the figure of a confusion matrix; with few classes their names and numbers of images."""
   few = len(counts) <= _MAX_LABELS
-  size = 3.2 + 0.28 * len(counts) if few else 7.0
-  figure, (panel,) = plotting.panels(1, 1, size + 0.8, size)
+  size = 2.0 + 0.24 * len(counts) if few else 5.5
+  figure, panel = plotting.panel(size + 0.8, size)
   shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   image = panel.imshow(shares, cmap='Blues', norm=colors.PowerNorm(0.5, 0, 100), interpolation='nearest')
   bar = figure.colorbar(image, ax=panel, shrink=0.8, ticks=(0, 1, 5, 20, 50, 100))
@@ -113,7 +114,7 @@ def _draw(counts, classes):
   if few:
     names = [plotting.plain(name if len(name) <= 18 else f'{name[:17]}…') for name in classes]
     panel.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) <= 3 else 90)
-    panel.set_yticks(range(len(names)), names)
+    panel.set_yticks(range(len(names)), [f'{name} ({total:,})' for name, total in zip(names, counts.sum(axis=1))])
     for (i, j), number in np.ndenumerate(counts):
       if number:
         panel.text(

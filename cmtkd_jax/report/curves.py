@@ -1,12 +1,20 @@
-"""What changed while a run trained: accuracies, loss terms, importance factors."""
+"""What changed while a run trained: accuracies, loss terms, importance factors; one image for each panel."""
 
 from cmtkd_jax.models import STUDENT
-from cmtkd_jax.report import plotting
+from cmtkd_jax.report import plotting, training_rows
 from cmtkd_jax.report.page import Section
 from cmtkd_jax.runs.run_reader import display_name
 
 _NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images')  # train/METRIC and train/NETWORK/METRIC
 _IMPORTANCE = 'importance/'
+_TEXT_OF_TERMS = (
+  'The total loss and its terms, one panel for each kind, before weighting; every point is the mean since the '
+  'logged line before, short windows merged. <em>Cross entropy</em> compares a network with the labels. Terms of '
+  'distillation (<em>mutual</em>, <em>feature</em>, <em>imitation</em>, <em>distillation</em>) compare networks with '
+  'each other, their answers or, at the tapped layers, their feature maps. <em>Gradient norm</em> is the length of '
+  'the gradient that reaches each network. Axes are logarithmic wherever all values are positive; the learning rate '
+  'is the size of the steps.'
+)
 
 
 def learning_curves(run):
@@ -17,33 +25,19 @@ def learning_curves(run):
   trained = [name.split('/')[1] for name in run.names if name.startswith('train/') and name.endswith('/top1')]
   networks = list(dict.fromkeys(run.networks + sorted(trained, key=lambda name: name != STUDENT)))
   has_minival = any(name.startswith('minival/') for name in run.names)
-  figure, (evaluated, training) = plotting.panels(2, 2, 5, 3.6)
-  for i, network in enumerate(networks):
-    for split in ('test', 'minival'):
-      x, y = run.series(f'{split}/{network}/top1')
-      if len(x):
-        label = f'{display_name(network)}, {split}' if has_minival else display_name(network)
-        plotting.line(evaluated, x, y, i, label, dashed=split == 'minival')
-    x, y = run.series(f'train/{network}/top1')
-    if len(x):
-      plotting.line(training, x, y, i, display_name(network))
-  evaluated.set_title(
-    f'evaluation: {"test (solid) and minival (dashed)" if has_minival else "test images"}', fontsize=10
-  )
-  training.set_title('training: augmented images', fontsize=10)
-  for panel in (evaluated, training):
-    plotting.epochs(panel)
-    panel.set_ylabel('top-1 accuracy (%)', fontsize=9)
-    if panel.lines:
-      plotting.legend_below(panel)
-  low, high = _common_limits((evaluated, training))
-  for panel in (evaluated, training):
-    panel.set_ylim(max(low, -1), min(high, 101))
+  splits = ('test', 'minival') if has_minival else ('test',)
+  figures = {
+    'learning_curves_test.png': accuracies(
+      run, networks, splits, 'test (solid) and minival (dashed)' if has_minival else 'test images'
+    )
+  }
+  if trained:
+    figures['learning_curves_train.png'] = accuracies(run, networks, ('train',), 'training images, augmented')
   text = (
-    'The share of images whose most likely class is the right one. On the left, images that are never trained '
-    'on, each counted once; on the right, the training batches, averaged from one logged line to the next, '
+    'The share of images whose most likely class is the right one. First, images that are never trained '
+    'on, each counted once; then the training batches, averaged from one logged line to the next, '
     'with the parameters as they were during training and the images shifted, cropped or mirrored at random. '
-    'Training far above test: the network overfits; both low: it is too '
+    'The panels have scales of their own. Training far above test: the network overfits; both low: it is too '
     'small or has trained too short. '
     + (
       '<em>minival</em> is a held-out slice of the training images: it chooses an epoch without looking at test.'
@@ -51,7 +45,24 @@ def learning_curves(run):
       else ''
     )
   )
-  return Section(title, text, {'learning_curves.png': plotting.png(figure)})
+  return Section(title, text, {name: plotting.png(figure) for name, figure in figures.items()})
+
+
+def accuracies(run, networks, splits, title):
+  """Returns the figure of top-1 of `networks` on `splits`, on a scale of its own."""
+  figure, panel = plotting.panel(4.4, 3.4)
+  for i, network in enumerate(networks):
+    for split in splits:
+      x, y = training_rows.series(run, f'{split}/{network}/top1')
+      if len(x):
+        label = f'{display_name(network)}, {split}' if len(splits) > 1 else display_name(network)
+        plotting.line(panel, x, y, i, label, dashed=split == 'minival')
+  panel.set_title(title, fontsize=10)
+  panel.set_ylabel('top-1 accuracy (%)', fontsize=9)
+  low, high = panel.get_ylim()
+  panel.set_ylim(max(low, -1), min(high, 101))
+  _finish(panel)
+  return figure
 
 
 def loss_terms(run):
@@ -63,41 +74,46 @@ def loss_terms(run):
       kinds.setdefault(_kind(name), []).append(name)
   if not kinds:
     return Section(title, 'There is no row of training in metrics.jsonl yet.')
-  kinds = {kind: kinds[kind] for kind in sorted(kinds, key=lambda kind: (kind != 'loss', kind == 'gradient_norm'))}
-  rates = [
-    name
-    for name in run.names
-    if name == 'train/learning_rate' or (name.endswith('/learning_rate') and _importance_names(run))
-  ]
-  figure, axes = plotting.panels(len(kinds) + bool(rates), 3, 3.6, 3.0)
-  for panel, (kind, names) in zip(axes, kinds.items()):
-    values = []
-    for i, name in enumerate(sorted(names, key=lambda name: name.split('/')[1] != STUDENT)):
-      x, y = run.series(name)
-      plotting.line(panel, x, y, i, display_name(_label(name)))
-      values += list(y)
-    plotting.log_y_where_positive(panel, values)
-    panel.set_title('total loss' if kind == 'loss' else plotting.plain(display_name(kind)), fontsize=10)
-    if len(names) > 1 or names[0].count('/') > 1:
-      plotting.legend_below(panel)
-  if rates:
-    for i, name in enumerate(rates):
-      x, y = run.series(name)
-      plotting.line(axes[-1], x, y, i, 'importance factors' if name.count('/') > 1 else 'networks')
-    axes[-1].set_title('learning rate', fontsize=10)
-    if len(rates) > 1:
-      plotting.legend_below(axes[-1])
-  for panel in axes:
-    plotting.epochs(panel)
-  text = (
-    'The total loss and its terms, one panel for each kind, before '
-    'weighting; every point is the mean since the logged line before. <em>Cross entropy</em> compares a network '
-    'with the labels. Terms of distillation (<em>mutual</em>, <em>feature</em>, <em>imitation</em>, '
-    '<em>distillation</em>) compare networks with each other, their answers or, at the tapped layers, their '
-    'inner maps. <em>Gradient norm</em> is the length of the gradient that reaches each network. Axes are '
-    'logarithmic wherever all values are positive; the learning rate is the size of the steps.'
-  )
-  return Section(title, text, {'loss_terms.png': plotting.png(figure)})
+  images = {}
+  for kind in sorted(kinds, key=lambda kind: (kind != 'loss', kind == 'gradient_norm')):
+    file = plotting.file_name('loss_terms', 'total' if kind == 'loss' else kind)
+    images[file] = plotting.png(_terms(run, kind, kinds[kind]))
+  if rates := _rates(run):
+    images['loss_terms_learning_rate.png'] = plotting.png(learning_rate(run, rates))
+  return Section(title, _TEXT_OF_TERMS, images)
+
+
+def _terms(run, kind, names):
+  figure, panel = plotting.panel(3.4, 3.0)
+  values = []
+  for i, name in enumerate(sorted(names, key=lambda name: name.split('/')[1] != STUDENT)):
+    x, y = training_rows.series(run, name)
+    plotting.line(panel, x, y, i, display_name(_label(name)))
+    values += list(y)
+  plotting.log_y_where_positive(panel, values)
+  panel.set_title('total loss' if kind == 'loss' else plotting.plain(display_name(kind)), fontsize=10)
+  _finish(panel, legend=len(names) > 1 or names[0].count('/') > 1)
+  return figure
+
+
+def _rates(run):
+  """The learning rates that are logged; that of importance factors only where there are some."""
+  rates = [name for name in run.names if name.startswith('train/') and name.endswith('/learning_rate')]
+  return rates if _importance_names(run) else [name for name in rates if name == 'train/learning_rate']
+
+
+def learning_rate(run, names):
+  """Returns the figure of the learning rates `names`, in steps where the schedule has steps."""
+  figure, panel = plotting.panel(3.4, 3.0)
+  for i, name in enumerate(names):
+    x, y = run.series(name)
+    if run.config.optimizer.schedule == 'step':
+      x, y = plotting.stairs(x, y)
+    plotting.line(panel, x, y, i, 'importance factors' if name.count('/') > 1 else 'networks', marked=False)
+  panel.set_title('learning rate', fontsize=10)
+  panel.set_ylim(bottom=0)
+  _finish(panel, legend=len(names) > 1)
+  return figure
 
 
 def importance_factors(run):
@@ -109,28 +125,37 @@ def importance_factors(run):
   for name in names:
     _, tap, teacher = name.split('/')
     taps.setdefault(tap, []).append(teacher)
-  figure, axes = plotting.panels(len(taps), 3, 3.6, 3.0)
-  for panel, (tap, teachers) in zip(axes, taps.items()):
-    panel.axhline(1 / len(teachers), color=plotting.GRAY, linewidth=1, linestyle=':', label='all equal')
-    for i, teacher in enumerate(teachers):
-      x, y = run.series(f'{_IMPORTANCE}{tap}/{teacher}')
-      plotting.line(panel, x, y, i, display_name(teacher))
-    panel.set_title(f'tapped layer {tap.removeprefix("tap")}', fontsize=10)
-    plotting.epochs(panel)
-    panel.set_ylabel('importance', fontsize=9)
-  low, high = _common_limits(axes)
-  for panel in axes:
-    panel.set_ylim(max(low, -0.01), min(high, 1.01))
-  handles, labels = axes[0].get_legend_handles_labels()
-  figure.legend(handles, labels, fontsize=8, frameon=False, loc='outside lower center', ncols=min(len(labels), 5))
+  panels = {tap: _importance(run, tap, teachers) for tap, teachers in taps.items()}
+  low, high = zip(*(panel.get_ylim() for _, panel in panels.values()))
+  for _, panel in panels.values():  # one scale: which tap has the most important teacher is what one looks for
+    panel.set_ylim(max(min(low), -0.01), min(max(high), 1.01))
   text = (
-    'At each tapped layer the maps of all teachers are mixed into one, which is every teacher&#39;s next input '
+    'At each tapped layer the feature maps of all teachers are mixed into one, which is every teacher&#39;s next input '
     'and the student&#39;s target. The <em>importance factors</em> are the weights of that mixture: one for '
     'each teacher, learned along with everything else, never negative, together 1. They start equal (dotted) '
     'unless the configuration says otherwise; a line that rises is a teacher whose map serves better at that '
     'layer. All panels have one scale, which need not start at 0.'
   )
-  return Section('Importance factors', text, {'importance.png': plotting.png(figure)})
+  images = {plotting.file_name('importance', tap): plotting.png(figure) for tap, (figure, _) in panels.items()}
+  return Section('Importance factors', text, images)
+
+
+def _importance(run, tap, teachers):
+  figure, panel = plotting.panel(3.4, 3.0)
+  panel.axhline(1 / len(teachers), color=plotting.GRAY, linewidth=1, linestyle=':', label='all equal')
+  for i, teacher in enumerate(teachers):
+    x, y = run.series(f'{_IMPORTANCE}{tap}/{teacher}')
+    plotting.line(panel, x, y, i, display_name(teacher))
+  panel.set_title(plotting.plain(f'tapped layer {tap.removeprefix("tap")}'), fontsize=10)
+  panel.set_ylabel('importance', fontsize=9)
+  _finish(panel)
+  return figure, panel
+
+
+def _finish(panel, legend=True):
+  plotting.epochs(panel)
+  if legend and panel.lines:
+    plotting.legend_below(panel)
 
 
 def _kind(name):
@@ -143,11 +168,6 @@ def _label(name):
   """The label of a line in the panel of its kind: the network, or the tap of a feature loss."""
   parts = name.split('/')
   return parts[3] if len(parts) > 3 else parts[1]
-
-
-def _common_limits(axes):
-  low, high = zip(*(panel.get_ylim() for panel in axes))
-  return min(low), max(high)
 
 
 def _importance_names(run):

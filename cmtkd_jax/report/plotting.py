@@ -2,38 +2,37 @@
 
 import io
 import math
+import re
 import warnings
 
+import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
+
+from cmtkd_jax.report.page import DENSITY
 
 # Okabe and Ito's palette, without its yellow, which is hard to see on white.
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 GRAY, SOFT = '#5f6670', '#b9cfe4'
-_DPI = 110
+_DPI = 100 * DENSITY
 
 
-def panels(count, columns, width, height):
-  """Returns (figure, axes of `count` panels), of `width` x `height` inches each, at most `columns` in a row."""
-  columns = min(count, columns)
-  rows = math.ceil(count / columns)
-  figure = Figure(figsize=(width * columns, height * rows), dpi=_DPI, layout='constrained')
-  axes = figure.subplots(rows, columns, squeeze=False).ravel()
-  for unused in axes[count:]:
-    unused.remove()
-  for panel in axes[:count]:
-    panel.spines[['top', 'right']].set_visible(False)
-    panel.grid(True, color='#e4e6ea', linewidth=0.7)
-    panel.set_axisbelow(True)
-    panel.tick_params(labelsize=8, colors=GRAY, labelcolor='black')
-  return figure, list(axes[:count])
+def panel(width, height):
+  """Returns (figure, axes) of one panel, of `width` x `height` hundreds of pixels on the page."""
+  figure = Figure(figsize=(width, height), dpi=_DPI, layout='constrained')
+  axes = figure.subplots()
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.grid(True, color='#e4e6ea', linewidth=0.7)
+  axes.set_axisbelow(True)
+  axes.tick_params(labelsize=8, colors=GRAY, labelcolor='black')
+  return figure, axes
 
 
-def line(panel, x, y, index, label, dashed=False):
+def line(panel, x, y, index, label, dashed=False, marked=True):
   """Draws the curve of series number `index`; where points are few with its marker (hollow if `dashed`)."""
   color = COLORS[index % len(COLORS)]
-  marker = MARKERS[index % len(MARKERS)] if len(x) <= 30 else None
+  marker = MARKERS[index % len(MARKERS)] if marked and len(x) <= 30 else None
   dashed = dashed or index >= len(COLORS)  # where the colors come round again
   panel.plot(
     x,
@@ -46,6 +45,12 @@ def line(panel, x, y, index, label, dashed=False):
     markerfacecolor='white' if dashed else color,
     label=plain(label),
   )
+
+
+def stairs(x, y):
+  """Returns the points of a curve that falls in steps: each fall is upright, at the row after which it happened."""
+  falls = np.flatnonzero(np.diff(y) < 0)
+  return np.insert(x, falls + 1, x[falls]), np.insert(y, falls + 1, y[falls + 1])
 
 
 def log_y_where_positive(panel, values):
@@ -75,6 +80,11 @@ def legend_below(panel):
 def plain(text):
   """Returns `text` so that matplotlib shows it as it is: a dollar sign would start a formula."""
   return str(text).replace('$', r'\$')
+
+
+def file_name(*parts):
+  """Returns the name of a PNG file, such as 'loss_terms_mutual.png'."""
+  return f'{re.sub(r"[^A-Za-z0-9-]+", "_", "_".join(parts))[:120]}.png'
 
 
 def png(figure):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib import ticker
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import STUDENT, inspect, layers
@@ -112,44 +113,44 @@ def section(run):
     return Section(title, 'This network has no quantized layer: all of its weights are full-precision numbers.')
   chosen = np.linspace(0, len(found) - 1, min(len(found), MAX_PANELS)).round().astype(int)
   drawn = [found[i] for i in chosen]
-  return Section(title, _text(found, drawn, trained.step), {'weights.png': plotting.png(_draw(drawn))}, _table(found))
+  images = {plotting.file_name('weights', _name(layer)): plotting.png(_draw(layer)) for layer in drawn}
+  return Section(title, _text(found, drawn, trained.step), images, _table(found))
 
 
-def _draw(drawn):
-  figure, axes = plotting.panels(len(drawn), 3 if len(drawn) <= 12 else 4, 3.3, 2.3)
-  for panel, layer in zip(axes, drawn):
-    panel.bar(
-      layer.edges[:-1], 100 * layer.counts / layer.counts.sum(), np.diff(layer.edges), align='edge', color=plotting.SOFT
-    )
-    height, number = panel.get_ylim()[1], len(layer.levels)
-    color = plotting.COLORS[1]
-    if number <= _MAX_SHARES:
-      panel.vlines(layer.levels, 0, height, color=color, linewidth=1.2)
-      for level, share in zip(layer.levels, layer.shares):
-        panel.text(
-          level,
-          1.02 * height,
-          f'{100 * share:.0f} %' if share >= 0.005 else '< 1 %',
-          color=color,
-          fontsize=6.5,
-          va='bottom',
-          ha='center',
-          rotation=0 if number <= 4 else 90,
-        )
-      panel.set_ylim(0, 1.3 * height)
-    else:  # as many lines would hide the histogram: ticks below it
-      panel.vlines(layer.levels, -0.12 * height, -0.02 * height, color=color, linewidth=0.5)
+def _draw(layer):
+  figure, panel = plotting.panel(2.5, 2.2)
+  panel.bar(
+    layer.edges[:-1], 100 * layer.counts / layer.counts.sum(), np.diff(layer.edges), align='edge', color=plotting.SOFT
+  )
+  height, number = panel.get_ylim()[1], len(layer.levels)
+  color = plotting.COLORS[1]
+  if number <= _MAX_SHARES:
+    panel.vlines(layer.levels, 0, height, color=color, linewidth=1.2)
+    for level, share in zip(layer.levels, layer.shares):
       panel.text(
-        0.98, 0.97, f'{number} levels', transform=panel.transAxes, color=color, fontsize=7, va='top', ha='right'
+        *(level, 1.02 * height, f'{100 * share:.0f} %' if share >= 0.005 else '< 1 %'),
+        color=color,
+        fontsize=6.5,
+        va='bottom',
+        ha='center',
+        rotation=0 if number <= 4 else 90,
       )
-      panel.set_ylim(-0.14 * height, 1.15 * height)
-    panel.set_xlim(layer.edges[0], layer.edges[-1])
-    name = f'{layer.path.removeprefix(f"{STUDENT}/")}, {layer.bits} bit{", mean scale" if layer.per_channel else ""}'
-    panel.set_title(plotting.plain(name), fontsize=8)
-    panel.tick_params(labelsize=7)
-  figure.supxlabel('value of the weight', fontsize=9)
-  figure.supylabel(f'share of the weights in each of {_BINS} bins (%)', fontsize=9)
+    panel.set_ylim(0, 1.3 * height)
+  else:  # as many lines would hide the histogram: ticks below it
+    panel.vlines(layer.levels, -0.12 * height, -0.02 * height, color=color, linewidth=0.5)
+    panel.text(0.98, 0.97, f'{number} levels', transform=panel.transAxes, color=color, fontsize=7, va='top', ha='right')
+    panel.set_ylim(-0.14 * height, 1.15 * height)
+  panel.set_xlim(layer.edges[0], layer.edges[-1])
+  panel.set_title(plotting.plain(f'{_name(layer)}, {layer.bits} bit{", mean scale" * layer.per_channel}'), fontsize=8)
+  panel.tick_params(labelsize=7)
+  panel.xaxis.set_major_locator(ticker.MaxNLocator(5))
+  panel.set_xlabel('weight', fontsize=7)
+  panel.set_ylabel('% of the weights in a bin', fontsize=7)
   return figure
+
+
+def _name(layer):
+  return layer.path.removeprefix(f'{STUDENT}/')
 
 
 def _text(found, drawn, step):
@@ -157,10 +158,10 @@ def _text(found, drawn, step):
   per_channel = any(layer.per_channel for layer in found)
   return (
     'Training keeps every weight as a full-precision number, which the gradient moves (blue: their histogram '
-    f'at step {step}); the network computes with the quantization level that the number is rounded to (orange '
-    'lines; short ones below the histogram where there are many). A layer of <em>b</em> bits has at most '
-    '2<sup><em>b</em></sup> levels. The percentages are the share of weights at each level, printed for up to 16 '
-    'levels. The table&#39;s last column is the entropy of the levels: as much as the layer&#39;s bits where '
+    f'at step {step}, in {_BINS} bins); the network computes with the quantization level that the number is '
+    'rounded to (orange lines; short ones below the histogram where there are many). A layer of <em>b</em> bits has '
+    'at most 2<sup><em>b</em></sup> levels. The percentages are the share of weights at each level, printed for up '
+    'to 16 levels. The table&#39;s last column is the entropy of the levels: as much as the layer&#39;s bits where '
     'all levels are used alike, less where some are idle. Histograms cover all levels and 99.8 % of the '
     'weights; layers that keep full precision, usually the first and the last, have none. '
     + ('Where every output channel has a scale of its own, the lines stand at the mean scale. ' if per_channel else '')
@@ -180,7 +181,7 @@ def _table(found):
 
   rows = [
     (
-      layer.path.removeprefix(f'{STUDENT}/'),
+      _name(layer),
       layer.bits,
       f'{len(layer.levels)} of {2**layer.bits}',
       shares(layer),

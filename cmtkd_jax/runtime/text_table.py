@@ -10,6 +10,12 @@ def markdown_cell(text):
   return re.sub(r'([\\|`*_<>&\[\]])', r'\\\1', printable(text))
 
 
+def markdown(header, body):
+  """Returns the lines of a Markdown table of strings."""
+  line = lambda cells: f'| {" | ".join(map(markdown_cell, cells))} |'
+  return [line(header), f'|{" --- |" * len(header)}', *map(line, body)]
+
+
 def lines(header, body, left=(0,)):
   """Returns the lines of a table of strings: columns two spaces apart, those in `left` aligned to the left."""
   rows = [list(map(printable, row)) for row in (header, *body)]

@@ -15,7 +15,20 @@ from flax import traverse_util
 
 from cmtkd_jax import quantizers, report
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.report import confusion, pareto, plotting, weight_histograms
+from cmtkd_jax.models.bit_table import Row
+from cmtkd_jax.report import (
+  comparison,
+  confusion,
+  curves,
+  headline,
+  model_size,
+  overview,
+  page,
+  pareto,
+  plotting,
+  training_rows,
+  weight_histograms,
+)
 from cmtkd_jax.runs import checkpoint, run_reader
 from cmtkd_jax.training import build, loop, restore
 
@@ -60,25 +73,41 @@ def titles(page):
   return re.findall('<h2>(.*?)</h2>', page)
 
 
-def check_images(page, folder, number):
-  """The page holds the PNG files beside it, and nothing from elsewhere."""
+def check_images(page, folder, names):
+  """The page holds the PNG files beside it, each a figure of its own, and nothing from elsewhere."""
   embedded = [base64.b64decode(text) for text in re.findall('src="data:image/png;base64,([^"]*)"', page)]
-  assert len(embedded) == page.count('<img') == number
+  assert len(embedded) == page.count('<figure><img') == page.count('<img') == len(names)
   assert sorted(embedded) == sorted(path.read_bytes() for path in folder.glob('*.png'))
+  assert {path.name for path in folder.glob('*.png')} == names
   assert all(image.startswith(b'\x89PNG') for image in embedded)
   assert 'http' not in page and '<script' not in page and 'url(' not in page
 
 
-def test_page_of_a_finished_run(run, alone):
-  path = report.write(run, others=[alone])
+def image_names(*terms, importance=()):
+  """Names of the images of a ResNet8 run with these terms of the loss."""
+  blocks = [f'stage{s}_block1_{layer}' for s in (1, 2, 3) for layer in ('conv1', 'conv2', 'shortcut')[: 2 + (s > 1)]]
+  return {
+    'learning_curves_test.png',
+    'learning_curves_train.png',
+    *(f'loss_terms_{term}.png' for term in ('total', 'cross_entropy', 'gradient_norm', 'learning_rate', *terms)),
+    *(f'importance_{tap}.png' for tap in importance),
+    *(f'weights_{block}.png' for block in blocks),
+    'accuracy_size.png',
+    'confusion.png',
+  }
+
+
+def test_page_of_a_finished_run_and_its_comparison(run, alone, monkeypatch):
+  path = report.write(run)
   assert pathlib.Path(path) == run / 'report' / 'report.html'
   page = pathlib.Path(path).read_text()
   assert titles(page) == SECTIONS
-  check_images(page, run / 'report', 6)
-  assert 'not finished' not in page and 'missing' not in page
+  names = image_names('mutual', 'feature', importance=('tap3', 'tap5', 'tap7'))
+  check_images(page, run / 'report', names)
+  assert 'not finished' not in page and 'missing' not in page and 'Pareto' not in page
   summary = json.loads((run / 'summary.json').read_text())
   for network in ('student', 'combined_teacher'):
-    assert f'{summary["results"][f"test/{network}"]["last"]["top1"]:.2f} %' in page
+    assert f'{summary["results"][f"test/{network}"]["last"]["top1"]:.2f}\N{NO-BREAK SPACE}%' in page
   for word in (
     summary['device'],
     summary['commit'],
@@ -86,15 +115,35 @@ def test_page_of_a_finished_run(run, alone):
     'resnet8',
     'generated:8x8x1:10:48',
     'teacher 1 (4 bit)',
-    'alone',
   ):
     assert word in page
+  # The headline and what the accuracies are worth stand above everything else.
+  lead = page[page.index('</h1>') : page.index('<nav>')]
+  assert 'The 2-bit student reaches' in lead and 'accuracies mean nothing' in lead
+  # Tables and figures are no wider than a narrow screen, or scroll by themselves.
+  assert page.count('<table') == page.count('<div class="wide"><table') > 4
+  assert all(int(width) <= 550 for width in re.findall('<img [^>]*width="([0-9]+)"', page))
+  assert ' %' not in page
+
+  for module in (weight_histograms, confusion):  # seen above, and slow
+    monkeypatch.setattr(module, 'section', lambda run: None)
+  compared = report.write(run, others=[alone])
+  assert pathlib.Path(compared) == run / 'report' / 'comparison' / 'report.html'
+  text = pathlib.Path(compared).read_text()
+  assert titles(text) == [
+    title for title in SECTIONS if title not in ('Weights of the student', 'Confusion of classes')
+  ]
+  assert 'Report on together, compared with alone' in text and '>student</td>' in text
+  drawn = {name for name in names if not name.startswith(('weights', 'confusion'))}
+  check_images(text, run / 'report' / 'comparison', drawn)
+  assert pathlib.Path(path).read_text() == page  # the page of the run alone is still there
+  check_images(page, run / 'report', names)
 
 
 def test_unfinished_run_without_importance(alone):
   page = pathlib.Path(report.write(alone)).read_text()
   assert titles(page) == [title for title in SECTIONS if title != 'Importance factors']
-  check_images(page, alone / 'report', 5)
+  check_images(page, alone / 'report', image_names())
   assert 'This run is not finished' in page and 'missing' not in page
   # Its results are what the summary of the finished run says.
   finished = json.loads((alone / 'finished.json').read_text())['results']
@@ -185,19 +234,20 @@ def test_lq_nets_levels_are_the_mean_of_those_of_the_channels():
 def test_model_sizes_by_hand(run, alone):
   rows = json.loads((run / 'bits.json').read_text())
   size = lambda member: sum(row['parameters'] * row['weight_bits'] for row in rows if member(row['layer']))
-  found = {point.network: point for point in pareto.points(run_reader.read(run))}
+  found = {point.network: point for point in model_size.points(run_reader.read(run))}
   assert found['student'].bits == size(lambda layer: layer.startswith('student/'))
   assert found['combined_teacher'].bits == size(lambda layer: layer.startswith(('teacher', 'combined_head/')))
-  (single,) = pareto.points(run_reader.read(alone))
+  (single,) = model_size.points(run_reader.read(alone))
   assert (single.run, single.bits) == ('alone', found['student'].bits)
   section = pareto.section(run_reader.read(run), [run_reader.read(alone)])
   for point in (*found.values(), single):
-    assert f'<td>{point.run}</td>' in section.table and f'<td>{point.bits:,}</td>' in section.table
+    assert f'<td>{point.run}</td>' in section.table and f'<td class="n">{point.bits:,}</td>' in section.table
+    assert f'<td class="n">{point.bits / 8192:.1f} KiB</td>' in section.table
 
 
 def test_front():
-  small, good, beaten = (pareto.Point('', '', bits, top1) for bits, top1 in ((1, 50), (3, 60), (4, 60)))
-  assert pareto.front([beaten, good, small]) == [small, good]
+  small, good, beaten = (model_size.Point('', '', bits, top1) for bits, top1 in ((1, 50), (3, 60), (4, 60)))
+  assert model_size.front([beaten, good, small]) == [small, good]
 
 
 def test_what_is_not_there_is_said(run, tmp_path):
@@ -215,7 +265,7 @@ def test_what_is_not_there_is_said(run, tmp_path):
     (tmp_path / name).unlink()
   page = pathlib.Path(report.write(tmp_path)).read_text()
   assert titles(page) == [title for title in SECTIONS if title != 'Importance factors']
-  check_images(page, tmp_path / 'report', 0)
+  check_images(page, tmp_path / 'report', set())
   assert 'nothing was logged yet' in page and 'no checkpoint in' in page
 
 
@@ -236,3 +286,225 @@ def test_names_for_people():
     'adaptor tap 3',
   ]
   assert plotting.plain('$5') == r'\$5'
+
+
+def made_run(directory='runs/made', rows=(), summary=None, bits=(), **changes):
+  """A `run_reader.Run` without files."""
+  config = smoke_config()
+  config.update_from_flattened_dict(changes)
+  return run_reader.Run(pathlib.Path(directory), config, list(rows), summary or {}, list(bits), list('ab'))
+
+
+def results(**top1):
+  """A summary whose networks have these accuracies on test."""
+  accuracy = lambda value: {'last': {'top1': value, 'top5': 100.0}, 'best': {'top1': value, 'top5': 100.0, 'epoch': 1}}
+  return {'epochs': 10, 'results': {f'test/{network}': accuracy(value) for network, value in top1.items()}}
+
+
+BITS = [
+  Row('student/stem', 32, 32, 1024, 1),  # 4 KiB
+  Row('student/conv', 2, 2, 98304, 1),  # 24 KiB
+  Row('teacher1_4bit/conv', 4, 4, 98304, 1),
+  Row('teacher2_8bit/conv', 8, 8, 98304, 1),
+]
+
+
+@pytest.mark.parametrize(
+  'top1, changes, sentence',
+  [
+    (
+      {'student': 99.44, 'combined_teacher': 99.5},
+      {},
+      # 28 KiB where 32 bits make 97 * 4 = 388 KiB, 13.86 times as much.
+      'The 2-bit student reaches 99.44 % top-1 on test (last epoch) in 28.0 KiB, 13.9 times smaller than in full '
+      'precision; its combined teacher reaches 99.50 %.',
+    ),
+    (
+      {'student': 90.0, 'teacher1_4bit': 91.0, 'teacher2_8bit': 92.0},
+      {'student.activation_bits': 4},
+      'The student (2-bit weights, 4-bit activations) reaches 90.00 % top-1 on test (last epoch) in 28.0 KiB, 13.9 '
+      'times smaller than in full precision; its best teacher (teacher 2 (8 bit)) reaches 92.00 %.',
+    ),
+    ({'peer': 1.0}, {}, ''),
+    ({}, {}, ''),
+  ],
+)
+def test_headline_by_hand(top1, changes, sentence):
+  text = headline.summary(made_run(summary=results(**top1), bits=BITS, **changes))
+  assert re.sub('<.*?>', '', text) == sentence
+
+
+def test_headline_of_a_full_precision_network_names_no_ratio():
+  run = made_run(
+    summary=results(student=75.0), bits=BITS[:1], **{'student.weight_bits': 32, 'student.activation_bits': 32}
+  )
+  text = re.sub('<.*?>', '', headline.summary(run))
+  assert text == 'The full-precision student reaches 75.00 % top-1 on test (last epoch) in 4.0 KiB.'
+
+
+@pytest.mark.parametrize(
+  'data, duration, words',
+  [
+    ('generated:8x8x1:10:48', '10 epochs', ['the images are random (generated:8x8x1:10:48).']),
+    ('digits', '3 steps', ['as short as a smoke test (3 steps)']),
+    ('digits', '0.9 epochs', ['as short as a smoke test']),  # 21 of 23 steps
+    ('generated:8x8x1:10:48', '20 steps', ['the images are random', 'and the run is as short as']),
+    ('digits', '1 epochs', []),
+  ],
+)
+def test_banner_where_accuracies_mean_nothing(data, duration, words):
+  rows = [{'step': 2, 'time': 0.0, 'train/epoch': 2 / 23, 'train/loss': 1.0}]
+  run = made_run(rows=rows, summary=results(student=1.0), **{'data.name': data, 'duration': duration})
+  text = headline.notices(run)
+  assert all(word in text for word in words) and ('mean nothing' in text) == bool(words)
+
+
+def training(*points, **more):
+  """Rows of training at (step, loss), 10 steps an epoch, a second a step."""
+  return [
+    {'step': step, 'time': float(step), 'train/epoch': step / 10, 'train/loss': loss, **more} for step, loss in points
+  ]
+
+
+def test_short_windows_are_merged_by_hand():
+  # A stop after step 51: the mean of steps 51 to 100 is (1 * 40 + 49 * 20) / 50.
+  run = made_run(rows=training((50, 10.0), (51, 40.0), (100, 20.0), (150, 8.0)))
+  epochs, losses = training_rows.series(run, 'train/loss')
+  np.testing.assert_allclose(epochs, [5, 10, 15])
+  np.testing.assert_allclose(losses, [10, 20.4, 8])
+  # The last window has nothing after it: (50 * 2 + 3 * 5) / 53 goes to the one before.
+  run = made_run(rows=training((50, 1.0), (100, 2.0), (103, 5.0)))
+  epochs, losses = training_rows.series(run, 'train/loss')
+  np.testing.assert_allclose(epochs, [5, 10.3])
+  np.testing.assert_allclose(losses, [1, 115 / 53])
+  # Half the typical number is enough to stay alone; what is no mean, and what is no training, stays as it is.
+  run = made_run(
+    rows=training((50, 1.0), (75, 2.0), (125, 3.0), **{'train/learning_rate': 0.1, 'importance/tap3/a': 1})
+  )
+  assert len(training_rows.series(run, 'train/loss')[0]) == 3
+  run = made_run(
+    rows=training((50, 1.0), (51, 2.0), (100, 3.0), **{'train/learning_rate': 0.1, 'importance/tap3/a': 1})
+  )
+  for name in ('train/learning_rate', 'importance/tap3/a'):
+    np.testing.assert_array_equal(training_rows.series(run, name), run.series(name))
+
+
+def test_merged_windows_keep_the_mean_over_all_steps():
+  rng = np.random.default_rng(1)
+  steps = np.unique(np.concatenate([np.arange(46, 460, 46), np.arange(50, 460, 50)]))  # evaluations, rows
+  losses = rng.uniform(size=len(steps))
+  run = made_run(rows=training(*zip(steps.tolist(), losses.tolist())))
+  epochs, merged = training_rows.series(run, 'train/loss')
+  windows = np.diff(10 * epochs, prepend=0)
+  assert len(merged) < len(steps) and windows.min() >= 12
+  np.testing.assert_allclose(np.sum(windows * merged), np.sum(np.diff(steps, prepend=0) * losses))
+
+
+def test_panels_of_learning_curves_have_scales_of_their_own():
+  rows = training((10, 1.0), (20, 0.5), **{'train/student/top1': 40.0})
+  rows += [{'step': step, 'time': 0.0, 'test/student/top1': top1} for step, top1 in ((10, 90.0), (20, 98.0))]
+  limits = [
+    curves.accuracies(made_run(rows=rows), ['student'], (split,), split).axes[0].get_ylim()
+    for split in ('test', 'train')
+  ]
+  assert limits[0][0] > 85 and limits[1][1] < 45
+
+
+def test_learning_rate_falls_in_steps_or_along_a_line():
+  x, y = plotting.stairs(np.array([1.0, 2, 3, 4]), np.array([0.1, 0.2, 0.2, 0.02]))  # warm-up, then a fall after 3
+  np.testing.assert_array_equal((x, y), [[1, 2, 3, 3, 4], [0.1, 0.2, 0.2, 0.02, 0.02]])
+  rows = [
+    row | {'train/learning_rate': rate} for row, rate in zip(training((10, 1), (20, 1), (30, 1)), (0.1, 0.1, 0.01))
+  ]
+  for schedule, points in (
+    ('step', [(1, 0.1), (2, 0.1), (2, 0.01), (3, 0.01)]),
+    ('cosine', [(1, 0.1), (2, 0.1), (3, 0.01)]),
+  ):
+    run = made_run(rows=rows, **{'optimizer.schedule': schedule})
+    (line,) = curves.learning_rate(run, ['train/learning_rate']).axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), points)
+
+
+def test_figure_of_accuracy_against_size():
+  near = [[model_size.Point(f'run{i}', 'student', 200_000 + 100 * i, 100 - i / 50)] for i in range(5)]
+  far = [[model_size.Point('big', 'teacher', 64 * 8 * 1024 * 1024, 40.0)]]
+  figure = pareto.draw(near + far)
+  (panel,) = figure.axes
+  low, high = panel.get_ylim()
+  assert 0 <= low < 40 and high == 100
+  markers = [line for line in panel.lines if len(line.get_xdata())]
+  assert len(markers) == 6 and not any(line.get_clip_on() for line in markers)
+  assert markers[-1].get_xdata() == [65536] and panel.get_xscale() == 'log'  # KiB
+  assert [pareto.size_text(kib) for kib in (0.5, 25, 1024, 65536)] == ['0.5 KiB', '25 KiB', '1 MiB', '64 MiB']
+  figure.draw_without_rendering()
+  labels = [text for text in panel.texts if text.get_text()]
+  assert {text.get_text() for text in labels} == {*(f'student (run{i})' for i in range(5)), 'teacher (big)'}
+  boxes = [text.get_window_extent() for text in labels]
+  for i, box in enumerate(boxes):
+    assert not box.count_overlaps(boxes[:i]) and box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+def test_front_is_named_from_three_points_on():
+  runs = [
+    made_run(f'runs/{name}', summary=results(student=top1), bits=bits)
+    for name, top1, bits in (('small', 80.0, BITS[1:2]), ('large', 90.0, BITS[:2]), ('worse', 70.0, BITS[:2]))
+  ]
+  two, three = pareto.section(runs[0], runs[1:2]), pareto.section(runs[0], runs[1:])
+  assert 'Pareto' not in two.text and 'on the front' not in two.table
+  assert 'Pareto' in three.text and three.table.count('<td>yes</td>') == 2
+
+
+def test_numbers_stand_to_the_right():
+  text = page.table(('name', 'value', 'mixed'), [('a', '1,234', '3'), ('b', '99.44 %', 'x'), ('c', '', '')])
+  assert text.count('<td class="n">') == 3 and '<th class="n">value</th>' in text
+  assert '<td>3</td>' in text and '<td>a</td>' in text
+  assert 'class="n"' not in page.table((), [('seed', 0)]) and '<th>empty</th>' in page.table(('empty',), [])
+  assert '<td class="long">' in page.table(('note', 'n'), [('x' * 40, 1)])
+
+
+def test_pauses_are_left_out_of_the_time():
+  times = {10: 0.0, 20: 10.0, 30: 20.0, 40: 3000.0, 50: 3010.0}  # a second a step; stopped after step 30
+  rows = [{'step': step, 'time': time} for step, time in times.items()]
+  assert training_rows.run_time(rows) == (30, 2980)
+  # An evaluation takes its time, and six times as long for some steps is no pause.
+  rows = [
+    {'step': step, 'time': time} for step, time in ((10, 0.0), (10, 500.0), (20, 510.0), (30, 520.0), (40, 579.0))
+  ]
+  assert training_rows.run_time(rows) == (579, 0)
+  # From ten times the usual on, and a minute.
+  for gap, expected in ((99.0, (129, 0)), (101.0, (30, 101))):
+    rows = [{'step': 10 * i, 'time': time} for i, time in enumerate((0.0, 10.0, 20.0, 30.0, 30.0 + gap))]
+    assert training_rows.run_time(rows) == expected
+  assert training_rows.run_time(rows[:1]) == training_rows.run_time([]) == (0, 0)
+
+
+def test_facts_say_that_pauses_and_a_held_out_test_are_there():
+  rows = training(*((step, 1.0) for step in range(10, 60, 10)))
+  for row in rows[3:]:
+    row['time'] += 3600
+  summary = results(student=1.0) | {'test': '20 % of the images of every class <held out>'}
+  facts = overview.sections(made_run(rows=rows, summary=summary))[0].table
+  assert '30.0 s from first to last logged line, without pauses (1 h 0 min)' in facts
+  assert '<td>test split</td><td>20 % of the images of every class &lt;held out&gt;</td>' in facts
+  facts = overview.sections(made_run(rows=rows[:3], summary=results(student=1.0)))[0].table
+  assert '20.0 s from first to last logged line<' in facts and 'test split' not in facts
+
+
+def test_classes_have_their_number_of_images():
+  (panel, _) = confusion.draw(np.array([[15, 5], [0, 1200]]), ['cat', 'dog']).axes
+  assert [text.get_text() for text in panel.get_yticklabels()] == ['cat (20)', 'dog (1,200)']
+  assert [text.get_text() for text in panel.get_xticklabels()] == ['cat', 'dog']
+
+
+def test_compared_runs_are_named_by_what_differs():
+  single, more = {'method.name': 'single'}, {'student.weight_bits': 4, 'log_every': '7 steps'}
+  names = lambda *runs: comparison.names([made_run(directory, **changes) for directory, changes in runs])
+  assert names(('a/digits', {}), ('b/alone', single)) == ['digits', 'alone']
+  assert names(('a/seed0', {}), ('b/seed0', single)) == ['method.name=cmtkd', 'method.name=single']
+  assert names(('run1', more), ('run2', single)) == [
+    'method.name=cmtkd, student.weight_bits=4',
+    'method.name=single, student.weight_bits=2',
+  ]
+  assert names(('run1', {}), ('run2', {})) == ['run1', 'run2']
+  assert names(('a/x', {}), ('b/x', {})) == ['a/x', 'b/x']
+  assert names(('run', {})) == ['run']

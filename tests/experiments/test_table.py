@@ -1,0 +1,86 @@
+"""Tables say what was run, not what their recipe says."""
+
+import json
+import pathlib
+import runpy
+
+import pytest
+
+from cmtkd_jax.experiments import table
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RANDOM = 'these accuracies mean nothing'
+
+
+@pytest.fixture
+def config():
+  config = runpy.run_path(str(ROOT / 'configs' / 'digits_resnet8.py'))['get_config']()
+  config.table.title, config.table.seeds = 'Digits, ResNet8, 10 epochs', (0, 1)
+  config.table.runs = dict(single=dict(method=dict(name='single')), cmtkd=dict(), later=dict())
+  config.table.lines = (
+    ('single', '2/2', 'single', 'student', (98.0, None)),
+    ('CMT-KD', '2/2', 'cmtkd', 'student', (None, None)),
+    ('combined teacher', '4, 6, 8', 'cmtkd', 'combined_teacher', (None, None)),
+    ('later', '1/1', 'later', 'student', (None, None)),
+  )
+  return config
+
+
+def finish(workdir, run, seed=0, epochs=40.0, widths=(2, 2), data='digits', **more):
+  """Writes the summary of a finished run."""
+  result = {'last': {'top1': 99.0, 'top5': 100.0}, 'best': {'top1': 99.0, 'top5': 100.0, 'epoch': 1}}
+  summary = {
+    'config': {
+      'model': {'name': 'resnet8'},
+      'data': {'name': data},
+      'student': {'weight_bits': widths[0], 'activation_bits': widths[1]},
+    },
+    'epochs': epochs,
+    'commit': 'c0ffee',
+    'device': '1 x cpu',
+    'results': {'test/student': result, 'test/combined_teacher': result},
+    **more,
+  }
+  directory = workdir / run / f'seed{seed}'
+  directory.mkdir(parents=True)
+  (directory / 'summary.json').write_text(json.dumps(summary))
+
+
+def test_epochs_and_bits_are_those_that_were_run(config, tmp_path):
+  finish(tmp_path, 'single', widths=(3, 4))
+  finish(tmp_path, 'cmtkd')
+  rows = table.collect(config, tmp_path)
+  text = table.render(config.table.title, rows).splitlines()
+  assert text[1:3] == ['Digits, ResNet8, 40 epochs', 'run: 40 epochs, network resnet8, digits']
+  bits = {line[:16].strip(): line for line in text[4:8]}
+  assert '3/4' in bits['single'] and '2/2' not in bits['single']
+  assert '2/2' in bits['CMT-KD'] and '4, 6, 8' in bits['combined teacher'] and '1/1' in bits['later']
+  assert RANDOM not in '\n'.join(text) and 'test:' not in '\n'.join(text)
+  # What a recipe says stays in table.json, next to what was run.
+  stored = json.loads((tmp_path / 'table.json').read_text())
+  assert stored['title'] == 'Digits, ResNet8, 10 epochs' and stored['printed_title'] == 'Digits, ResNet8, 40 epochs'
+  assert stored['lines'][0]['bits'] == '2/2' and stored['lines'][0]['run_bits'] == ['3/4']
+  assert '**Digits, ResNet8, 40 epochs**\n\nrun: 40 epochs' in (tmp_path / 'table.md').read_text()
+
+
+def test_differing_runs_are_all_named(config, tmp_path):
+  finish(tmp_path, 'single', epochs=10.0)
+  finish(tmp_path, 'single', seed=1, widths=(4, 4), epochs=2.5, data='npy:other')
+  text = table.render(config.table.title, table.collect(config, tmp_path)).splitlines()
+  assert text[1:3] == ['Digits, ResNet8, 2.5, 10 epochs', 'run: 2.5, 10 epochs, network resnet8, digits, npy:other']
+  assert '2/2, 4/4' in text[4]
+
+
+def test_without_a_finished_run_the_recipe_speaks(config, tmp_path):
+  text = table.render(config.table.title, table.collect(config, tmp_path)).splitlines()
+  assert text[1] == 'Digits, ResNet8, 10 epochs' and not any(line.startswith('run:') for line in text)
+  assert '2/2' in text[3]
+
+
+def test_random_images_and_a_held_out_test_are_said_once(config, tmp_path):
+  held_out = '20 % of the images of every class, held out from training'
+  finish(tmp_path, 'single', data='generated:8x8x1:10:48', test=held_out)
+  finish(tmp_path, 'cmtkd', test=held_out)
+  text = table.render(config.table.title, table.collect(config, tmp_path))
+  for printed in (text, (tmp_path / 'table.md').read_text()):
+    assert printed.count(f'test: {held_out}') == 1 and printed.count(RANDOM) == 1
