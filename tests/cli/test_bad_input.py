@@ -947,7 +947,10 @@ def test_files_are_opened_only_after_a_look_at_what_they_are():
     (['--config=configs/nope.py'], ['there is no file configs/nope.py']),
     ([SMOKE, '--config.method.cmtkd.gama=1'], ['config.method.cmtkd.gama', 'alpha, beta']),
     ([SMOKE, '--config.duration=5 weeks'], ['config.duration', 'epochs']),
-    ([SMOKE, '--config.data.name=folder:/nonexistent'], ['there is no folder /nonexistent;', 'a folder of images for each class']),
+    (
+      [SMOKE, '--config.data.name=folder:/nonexistent'],
+      ['there is no folder /nonexistent;', 'a folder of images for each class'],
+    ),
     (['--mode=evaluate', '--workdir=/nonexistent'], ['/nonexistent', 'name the directory of a run']),
   ],
 )
