@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from cmtkd_jax import models
-from cmtkd_jax.models import alexnet, resnet
+from cmtkd_jax.models import conv_stage, resnet
 
 
 def tiny(*convolutions, stem=None):
@@ -13,7 +13,7 @@ def tiny(*convolutions, stem=None):
 
   def model(num_classes, layers, width, **unused):
     stages = tuple(
-      functools.partial(alexnet.Stage, ((round(features * width), 3, stride, None, role),), (1, 1), layers)
+      functools.partial(conv_stage.ConvStage, ((round(features * width), 3, stride, None, role),), (1, 1), '', layers)
       for features, stride, role in convolutions
     )
     head = functools.partial(resnet.PooledHead, num_classes, layers)

@@ -2,7 +2,7 @@
 
 import functools
 
-from cmtkd_jax.models import alexnet, resnet, wide_resnet
+from cmtkd_jax.models import alexnet, resnet, vgg, wide_resnet
 from cmtkd_jax.models.network import STUDENT, Network
 from cmtkd_jax.models.resnet import ORDERS
 
@@ -13,8 +13,10 @@ MODELS = {
   'resnet20': functools.partial(resnet.resnet_cifar, 20),
   'resnet32': functools.partial(resnet.resnet_cifar, 32),
   'resnet18': resnet.resnet18,
+  'resnet34': resnet.resnet34,
   'alexnet': alexnet.alexnet,
   'alexnet_torchvision': alexnet.alexnet_torchvision,
+  'vgg_small': vgg.vgg_small,
   'wrn16_1': functools.partial(wide_resnet.wide_resnet, 16, 1),
   'wrn16_2': functools.partial(wide_resnet.wide_resnet, 16, 2),
   'wrn40_1': functools.partial(wide_resnet.wide_resnet, 40, 1),

@@ -1,7 +1,7 @@
 """AlexNet with batch normalization after every convolution and dense layer (HWGQ, LQ-Nets): no groups, no dropout.
 
-Each layer is conv - [pool] - BN - quantizer: pooling comes before the normalization. Stages end at layers 1, 2 and 5,
-the last convolution before each max-pool (CMT-KD section 4.1 taps "the last convolution of each block").
+Stages end at layers 1, 2 and 5, the last convolution before each max-pool (CMT-KD section 4.1 taps "the last
+convolution of each block").
 """
 
 import functools
@@ -9,7 +9,8 @@ import functools
 import flax.linen as nn
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models.layers import LayerFactory, MaxPool
+from cmtkd_jax.models.conv_stage import ConvStage
+from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.network import Network
 
 # First layer: (kernel, stride, padding); pooling: (window, stride).
@@ -17,28 +18,6 @@ FORMS = {
   'imagenet': ((11, 4, 0), (3, 2)),  # 227x227 input, 6x6 before the dense layers
   'cifar': ((5, 1, 2), (2, 2)),  # 32x32 input, 4x4 before the dense layers
 }
-
-
-class Stage(nn.Module):
-  """One or more convolutions, a max-pool after the last: images or a quantized map -> the map to quantize."""
-
-  convs: tuple[tuple[int, int, int, int | None, str], ...]  # features, kernel, stride, padding, role
-  pool: tuple[int, int]
-  layers: LayerFactory
-
-  @nn.compact
-  def __call__(self, x, train):
-    for i, (features, kernel, stride, padding, role) in enumerate(self.convs, 1):
-      x = self.layers.conv(features, kernel, stride, padding, role, name=f'conv{i}')(x, train)
-      if i == len(self.convs):
-        if min(x.shape[1:3]) < self.pool[0]:
-          raise UserError(
-            f'config.data.image_size is too small for alexnet: {x.shape[1]}x{x.shape[2]} maps are left '
-            f"to pool; use 227, or 32 with config.model.stem='cifar'"
-          )
-        return self.layers.norm(name=f'norm{i}')(MaxPool(*self.pool, name='pool')(x), train)
-      x = self.layers.norm(name=f'norm{i}')(x, train)
-      x = self.layers.activation(name=f'activation{i}')(x, train)
 
 
 class DenseHead(nn.Module):
@@ -77,7 +56,8 @@ def alexnet(
     ((scaled(widths[1]), 5, 1, None, 'body'),),
     tuple((scaled(features), 3, 1, None, 'body') for features in widths[2:]),
   )
-  make_stages = tuple(functools.partial(Stage, stage_convs, pool, layers) for stage_convs in convs)
+  smallest = "use 227, or 32 with config.model.stem='cifar'"
+  make_stages = tuple(functools.partial(ConvStage, stage_convs, pool, smallest, layers) for stage_convs in convs)
   return Network(
     (1, 2, 5), make_stages, layers.activation, functools.partial(DenseHead, scaled(4096), num_classes, layers)
   )

@@ -1,4 +1,4 @@
-"""Weights of torchvision's and timm's ResNet18, and of torchvision's AlexNet, as variables of our networks.
+"""Weights of torchvision's and timm's ResNet18 and 34, and of torchvision's AlexNet, as variables of our networks.
 
 A state dict, saved as .safetensors or .npz, is read by name; nothing in the file is executed. Convolutions [O, I, H, W]
 become [H, W, I, O], matrices are transposed. AlexNet has no normalization: its biases become those of normalizations
@@ -62,7 +62,7 @@ def load(path, model):
   if model.name not in _MODELS:
     raise UserError(
       f'config.init_from={str(path)!r}: weights from PyTorch fit config.model.name '
-      f'{" and ".join(map(repr, _MODELS))}, not {model.name!r}'
+      f'{", ".join(map(repr, _MODELS))}, not {model.name!r}'
     )
   needed, rename = _MODELS[model.name]
   for field, value in needed.items():
@@ -127,9 +127,9 @@ def _convert(array):
   return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def _resnet18(name, array):
+def _resnet(name, array):
   """`{path: array}` of one entry of the state dict, {} for an unknown one."""
-  match = re.fullmatch(r'(?:(layer[1-4])\.([01])\.)?(conv1|conv2|bn1|bn2|downsample\.0|downsample\.1|fc)\.(\w+)', name)
+  match = re.fullmatch(r'(?:(layer[1-4])\.(\d)\.)?(conv1|conv2|bn1|bn2|downsample\.0|downsample\.1|fc)\.(\w+)', name)
   if not match:
     return {}
   stage, block, layer, kind = match.groups()
@@ -162,7 +162,7 @@ _ALEXNET = {
 
 
 def _alexnet(name, array):
-  """As `_resnet18`."""
+  """As `_resnet`."""
   layer, _, kind = name.rpartition('.')
   if layer not in _ALEXNET or kind not in ('weight', 'bias'):
     return {}
@@ -183,6 +183,7 @@ def _alexnet(name, array):
 
 
 _MODELS = {
-  'resnet18': ({'stem': 'imagenet', 'block_order': 'post'}, _resnet18),
+  'resnet18': ({'stem': 'imagenet', 'block_order': 'post'}, _resnet),
+  'resnet34': ({'stem': 'imagenet', 'block_order': 'post'}, _resnet),
   'alexnet_torchvision': ({'stem': 'imagenet', 'block_order': 'pre'}, _alexnet),
 }

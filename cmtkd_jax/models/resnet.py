@@ -1,4 +1,4 @@
-"""ResNets of basic blocks: ResNet18 with ImageNet or CIFAR stem, and the CIFAR family of He et al. (ResNet8/20/32).
+"""ResNets of basic blocks: ResNet18/34 with ImageNet or CIFAR stem, and the CIFAR family of He et al. (ResNet8/20/32).
 
 A stage takes a quantized map and returns the map before its closing quantizer. Its first block has a 1x1 convolution as
 shortcut where features or resolution change; that reads the stage's input, as the main branch does. `block_order`:
@@ -143,6 +143,11 @@ def _resnet(blocks, widths, num_classes, layers, width=1.0, stem='cifar', block_
 def resnet18(**settings):
   """ResNet18, widths 64-128-256-512, taps at layers 5, 9, 13, 17 (He et al. 2016; CMT-KD section 4.1)."""
   return _resnet((2, 2, 2, 2), (64, 128, 256, 512), **settings)
+
+
+def resnet34(**settings):
+  """ResNet34, widths 64-128-256-512, taps at layers 7, 15, 27, 33 (He et al. 2016)."""
+  return _resnet((3, 4, 6, 3), (64, 128, 256, 512), **settings)
 
 
 def resnet_cifar(depth, **settings):

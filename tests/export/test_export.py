@@ -152,6 +152,7 @@ NETWORKS = {  # a network for each thing that folding treats apart
   'edmips': {'model.block_order': 'edmips', 'model.name': 'resnet20', 'student.activation_bits': 4},
   'edmips, imagenet stem': {'model.block_order': 'edmips', 'model.stem': 'imagenet', 'data.image_size': 16},
   'alexnet': {'model.name': 'alexnet', 'model.stem': 'cifar', 'data.image_size': 32, 'model.width': 0.02},
+  'vgg': {'model.name': 'vgg_small', 'data.image_size': 8, 'model.width': 0.03, 'bits.first_last': 8},
   'wide, groups': {'model.name': 'wrn16_1', 'model.bn_groups': 2, 'quantizer.name': 'pact'},
   'offset': {'quantizer.name': 'lsq_plus'},
   'thresholds': {'quantizer.name': 'n2uq'},

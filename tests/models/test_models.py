@@ -84,6 +84,15 @@ def test_alexnet_parameter_count():
   assert count(variables['params']) == expected
 
 
+def test_parameter_counts_of_resnet34_and_vgg_small():
+  """ResNet34: torchvision's 21,797,672. VGG-small: kernels, norms, and 4*4*512 inputs of the classifier."""
+  resnet34 = shapes_of(build('resnet34', block_order='post', stem='imagenet', num_classes=1000), images(224))
+  assert count(resnet34['params']) == 21_797_672
+  kernels = 9 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512)
+  expected = kernels + 2 * 2 * (128 + 256 + 512) + 8192 * 10 + 10
+  assert count(shapes_of(build('vgg_small', num_classes=10), images(32))['params']) == expected
+
+
 def test_learned_steps_are_extra_parameters():
   """2-bit LSQ adds one scalar to each quantized layer: convolutions but the first, shortcuts, activations."""
   plain = shapes_of(build('resnet18'), images(32))['params']
@@ -99,6 +108,8 @@ def test_learned_steps_are_extra_parameters():
     ('resnet32', 'cifar', (11, 21, 31)),
     ('resnet18', 'cifar', (5, 9, 13, 17)),
     ('resnet18', 'imagenet', (5, 9, 13, 17)),
+    ('resnet34', 'imagenet', (7, 15, 27, 33)),
+    ('vgg_small', 'cifar', (2, 4, 6)),
     ('alexnet', 'cifar', (1, 2, 5)),
     ('alexnet', 'imagenet', (1, 2, 5)),
   ],
@@ -113,6 +124,8 @@ def test_taps(name, stem, taps):
   [
     ('resnet18', 'cifar', 32, [(32, 64), (16, 128), (8, 256), (4, 512)]),
     ('resnet18', 'imagenet', 224, [(56, 64), (28, 128), (14, 256), (7, 512)]),
+    ('resnet34', 'imagenet', 224, [(56, 64), (28, 128), (14, 256), (7, 512)]),
+    ('vgg_small', 'cifar', 32, [(16, 128), (8, 256), (4, 512)]),
     ('resnet8', 'cifar', 32, [(32, 16), (16, 32), (8, 64)]),
     ('resnet20', 'cifar', 32, [(32, 16), (16, 32), (8, 64)]),
     ('resnet32', 'cifar', 32, [(32, 16), (16, 32), (8, 64)]),
@@ -156,7 +169,7 @@ def test_width():
 
 
 @pytest.mark.parametrize('order', ['post', 'edmips'])
-@pytest.mark.parametrize('name', ['alexnet', 'wrn16_1'])
+@pytest.mark.parametrize('name', ['alexnet', 'vgg_small', 'wrn16_1'])
 def test_alexnet_and_wide_networks_have_one_block_order(name, order):
   with pytest.raises(UserError, match=f"block_order='{order}'.*'pre'"):
     build(name, block_order=order)
@@ -390,6 +403,26 @@ def test_alexnet_stages():
   x = r.quantize(r.norm(r.conv(x, p['conv2']), p['norm2']))
   expected = r.norm(pooled(r.conv(x, p['conv3']), 2, 2), p['norm3'])
   np.testing.assert_allclose(y, expected, rtol=1e-3, atol=2e-4)
+
+
+def test_vgg_small():
+  """Two convolutions, a pool before the second normalization; the classifier reads all positions of the last map."""
+  net, r = build('vgg_small', BitPolicy(2, 2), num_classes=7, width=1 / 32), Reference(2)
+  x = r.quantize(normal(1, 2, 8, 8, 4).astype(np.float64))
+  p, y = stage_with(net, 1, jnp.asarray(x, jnp.float32))
+  inner = r.quantize(r.norm(r.conv(x, p['conv1']), p['norm1']))
+  np.testing.assert_allclose(y, r.norm(pooled(r.conv(inner, p['conv2']), 2, 2), p['norm2']), rtol=1e-3, atol=2e-4)
+
+  classify = lambda net, x: net.classify(x, False)
+  x = np.abs(normal(2, 3, 4, 4, 16))
+  p = randomized(jit(lambda x: net.init(KEY, x, method=classify))(x)['params'])
+  layer = p['head']['classifier']
+  expected = x.reshape(3, -1) @ np.asarray(layer['kernel']) + np.asarray(layer['bias'])
+  np.testing.assert_allclose(net.apply({'params': p}, x, method=classify), expected, rtol=1e-4, atol=1e-5)
+  with pytest.raises(UserError, match="model.stem='imagenet'; vgg_small has one form, use 'cifar'"):
+    build('vgg_small', stem='imagenet')
+  with pytest.raises(UserError, match='too small for this network: 1x1 maps are left to pool; use 8 or more'):
+    shapes_of(build('vgg_small'), images(7))
 
 
 def test_heads():

@@ -38,16 +38,17 @@ class BasicBlock(nn.Module):
     return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet18(nn.Module):
-  def __init__(self, width, classes):
+class ResNet(nn.Module):
+  def __init__(self, width, classes, blocks=(2, 2, 2, 2)):
     super().__init__()
     self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
     self.bn1 = nn.BatchNorm2d(width)
     inputs = width
     for k in range(4):
       features = width * 2**k
-      blocks = [BasicBlock(inputs, features, 1 if k == 0 else 2), BasicBlock(features, features, 1)]
-      setattr(self, f'layer{k + 1}', nn.Sequential(*blocks))
+      first = BasicBlock(inputs, features, 1 if k == 0 else 2)
+      others = [BasicBlock(features, features, 1) for _ in range(blocks[k] - 1)]
+      setattr(self, f'layer{k + 1}', nn.Sequential(first, *others))
       inputs = features
     self.fc = nn.Linear(inputs, classes)
 
@@ -120,7 +121,7 @@ def make_config(name, path):
   config = config_lib.default()
   config.method.name, config.init_from = 'single', path
   config.model.name, config.model.width, config.model.stem = name, 1 / 8, 'imagenet'
-  config.model.block_order = 'post' if name == 'resnet18' else 'pre'
+  config.model.block_order = 'post' if name.startswith('resnet') else 'pre'
   config.student.weight_bits = config.student.activation_bits = 32
   return config
 
@@ -134,13 +135,20 @@ def load(config, size, classes=7):
 
 
 NETWORKS = {
-  'resnet18': (lambda: ResNet18(8, 7), 64),
+  'resnet18': (lambda: ResNet(8, 7), 64),
+  'resnet34': (lambda: ResNet(8, 7, (3, 4, 6, 3)), 64),
   'alexnet_torchvision': (lambda: AlexNet((8, 24, 48, 32, 32), 512, 7), 224),
 }
 
 
 @pytest.mark.parametrize(
-  'name, suffix', [('resnet18', '.safetensors'), ('resnet18', '.npz'), ('alexnet_torchvision', '.safetensors')]
+  'name, suffix',
+  [
+    ('resnet18', '.safetensors'),
+    ('resnet18', '.npz'),
+    ('resnet34', '.npz'),
+    ('alexnet_torchvision', '.safetensors'),
+  ],
 )
 def test_logits_of_imported_weights(tmp_path, name, suffix):
   make, size = NETWORKS[name]
@@ -157,7 +165,7 @@ def test_logits_of_imported_weights(tmp_path, name, suffix):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-  network = ResNet18(8, 7)
+  network = ResNet(8, 7)
   path = save(network, tmp_path / 'weights.safetensors')
   config = make_config('resnet18', path)
   with pytest.raises(UserError, match='head/classifier.*init_from_ignore'):
@@ -175,7 +183,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     load(config, 224)
   config = make_config('resnet18', path)
   config.model.name, config.model.stem, config.model.block_order = 'resnet8', 'cifar', 'pre'
-  with pytest.raises(UserError, match="'resnet18' and 'alexnet_torchvision', not 'resnet8'"):
+  with pytest.raises(UserError, match="'resnet18', 'resnet34', 'alexnet_torchvision', not 'resnet8'"):
     load(config, 32)
   missing = dict(network.state_dict())
   del missing['layer3.0.bn2.running_var']
