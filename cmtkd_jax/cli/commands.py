@@ -16,6 +16,7 @@ def run_train(command):
   _report(f'\n{command.workdir} holds the run. Next:')
   _report(f'  {run}{command.workdir} --mode=report     curves, weights and errors as an HTML page')
   _report(f'  {run}{command.workdir} --mode=export     files to deploy')
+  _report(f'  {run}{command.workdir} --mode=predict a.png     classes of images')
 
 
 def run_evaluate(command):

@@ -17,8 +17,9 @@ from cmtkd_jax.training import optimizer
 _SLOW = 0.1  # a larger share of the time spent waiting for data is printed
 _LONG = 3600  # seconds of a run on a CPU from which it says how to shorten it
 _KNOWN_AFTER = 3  # steps that say how long the others will take
-# Compilation grows with the layers of all networks: ResNet8 and ResNet18 on two CPU cores, ResNet18 for an H200.
-_SECONDS_A_LAYER = 0.3
+# Compilation grows with the layers of all networks: 0.47 s for each of ResNet8 on two CPU cores, 0.3 to 0.5 s for each of
+# ResNet18 on an H200.
+_SECONDS_A_LAYER = 0.45
 
 
 def announce(text):

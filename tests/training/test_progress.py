@@ -46,13 +46,13 @@ def test_the_shown_speed_is_that_of_the_window_before_until_there_are_three_step
 
 
 def test_how_long_compilation_takes_is_said_before_and_after(monkeypatch):
-  """0.3 s a layer."""
-  ours, lines = journal.Journal(types.SimpleNamespace(layers=[None] * 41), None, 0), []
+  """0.45 s a layer."""
+  ours, lines = journal.Journal(types.SimpleNamespace(layers=[None] * 40), None, 0), []
   ours.note = lines.append
   now = iter((0.0, 14.0))
   monkeypatch.setattr(journal.time, 'monotonic', lambda: next(now))
   with ours.compiling():
-    assert lines == ['compiling the train step, about 12.3 s on an idle machine']
+    assert lines == ['compiling the train step, about 18.0 s on an idle machine']
   assert lines[1:] == ['compiled the train step in 14.0 s']
 
 
