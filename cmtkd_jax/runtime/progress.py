@@ -38,6 +38,7 @@ class Progress:
   ):
     self._stream = sys.stderr if stream is None else stream
     self._terminal = self._stream.isatty() and os.environ.get('TERM') != 'dumb'
+    self._seconds = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
     self._total = total_steps
     self._steps_per_epoch, self._images_per_step = steps_per_epoch, images_per_step
     self._enabled = enabled
@@ -61,9 +62,19 @@ class Progress:
     if self._origin is None:
       self._origin = now, step
     self._line = self._describe(images_per_second, scalars)
-    seconds = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS
-    if step >= self._total or now - self._shown_at >= seconds:
+    if step >= self._total or now - self._shown_at >= self._seconds:
       self._show(now)
+
+  def meanwhile(self, text):
+    """Shows other work than steps, such as an evaluation, as often as a step: in place of the line, or in the log."""
+    now = self._clock()
+    if not self._enabled or now - self._shown_at < self._seconds:
+      return
+    self._stream.write(_CLEAR + _cut(text) if self._terminal else f'{text}\n')
+    self._stream.flush()
+    self._shown_at = now
+    if self._terminal:
+      self._shown = text
 
   def eta(self):
     """Seconds to the end at the mean pace since the first update, evaluations included; None at the start."""
@@ -85,6 +96,9 @@ class Progress:
       if self._terminal and self._enabled:
         self._stream.write('\n')
         self._stream.flush()
+    elif self._shown and self._enabled:  # what was shown meanwhile, on a terminal
+      self._stream.write(_CLEAR)
+      self._stream.flush()
     self._line = self._shown = ''
 
   def __enter__(self):

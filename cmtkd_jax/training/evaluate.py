@@ -4,8 +4,12 @@ import functools
 
 import jax
 
+from cmtkd_jax.runtime import distributed
+from cmtkd_jax.runtime.progress import Progress
 from cmtkd_jax.training import restore
 from cmtkd_jax.training.step import eval_step
+
+_AHEAD = 2  # batches that may wait for the device, so that progress is true
 
 
 class Evaluator:
@@ -17,11 +21,20 @@ class Evaluator:
       functools.partial(eval_step, method=method, normalize=dataset.normalize), out_shardings=sharding
     )
 
-  def run(self, variables):
-    """Returns {'<split>/<network>/top1': percent, '.../top5': percent, '.../cross_entropy': nats}."""
+  def run(self, variables, show=lambda text: None):
+    """Returns {'<split>/<network>/top1': percent, '.../top5': percent, '.../cross_entropy': nats}.
+
+    show: function that shows the user how far it is, called often.
+    """
     results = {}
     for split, loader in self._splits.items():
-      sums = [self._step(variables, batch) for batch in loader.batches()]
+      sums, done = [], 0
+      for batch in loader.batches():
+        show(f'evaluating {split}: image {done}/{loader.num_examples}')
+        sums.append(self._step(variables, batch))
+        if len(sums) > _AHEAD:
+          jax.block_until_ready(sums[-1 - _AHEAD])
+        done += len(batch['label'])
       totals = jax.tree.map(lambda *values: float(sum(values)), *jax.device_get(sums))
       for network, total in totals.items():
         if round(total['count']) != loader.num_examples:
@@ -54,5 +67,6 @@ class MinivalUpdate:
 def evaluate_run(workdir, config=None, step=None):
   """Returns step and `Evaluator.run`'s results of a checkpoint, as a JSON-able dict; the rest as `restore.open_run`."""
   run = restore.open_run(workdir, config, step)
-  results = Evaluator(run.method, run.dataset, run.sharding).run(run.variables)
+  with Progress(1, enabled=distributed.is_first()) as progress:
+    results = Evaluator(run.method, run.dataset, run.sharding).run(run.variables, progress.meanwhile)
   return {'workdir': str(workdir), 'step': run.step, **results}

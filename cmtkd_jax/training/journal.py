@@ -17,8 +17,8 @@ from cmtkd_jax.training import optimizer
 _SLOW = 0.1  # a larger share of the time spent waiting for data is printed
 _LONG = 3600  # seconds of a run on a CPU from which it says how to shorten it
 _KNOWN_AFTER = 3  # steps that say how long the others will take
-# Compilation grows with the layers of all networks: 0.47 s for each of ResNet8 on two CPU cores, 0.3 to 0.5 s for each of
-# ResNet18 on an H200.
+# Compilation grows with the layers of all networks: 0.47 s for each of ResNet8 on two CPU cores, 0.3 to 0.5 s for each
+# of ResNet18 on an H200.
 _SECONDS_A_LAYER = 0.45
 
 
@@ -33,6 +33,7 @@ class Journal(contextlib.ExitStack):
 
   profile: the `Profile`, whose `step` surrounds every step.
   note: prints a line of text above the progress line.
+  meanwhile: shows how far other work than steps is, in place of the progress line.
   """
 
   def __init__(self, plan, run, start):
@@ -54,7 +55,7 @@ class Journal(contextlib.ExitStack):
           images_per_step=plan.config.batch_size,
         )
       )
-      self.note = self._progress.note
+      self.note, self.meanwhile = self._progress.note, self._progress.meanwhile
       self.profile = stack.enter_context(Profile(self._run, start, plan.schedule.profiled, self.note))
       self.enter_context(stack.pop_all())
     self.note(bit_table.render(plan.layers))

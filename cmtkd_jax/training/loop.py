@@ -26,6 +26,7 @@ def train_and_evaluate(config, workdir):
     Checkpoints(run / run_files.CHECKPOINTS, config.max_checkpoints, parts.best_metric) as checkpoints,
   ):
     teachers.save(run, parts.teachers)
+    announce(f'preparing {parts.config.model.name}, {len(parts.layers)} layers in all networks')
     state, report = start.restore_or_create(parts, checkpoints)
     run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     with Journal(parts, run, int(state.step)) as journal, Preemption() as preemption:
@@ -59,8 +60,9 @@ def _train(parts, state, checkpoints, journal, preemption):
     else:
       journal.stepped(step, window.images_per_second())
     if stops or schedule.saves(step):
-      results = evaluator.run({'params': state.params, **state.model_state}) if schedule.evaluates(step) else {}
-      if results:
+      results = {}
+      if schedule.evaluates(step):
+        results = evaluator.run({'params': state.params, **state.model_state}, journal.meanwhile)
         journal.evaluated(step, results)
       checkpoints.save(step, state.to_tree(), run_files.meta(parts.config, step, parts.layers), results)
       window.restart()

@@ -32,7 +32,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMOKE = '--config=configs/digits_resnet8.py:smoke'
 SINGLE = (SMOKE, '--config.method.name=single')
 RESNET18 = (*SINGLE, '--config.model.name=resnet18', '--config.model.stem=imagenet', '--config.model.block_order=post')
-IMAGES = re.compile(r'(?!error: ).*: train \d+ images, ')  # the first line of a run, before what fails later
+# The first lines of a run, before what fails later.
+BEGINNING = re.compile(r'(?!error: ).*: train \d+ images, |preparing \w+, \d+ layers')
 # ml_collections loads config files so.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 
@@ -54,7 +55,7 @@ def refused(capsys):
     capsys.readouterr()
     assert run(*arguments) == 2
     out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not IMAGES.match(line)]
+    lines = [line for line in err.splitlines() if not BEGINNING.match(line)]
     assert lines[-1].startswith('error: ') and err.count('error: ') == 1 and 'Traceback' not in out + err
     assert not alone or len(lines) == 1
     for word in words:

@@ -224,6 +224,41 @@ def test_a_log_gets_a_line_at_most_every_ten_seconds_and_the_last(clock):
   assert '\r' not in stream.getvalue()
 
 
+def test_other_work_than_steps_is_shown_meanwhile(clock, monkeypatch):
+  """An evaluation of 40 s: in a log every ten seconds, and the last step is not repeated at the end."""
+  stream = io.StringIO()
+  progress = Progress(5, 0, stream, clock=clock)
+  progress.update(5, 5.0)
+  for done in range(40):
+    clock.now += 1
+    progress.meanwhile(f'evaluating test: image {done}/40')
+  progress.close()
+  assert stream.getvalue().splitlines() == [
+    'step 5/5  100 %  5 img/s',
+    *(f'evaluating test: image {done}/40' for done in (9, 19, 29, 39)),
+  ]
+  monkeypatch.setenv('TERM', 'xterm')
+  stream = Terminal()
+  progress = Progress(5, 0, stream, clock=clock)
+  progress.update(1, 5.0)
+  clock.now += 1
+  progress.meanwhile('evaluating')
+  progress.note('step 1: 50 %')
+  clock.now += 1
+  progress.update(2, 5.0)
+  clear = '\r\x1b[K'
+  assert stream.getvalue().split(clear)[1:] == [
+    'step 1/5  20 %  5 img/s',
+    'evaluating',
+    'step 1: 50 %\nevaluating',
+    'step 2/5  40 %  5 img/s  ETA 6.0 s',
+  ]
+  stream = Terminal()
+  with Progress(1, 0, stream, clock=clock) as progress:
+    progress.meanwhile('evaluating')
+  assert stream.getvalue() == f'{clear}evaluating{clear}'
+
+
 def test_close_shows_an_early_end(clock):
   stream = io.StringIO()
   progress = Progress(100, 0, stream, clock=clock)
