@@ -74,54 +74,63 @@ def look(path, test_fraction) -> Found:
 
 def choose(found: Found, accelerator: bool) -> list[Choice]:
   """Returns the fields that depend on the images and on whether a GPU or TPU trains on them."""
+  images = _images(found, accelerator)
+  size = images[0].value
+  most, full_rate_batch = (256, 256) if accelerator else (64, 64)
+  batch = 2 ** (max(1, min(found.train // 8, most)).bit_length() - 1)
+  batch = min(max(batch, 8), 2 ** (found.train.bit_length() - 1))
+  network, epochs, length = (_on_accelerator if accelerator else _on_cpu)(found, size)
+  every = f'{max(1, epochs // 10)} epochs'
+  return [
+    *images,
+    *network,
+    Choice('model.stem', 'imagenet' if size > 128 else 'cifar', f'for {size}x{size} pixels'),
+    Choice('batch_size', batch, f'of {found.train:,} images'),
+    Choice('optimizer.learning_rate', min(0.1, 0.1 * batch / full_rate_batch), 'with the batch'),
+    Choice('duration', f'{epochs} epochs', length),
+    Choice('eval_every', every, 'ten evaluations'),
+    Choice('checkpoint_every', every, 'at every evaluation'),
+  ]
+
+
+def _images(found, accelerator):
+  """The `Choice`s of image size, the first, and augmentation."""
   short = round(statistics.median(found.short))
   if found.square and short <= _TAKEN_AS_THEY_ARE:
-    images = [
+    return [
       Choice('data.image_size', short, 'all images have this size'),
       Choice('data.augment', 'pad_crop_flip', 'shifts by up to an eighth, mirrored'),
       Choice('data.pad', max(1, short // 8), 'an eighth of the image'),
     ]
-    size = short
-  else:
-    if accelerator:
-      size, resize, why, augment = 224, 256, 'as for ImageNet', 'inception_crop_flip'
-    elif found.train <= _FEW and short >= 64:
-      size, resize, why, augment = 64, 72, f'{found.train:,} images are few enough', 'resize_crop_flip'
-    else:
-      size, resize, why, augment = 32, 36, 'for so many images, or such small ones', 'resize_crop_flip'
-    images = [
-      Choice('data.image_size', size, why),
-      Choice('data.resize', resize, 'shorter side, from which the network sees a crop'),
-      Choice('data.augment', augment, 'crops at random, mirrored'),
-    ]
-    if found.train * 1.5 * resize**2 * 3 < _CACHE:
-      images.append(Choice('data.cache', True, 'each file is decoded once'))
-  most = 256 if accelerator else 64
-  batch = 2 ** (max(1, min(found.train // 8, most)).bit_length() - 1)
-  batch = min(max(batch, 8), 2 ** (found.train.bit_length() - 1))
   if accelerator:
-    network = Choice('model.name', 'resnet18', 'for a GPU or TPU')
-    epochs = min(200, max(60, _ACCELERATOR_IMAGES // found.train))
-    duration = Choice('duration', f'{epochs} epochs', f'about {epochs * found.train / 1e6:.2g} million images')
+    size, resize, why, augment = 224, 256, 'as for ImageNet', 'inception_crop_flip'
+  elif found.train <= _FEW and short >= 64:
+    size, resize, why, augment = 64, 72, f'{found.train:,} images are few enough', 'resize_crop_flip'
   else:
-    network = Choice('model.name', 'resnet8', 'four of them train in minutes on a CPU')
-    seconds = found.train * _CPU_IMAGE_SECONDS * (size / 32) ** 2  # of an epoch
-    epochs = min(300, max(10, round(_CPU_SECONDS / seconds)))
-    minutes = max(1, round(epochs * seconds / 60))
-    duration = Choice('duration', f'{epochs} epochs', f'about {minutes} min of training on two cores')
-  every = Choice('eval_every', f'{max(1, epochs // 10)} epochs', 'ten evaluations')
-  rate = Choice('optimizer.learning_rate', min(0.1, 0.1 * batch / (256 if accelerator else 64)), 'with the batch')
-  stem = 'imagenet' if size > 128 else 'cifar'
+    size, resize, why, augment = 32, 36, 'for so many images, or such small ones', 'resize_crop_flip'
+  fits = found.train * 1.5 * resize**2 * 3 < _CACHE  # with sides of 2 to 3
   return [
-    *images,
-    network,
-    Choice('model.stem', stem, f'for {size}x{size} pixels'),
-    Choice('batch_size', batch, f'of {found.train:,} images'),
-    rate,
-    duration,
-    every,
-    Choice('checkpoint_every', every.value, 'at every evaluation'),
+    Choice('data.image_size', size, why),
+    Choice('data.resize', resize, 'shorter side, from which the network sees a crop'),
+    Choice('data.augment', augment, 'crops at random, mirrored'),
+    *([Choice('data.cache', True, 'each file is decoded once')] if fits else []),
   ]
+
+
+def _on_accelerator(found, size):
+  """(`Choice`s of the network, epochs, what they come to)."""
+  del size
+  epochs = min(200, max(60, _ACCELERATOR_IMAGES // found.train))
+  network = [Choice('model.name', 'resnet18', 'for a GPU or TPU'), Choice('dtype', 'bfloat16', 'the same')]
+  return network, epochs, f'about {epochs * found.train / 1e6:.2g} million images'
+
+
+def _on_cpu(found, size):
+  """As `_on_accelerator`."""
+  seconds = found.train * _CPU_IMAGE_SECONDS * (size / 32) ** 2  # of an epoch
+  epochs = min(300, max(10, round(_CPU_SECONDS / seconds)))
+  network = [Choice('model.name', 'resnet8', 'four of them train in minutes on a CPU')]
+  return network, epochs, f'about {max(1, round(epochs * seconds / 60))} min of training on two cores'
 
 
 def apply(config, argument, report=None):
@@ -148,8 +157,6 @@ def apply(config, argument, report=None):
   choices = choose(found, accelerator)
   config.data.name = f'folder:{path}'
   config.update_from_flattened_dict({choice.field: choice.value for choice in choices})
-  if accelerator:
-    config.dtype = 'bfloat16'
   (report or _print)(describe(path, found, accelerator, choices))
   return config
 
