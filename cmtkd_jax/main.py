@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import sys
 
 import jax
@@ -9,6 +10,8 @@ import jax
 from cmtkd_jax.cli import commands, flags, interrupts
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import allocator, distributed, peers, preemption, silencers
+
+_READER_LEFT = 141  # as of a program that SIGPIPE ends
 
 
 def main(argv):
@@ -20,12 +23,12 @@ def main(argv):
     if command.mode in commands.ON_DEVICES:
       distributed.initialize(command.cluster)
     status = commands.MODES[command.mode](command) or 0
-    sys.stdout.flush()  # here, where a reader that has left does no harm
+    sys.stdout.flush()  # here, and not when Python ends
     return status
-  except BrokenPipeError:  # as of `| head`
-    with contextlib.suppress(BrokenPipeError):
-      sys.stdout.close()  # or Python would try once more at the end
-    return 0
+  except BrokenPipeError:
+    if not _reader_left():
+      raise
+    return _READER_LEFT
   except UserError as e:
     return _end(2, f'error: {e}')
   except preemption.Preempted as e:
@@ -37,6 +40,17 @@ def main(argv):
     if not peers.installed():
       raise
     return _end(peers.EXIT_STATUS, f'{peers.LOST} ({" ".join(str(e).split())[:150]})')
+
+
+def _reader_left():
+  """Whether nobody reads standard output any more, as with `| head`; closes it then, or Python would write again."""
+  output = select.poll()
+  output.register(sys.stdout.fileno(), 0)  # errors are always reported
+  if not output.poll(0):
+    return False
+  with contextlib.suppress(BrokenPipeError):
+    sys.stdout.close()
+  return True
 
 
 def _end(status, line):

@@ -133,13 +133,12 @@ def _on_cpu(found, size):
   return network, epochs, f'about {max(1, round(epochs * seconds / 60))} min of training on two cores'
 
 
-def apply(config, argument, report=None):
-  """Sets what suits the folder that `--config=FILE:DIR[,cpu|,accelerator|,smoke]` names; returns `config`.
+def apply(config, argument):
+  """Sets and prints what suits the folder that `--config=FILE:DIR[,cpu|,accelerator|,smoke]` names; returns `config`.
 
   Args:
     config: changed in place.
     argument: the text after the colon. 'cpu' or 'accelerator' stands in for the machine that is found.
-    report: function that shows a line to the user; None for standard error.
 
   Raises:
     UserError: there is no folder in it, or it holds no images that can be trained on.
@@ -157,7 +156,7 @@ def apply(config, argument, report=None):
   choices = choose(found, accelerator)
   config.data.name = f'folder:{path}'
   config.update_from_flattened_dict({choice.field: choice.value for choice in choices})
-  (report or _print)(describe(path, found, accelerator, choices))
+  print(describe(path, found, accelerator, choices), file=sys.stderr, flush=True)
   return config
 
 
@@ -177,7 +176,3 @@ def describe(path, found, accelerator, choices):
       'Each of these flags overrules its line.',
     ]
   )
-
-
-def _print(text):
-  print(text, file=sys.stderr, flush=True)

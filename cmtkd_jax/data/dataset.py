@@ -140,10 +140,10 @@ def _streaming_readers(config, splits, train_records, seed, mesh):
   )
 
 
-def _summary(name, splits, held_out):
-  minival = f'minival {held_out}, ' if held_out else ''
+def _summary(name, splits, num_minival):
+  minival = f'minival {num_minival}, ' if num_minival else ''
   test = f'test {len(splits.test)}{f" ({splits.held_out})" if splits.held_out else ""}'
-  counts = f'{name}: train {len(splits.train) - held_out} images, {minival}{test}, {len(splits.class_names)} classes'
+  counts = f'{name}: train {len(splits.train) - num_minival} images, {minival}{test}, {len(splits.class_names)} classes'
   return '; '.join((counts, *_class_notes(splits), *splits.notes))
 
 

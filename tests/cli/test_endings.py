@@ -10,7 +10,10 @@ import threading
 import time
 
 import pytest
+from absl.testing import flagsaver
 
+from cmtkd_jax import main
+from cmtkd_jax.cli import commands
 from cmtkd_jax.runtime import peers
 from cmtkd_jax.runtime.preemption import Preemption
 
@@ -36,10 +39,24 @@ def start(arguments, **more):
 
 
 @pytest.mark.parametrize('argument', ['--help', '--mode=config'])
-def test_a_reader_that_leaves_early_does_no_harm(argument):
+def test_a_reader_that_leaves_early_ends_the_command_quietly(argument):
   command = f"'{sys.executable}' -m cmtkd_jax.main {argument} | true; exit ${{PIPESTATUS[0]}}"
   ended = subprocess.run(['bash', '-c', command], cwd=ROOT, capture_output=True, text=True, check=False)
-  assert (ended.returncode, ended.stderr) == (0, '')
+  assert (ended.returncode, ended.stderr) == (141, '')
+
+
+def test_another_broken_pipe_is_no_quiet_end(monkeypatch):
+  """Such as that of a worker: standard output still has its reader."""
+
+  def fail(command):
+    raise BrokenPipeError
+
+  reader, writer = os.pipe()
+  monkeypatch.setitem(commands.MODES, 'config', fail)
+  with os.fdopen(reader), os.fdopen(writer, 'w') as output, flagsaver.flagsaver():
+    monkeypatch.setattr(sys, 'stdout', output)
+    with pytest.raises(BrokenPipeError):
+      main.main(['main', '--mode=config'])
 
 
 # --- Ctrl-C.
