@@ -33,6 +33,8 @@ class Dataset(NamedTuple):
     num_examples: {'train': images to train on and of the held-out slice, 'test': images to test on}.
     held_out: which part of train the test images are, in words; '' where they are a split of their own.
     summary: one line for the start of a run: images of each split, classes, and what the user should know about them.
+    mix: (key, float32[..., B, H, W, C]) -> (the same, share of image i in the mixture of i and i - 1), see
+      `transforms.mix`; pure, to be called inside the train step on what `augment` returns. None: nothing is mixed.
   """
 
   num_classes: int
@@ -45,6 +47,7 @@ class Dataset(NamedTuple):
   num_examples: Mapping[str, int]
   held_out: str
   summary: str
+  mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
 def load(
@@ -90,6 +93,7 @@ def load(
     num_examples={'train': len(splits.train), 'test': len(splits.test)},
     held_out=splits.held_out,
     summary=_summary(config.name, splits, len(minival_records)),
+    mix=splits_lib.mixing(config),
   )
 
 

@@ -22,6 +22,11 @@ class Settings(Options):
   augment: str = option('pad_crop', 'augmentation of training images', choices=tuple(AUGMENTS))
   pad: int = option(1, 'pixels that pad_crop adds on each side')
   pad_mode: str = option('zeros', 'what the added pixels hold', choices=('zeros', 'reflect', 'symmetric'))
+  trivial_augment: bool = option(False, 'one random operation for each image, after crop and flip: TrivialAugment-Wide')
+  cutout: int = option(0, 'side of a square of each image that becomes the mean, in pixels; 0 = none')
+  random_erasing: float = option(0.0, 'probability that a random box of an image becomes the mean', least=0, most=1)
+  mixup: float = option(0.0, 'alpha of the Beta distribution of mixup; 0 = none')
+  cutmix: float = option(0.0, 'alpha of the Beta distribution of CutMix; 0 = none')
   image_size: int = option(8, "side of the network's input, in pixels", least=1, most=_LARGEST_SIDE)
   resize: int = option(0, 'shorter side after resizing, in pixels; 0 = images are not resized', most=_LARGEST_SIDE)
   mean: tuple = option((0.5,), 'mean of each channel, for pixels from 0 to 1', items=0.5)
@@ -51,6 +56,12 @@ class Settings(Options):
     size = f'config.data.image_size={self.image_size}'
     check('name', self.name, "is empty; give the name of a data set, such as 'digits' or 'cifar100'")
     check('pad', self.pad < self.image_size, f'must be a whole number, from 0 to below {size}')
+    check('cutout', self.cutout <= self.image_size, f'must be a whole number, from 0 (none) to {size}')
+    check(
+      'trivial_augment',
+      len(self.mean) in (1, 3) or not self.trivial_augment,
+      f'works for images of 1 or 3 channels, and config.data.mean has {len(self.mean)}; set it to False',
+    )
     check(
       'num_workers',
       self.num_workers or self.workers == 'threads',

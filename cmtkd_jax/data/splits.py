@@ -1,10 +1,11 @@
 """From `config.data` to opened splits, and what training makes of them; no image is read yet but for its shape."""
 
+import functools
 import math
 
 from cmtkd_jax.data import sampling
 from cmtkd_jax.data.sources import base, names, npy
-from cmtkd_jax.data.transforms import augment
+from cmtkd_jax.data.transforms import augment, mix
 from cmtkd_jax.errors import UserError
 
 _RESIDENT_LIMIT = 2**30
@@ -107,4 +108,14 @@ def transforms(config, is_resident):
     std=tuple(config.std),
     raw=is_resident,
     pad_mode=config.pad_mode,
+    trivial_augment=config.trivial_augment,
+    cutout=config.cutout,
+    random_erasing=config.random_erasing,
   )
+
+
+def mixing(config):
+  """Returns the function (key, images) -> (images, share) of `mix.mix`, or None where nothing is mixed."""
+  if not (config.mixup or config.cutmix):
+    return None
+  return functools.partial(mix.mix, mixup_alpha=config.mixup, cutmix_alpha=config.cutmix)

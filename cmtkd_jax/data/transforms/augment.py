@@ -11,8 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmtkd_jax.data.transforms import crop_boxes
+from cmtkd_jax.data.transforms import crop_boxes, erasing
 from cmtkd_jax.data.transforms.augments import AUGMENTS
+from cmtkd_jax.data.transforms.trivial_augment import trivial_augment as apply_trivial_augment
+
+# What is folded into the key of a batch for the parts that may be left out; crops split the key itself into fewer.
+_TRIVIAL_AUGMENT, _CUTOUT, _RANDOM_ERASING = 16, 17, 18
 
 
 def standardize(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
@@ -87,6 +91,9 @@ def build(
   std: tuple[float, ...],
   raw: bool,
   pad_mode: str = 'zeros',
+  trivial_augment: bool = False,
+  cutout: int = 0,
+  random_erasing: float = 0.0,
 ) -> tuple[Callable, Callable]:
   """Returns (augment, normalize) for images as the loaders hand them out.
 
@@ -98,6 +105,9 @@ def build(
     mean: C floats on the 0..1 scale.
     std: C floats on the 0..1 scale.
     raw: whether images come unresized (resident); otherwise the host has resized and cropped them already.
+    trivial_augment: whether to apply it after crop and flip.
+    cutout: side of the square in pixels, 0 for none.
+    random_erasing: probability, 0 for none.
 
   Returns:
     augment(key, uint8[B, h, w, C]) -> float32[B, size, size, C], for training;
@@ -129,6 +139,14 @@ def build(
       image = mirror(flip_key, random_box(crop_key, image) if raw else image)
     else:
       image = fit(image)
-    return standardize(image, mean, std)
+    part = lambda number: jax.random.fold_in(key, number)
+    if trivial_augment:
+      image = apply_trivial_augment(part(_TRIVIAL_AUGMENT), image)
+    image = standardize(image, mean, std)
+    if cutout:
+      image = erasing.cutout(part(_CUTOUT), image, cutout)
+    if random_erasing:
+      image = erasing.random_erasing(part(_RANDOM_ERASING), image, random_erasing)
+    return image
 
   return augment_fn, normalize_fn
