@@ -21,6 +21,7 @@ QUANTIZERS = {
   'ewgs': 'EWGS',
   'n2uq': 'N2UQ',
   'apot': 'APoT',
+  'lqw_caq': 'LQW+CAQ, as its abstract reads',
   'twn': 'TWN weights, HWGQ activations',
 }
 

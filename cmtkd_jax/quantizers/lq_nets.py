@@ -84,8 +84,7 @@ class Weight(_Basis):
 
   def quantize(self, x, parameters):
     levels, _ = sorted_levels(parameters['basis'], self._binary(-1))
-    codes = jax.vmap(base.nearest_level, (-1, 0), -1)(x, levels)
-    return base.QTensor(codes, jnp.float32(1), levels=levels)
+    return base.QTensor(base.nearest_level_by_channel(x, levels), jnp.float32(1), levels=levels)
 
   def surrogate(self, x, parameters):
     return x

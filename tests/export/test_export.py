@@ -285,7 +285,10 @@ def test_thresholds_are_those_of_the_quantizer(name):
     assert (at >= wanted).all() and (below < wanted).all()
     assert (grid.values is None) == (name not in ('lq_nets', 'apot'))
     # QIL's and EWGS's interval, not the step of their output, spaces the thresholds; sign keeps its zero; N2UQ learns.
-    assert uniform == (name in ('hwgq', 'lsq', 'lsq_plus', 'dorefa', 'pact', 'sawb', 'n2uq')), (bits, thresholds[:3])
+    assert uniform == (name in ('hwgq', 'lsq', 'lsq_plus', 'dorefa', 'pact', 'sawb', 'n2uq', 'lqw_caq')), (
+      bits,
+      thresholds[:3],
+    )
     if uniform:
       halfway = grid.scale * (np.arange(1, len(thresholds) + 1) - 0.5) + grid.start
       np.testing.assert_allclose(thresholds, halfway, rtol=1e-4, atol=1e-6)

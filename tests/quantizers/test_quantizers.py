@@ -16,7 +16,7 @@ import pytest
 from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy
-from cmtkd_jax.quantizers import apot, dequantize, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb
+from cmtkd_jax.quantizers import apot, base, dequantize, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb
 from tests import compiling
 from tests.quantizers.cases import all_cases, binary, grid, nearest
 
@@ -99,6 +99,8 @@ def test_all_levels_are_reached(name):
         parameters = {'basis': parameters['basis'][:2]}
       if name == 'apot-Weight':
         parameters = {'clip': f32(1)}  # the standardized sweep ends at 1.7
+      if name == 'lqw_caq-Weight':
+        parameters = {'levels': f32(np.linspace(-1.7, 1.7, 2**quantizer.bits))}  # in units of it, too
       yield quantizer.quantize(x, parameters).codes[:, 0]
 
   found = jax.jit(lambda *arguments: list(codes_of_every_width(*arguments)))(f32(sample(name)), x)
@@ -626,6 +628,17 @@ def test_lq_nets_fit_lowers_the_error():
   for _ in range(50):
     parameters = quantizer.update(x, parameters)
   assert error(parameters) < 0.8 * before
+
+
+def test_levels_of_channels_under_constant_weights():
+  """Weights that a program holds, which XLA folds, give the codes of weights that it is given."""
+  x = sample('a-Weight')
+  levels = np.sort(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
+  expected = (x[..., None] > (levels[:, 1:] + levels[:, :-1]) / 2).sum(-1)
+  constant = f32(x)
+  found = compiling.jit(lambda levels: base.nearest_level_by_channel(constant, levels))(levels)
+  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(jax.jit(base.nearest_level_by_channel)(x, levels), expected)
 
 
 # Starts.
