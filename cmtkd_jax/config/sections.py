@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 from cmtkd_jax import data, losses, methods, models, options, quantizers
+from cmtkd_jax.config import recipes
 from cmtkd_jax.models import layers
 from cmtkd_jax.models.bit_policy import BIT_WIDTHS, FULL_PRECISION, QUANTIZER_ROLES
 from cmtkd_jax.options import Options, option
@@ -29,6 +30,15 @@ class Run(Options):
   remat: str = option('', "networks whose activations are computed again backward, such as 'teacher.*'", regex=True)
   duration: str = option('60 epochs', f'length of the training, {_DURATION}')
   log_every: str = option('50 steps', 'how often training metrics are logged; a duration')
+  label_smoothing: float = option(
+    0.0, 'share of the label that cross entropies spread over all classes', least=0, below=1
+  )
+  bn_reestimation: int = option(
+    0, 'training batches on which normalizations measure their statistics again before an evaluation', most=10**6
+  )
+  early_stopping: str = option(
+    '', 'training ends when the student has not become better on minival for so long; a duration'
+  )
   eval_every: str = option('10 epochs', 'how often all networks are evaluated; a duration')
   checkpoint_every: str = option('10 epochs', 'how often a checkpoint is saved; a duration')
   max_checkpoints: int = option(2, 'how many of the newest are kept, next to the best', least=1)
@@ -186,6 +196,10 @@ SECTIONS = {
   'logit_loss': LogitLoss,
   'quantizer': Quantizer,
   'optimizer': Optimizer,
+  'averaging': recipes.Averaging,
+  'beta_schedule': recipes.LossSchedule,
+  'gamma_schedule': recipes.LossSchedule,
+  'temperature_schedule': recipes.LossSchedule,
   'table': Table,
   **_selections(),
 }  # {section: its class}; a section inside another one is named 'method.kd'

@@ -40,13 +40,15 @@ class Apprentice(MultiNetwork):
   """The student (apprentice) and its teacher."""
 
   def loss(self, outputs, labels):
-    return apprentice_loss(outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings)
+    return apprentice_loss(
+      outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings, self.cross_entropy
+    )
 
 
-def apprentice_loss(teacher, student, labels, settings):
+def apprentice_loss(teacher, student, labels, settings, cross_entropy=losses.cross_entropy):
   """Returns (L, terms): L = alpha H(y, p_T) + beta H(y, p_A) + gamma H(p_T, p_A), logits [B, C]."""
-  ce_t = losses.cross_entropy(teacher, labels)
-  ce_a = losses.cross_entropy(student, labels)
+  ce_t = cross_entropy(teacher, labels)
+  ce_a = cross_entropy(student, labels)
   target = jax.lax.stop_gradient(teacher) if settings.stop_gradient_target else teacher
   soft = losses.soft_cross_entropy(target, student, settings.temperature)
   terms = {'teacher/cross_entropy': ce_t, 'student/cross_entropy': ce_a, 'student/distillation': soft}

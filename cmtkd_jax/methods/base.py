@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
   aux: Any = ()
 
 
-class Method(nn.Module):
+class Method(nn.Module, kw_only=True):
   """All networks that train together, in one module: its parameters are one dict by network.
 
   `weight_bits` gives the weight width of each network among the top-level parameters, which decides its weight decay;
@@ -35,6 +35,12 @@ class Method(nn.Module):
   """
 
   importance_group: ClassVar[str] = 'importance'
+  label_smoothing: float = 0.0  # of every cross entropy with labels
+
+  @property
+  def cross_entropy(self):
+    """`losses.cross_entropy`, a function (logits, labels, temperature=1.0), with the smoothing of this run."""
+    return functools.partial(losses.cross_entropy, smoothing=self.label_smoothing)
 
   @property
   def weight_bits(self):

@@ -144,6 +144,7 @@ class CMTKD(Method):
       self.settings,
       self.feature_loss,
       self.mutual_loss,
+      self.cross_entropy,
     )
 
   def summary(self, params):
@@ -168,7 +169,9 @@ class Adaptor(nn.Module):
     return BatchNorm(name='norm')(x, train) if self.kind == 'conv_norm' else x
 
 
-def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings, feature_loss, mutual_loss):
+def cmtkd_loss(
+  teacher_logits, student_logits, labels, pairs, settings, feature_loss, mutual_loss, cross_entropy=losses.cross_entropy
+):
   """Total loss: L = alpha (L_CE^S + L_CE^T) + beta (L_KL^S + L_KL^T) + gamma sum_k D(F_T^k, F_S^k).
 
   Some D weigh the K taps apart: that of tap k by a factor^(K - k).
@@ -180,14 +183,15 @@ def cmtkd_loss(teacher_logits, student_logits, labels, pairs, settings, feature_
     settings: `Settings`.
     feature_loss: D, whose weight is gamma; None for no pairs.
     mutual_loss: L_KL. It compares logits that are counted from the true class, as eq. (7) counts its target.
+    cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
 
   Returns:
     (L, terms): float32 scalar, and every unweighted term by name.
 
   Source: CMT-KD eqs. (4)-(10).
   """
-  ce_s = losses.cross_entropy(student_logits, labels, settings.ce_temperature)
-  ce_t = losses.cross_entropy(teacher_logits, labels, settings.ce_temperature)
+  ce_s = cross_entropy(student_logits, labels, settings.ce_temperature)
+  ce_t = cross_entropy(teacher_logits, labels, settings.ce_temperature)
 
   target = losses.min_logit(teacher_logits, student_logits, labels)
   if settings.stop_gradient_target:

@@ -56,10 +56,10 @@ class CTKD(MultiNetwork):
     return Outputs({STUDENT: student, 'scratch_teacher': scratch, 'expert': expert}, maps)
 
   def loss(self, outputs, labels):
-    return ctkd_loss(outputs.logits, labels, outputs.aux, self.settings)
+    return ctkd_loss(outputs.logits, labels, outputs.aux, self.settings, self.cross_entropy)
 
 
-def ctkd_loss(logits, labels, maps, settings):
+def ctkd_loss(logits, labels, maps, settings, cross_entropy=losses.cross_entropy):
   """Total loss of student s, scratch teacher t and expert e.
 
       L = CE(z_t, y) + CE(z_s, y) + gamma mean_b ||z_t - z_s||^2 + beta sum_j mean (a(F_s^j) - a(F_e^j))^2
@@ -73,6 +73,7 @@ def ctkd_loss(logits, labels, maps, settings):
     labels: int32 [B].
     maps: by the same names, lists of float [B, H, W, C'], the output of each group.
     settings: `Settings`.
+    cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
 
   Returns:
     (L, terms): float32 scalar, and every unweighted term by name.
@@ -80,7 +81,7 @@ def ctkd_loss(logits, labels, maps, settings):
   Source: CTKD, from its abstract and published code; `alpha` is 0 in both.
   """
   z_s, z_t, z_e = (logits[name] for name in (STUDENT, 'scratch_teacher', 'expert'))
-  ce_s, ce_t = losses.cross_entropy(z_s, labels), losses.cross_entropy(z_t, labels)
+  ce_s, ce_t = cross_entropy(z_s, labels), cross_entropy(z_t, labels)
   imitation = losses.logits_regression(jax.lax.stop_gradient(z_t), z_s, 'sum')
   kl = losses.kl_divergence(jax.lax.stop_gradient(z_e), z_s, settings.temperature)
   receiver = settings.attention_to

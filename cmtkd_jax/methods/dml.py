@@ -23,12 +23,12 @@ class DML(MultiNetwork):
 
   def loss(self, outputs, labels):
     """L = sum_i [CE(z_i, y) + beta mean_{j != i} tau^2 KL(p_j || p_i)], where p_j is a constant."""
-    return dml_loss(outputs.logits, labels, self.settings)
+    return dml_loss(outputs.logits, labels, self.settings, self.cross_entropy)
 
 
-def dml_loss(logits, labels, settings):
+def dml_loss(logits, labels, settings, cross_entropy=losses.cross_entropy):
   """Returns (L, terms) of `{name: logits [B, C]}`."""
-  ce = {i: losses.cross_entropy(z, labels) for i, z in logits.items()}
+  ce = {i: cross_entropy(z, labels) for i, z in logits.items()}
   mutual = {
     i: sum(losses.kl_divergence(jax.lax.stop_gradient(logits[j]), z, settings.temperature) for j in logits if j != i)
     / (len(logits) - 1)

@@ -48,10 +48,10 @@ class Guided(MultiNetwork):
     return Outputs({STUDENT: student, 'teacher': teacher}, pairs)
 
   def loss(self, outputs, labels):
-    return guided_loss(outputs.logits, labels, outputs.aux, self.settings)
+    return guided_loss(outputs.logits, labels, outputs.aux, self.settings, self.cross_entropy)
 
 
-def guided_loss(logits, labels, pairs, settings):
+def guided_loss(logits, labels, pairs, settings, cross_entropy=losses.cross_entropy):
   """Returns (L, terms): L = CE(z_T, y) + CE(z_S, y) + w_T R_T + w_S R_S.
 
   Features: R_S = sum_k mean (Q(F_T^k) - F_S^k)^2 with Q(F_T) a constant, R_T the same with F_S a constant.
@@ -62,10 +62,11 @@ def guided_loss(logits, labels, pairs, settings):
     labels: int32 [B].
     pairs: `{tap: (Q(F_T), F_S)}`, the teacher's map through the student's quantizer, and the student's.
     settings: `Settings`.
+    cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
   """
   constant = jax.lax.stop_gradient
   z_s, z_t = logits[STUDENT], logits['teacher']
-  ce_s, ce_t = losses.cross_entropy(z_s, labels), losses.cross_entropy(z_t, labels)
+  ce_s, ce_t = cross_entropy(z_s, labels), cross_entropy(z_t, labels)
   if settings.hint == 'features':
     to_student = sum(losses.fitnet_loss(constant(f_t), f_s) for f_t, f_s in pairs.values())
     to_teacher = sum(losses.fitnet_loss(constant(f_s), f_t) for f_t, f_s in pairs.values())

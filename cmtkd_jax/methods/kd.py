@@ -41,7 +41,7 @@ class Distillation(MultiNetwork):
     By default D is tau^2 KL and softmax(z_T / tau) = mean_i softmax(z_i / tau).
     """
     settings, student = self.settings, outputs.logits[STUDENT]
-    ce = losses.cross_entropy(student, labels)
+    ce = self.cross_entropy(student, labels)
     target = self.logit_loss.combine(outputs.aux, settings.temperature)
     distance = self.logit_loss(target, student, labels, settings.temperature)
     terms = {'student/cross_entropy': ce, 'student/distillation': distance}

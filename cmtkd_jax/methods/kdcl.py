@@ -55,7 +55,7 @@ class KDCL(MultiNetwork):
 
   def loss(self, outputs, labels):
     """L = sum_i [CE(z_i, y) + lambda tau^2 KL(softmax(z_t / tau) || softmax(z_i / tau))], where z_t is a constant."""
-    return kdcl_loss(outputs.logits, labels, outputs.aux, self.settings)
+    return kdcl_loss(outputs.logits, labels, outputs.aux, self.settings, self.cross_entropy)
 
   def minival_statistics(self, logits, labels, mask):
     return {'errors': losses.error_sums(jnp.stack(list(logits.values())), labels, mask), 'count': jnp.sum(mask)}
@@ -64,7 +64,7 @@ class KDCL(MultiNetwork):
     return model_state | {STATE: {'weights': losses.general_weights(sums['errors'] / sums['count'])}}
 
 
-def kdcl_loss(logits, labels, weights, settings):
+def kdcl_loss(logits, labels, weights, settings, cross_entropy=losses.cross_entropy):
   """Returns (L, terms) of `{name: logits [B, C]}`; only the general ensemble uses `weights` [M]."""
   stacked = jnp.stack(list(logits.values()))
   target = jax.lax.stop_gradient(
@@ -75,7 +75,7 @@ def kdcl_loss(logits, labels, weights, settings):
       'general': lambda: losses.general_target(stacked, weights),
     }[settings.ensemble]()
   )
-  ce = {i: losses.cross_entropy(z, labels) for i, z in logits.items()}
+  ce = {i: cross_entropy(z, labels) for i, z in logits.items()}
   kl = {i: losses.kl_divergence(target, z, settings.temperature) for i, z in logits.items()}
   total = sum(ce.values()) + settings.distillation_weight * sum(kl.values())
   return total, {f'{i}/cross_entropy': value for i, value in ce.items()} | {

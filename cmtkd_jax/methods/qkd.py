@@ -30,10 +30,10 @@ class QKD(MultiNetwork):
   """The student, and in the later phases its full-precision teacher."""
 
   def loss(self, outputs, labels):
-    return qkd_loss(outputs.logits, labels, self.settings)
+    return qkd_loss(outputs.logits, labels, self.settings, self.cross_entropy)
 
 
-def qkd_loss(logits, labels, settings):
+def qkd_loss(logits, labels, settings, cross_entropy=losses.cross_entropy):
   """Returns (L, terms) of `{'student': z_S, 'teacher': z_T}`, logits [B, C].
 
   self-studying  CE(z_S, y)
@@ -43,13 +43,13 @@ def qkd_loss(logits, labels, settings):
   The first argument of each KL is a constant.
   """
   constant, tau = jax.lax.stop_gradient, settings.temperature
-  terms = {'student/cross_entropy': losses.cross_entropy(logits[STUDENT], labels)}
+  terms = {'student/cross_entropy': cross_entropy(logits[STUDENT], labels)}
   total = terms['student/cross_entropy']
   if settings.phase != 'self_studying':
     terms['student/distillation'] = losses.kl_divergence(constant(logits['teacher']), logits[STUDENT], tau)
     total += settings.distillation_weight * terms['student/distillation']
   if settings.phase == 'co_studying':
-    terms['teacher/cross_entropy'] = losses.cross_entropy(logits['teacher'], labels)
+    terms['teacher/cross_entropy'] = cross_entropy(logits['teacher'], labels)
     terms['teacher/distillation'] = losses.kl_divergence(constant(logits[STUDENT]), logits['teacher'], tau)
     total += terms['teacher/cross_entropy'] + settings.distillation_weight * terms['teacher/distillation']
   return total, terms

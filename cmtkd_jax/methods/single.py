@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from cmtkd_jax import losses
 from cmtkd_jax.methods.base import MultiNetwork, check_teachers, student_network
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.options import Options, option
@@ -19,7 +18,7 @@ class Single(MultiNetwork):
   """The student alone."""
 
   def loss(self, outputs, labels):
-    loss = losses.cross_entropy(outputs.logits[STUDENT], labels, self.settings.ce_temperature)
+    loss = self.cross_entropy(outputs.logits[STUDENT], labels, self.settings.ce_temperature)
     return loss, {'student/cross_entropy': loss}
 
 

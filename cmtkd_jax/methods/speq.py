@@ -61,12 +61,12 @@ class SPEQ(MultiNetwork):
     return jax.tree.map(lambda high, low: jnp.where(take_high, high, low), high, low)
 
   def loss(self, outputs, labels):
-    return speq_loss(outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings)
+    return speq_loss(outputs.logits['teacher'], outputs.logits[STUDENT], labels, self.settings, self.cross_entropy)
 
 
-def speq_loss(teacher, student, labels, settings):
+def speq_loss(teacher, student, labels, settings, cross_entropy=losses.cross_entropy):
   """Returns (L, terms): L = CE(z_S, y) + w mean_b [1 - cos(f_T, f_S)]; f: probabilities or logits, f_T constant."""
-  ce = losses.cross_entropy(student, labels)
+  ce = cross_entropy(student, labels)
   of = jax.nn.softmax if settings.cosine_of == 'probabilities' else lambda z: z
   cosine = losses.cosine_loss(jax.lax.stop_gradient(of(teacher)), of(student))
   return ce + settings.distillation_weight * cosine, {'student/cross_entropy': ce, 'student/distillation': cosine}

@@ -99,7 +99,7 @@ def closing_table(summary):
   for network, result in summary['results'].items():
     if 'chosen' in result:
       chosen = result['chosen']
-      lines.append(f'{network + ", as minival chooses":40}{chosen["top1"]:.2f} %  at epoch {chosen["epoch"]:.4g}')
+      lines.append(f'{network + ", as minival chooses":42}{chosen["top1"]:.2f} %  at epoch {chosen["epoch"]:.4g}')
   if summary['importance']:
     taps = list(dict.fromkeys(name.split('/')[0] for name in summary['importance']))
     teachers = list(dict.fromkeys(name.split('/')[1] for name in summary['importance']))

@@ -30,7 +30,8 @@ def load_data(config, mesh):
 def create_method(config, num_classes, teachers=()):
   """Returns the configured `methods.Method`; `teachers` are the `teachers.Teacher`s it learns from."""
   name = config.method.name
-  return methods.METHODS[name].create(config, config_lib.create(config, f'method.{name}'), num_classes, teachers)
+  method = methods.METHODS[name].create(config, config_lib.create(config, f'method.{name}'), num_classes, teachers)
+  return method.clone(label_smoothing=config.label_smoothing)
 
 
 def check_checkpoint_fits(method, input_shape, variables, where):

@@ -5,8 +5,9 @@ import jax
 from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.runs.checkpoint import Checkpoints
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
-from cmtkd_jax.training import evaluate, memory, plan, start, teachers
+from cmtkd_jax.training import early_stopping, evaluate, memory, plan, start, teachers
 from cmtkd_jax.training.journal import Journal, announce
+from cmtkd_jax.training.release import Release
 from cmtkd_jax.training.step import jit_train_step
 from cmtkd_jax.training.window import Window
 
@@ -27,19 +28,22 @@ def train_and_evaluate(config, workdir):
   ):
     teachers.save(run, parts.teachers)
     announce(f'preparing {parts.config.model.name}, {len(parts.layers)} layers in all networks')
-    state, report = start.restore_or_create(parts, checkpoints)
+    released = Release(parts)
+    state, report = start.restore_or_create(parts, checkpoints, released.is_apart)
     run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     with Journal(parts, run, int(state.step)) as journal, Preemption() as preemption:
       for line in report:
         journal.note(line)
-      _train(parts, state, checkpoints, journal, preemption)
+      stopping = early_stopping.create(parts, run, int(state.step))
+      if not stopping.is_due:
+        _train(parts, state, released, stopping, checkpoints, journal, preemption)
       checkpoints.wait()  # before SIGTERM ends the process again
   with run_files.disk_errors_as_user_errors(run):
     return run_summary.write(run, config, parts.dataset)
 
 
-def _train(parts, state, checkpoints, journal, preemption):
-  """Trains from `state` to the end of the schedule, or until the process is asked to stop."""
+def _train(parts, state, released, stopping, checkpoints, journal, preemption):
+  """Trains from `state` to the end of the schedule, until `stopping` is due, or the process is asked to stop."""
   method, schedule, data = parts.method, parts.schedule, parts.dataset.train
   batches = data.batches(int(state.step))
   batch = next(batches)
@@ -60,15 +64,20 @@ def _train(parts, state, checkpoints, journal, preemption):
     else:
       journal.stepped(step, window.images_per_second())
     if stops or schedule.saves(step):
-      results = {}
+      variables, results = released(state), {}
       if schedule.evaluates(step):
-        results = evaluator.run({'params': state.params, **state.model_state}, journal.meanwhile)
+        results = evaluator.run(variables, journal.meanwhile)
         journal.evaluated(step, results)
-      checkpoints.save(step, state.to_tree(), run_files.meta(parts.config, step, parts.layers), results)
+        stopping.add(step, results)
+      tree = state.to_tree(variables if released.is_apart else None)
+      checkpoints.save(step, tree, run_files.meta(parts.config, step, parts.layers), results)
       window.restart()
     if stops:
       checkpoints.wait()
       raise Preempted(f'asked to stop: step {step} of {schedule.total} is saved; the same command resumes from there')
+    if stopping.is_due:
+      journal.note(stopping.describe())
+      return
 
 
 def _compile(parts, state, batch, journal):
@@ -79,6 +88,9 @@ def _compile(parts, state, batch, journal):
     optimizer=parts.optimizer,
     augment=parts.dataset.augment,
     grad_accum_steps=parts.config.grad_accum_steps,
+    mix=parts.dataset.mix,
+    loss_at=parts.loss_at,
+    averaging=parts.averaging,
   )
   if int(state.step) < parts.schedule.total:
     with journal.compiling():

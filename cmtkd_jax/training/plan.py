@@ -9,7 +9,7 @@ from cmtkd_jax.models import STUDENT, bit_table
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.runs import run_files
 from cmtkd_jax.runtime import distributed
-from cmtkd_jax.training import build, optimizer, schedule, teachers
+from cmtkd_jax.training import averaging, build, early_stopping, loss_schedule, optimizer, schedule, teachers
 
 
 class Plan(NamedTuple):
@@ -24,6 +24,9 @@ class Plan(NamedTuple):
   layers: `bit_table.Row`s.
   learning_rate: function of the step.
   optimizer: the optax transformation.
+  averaging: an `averaging.Averaging`.
+  loss_at: step -> loss, see `loss_schedule`.
+  patience: steps without a better student after which training ends, 0 = never.
   """
 
   config: Any
@@ -35,6 +38,9 @@ class Plan(NamedTuple):
   layers: list
   learning_rate: Any
   optimizer: Any
+  averaging: averaging.Averaging
+  loss_at: Any
+  patience: int
 
   @property
   def best_metric(self):
@@ -72,6 +78,9 @@ def create(config, workdir):
     layers,
     learning_rate,
     optimizer.create(config, method, learning_rate),
+    averaging.create(config, when.total, **sizes),
+    loss_schedule.create(config, method, when.total, **sizes),
+    early_stopping.patience(config, **sizes),
   )
 
 

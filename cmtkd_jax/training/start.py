@@ -9,24 +9,33 @@ from cmtkd_jax.training import initialize, teachers
 from cmtkd_jax.training.step import TrainState, abstract_state, initial_state, initial_state_options
 
 
-def restore_or_create(plan, checkpoints):
+def restore_or_create(plan, checkpoints, is_apart=False):
   """Returns (`TrainState`, lines of text that say where it comes from).
 
   Args:
     plan: a `plan.Plan`.
     checkpoints: the run's `Checkpoints`.
+    is_apart: whether checkpoints hold other networks than those that are trained, see `release.Release`.
 
   Raises:
     UserError: a network that the configuration names cannot be read, or does not fit.
   """
-  parts = dict(method=plan.method, optimizer=plan.optimizer, augment=plan.dataset.augment, seed=plan.config.seed)
-  abstract = lambda: abstract_state(plan.dataset.train.batch_spec, plan.sharding, **parts).to_tree()
+  parts = dict(
+    method=plan.method,
+    optimizer=plan.optimizer,
+    augment=plan.dataset.augment,
+    seed=plan.config.seed,
+    averaging=plan.averaging,
+  )
+  abstract = lambda: abstract_state(plan.dataset.train.batch_spec, plan.sharding, **parts)
   if checkpoints.latest() is not None:
-    state = TrainState.from_tree(checkpoints.restore(abstract())[0])
+    wanted = abstract()
+    tree = wanted.to_tree(wanted.variables if is_apart else None)
+    state = TrainState.from_tree(checkpoints.restore(tree)[0])
     return state, [f'resuming {checkpoints.directory} at step {int(state.step)}']
   variables, report = {}, []
   if plan.teachers or plan.config.init_from:
-    variables, report = _trained(plan, abstract()['variables'])
+    variables, report = _trained(plan, abstract().variables)
   create = functools.partial(initial_state, **parts)
   create = jax.jit(create, out_shardings=plan.sharding, compiler_options=initial_state_options())
   return create(jax.device_put(variables, plan.sharding), next(plan.dataset.train.batches(0))), report

@@ -1,7 +1,7 @@
 """The train step and the evaluation step: pure functions of (state, batch) for one `jax.jit` each."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from cmtkd_jax.training.averaging import Averaging
+
+NO_AVERAGE = Averaging()
 _NO_STEP = 2**31 - 1  # a number that no step has
 # Streams of a step's key, next to that of the first view, which is the key itself. Augmentations split their key, and
 # `split(key, n)[i]` is `fold_in(key, i)`: a stream with a small number would meet their keys.
-_SAMPLING, _OTHER_VIEWS = 2**31 - 1, 2**31 - 2
+_SAMPLING, _OTHER_VIEWS, _MIXING = 2**31 - 1, 2**31 - 2, 2**31 - 3
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -23,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
   model_state: `{collection: ...}` of BN statistics and fitted quantizer values.
   opt_state: of the optax transformation.
   key: uint32 [2], data of the run's PRNG key; the randomness of step s is `fold_in(key, s)`.
+  average: variables of the average network, see `averaging`; () where none is kept.
   """
 
   step: jax.Array
@@ -30,31 +34,40 @@ class TrainState(flax.struct.PyTreeNode):
   model_state: Any
   opt_state: Any
   key: jax.Array
+  average: Any = ()
 
-  def to_tree(self):
-    """Returns the form in which checkpoints hold it: networks apart from the rest."""
-    return {
-      'variables': {'params': self.params, **self.model_state},
-      'optimizer': self.opt_state,
-      'step': self.step,
-      'key': self.key,
-    }
+  @property
+  def variables(self):
+    """`{'params': ..., collections}` of the networks that are trained."""
+    return {'params': self.params, **self.model_state}
+
+  def to_tree(self, released=None):
+    """Returns the form in which checkpoints hold it: networks apart from the rest.
+
+    released: variables of the networks that others read, where they are not those that are trained, see `release`.
+    """
+    tree = {'optimizer': self.opt_state, 'step': self.step, 'key': self.key}
+    if self.average:
+      tree['average'] = self.average
+    if released is None:
+      return {'variables': self.variables, **tree}
+    return {'variables': released, 'trained': self.variables, **tree}
 
   @classmethod
   def from_tree(cls, tree):
     """Undoes `to_tree`."""
-    model_state = dict(tree['variables'])
+    model_state = dict(tree.get('trained', tree['variables']))
     params = model_state.pop('params')
-    return cls(tree['step'], params, model_state, tree['optimizer'], tree['key'])
+    return cls(tree['step'], params, model_state, tree['optimizer'], tree['key'], tree.get('average', ()))
 
 
-def initial_state(trained, batch, *, method, optimizer, augment, seed):
+def initial_state(trained, batch, *, method, optimizer, augment, seed, averaging=NO_AVERAGE):
   """The state before the first step.
 
   Args:
     trained: variables that networks start from, may be empty or hold a part only; see `initialize`.
     batch: the first training batch: learned quantizer values start from what the networks make of it.
-    method, optimizer, augment: as in `train_step`.
+    method, optimizer, augment, averaging: as in `train_step`.
     seed: of parameters, augmentation and everything else that is random in the run.
 
   Returns:
@@ -71,8 +84,9 @@ def initial_state(trained, batch, *, method, optimizer, augment, seed):
     model_state = traverse_util.unflatten_dict(flat)
   else:
     model_state = dict(method.init(rngs, images, train=True))
+  average = averaging.init(model_state)
   params = model_state.pop('params')
-  return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), jax.random.key_data(key))
+  return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), jax.random.key_data(key), average)
 
 
 def abstract_state(batch_spec, sharding=None, **parts):
@@ -92,7 +106,9 @@ def initial_state_options():
   return {'xla_backend_optimization_level': 1}
 
 
-def train_step(state, batch, *, method, optimizer, augment, grad_accum_steps=1):
+def train_step(
+  state, batch, *, method, optimizer, augment, grad_accum_steps=1, mix=None, loss_at=None, averaging=NO_AVERAGE
+):
   """One step of everything that trains together.
 
   Args:
@@ -102,6 +118,9 @@ def train_step(state, batch, *, method, optimizer, augment, grad_accum_steps=1):
     optimizer: optax transformation.
     augment: (key, uint8 images) -> float32 [B, H, W, C].
     grad_accum_steps: into how many parts the batch is cut, whose gradients are averaged; each is normalized by itself.
+    mix: (key, images [..., B, H, W, C]) -> (mixed images, share of the own label), as `data.Dataset.mix`; or None.
+    loss_at: step -> loss of outputs and labels, see `loss_schedule`; None for the method's own at every step.
+    averaging: an `averaging.Averaging`.
 
   Returns:
     (new state, metrics): float32 scalars 'loss', each loss term, '<network>/top1' in percent, and
@@ -110,18 +129,22 @@ def train_step(state, batch, *, method, optimizer, augment, grad_accum_steps=1):
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   images = _views(key, batch['image'], method, augment)
   sampling = jax.random.fold_in(key, _SAMPLING)
+  labels = batch['label']
+  if mix is not None:
+    images, share = mix(jax.random.fold_in(key, _MIXING), images)
+    labels = MixedLabels(labels, jnp.roll(labels, 1), jnp.full(labels.shape, share))
+  loss = method.loss if loss_at is None else loss_at(state.step)
 
   def objective(params, model_state, images, labels, key):
     outputs, model_state = method.apply(
       {'params': params, **model_state}, images, train=True, mutable=list(model_state), rngs={'sampling': key}
     )
-    loss, terms = method.loss(outputs, labels)
-    top1 = {f'{name}/top1': 100 * jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
-    return loss, ({'loss': loss, **terms, **top1}, model_state)
+    metrics = mixed(functools.partial(_metrics, loss, outputs), labels)
+    return metrics['loss'], (metrics, model_state)
 
   gradients_of = jax.grad(objective, has_aux=True)
   if grad_accum_steps == 1:
-    gradients, (metrics, model_state) = gradients_of(state.params, state.model_state, images, batch['label'], sampling)
+    gradients, (metrics, model_state) = gradients_of(state.params, state.model_state, images, labels, sampling)
   else:
 
     def add(carry, part):
@@ -132,7 +155,7 @@ def train_step(state, batch, *, method, optimizer, augment, grad_accum_steps=1):
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     parts = (
       _parts(images, grad_accum_steps, images.ndim - 4),
-      _parts(batch['label'], grad_accum_steps, 0),
+      jax.tree.map(lambda x: _parts(x, grad_accum_steps, 0), labels),
       jax.random.split(sampling, grad_accum_steps),
     )
     (gradients, model_state), metrics = jax.lax.scan(add, (zeros, dict(state.model_state)), parts)
@@ -142,7 +165,43 @@ def train_step(state, batch, *, method, optimizer, augment, grad_accum_steps=1):
   state = state.replace(
     step=state.step + 1, params=optax.apply_updates(state.params, updates), model_state=model_state, opt_state=opt_state
   )
-  return state, metrics
+  return state.replace(average=averaging.update(state.average, state.variables, state.step)), metrics
+
+
+def _metrics(loss, outputs, labels):
+  """`{name: float32 scalar}` of one forward pass: 'loss', its terms, accuracies."""
+  total, terms = loss(outputs, labels)
+  top1 = {f'{name}/top1': 100 * jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
+  return {'loss': total, **terms, **top1}
+
+
+class MixedLabels(NamedTuple):
+  """Labels of images that are mixtures of two: the image's own, its partner's, and the share of its own.
+
+  own, partner: int32 [B]. share: float32 [B], the same number in every row, so that it can be cut like labels.
+  """
+
+  own: jax.Array
+  partner: jax.Array
+  share: jax.Array
+
+
+def mixed(metrics_of, labels):
+  """Returns `metrics_of(labels)`; of `MixedLabels`, the mean of both labels' by their shares.
+
+      L = share L(own) + (1 - share) L(partner)
+
+  So whatever depends on a label, such as eq. (7) of CMT-KD, is defined for each of the two, and terms without labels
+  stay as they are.
+
+  Source: Zhang et al., "mixup", ICLR 2018: their loss, which is equal to a soft label for a cross entropy.
+  """
+  if not isinstance(labels, MixedLabels):
+    return metrics_of(labels)
+  share = labels.share[0]
+  return jax.tree.map(
+    lambda own, partner: share * own + (1 - share) * partner, metrics_of(labels.own), metrics_of(labels.partner)
+  )
 
 
 def jit_train_step(sharding, **parts):

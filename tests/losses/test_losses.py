@@ -143,6 +143,22 @@ def test_cross_entropy_against_reference(temperature):
   )
 
 
+def test_label_smoothing_worked_by_hand():
+  # p = (1/4, 3/4), label 1, target (0.1, 0.9): 0.1 log 4 + 0.9 log 4/3.
+  assert_close(cross_entropy(f32([[0, math.log(3)]]), jnp.array([1]), smoothing=0.2), 0.397543)
+
+
+def test_label_smoothing_against_a_soft_target():
+  logits, labels = normal(3, 5, 7, scale=3.0), np.array([6, 0, 3, 3, 1])
+
+  def reference(z):
+    target = 0.7 * np.eye(7)[labels] + 0.3 / 7
+    return np.mean(np.log(np.sum(np.exp(z / 2), 1)) - np.sum(target * z / 2, 1))
+
+  assert_close(cross_entropy(logits, jnp.asarray(labels), 2.0, 0.3), reference(f64(logits)))
+  assert_gradients(lambda z: cross_entropy(z, jnp.asarray(labels), 2.0, 0.3), reference, logits)
+
+
 def test_cross_entropy_ignores_a_constant_added_to_the_logits():
   logits, labels = normal(1, 4, 6), jnp.array([0, 5, 2, 2])
   shift = f32([[50], [-80], [3], [0]])

@@ -1,0 +1,29 @@
+"""Options of training recipes that no method needs: averages of the weights, schedules of loss weights."""
+
+import dataclasses
+
+from cmtkd_jax.options import Options, option
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaging(Options):
+  """The average of all networks over training, which is evaluated, kept as best, exported and handed on."""
+
+  name: str = option(
+    'none',
+    "'ema', an exponential moving average; 'swa', the mean of the networks at regular steps",
+    choices=('none', 'ema', 'swa'),
+  )
+  start: str = option('', "when it begins, such as '90 epochs'; a duration; '' = at once")
+  decay: float = option(0.999, 'share of the old average that one step of ema keeps', least=0, below=1)
+  every: str = option('1 epochs', 'how often swa takes the networks; a duration')
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSchedule(Options):
+  """How a weight or temperature of the loss changes during training, as factors on its value."""
+
+  warmup: str = option('', 'linear change from `first_factor` to the value itself; a duration')
+  first_factor: float = option(0.0, 'factor at the first step of the warm-up')
+  change_at: str = option('', "when it changes, such as '50, 100 epochs'; '' = never")
+  change_factor: float = option(0.5, 'factor at each of these changes', above=0)

@@ -1,0 +1,60 @@
+"""Early stopping: training ends when the student has not become better on minival for some time."""
+
+from cmtkd_jax.config import durations
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import metric_log
+
+
+class EarlyStopping:
+  """Watches a metric, the greater the better.
+
+  Args:
+    patience: steps without a new best value after which training ends; 0 = never.
+    metric: name of the metric in the results of an evaluation.
+  """
+
+  def __init__(self, patience, metric):
+    self._patience, self._metric = patience, metric
+    self._best, self._best_step, self._last_step = float('-inf'), 0, 0
+
+  def add(self, step, results):
+    """Takes the results of the evaluation of `step` into account."""
+    if self._metric in results:
+      self._last_step = step
+      if results[self._metric] > self._best:
+        self._best, self._best_step = results[self._metric], step
+
+  @property
+  def is_due(self):
+    """Whether training ends after the last evaluation."""
+    return bool(self._patience) and self._last_step - self._best_step >= self._patience
+
+  def describe(self):
+    """Returns the reason in words."""
+    return (
+      f'stopping early at step {self._last_step}: {self._metric} was best at step {self._best_step}, {self._best:.2f} %'
+    )
+
+
+def create(plan, run, step):
+  """Returns the `EarlyStopping` of a run in directory `run`, which has seen its evaluations up to `step`."""
+  stopping = EarlyStopping(plan.patience, plan.best_metric)
+  for row in metric_log.read(run) if plan.patience else ():
+    if row['step'] <= step:
+      stopping.add(row['step'], row)
+  return stopping
+
+
+def patience(config, **sizes):
+  """Returns `config.early_stopping` in steps; sizes: as for `durations.parse`.
+
+  Raises:
+    UserError: it is not a duration, or the run has no minival.
+  """
+  steps = durations.parse_one(config.early_stopping, 'config.early_stopping', **sizes)
+  if steps and not config.data.minival:
+    raise UserError(
+      f'config.early_stopping={config.early_stopping!r} chooses on a held-out slice of train, but '
+      'config.data.minival=0.0; set it to e.g. 0.1'
+    )
+  return steps

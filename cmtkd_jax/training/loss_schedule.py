@@ -1,0 +1,100 @@
+"""Weights and temperatures of the loss that change during training: `config.beta_schedule` and its siblings."""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from cmtkd_jax.config import durations
+from cmtkd_jax.errors import UserError
+
+# By section: where a method holds the value, (attribute of the method, field), the first that exists. Each is named as
+# in the method's paper.
+_PLACES = {
+  'beta_schedule': (('settings', 'beta'), ('settings', 'distillation_weight')),
+  'gamma_schedule': (('feature_loss', 'weight'), ('settings', 'gamma')),
+  'temperature_schedule': (('settings', 'temperature'),),
+}
+
+
+class _Change(NamedTuple):
+  """A value that changes: where the method holds it, and the factor on it as a function of the step."""
+
+  place: tuple[str, str]
+  factor: Callable
+
+
+def create(config, method, total_steps, **sizes):
+  """Returns a function step -> loss, where `loss(outputs, labels)` is that of `method` with the values of that step.
+
+  Args:
+    config: the run's configuration.
+    method: a `methods.Method`.
+    total_steps: of the training.
+    **sizes: as for `durations.parse`.
+
+  Raises:
+    UserError: a field is not a duration or lies after the training, or the method has no such value.
+  """
+  changes = [
+    _Change(_place(method, section, config.method.name), factor)
+    for section in _PLACES
+    if (factor := _factor(config[section], section, total_steps, **sizes))
+  ]
+  if not changes:
+    return lambda step: method.loss
+  return lambda step: _changed(method, changes, step).loss
+
+
+def factor_at(step, warmup, first_factor, change_at, change_factor):
+  """Returns the factor on a value at `step`, float32.
+
+      f(t) = (first + (1 - first) min(1, t / warmup)) change^{number of changes up to t}
+
+  Args:
+    step: finished steps t, int32 scalar.
+    warmup: in steps, 0 for none.
+    first_factor, change_factor: factors.
+    change_at: steps of the changes.
+  """
+  t = jnp.asarray(step, jnp.float32)
+  rise = first_factor + (1 - first_factor) * jnp.minimum(1.0, t / warmup) if warmup else jnp.float32(1)
+  return rise * change_factor ** sum((jnp.asarray(t >= at, jnp.float32) for at in change_at), jnp.float32(0))
+
+
+def _factor(options, section, total_steps, **sizes):
+  """The factor of a section as a function of the step, None for a constant."""
+  warmup = durations.parse_one(options.warmup, f'config.{section}.warmup', **sizes)
+  change_at = durations.parse(options.change_at, f'config.{section}.change_at', **sizes)
+  for field, steps in (('warmup', [warmup]), ('change_at', change_at)):
+    if max(steps, default=0) >= total_steps:
+      raise UserError(
+        f'config.{section}.{field}={options[field]!r} does not lie before the end of training, step {total_steps}; '
+        'lower it'
+      )
+  if section == 'temperature_schedule' and warmup and not options.first_factor:
+    raise UserError(
+      f'config.{section}.first_factor={options.first_factor!r} makes the first temperature 0; give a positive factor'
+    )
+  if not warmup and not change_at:
+    return None
+  return lambda step: factor_at(step, warmup, options.first_factor, change_at, options.change_factor)
+
+
+def _place(method, section, name):
+  for holder, field in _PLACES[section]:
+    if hasattr(getattr(method, holder, None), field):
+      return holder, field
+  value = section.removesuffix('_schedule')
+  raise UserError(f'config.{section}: the method {name!r} has no {value} that could change; leave its fields empty')
+
+
+def _changed(method, changes, step):
+  """`method` with the values of `step`; only its loss may be used."""
+  holders = {}
+  for (holder, field), factor in changes:
+    values = holders.setdefault(holder, copy.copy(getattr(method, holder)))
+    # A traced number cannot be compared with the bounds of an option, as the constructor would.
+    object.__setattr__(values, field, getattr(values, field) * factor(step))
+  return method.clone(**holders)

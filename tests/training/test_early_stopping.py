@@ -1,0 +1,48 @@
+"""When training stops early, decided by hand; resuming decides the same."""
+
+import types
+
+import pytest
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs.metric_log import MetricLog
+from cmtkd_jax.training import early_stopping
+
+NAME = 'minival/student/top1'
+ROWS = [(10, 50.0), (20, 60.0), (30, 60.0), (40, 55.0), (50, 70.0), (60, 69.0)]
+
+
+def stopped_at(patience, rows=ROWS):
+  """The steps after whose evaluation training would end."""
+  stopping, found = early_stopping.EarlyStopping(patience, NAME), []
+  for step, value in rows:
+    stopping.add(step, {NAME: value, 'test/student/top1': 100 - value})
+    stopping.add(step + 5, {})  # a checkpoint without an evaluation decides nothing
+    found += [step] * stopping.is_due
+  return found
+
+
+@pytest.mark.parametrize('patience, steps', [(0, []), (10, [30, 40, 60]), (20, [40]), (30, [])])
+def test_it_stops_when_the_best_is_so_old(patience, steps):
+  assert stopped_at(patience) == steps  # 60 % again is not better
+
+
+def test_a_resumed_run_decides_as_before(tmp_path):
+  with MetricLog(tmp_path) as log:
+    for step, value in ROWS:
+      log.write(step, {NAME: value})
+      log.write(step, {'train/loss': 1.0})
+  for patience in (0, 10, 20):
+    plan = types.SimpleNamespace(patience=patience, best_metric=NAME)
+    due = [step for step, _ in ROWS if early_stopping.create(plan, tmp_path, step).is_due]
+    assert due == stopped_at(patience)
+
+
+def test_it_needs_a_held_out_slice():
+  config = config_lib.default()
+  config.early_stopping = '20 epochs'
+  with pytest.raises(UserError, match="config.early_stopping='20 epochs' chooses on a held-out slice"):
+    early_stopping.patience(config, steps_per_epoch=10, batch_size=4)
+  config.data.minival = 0.1
+  assert early_stopping.patience(config, steps_per_epoch=10, batch_size=4) == 200

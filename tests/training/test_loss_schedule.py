@@ -1,0 +1,104 @@
+"""Factors on loss weights by hand; a scheduled loss equals that of a method with the value of the step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import models
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods import Outputs
+from cmtkd_jax.training import build, loss_schedule
+from tests import networks
+
+SIZES = dict(steps_per_epoch=10, batch_size=4)
+CLASSES = 5
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+  monkeypatch.setitem(models.MODELS, 'tiny', networks.tiny((4, 1, 'first'), (6, 2, 'body')))
+
+
+def make_config(**fields):
+  config = config_lib.default()
+  config.model.name = 'tiny'
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def test_factors_by_hand():
+  factors = [float(loss_schedule.factor_at(jnp.int32(t), 4, 0.5, (6, 8), 0.1)) for t in (0, 1, 2, 4, 5, 6, 7, 8, 9)]
+  np.testing.assert_allclose(factors, [0.5, 0.625, 0.75, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+
+
+def outputs(method):
+  rng = np.random.default_rng(0)
+  z = lambda: jnp.asarray(rng.normal(size=(4, CLASSES)), jnp.float32)
+  if method.__class__.__name__ == 'CMTKD':
+    pairs = {
+      f'tap{k}': tuple(jnp.asarray(rng.uniform(size=(4, 3, 3, 2)), jnp.float32) for _ in range(2)) for k in (1, 2)
+    }
+    return Outputs({'student': z(), 'combined_teacher': z()}, pairs)
+  return Outputs({name: z() for name in ('student', *method.weight_bits)})
+
+
+def loss_of(config, step):
+  method = build.create_method(config, CLASSES)
+  loss_at = loss_schedule.create(config, method, 100, **SIZES)
+  labels = jnp.array([0, 1, 2, 4])
+  return jax.jit(lambda step: loss_at(step)(outputs(method), labels))(jnp.int32(step))
+
+
+@pytest.mark.parametrize(
+  'section, field, value',
+  [
+    ('beta_schedule', 'method.cmtkd.beta', 0.5),
+    ('gamma_schedule', 'feature_loss.attention.weight', 100.0),
+    ('temperature_schedule', 'method.cmtkd.temperature', 2.0),
+  ],
+)
+def test_a_scheduled_value_is_that_value(section, field, value):
+  fields = {field: value, f'{section}.warmup': '2 epochs', f'{section}.first_factor': 0.2}
+  fields |= {f'{section}.change_at': '50 steps', f'{section}.change_factor': 0.3}
+  for step, factor in ((0, 0.2), (10, 0.6), (30, 1.0), (70, 0.3)):
+    found, terms = loss_of(make_config(**fields), step)
+    expected, expected_terms = loss_of(make_config(**{field: value * factor}), 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), terms, expected_terms)
+
+
+@pytest.mark.parametrize('method, weight', [('dml', 'beta'), ('kdcl', 'distillation_weight'), ('qkd', None)])
+def test_weights_of_other_methods(method, weight):
+  weight = weight or 'distillation_weight'
+  fields = {'method.name': method, 'beta_schedule.warmup': '10 steps'}
+  found, _ = loss_of(make_config(**fields), 5)
+  half = build.create_method(make_config(**{'method.name': method}), CLASSES).settings
+  expected, _ = loss_of(
+    make_config(**{'method.name': method, f'method.{method}.{weight}': 0.5 * getattr(half, weight)}), 0
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_without_a_schedule_it_is_the_loss_of_the_method():
+  method = build.create_method(make_config(), CLASSES)
+  assert loss_schedule.create(make_config(), method, 100, **SIZES)(jnp.int32(3)) == method.loss
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    (
+      {'method.name': 'single', 'beta_schedule.warmup': '5 steps'},
+      "config.beta_schedule: the method 'single' has no beta",
+    ),
+    ({'feature_loss.name': 'none', 'gamma_schedule.warmup': '5 steps'}, "'cmtkd' has no gamma"),
+    ({'beta_schedule.warmup': '100 steps'}, "warmup='100 steps' does not lie before the end of training, step 100"),
+    ({'beta_schedule.change_at': '5, 200 steps'}, "change_at='5, 200 steps' does not lie before"),
+    ({'temperature_schedule.warmup': '5 steps'}, 'first_factor=0.0 makes the first temperature 0'),
+  ],
+)
+def test_what_is_refused(fields, message):
+  with pytest.raises(UserError, match=message):
+    loss_of(make_config(**fields), 0)

@@ -1,0 +1,137 @@
+"""Runs with averages, re-estimated statistics, smoothing, schedules and early stopping: resumed, evaluated, read again."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.runs import checkpoint, metric_log
+from cmtkd_jax.runtime.preemption import Preempted, Preemption
+from cmtkd_jax.training import build, evaluate, loop, release
+from cmtkd_jax.training.step import MixedLabels, mixed
+from tests import networks
+
+tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
+STEPS = 8
+
+
+def make_config(**fields):
+  config = config_lib.default()
+  config.update_from_flattened_dict(
+    {
+      'data.name': 'generated:8x8x1:5:64',
+      'data.minival': 0.25,
+      'model.name': 'tiny',
+      'quantizer.name': 'lsq',
+      'method.cmtkd.teacher_bits': (8,),
+      'batch_size': 16,
+      'eval_batch_size': 16,
+      'duration': f'{STEPS} steps',
+      'eval_every': '2 steps',
+      'log_every': '1 steps',
+      'checkpoint_every': '',
+      'max_checkpoints': STEPS,
+      'tensorboard': False,
+      'averaging.name': 'ema',
+      'averaging.decay': 0.8,
+      'bn_reestimation': 2,
+      'label_smoothing': 0.1,
+      'beta_schedule.warmup': '4 steps',
+      **fields,
+    }
+  )
+  return config
+
+
+def read(workdir, step=None):
+  return checkpoint.load_variables(workdir / 'checkpoints', step)[0]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole')
+  loop.train_and_evaluate(make_config(), workdir)
+  return workdir
+
+
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(whole, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(Preemption, 'requested', lambda self, step: step == 5)
+    with pytest.raises(Preempted):
+      loop.train_and_evaluate(make_config(), tmp_path)
+  loop.train_and_evaluate(make_config(), tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, read(tmp_path), read(whole))
+  final = [next(row for row in metric_log.read(run) if 'test/student/top1' in row) for run in (tmp_path, whole)]
+  assert final[0] | {'time': 0} == final[1] | {'time': 0}
+
+
+def test_what_was_evaluated_is_what_others_read(whole):
+  evaluated = evaluate.evaluate_run(whole)
+  logged = [row for row in metric_log.read(whole) if 'test/student/cross_entropy' in row][-1]
+  for name in ('test/student/cross_entropy', 'minival/combined_teacher/cross_entropy'):
+    assert evaluated[name] == pytest.approx(logged[name], rel=1e-5)
+
+
+def test_the_checkpoint_holds_the_average(whole, tmp_path):
+  """Against the average of what a run without one leaves after every step."""
+  config = make_config(**{'averaging.name': 'none', 'bn_reestimation': 0, 'eval_every': '1 steps'})
+  loop.train_and_evaluate(config, tmp_path)
+  kernel = lambda run, step: read(run, step)['params']['student']['stage2']['conv1']['kernel']
+  expected = None
+  for t in range(1, STEPS + 1):
+    decay = min(0.8, (1 + t) / (10 + t))
+    # The first state is not saved; that of step 1 stands for it. Of either, 0.0002 is left in the end.
+    expected = kernel(tmp_path, t) if expected is None else decay * expected + (1 - decay) * kernel(tmp_path, t)
+  np.testing.assert_allclose(kernel(whole, STEPS), expected, atol=2e-4)
+  assert np.abs(kernel(whole, STEPS) - kernel(tmp_path, STEPS)).max() > 2e-3
+
+
+def test_statistics_of_several_batches_are_those_of_all_their_rows():
+  config = make_config(**{'model.bn_momentum': 0.0, 'method.name': 'single', 'student.weight_bits': 32})
+  method = build.create_method(config, 5)
+  images = jnp.asarray(np.random.default_rng(0).normal(1, 2, (24, 8, 8, 1)), jnp.float32)
+  variables = dict(method.init(jax.random.key(0), images[:8], train=True))
+  before = copy.deepcopy(jax.device_get(variables['batch_stats']))
+  parts = [
+    release.batch_statistics(
+      variables, i, {'image': images[8 * i : 8 * i + 8]}, method=method, augment=lambda key, x: x, seed=0
+    )
+    for i in range(3)
+  ]
+  found = release.combine_statistics(parts)['student']['stage1']['norm1']
+  rows = np.asarray(
+    jax.lax.conv_general_dilated(
+      images,
+      variables['params']['student']['stage1']['conv1']['kernel'],
+      (1, 1),
+      ((1, 1), (1, 1)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+  )
+  np.testing.assert_allclose(found['mean'], rows.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found['var'], rows.var((0, 1, 2)), rtol=1e-4)
+  jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(variables['batch_stats']))
+
+
+def test_training_stops_early_and_stays_stopped(tmp_path):
+  config = make_config(**{'optimizer.learning_rate': 1e-9, 'early_stopping': '4 steps', 'method.name': 'single'})
+  config.beta_schedule.warmup = ''
+  summary = loop.train_and_evaluate(config, tmp_path)
+  assert summary['steps'] == 6  # the first evaluation, of step 2, is never surpassed
+  assert loop.train_and_evaluate(config, tmp_path)['steps'] == 6
+  assert max(row['step'] for row in metric_log.read(tmp_path)) == 6
+
+
+def test_the_loss_of_mixed_labels_is_the_cross_entropy_with_the_mixed_label():
+  rng = np.random.default_rng(0)
+  z, share = rng.normal(size=(6, 5)).astype(np.float32), 0.3
+  own, partner = rng.integers(0, 5, 6), rng.integers(0, 5, 6)
+  method = build.create_method(make_config(**{'method.name': 'single', 'label_smoothing': 0.0}), 5)
+  labels = MixedLabels(jnp.asarray(own), jnp.asarray(partner), jnp.full(6, share))
+  found = mixed(lambda one: method.cross_entropy(jnp.asarray(z), one), labels)
+  target = share * np.eye(5)[own] + (1 - share) * np.eye(5)[partner]
+  log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+  np.testing.assert_allclose(found, -(target * log_p).sum(1).mean(), rtol=1e-5)
