@@ -47,7 +47,10 @@ def collect(method, input_shape, rules=()):
       continue
     # The map itself, not an equal one: whatever was done to it since took it off its grid.
     bits = next((bits for map_, bits in quantized if map_ is x), FULL_PRECISION)
-    fan_in = module.kernel**2 * x.shape[-1] if isinstance(module, layers.Conv) else math.prod(x.shape[1:])
+    if isinstance(module, layers.Conv):
+      fan_in = module.kernel**2 * (x.shape[-1] // module.groups)
+    else:
+      fan_in = math.prod(x.shape[1:])
     kernel = fan_in * module.features
     bias = module.features if isinstance(module, layers.Dense) and module.role == 'last' else 0
     positions = result.shape[1] * result.shape[2] if result.ndim == 4 else 1

@@ -1,12 +1,12 @@
 """The 2-D convolution of every layer, and on a CPU the forms of it that run faster there.
 
 XLA's CPU backend is slow in a few cases: kernels that are larger than the map, few features, strided 1x1 kernels,
-gradients of weights whose operands do not fit into the cache, gradients of small maps with many features. Each has an
-equal form in terms of operations that are fast. Which form is taken is decided when a program is lowered, so that
-programs for TPU and GPU hold the convolution alone. The forms sum in another order: sums of levels are exact either
-way, others agree to rounding.
+gradients of weights whose operands do not fit into the cache, gradients of small maps with many features, one filter a
+channel (depthwise). Each has an equal form in terms of operations that are fast. Which form is taken is decided when a
+program is lowered, so that programs for TPU and GPU hold the convolution alone. The forms sum in another order: sums of
+levels are exact either way, others agree to rounding.
 
-Shapes: x [B, H, W, C], kernel [k, k, C, F], y and its gradient g [B, H', W', F].
+Shapes: x [B, H, W, C], kernel [k, k, C / groups, F], y and its gradient g [B, H', W', F].
 """
 
 import functools
@@ -19,14 +19,15 @@ _IN_CACHE = 2**19  # bytes of the operands of a weight gradient
 _MOST_PARTS = 8  # of a batch
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def convolve(x, kernel, stride, padding, preferred_element_type=None):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def convolve(x, kernel, stride, padding, preferred_element_type=None, groups=1):
   """Cross-correlation with zero padding: y[h, w] = sum_ij x[s h + i - p, s w + j - p] kernel[i, j].
 
   Args:
-    x: [B, H, W, C]; kernel: [k, k, C, F], of the same type.
+    x: [B, H, W, C]; kernel: [k, k, C / groups, F], of the same type.
     stride, padding: s and p, >= 1 and >= 0.
     preferred_element_type: of the sums and of the result; None for that of x.
+    groups: parts of the channels and, in the same order, of the features: each feature sees its own part alone.
 
   Returns:
     [B, (H + 2 p - k) // s + 1, .., F].
@@ -37,20 +38,26 @@ def convolve(x, kernel, stride, padding, preferred_element_type=None):
     padding=((padding, padding), (padding, padding)),
     dimension_numbers=_DIMENSIONS,
     preferred_element_type=preferred_element_type,
+    feature_group_count=groups,
   )
-  on_cpu = functools.partial(_forward, plain=plain, stride=stride, padding=padding, sums=preferred_element_type)
+  forms = dict(stride=stride, padding=padding, groups=groups)
+  on_cpu = functools.partial(_forward, plain=plain, sums=preferred_element_type, **forms)
   return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
-def _backward(stride, padding, preferred_element_type, operands, g):
+def _backward(stride, padding, preferred_element_type, groups, operands, g):
   x, kernel = operands
-  convolution = lambda x, kernel: jax.lax.conv_general_dilated(
-    x, kernel, (stride, stride), ((padding, padding), (padding, padding)), dimension_numbers=_DIMENSIONS
+  convolution = functools.partial(
+    jax.lax.conv_general_dilated,
+    window_strides=(stride, stride),
+    padding=((padding, padding), (padding, padding)),
+    dimension_numbers=_DIMENSIONS,
+    feature_group_count=groups,
   )
   of_x = lambda x, kernel, g: jax.vjp(lambda x: convolution(x, kernel), x)[1](g)[0]
   of_kernel = lambda x, kernel, g: jax.vjp(lambda kernel: convolution(x, kernel), kernel)[1](g)[0]
   args = (x, kernel, g.astype(x.dtype))
-  forms = dict(stride=stride, padding=padding)
+  forms = dict(stride=stride, padding=padding, groups=groups)
   return (
     jax.lax.platform_dependent(*args, cpu=functools.partial(_gradient_of_x, plain=of_x, **forms), default=of_x),
     jax.lax.platform_dependent(
@@ -62,8 +69,13 @@ def _backward(stride, padding, preferred_element_type, operands, g):
 convolve.defvjp(lambda x, kernel, *settings: (convolve(x, kernel, *settings), (x, kernel)), _backward)
 
 
-def _forward(x, kernel, *, plain, stride, padding, sums=None):
+def _forward(x, kernel, *, plain, stride, padding, sums=None, groups=1):
   size, (channels, features) = kernel.shape[0], kernel.shape[2:]
+  if groups > 1:
+    if not _is_depthwise(kernel, groups):
+      return plain(x, kernel)
+    views, weights = _shifted(x, size, stride, padding), kernel.reshape(-1, 1, 1, 1, features).astype(jnp.float32)
+    return sum(view * weight for view, weight in zip(views, weights, strict=True)).astype(sums or x.dtype)
   if size == 1 and padding == 0:
     return jnp.matmul(x[:, ::stride, ::stride], kernel[0, 0], preferred_element_type=sums)
   if size > min(x.shape[1:3]):
@@ -74,6 +86,11 @@ def _forward(x, kernel, *, plain, stride, padding, sums=None):
   if stride == 1 and features <= 16 and width % count == 0 and size + count - 1 <= x.shape[2]:
     return _neighbors_together(x, kernel, padding, count, sums)
   return plain(x, kernel)
+
+
+def _is_depthwise(kernel, groups):
+  """Whether every feature sees one channel, its own."""
+  return kernel.shape[2:] == (1, groups)
 
 
 def _shifted(x, size, stride, padding):
@@ -99,8 +116,13 @@ def _neighbors_together(x, kernel, padding, count, sums=None):
   return y.reshape(*y.shape[:2], -1, features)
 
 
-def _gradient_of_x(x, kernel, g, *, plain, stride, padding):
+def _gradient_of_x(x, kernel, g, *, plain, stride, padding, groups):
   size, _, channels, features = kernel.shape
+  if groups > 1:
+    if not _is_depthwise(kernel, groups):
+      return plain(x, kernel, g)
+    columns = g[:, :, :, None, None].astype(jnp.float32) * kernel[None, None, None, :, :, 0]
+    return _added(columns, x.shape[1:3], stride, padding).astype(x.dtype)
   if size == 1 or features >= 256 or size > min(g.shape[1:3]):
     columns = jnp.matmul(g, kernel.reshape(-1, features).T).reshape(*g.shape[:3], size, size, channels)
     return _added(columns, x.shape[1:3], stride, padding)
@@ -133,7 +155,12 @@ def _added(columns, shape, stride, padding):
   return total[:, padding : padding + shape[0], padding : padding + shape[1]]
 
 
-def _gradient_of_kernel(x, kernel, g, *, plain, stride, padding):
+def _gradient_of_kernel(x, kernel, g, *, plain, stride, padding, groups):
+  if groups > 1:
+    if not _is_depthwise(kernel, groups):
+      return plain(x, kernel, g)
+    products = [view * g.astype(jnp.float32) for view in _shifted(x, kernel.shape[0], stride, padding)]
+    return jnp.stack([product.sum((0, 1, 2)) for product in products]).reshape(kernel.shape).astype(x.dtype)
   if kernel.shape[0] == 1 and padding == 0:
     channels, features = kernel.shape[2:]
     return (x[:, ::stride, ::stride].reshape(-1, channels).T @ g.reshape(-1, features))[None, None]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.models.convolution import convolve
@@ -38,7 +39,9 @@ class Initializers:
 
 _he = lambda fan: nn.initializers.variance_scaling(2.0, fan, 'normal')
 INITIALIZERS = {
-  # He normal by fan-out; the classifier starts small, uniform(-1, 1) / sqrt(fan-in).
+  # He normal by fan-out; the classifier starts small, uniform(-1, 1) / sqrt(fan-in). Fans are those of the kernel, as
+  # in PyTorch: with groups the fan-in is that of one group, and the fan-out still counts the features of all, so that
+  # torchvision's MobileNetV2 starts its depthwise kernels at sqrt(2 / (F k^2)). Normalizations undo the scale.
   'he_fan_out': Initializers(
     _he('fan_out'), nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'), nn.initializers.ones
   ),
@@ -77,6 +80,10 @@ class Conv(nn.Module):
 
   x is an array, or the `Quantized` of an `Activation`, see `products`.
   role: the layer's place in the network, see `bit_policy.ROLES`.
+  groups: parts of the channels, each with its own part of the features; as many as channels is a depthwise convolution.
+
+  Raises:
+    UserError: the channels or the features cannot be divided into groups.
   """
 
   features: int
@@ -87,6 +94,7 @@ class Conv(nn.Module):
   role: str = 'body'
   dtype: jax.typing.DTypeLike = jnp.float32
   initializers: Initializers = DEFAULT_INITIALIZERS
+  groups: int = 1
 
   @nn.nowrap
   def quantizer(self):
@@ -95,14 +103,20 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    kernel = self.param(
-      'kernel', self.initializers.kernel, (self.kernel, self.kernel, x.shape[-1], self.features), jnp.float32
-    )
+    channels = x.shape[-1]
+    if channels % self.groups or self.features % self.groups:
+      raise UserError(
+        f'{"/".join(self.path)}: groups={self.groups} do not divide {channels} channels and {self.features} features; '
+        'choose a divisor of both'
+      )
+    shape = (self.kernel, self.kernel, channels // self.groups, self.features)
+    kernel = self.param('kernel', self.initializers.kernel, shape, jnp.float32)
     quantizer = self.quantizer()
     if quantizer is not None:
       kernel = FakeQuantize(quantizer, name=quantizer_name('weight'))(kernel, train)
     pad = (self.kernel - 1) // 2 if self.padding is None else self.padding
-    return product(functools.partial(convolve, stride=self.stride, padding=pad), x, kernel, self.dtype)
+    multiply = functools.partial(convolve, stride=self.stride, padding=pad, groups=self.groups)
+    return product(multiply, x, kernel, self.dtype)
 
 
 class Dense(nn.Module):
@@ -179,9 +193,9 @@ class LayerFactory:
   bn_groups: int = 1
   initializers: Initializers = DEFAULT_INITIALIZERS
 
-  def conv(self, features, kernel, stride=1, padding=None, role='body', name=None):
+  def conv(self, features, kernel, stride=1, padding=None, role='body', name=None, groups=1):
     """A `Conv`."""
-    return Conv(features, kernel, self.policy, stride, padding, role, self.dtype, self.initializers, name=name)
+    return Conv(features, kernel, self.policy, stride, padding, role, self.dtype, self.initializers, groups, name=name)
 
   def dense(self, features, role='body', name=None):
     """A `Dense`."""
