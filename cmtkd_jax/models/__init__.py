@@ -2,7 +2,7 @@
 
 import functools
 
-from cmtkd_jax.models import alexnet, resnet, vgg, wide_resnet
+from cmtkd_jax.models import alexnet, mobilenet, resnet, vgg, wide_resnet
 from cmtkd_jax.models.network import STUDENT, Network
 from cmtkd_jax.models.resnet import ORDERS
 
@@ -14,9 +14,11 @@ MODELS = {
   'resnet32': functools.partial(resnet.resnet_cifar, 32),
   'resnet18': resnet.resnet18,
   'resnet34': resnet.resnet34,
+  'resnet50': resnet.resnet50,
   'alexnet': alexnet.alexnet,
   'alexnet_torchvision': alexnet.alexnet_torchvision,
   'vgg_small': vgg.vgg_small,
+  'mobilenet_v2': mobilenet.mobilenet_v2,
   'wrn16_1': functools.partial(wide_resnet.wide_resnet, 16, 1),
   'wrn16_2': functools.partial(wide_resnet.wide_resnet, 16, 2),
   'wrn40_1': functools.partial(wide_resnet.wide_resnet, 40, 1),

@@ -1,4 +1,8 @@
-"""ResNets of basic blocks: ResNet18/34 with ImageNet or CIFAR stem, and the CIFAR family of He et al. (ResNet8/20/32).
+"""ResNets: ResNet18/34/50 with ImageNet or CIFAR stem, and the CIFAR family of He et al. (ResNet8/20/32).
+
+Blocks have two 3x3 convolutions (`BASIC`), those of ResNet50 a 3x3 one between two of 1x1 (`BOTTLENECK`), which takes
+the stride, as in torchvision's version 1.5. Below conv2 stands for the last convolution of a block; between each two
+are BN and quantizer.
 
 A stage takes a quantized map and returns the map before its closing quantizer. Its first block has a 1x1 convolution as
 shortcut where features or resolution change; that reads the stage's input, as the main branch does. `block_order`:
@@ -35,6 +39,18 @@ class Order(NamedTuple):
 ORDERS = {'pre': Order(False, True), 'edmips': Order(True, True), 'post': Order(True, False)}
 
 
+class Convolution(NamedTuple):
+  """One convolution of a block. multiple: of the block's features; strided: whether the block's stride is its own."""
+
+  multiple: int
+  kernel: int
+  strided: bool
+
+
+BASIC = (Convolution(1, 3, True), Convolution(1, 3, False))
+BOTTLENECK = (Convolution(1, 1, False), Convolution(1, 3, True), Convolution(4, 1, False))
+
+
 class Stem(nn.Module):
   """The first convolution up to the map that stage 1 reads: 3x3, or 7x7/2 with a 3x3/2 max-pool.
 
@@ -64,7 +80,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-  """Two 3x3 convolutions and a shortcut: returns the sum, without what follows it.
+  """Some convolutions and a shortcut: returns the sum, without what follows it.
 
   `x` is the quantized input, `identity` what an identity shortcut adds: x, or the sum before x's normalization.
   """
@@ -73,17 +89,19 @@ class Block(nn.Module):
   stride: int
   order: str
   layers: LayerFactory
+  convolutions: tuple[Convolution, ...] = BASIC
 
   @nn.compact
   def __call__(self, x, identity, train):
-    y = self.layers.conv(self.features, 3, self.stride, name='conv1')(x, train)
-    y = self.layers.norm(name='norm1')(y, train)
-    y = self.layers.activation(name='activation1')(y, train)
-    y = self.layers.conv(self.features, 3, name='conv2')(y, train)
-    if ORDERS[self.order].after_branches:
-      y = self.layers.norm(name='norm2')(y, train)
-    if self.stride != 1 or identity.shape[-1] != self.features:
-      identity = self.layers.conv(self.features, 1, self.stride, role='shortcut', name='shortcut')(x, train)
+    y, last = x, len(self.convolutions)
+    for i, (multiple, kernel, strided) in enumerate(self.convolutions, 1):
+      y = self.layers.conv(multiple * self.features, kernel, self.stride if strided else 1, name=f'conv{i}')(y, train)
+      if i < last or ORDERS[self.order].after_branches:
+        y = self.layers.norm(name=f'norm{i}')(y, train)
+      if i < last:
+        y = self.layers.activation(name=f'activation{i}')(y, train)
+    if self.stride != 1 or identity.shape[-1] != y.shape[-1]:
+      identity = self.layers.conv(y.shape[-1], 1, self.stride, role='shortcut', name='shortcut')(x, train)
       if ORDERS[self.order].after_branches:
         identity = self.layers.norm(name='shortcut_norm')(identity, train)
     return y + values(identity).astype(y.dtype)
@@ -98,6 +116,7 @@ class Stage(nn.Module):
   order: str
   layers: LayerFactory
   stem: str = ''
+  convolutions: tuple[Convolution, ...] = BASIC
 
   @nn.compact
   def __call__(self, x, train):
@@ -108,7 +127,8 @@ class Stage(nn.Module):
       x = self.layers.activation(name='activation0')(self.layers.norm(name='norm0')(x, train), train)
     for b in range(1, self.blocks + 1):
       stride = self.stride if b == 1 else 1
-      total = Block(self.features, stride, self.order, self.layers, name=f'block{b}')(x, identity, train)
+      block = Block(self.features, stride, self.order, self.layers, self.convolutions, name=f'block{b}')
+      total = block(x, identity, train)
       y = self.layers.norm(name=f'norm{b}')(total, train) if ORDERS[self.order].after_sum else total
       if b < self.blocks:
         x = self.layers.activation(name=f'activation{b}')(y, train)
@@ -128,13 +148,12 @@ class PooledHead(nn.Module):
     return self.layers.dense(self.num_classes, role='last', name='classifier')(x, train)
 
 
-def _resnet(blocks, widths, num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
+def _resnet(blocks, widths, num_classes, layers, width=1.0, stem='cifar', block_order='pre', convolutions=BASIC):
   features = [max(1, round(w * width)) for w in widths]
-  taps = tuple(1 + 2 * sum(blocks[: k + 1]) for k in range(len(blocks)))
+  taps = tuple(1 + len(convolutions) * sum(blocks[: k + 1]) for k in range(len(blocks)))
+  stage = functools.partial(Stage, order=block_order, layers=layers, convolutions=convolutions)
   make_stages = tuple(
-    functools.partial(
-      Stage, features[k], blocks[k], 1 if k == 0 else 2, block_order, layers, stem=stem if k == 0 else ''
-    )
+    functools.partial(stage, features[k], blocks[k], 1 if k == 0 else 2, stem=stem if k == 0 else '')
     for k in range(len(blocks))
   )
   return Network(taps, make_stages, layers.activation, functools.partial(PooledHead, num_classes, layers))
@@ -148,6 +167,11 @@ def resnet18(**settings):
 def resnet34(**settings):
   """ResNet34, widths 64-128-256-512, taps at layers 7, 15, 27, 33 (He et al. 2016)."""
   return _resnet((3, 4, 6, 3), (64, 128, 256, 512), **settings)
+
+
+def resnet50(**settings):
+  """ResNet50, widths 256-512-1024-2048, taps at layers 10, 22, 40, 49 (He et al. 2016; stride in the 3x3)."""
+  return _resnet((3, 4, 6, 3), (64, 128, 256, 512), convolutions=BOTTLENECK, **settings)
 
 
 def resnet_cifar(depth, **settings):
