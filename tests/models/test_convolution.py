@@ -99,6 +99,76 @@ def test_sums_of_levels_are_exact_with_operands_in_bfloat16(case):
   np.testing.assert_array_equal(y, reference(x, kernel, stride, padding))
 
 
+# (what is special, side, channels, features, groups, kernel, stride, padding)
+GROUPED = [
+  ('depthwise', 6, 5, 5, 5, 3, 1, 1),
+  ('depthwise, stride 2', 6, 4, 4, 4, 3, 2, 1),
+  ('depthwise, last column unused', 8, 3, 3, 3, 3, 2, 0),
+  ('depthwise, larger than the map', 2, 4, 4, 4, 5, 1, 2),
+  ('depthwise, 1x1', 5, 3, 3, 3, 1, 2, 0),
+  ('two features a channel', 6, 3, 6, 3, 3, 1, 1),
+  ('two groups', 6, 8, 6, 2, 3, 2, 1),
+]
+
+
+def by_group(function, groups, x, kernel, *g):
+  """`function` of each group's channels and features; its results, channels or features last, next to each other."""
+  parts = [np.split(x, groups, -1), np.split(kernel, groups, -1), *(np.split(array, groups, -1) for array in g)]
+  return [function(*part) for part in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize('case', GROUPED, ids=lambda case: case[0])
+def test_groups_against_one_convolution_a_group(case):
+  _, side, channels, features, groups, size, stride, padding = case
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, side, side, channels)).astype(np.float32)
+  kernel = rng.normal(size=(size, size, channels // groups, features)).astype(np.float32)
+  grouped = jax.jit(functools.partial(convolve, stride=stride, padding=padding, groups=groups))
+  wanted = np.concatenate(by_group(lambda *a: reference(*a, stride, padding), groups, x, kernel), -1)
+  np.testing.assert_allclose(grouped(x, kernel), wanted, rtol=1e-5, atol=1e-5)
+  g = rng.normal(size=wanted.shape).astype(np.float32)
+  found = jax.jit(lambda x, kernel, g: jax.vjp(grouped, x, kernel)[1](g))(x, kernel, g)
+  parts = by_group(lambda x, kernel, g: reference_gradients(x, kernel, g, stride, padding), groups, x, kernel, g)
+  for ours, theirs in zip(found, zip(*parts, strict=True), strict=True):
+    np.testing.assert_allclose(ours, np.concatenate(theirs, -1), rtol=1e-4, atol=1e-4)
+
+  levels = rng.integers(0, 256, x.shape), rng.integers(-127, 128, kernel.shape) + 0.5
+  exact = np.concatenate(by_group(lambda *a: reference(*a, stride, padding), groups, *levels), -1)
+  sums = functools.partial(convolve, stride=stride, padding=padding, groups=groups, preferred_element_type=jnp.float32)
+  np.testing.assert_array_equal(jax.jit(sums)(*map(jnp.bfloat16, levels)), exact)
+
+
+def test_depthwise_gradients_against_differences():
+  """Of a smooth function of the sums, by central differences in float64 of the reference."""
+  rng, step = np.random.default_rng(0), 1e-4
+  x, kernel = rng.normal(size=(1, 4, 4, 2)), rng.normal(size=(3, 3, 1, 2))
+
+  def loss(x, kernel):
+    y = np.concatenate(by_group(lambda *a: reference(*a, 2, 1), 2, x, kernel), -1)
+    return np.sum(y**3)
+
+  def differences(i, arrays):
+    found = np.zeros_like(arrays[i])
+    for at in np.ndindex(found.shape):
+      move = np.zeros_like(found)
+      move[at] = step
+      ends = [loss(*(a + sign * move if j == i else a for j, a in enumerate(arrays))) for sign in (1, -1)]
+      found[at] = (ends[0] - ends[1]) / (2 * step)
+    return found
+
+  ours = jax.jit(jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel, 2, 1, None, 2) ** 3), (0, 1)))
+  for i, found in enumerate(ours(np.float32(x), np.float32(kernel))):
+    np.testing.assert_allclose(found, differences(i, (x, kernel)), rtol=1e-3, atol=1e-3)
+
+
+def test_forms_of_groups_are_for_the_cpu():
+  x, kernel = jnp.zeros((2, 4, 4, 4)), jnp.zeros((3, 3, 1, 4))
+  both = jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sum(convolve(x, kernel, 1, 1, None, 4) ** 2), argnums=(0, 1)))
+  text = both.trace(x, kernel).lower(lowering_platforms=('tpu',)).as_text()
+  assert text.count('stablehlo.convolution') == 3
+  assert 'stablehlo.convolution' not in both.lower(x, kernel).as_text()
+
+
 def test_other_platforms_have_the_convolution_alone():
   """Lowered for a TPU, which need not be there: a convolution forward, and one for each gradient."""
   x, kernel = jnp.zeros((2, 2, 2, 4)), jnp.zeros((3, 3, 4, 4))

@@ -16,6 +16,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy, Rule, check_bits, parse_rules
 from cmtkd_jax.models.layers import INITIALIZERS, QUANTIZER_STATE, Activation, Conv, Dense, LayerFactory, max_pool
 from cmtkd_jax.models.products import values
+from cmtkd_jax.quantizers import Quantized
 
 FULL = BitPolicy(32, 32)
 WEIGHT_STEP = (1.595769, 0.995687, 0.586019, 0.335201, 0.188139, 0.104063, 0.056868, 0.030762)
@@ -99,6 +100,43 @@ def test_convolution_gradient(bits):
   assert (np.asarray(dw) != 0).all()
   np.testing.assert_allclose(dw, dw_expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(dx, dx_expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('groups', [2, 4])
+def test_convolution_in_groups(groups):
+  """Levels of a scale a channel: value and gradients are those of one convolution a group, at the quantized kernel."""
+  policy = BitPolicy(3, 2, quantizer='lsq', weight_options=(('per_channel', True),))
+  conv = Conv(4, 3, policy, 2, groups=groups)
+  step = np.float32([0.1, 0.2, 0.15, 0.3])
+  w, g = 0.3 * normal(1, 3, 3, 4 // groups, 4), normal(9, 2, 3, 3, 4)
+  codes = np.random.default_rng(0).integers(0, 4, (2, 5, 5, 4)).astype(np.float32)
+  apply = lambda x, w: conv.apply(
+    {'params': {'kernel': w, 'weight_quantizer': {'step': step}}},
+    Quantized(x, jax.lax.stop_gradient(jnp.float32(codes)), jnp.float32(0.25)),
+    True,
+  )
+  x, quantized = 0.25 * codes, step * np.round(np.clip(w / step, -4, 3))
+  parts = list(zip(*(np.split(array, groups, -1) for array in (x, quantized, g)), strict=True))
+  y = jit(apply)(x, w)
+  wanted = np.concatenate([naive_convolution(x, np.float32(kernel), 2, 1) for x, kernel, _ in parts], -1)
+  np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+  dx, dw = pull_back(apply, x, w, g)
+  dx_parts, dw_parts = zip(*(composed_gradient(x, kernel, 2, 1, g) for x, kernel, g in parts), strict=True)
+  np.testing.assert_allclose(dx, np.concatenate(dx_parts, -1), rtol=1e-4, atol=1e-5)
+  inside = (w / step > -4) & (w / step < 3)
+  np.testing.assert_allclose(dw, np.where(inside, np.concatenate(dw_parts, -1), 0), rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_in_groups_start_as_in_pytorch():
+  """kaiming_normal_ counts fan-in within a group, 9 * 2, and fan-out over all features, 9 * 64."""
+  x = jnp.zeros((1, 4, 4, 64))
+  for name, fan in (('he_fan_out', 9 * 64), ('ctkd', 9 * 2)):
+    conv = Conv(64, 3, FULL, initializers=INITIALIZERS[name], groups=32)
+    kernel = conv.init(KEY, x, False)['params']['kernel']
+    assert kernel.shape == (3, 3, 2, 64)
+    np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / fan), rtol=0.1)
+  with pytest.raises(UserError, match='groups=3 do not divide 64 channels and 6 features; choose a divisor of both'):
+    Conv(6, 3, FULL, groups=3).init(KEY, x, False)
 
 
 @pytest.mark.parametrize('bits', [1, 2, 4, 8])
