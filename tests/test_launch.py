@@ -1,9 +1,13 @@
-"""The launch scripts: shellcheck, where it is installed, and what the Kubernetes file says, against its schema."""
+"""The launch scripts: shellcheck, where it is installed; the Kubernetes file against its schema; Table 2, rehearsed."""
 
+import json
+import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -79,3 +83,145 @@ def test_several_gpus_where_there_are_none(tmp_path):
   )
   assert run.returncode == 2
   assert run.stderr == ('error: there is no nvidia-smi to count the GPUs; set GPUS=N, or use launch/single_host.sh\n')
+
+
+# --- Table 2. In place of the command most tests have a program that leaves the files of a run.
+
+STAND_IN = """#!{python} -S
+import json, os, pathlib, re, signal, sys, time
+calls = pathlib.Path(os.environ['CALLS'])
+if '-c' in sys.argv:
+  print(50000)
+  sys.exit()
+line = ' '.join(sys.argv[1:])
+with calls.open('a') as file:
+  print(line, file=file)
+value = lambda flag: re.findall(r'--' + flag + r'=(\\S+)', line)[-1]
+if 'train_step.py' in line:
+  for suffix in ('json', 'md'):
+    pathlib.Path(value('out')).with_suffix('.' + suffix).write_text('speed')
+  sys.exit()
+work = pathlib.Path(value('workdir'))
+if '--mode=collect' in line:
+  for suffix in ('json', 'md'):
+    (work / ('table.' + suffix)).write_text('rows')
+  sys.exit()
+row, seed = value('config').split(':')[1], value('config.table.seeds').strip('(,)')
+if row == 'single8':
+  print('not run: config.data.name is broken' + chr(10) + 'the table')
+  sys.exit()
+run = work / row / ('seed' + seed)
+run.mkdir(parents=True, exist_ok=True)
+speed = 1000 if row == 'cmtkd' else 1e6
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+metrics = {{'step': 50, 'time': time.time() + 2, 'train/epoch': 1.0, 'perf/images_per_second': speed}}
+(run / 'metrics.jsonl').write_text(json.dumps(metrics) + chr(10))
+time.sleep(float(os.environ.get('SECONDS_OF_' + row, '0')))
+(run / 'summary.json').write_text('{{}}')
+"""
+
+
+@pytest.fixture
+def table2(tmp_path):
+  """Function that starts `launch/table2.sh` with options: (status, stdout, stderr); `.calls()` what it called since."""
+  data, programs = tmp_path / 'data', tmp_path / 'programs'
+  data.mkdir(), programs.mkdir()
+  for file in ('train_images', 'train_labels', 'test_images', 'test_labels'):
+    (data / f'{file}.npy').touch()
+  (programs / 'python').write_text(STAND_IN.format(python=sys.executable))
+  (programs / 'python').chmod(0o755)
+  log = tmp_path / 'calls'
+
+  def start(*options, **variables):
+    log.write_text('')
+    paths = {'PATH': f'{programs}:{os.environ["PATH"]}', 'CALLS': str(log), 'HOME': str(tmp_path)}
+    run = subprocess.run(
+      [LAUNCH / 'table2.sh', f'--data=npy:{data}', f'--out={tmp_path / "out"}', *options],
+      env=paths | variables,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    return run.returncode, run.stdout, run.stderr
+
+  def calls():
+    words = [line.split() for line in log.read_text().splitlines()]
+    return [
+      ' '.join(w.rpartition('=')[2].rpartition(':')[2] for w in line if w.startswith(('--config=', '--config.table')))
+      for line in words
+    ]
+
+  start.calls = calls
+  return start
+
+
+@pytest.mark.e2e
+def test_table2_goes_on_where_it_stopped(table2, tmp_path):
+  some = ('--rows=full_precision,cmtkd', '--seeds=3', '--jobs=2', '--epochs=90')
+  out = tmp_path / 'out'
+  # 90 epochs of 50,000 images, but for the first, at 1,000 images a second, and a tenth.
+  status, said, _ = table2(*some, '--minutes=60', SECONDS_OF_cmtkd='60')
+  assert status == 0 and 'stopped at cmtkd: about 82 min more would be past --minutes=60' in said
+  benchmark, *runs, collect = table2.calls()
+  assert benchmark == '' and collect == 'configs/table2_resnet18_cifar100.py (0,1,2,)'
+  assert sorted(runs[:2]) == ['full_precision (0,)', 'full_precision (1,)'] and runs[2] == 'full_precision (2,)'
+  assert sorted(runs[3:]) == ['cmtkd (0,)', 'cmtkd (1,)']
+  found = {str(path.relative_to(out)) for path in out.rglob('*') if path.is_file() and 'runs' not in path.parts}
+  seeds = {f'full_precision/seed{seed}/{file}' for seed in range(3) for file in ('summary.json', 'metrics.jsonl')}
+  assert found == seeds | {'arguments.txt', 'table.md', 'table.json', 'train_step.md', 'train_step.json'}
+
+  status, said, _ = table2(*some)
+  assert status == 0 and 'cmtkd, seeds 0 1: done' in said
+  assert sorted(table2.calls()[:2]) == ['cmtkd (0,)', 'cmtkd (1,)'] and table2.calls()[2] == 'cmtkd (2,)'
+  assert (out / 'cmtkd' / 'seed2' / 'summary.json').exists()
+  assert table2(*some)[0] == 0 and len(table2.calls()) == 1
+  flags = (out / 'arguments.txt').read_text()
+  assert '--config.duration=90 epochs --config.optimizer.decay_at=37.5, 75 epochs' in flags
+
+
+@pytest.mark.e2e
+def test_table2_says_what_is_wrong(table2, tmp_path):
+  def fails(words, *options):
+    status, _, error = table2('--benchmark=', *options)
+    assert status == 2 and error.startswith('error: ') and error.count('\n') == 1 and words in error, error
+
+  fails('single8, seed 0 did not end: not run: config.data.name is broken', '--rows=single8', '--seeds=1')
+  fails('holds a table of other arguments', '--epochs=3')
+  fails('--jobs=0 is not from 1 to 999999', '--jobs=0')
+  fails('--minutes=1.5 is not from 1 to 999999', '--minutes=1.5')
+  fails('--row=kd is not an option', '--row=kd')
+  fails('--data=digits is not npy:DIR', '--data=digits')
+  fails(f'there is no {tmp_path}/train_images.npy', f'--data=npy:{tmp_path}')
+  assert table2('--help')[1].startswith('Table 2 of the paper')
+
+
+@pytest.mark.e2e
+def test_table2_rehearsed(tmp_path):
+  """One row with the command itself, on a CPU and on tiny images."""
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 64), ('test', 8)):
+    np.save(tmp_path / f'{split}_images.npy', rng.integers(0, 256, (count, 8, 8, 3), np.uint8))
+    np.save(tmp_path / f'{split}_labels.npy', np.arange(count) % 4)
+  fields = ('model.name=resnet8', 'model.width=0.125', 'batch_size=8', 'eval_batch_size=8', 'dtype=float32')
+  fields += ('data.image_size=8', 'data.pad=1', 'tensorboard=False', 'eval_every=', 'checkpoint_every=')
+  out, programs = tmp_path / 'out', tmp_path / 'programs'
+  programs.mkdir()
+  (programs / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+  (programs / 'python').chmod(0o755)
+  flags = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+  options = (f'--data=npy:{tmp_path}', f'--out={out}', '--rows=single2', '--seeds=1', '--epochs=12', '--benchmark=')
+  quick = {'XLA_FLAGS': flags, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  run = subprocess.run(
+    [LAUNCH / 'table2.sh', *options, '--', *(f'--config.{field}' for field in fields)],
+    env=os.environ | quick | {'PATH': f'{programs}:{os.environ["PATH"]}'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert run.returncode == 0, run.stderr
+  assert 'single2, seeds 0: about 1 min by its first steps' in run.stdout and 'single2, seeds 0: done' in run.stdout
+  summary = json.loads((out / 'single2' / 'seed0' / 'summary.json').read_text())
+  assert summary['epochs'] == 12 and summary['config']['optimizer']['decay_at'] == '5, 10 epochs'
+  steps = [json.loads(line)['step'] for line in (out / 'single2' / 'seed0' / 'metrics.jsonl').read_text().splitlines()]
+  assert 50 in steps and steps[-1] == 96
+  assert 'single model' in (out / 'table.md').read_text()
