@@ -19,7 +19,7 @@ from cmtkd_jax.errors import UserError
 class Outline(NamedTuple):
   """A data set that need not be there.
 
-  num_classes, input_shape, augment: as of a `Dataset`.
+  num_classes, input_shape, augment, mix: as of a `Dataset`.
   steps_per_epoch, batch_spec: as of its `TrainLoader`.
   resident_bytes: what the images take on each device.
   """
@@ -30,6 +30,7 @@ class Outline(NamedTuple):
   steps_per_epoch: int
   batch_spec: dict[str, jax.ShapeDtypeStruct]
   resident_bytes: int
+  mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
 def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Mesh) -> Outline:
@@ -59,4 +60,5 @@ def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Me
     steps_per_epoch=len(train_records) // batch_size,
     batch_spec={'image': spec(image, np.uint8), 'label': spec((), np.int32)},
     resident_bytes=sum(len(split) * math.prod(split.first_shape) for split in splits[:2]) if is_resident else 0,
+    mix=splits_lib.mixing(config),
   )

@@ -11,7 +11,7 @@ from cmtkd_jax.experiments import chain
 from cmtkd_jax.runtime import chips
 from cmtkd_jax.runtime import topology as tpu_topology
 from cmtkd_jax.runtime.progress import format_duration
-from cmtkd_jax.training import build, memory, optimizer, schedule, teachers
+from cmtkd_jax.training import averaging, build, loss_schedule, memory, optimizer, schedule, teachers
 from cmtkd_jax.training.step import abstract_state, jit_train_step
 
 _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -102,10 +102,16 @@ def of_method(method, config, data, mesh):
   sizes = dict(steps_per_epoch=data.steps_per_epoch, batch_size=config.batch_size)
   steps = schedule.create(config, **sizes).total
   learning_rate = optimizer.learning_rate(config, steps, **sizes)
-  parts = dict(method=method, optimizer=optimizer.create(config, method, learning_rate), augment=data.augment)
+  parts = dict(
+    method=method,
+    optimizer=optimizer.create(config, method, learning_rate),
+    augment=data.augment,
+    averaging=averaging.create(config, steps, **sizes),
+  )
   sharding = build.replicated(mesh)
   state = abstract_state(data.batch_spec, sharding, **parts, seed=config.seed)
-  step = jit_train_step(sharding, **parts, grad_accum_steps=config.grad_accum_steps)
+  loss_at = loss_schedule.create(config, method, steps, **sizes)
+  step = jit_train_step(sharding, **parts, grad_accum_steps=config.grad_accum_steps, mix=data.mix, loss_at=loss_at)
   with memory.errors_as_advice(config):
     compiled = step.lower(state, data.batch_spec).compile()
   analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()

@@ -18,7 +18,7 @@ FITNET_NORMS = ['mean_square', 'l2', 'l1']
 # Compiled, as in training.
 attention_loss = jax.jit(losses.attention_loss, static_argnames=('p', 'norm'))
 attention_map = jax.jit(losses.attention_map, static_argnames='p')
-cross_entropy = jax.jit(losses.cross_entropy, static_argnames='temperature')
+cross_entropy = jax.jit(losses.cross_entropy, static_argnames=('temperature', 'smoothing'))
 fitnet_loss = jax.jit(losses.fitnet_loss, static_argnames='norm')
 kl_divergence = jax.jit(losses.kl_divergence, static_argnames='temperature')
 min_logit = jax.jit(losses.min_logit)

@@ -1,4 +1,4 @@
-"""Runs with averages, re-estimated statistics, smoothing, schedules and early stopping: resumed, evaluated, read again."""
+"""Runs with averages, re-estimated statistics, smoothing, schedules, early stopping: resumed, evaluated, read again."""
 
 import copy
 
