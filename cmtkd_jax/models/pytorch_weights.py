@@ -1,10 +1,13 @@
-"""Weights of torchvision's and timm's ResNet18 and 34, and of torchvision's AlexNet, as variables of our networks.
+"""Weights of torchvision's and timm's ResNet18, 34 and 50, and of torchvision's AlexNet, as variables of our networks.
 
 A state dict, saved as .safetensors or .npz, is read by name; nothing in the file is executed. Convolutions [O, I, H, W]
 become [H, W, I, O], matrices are transposed. AlexNet has no normalization: its biases become those of normalizations
-that change nothing in evaluation (in training they use the batch's statistics, as always).
+that change nothing in evaluation (in training they use the batch's statistics, as always). Those of MobileNetV2 are
+refused: torchvision's has ReLU6 for our ReLU and no activation behind a projection, where ours has one, so that the
+same weights would make another function.
 """
 
+import functools
 import math
 import re
 import zipfile
@@ -127,9 +130,10 @@ def _convert(array):
   return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def _resnet(name, array):
-  """`{path: array}` of one entry of the state dict, {} for an unknown one."""
-  match = re.fullmatch(r'(?:(layer[1-4])\.(\d)\.)?(conv1|conv2|bn1|bn2|downsample\.0|downsample\.1|fc)\.(\w+)', name)
+def _resnet(name, array, convolutions='12'):
+  """`{path: array}` of one entry of the state dict, {} for an unknown one; blocks have these convolutions."""
+  layers = rf'conv[{convolutions}]|bn[{convolutions}]|downsample\.0|downsample\.1|fc'
+  match = re.fullmatch(rf'(?:(layer[1-4])\.(\d)\.)?({layers})\.(\w+)', name)
   if not match:
     return {}
   stage, block, layer, kind = match.groups()
@@ -185,5 +189,6 @@ def _alexnet(name, array):
 _MODELS = {
   'resnet18': ({'stem': 'imagenet', 'block_order': 'post'}, _resnet),
   'resnet34': ({'stem': 'imagenet', 'block_order': 'post'}, _resnet),
+  'resnet50': ({'stem': 'imagenet', 'block_order': 'post'}, functools.partial(_resnet, convolutions='123')),
   'alexnet_torchvision': ({'stem': 'imagenet', 'block_order': 'pre'}, _alexnet),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import MODELS, ORDERS
+from cmtkd_jax.models import MODELS, ORDERS, resnet
 from cmtkd_jax.models.bit_policy import BitPolicy, Rule
 from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.products import values
@@ -84,10 +84,12 @@ def test_alexnet_parameter_count():
   assert count(variables['params']) == expected
 
 
-def test_parameter_counts_of_resnet34_and_vgg_small():
-  """ResNet34: torchvision's 21,797,672. VGG-small: kernels, norms, and 4*4*512 inputs of the classifier."""
+def test_parameter_counts_of_resnet34_and_50_and_vgg_small():
+  """ResNets: those of torchvision. VGG-small: kernels, norms, and 4*4*512 inputs of the classifier."""
   resnet34 = shapes_of(build('resnet34', block_order='post', stem='imagenet', num_classes=1000), images(224))
   assert count(resnet34['params']) == 21_797_672
+  resnet50 = shapes_of(build('resnet50', block_order='post', stem='imagenet', num_classes=1000), images(224))
+  assert count(resnet50['params']) == 25_557_032
   kernels = 9 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512)
   expected = kernels + 2 * 2 * (128 + 256 + 512) + 8192 * 10 + 10
   assert count(shapes_of(build('vgg_small', num_classes=10), images(32))['params']) == expected
@@ -109,6 +111,7 @@ def test_learned_steps_are_extra_parameters():
     ('resnet18', 'cifar', (5, 9, 13, 17)),
     ('resnet18', 'imagenet', (5, 9, 13, 17)),
     ('resnet34', 'imagenet', (7, 15, 27, 33)),
+    ('resnet50', 'imagenet', (10, 22, 40, 49)),
     ('vgg_small', 'cifar', (2, 4, 6)),
     ('alexnet', 'cifar', (1, 2, 5)),
     ('alexnet', 'imagenet', (1, 2, 5)),
@@ -125,6 +128,7 @@ def test_taps(name, stem, taps):
     ('resnet18', 'cifar', 32, [(32, 64), (16, 128), (8, 256), (4, 512)]),
     ('resnet18', 'imagenet', 224, [(56, 64), (28, 128), (14, 256), (7, 512)]),
     ('resnet34', 'imagenet', 224, [(56, 64), (28, 128), (14, 256), (7, 512)]),
+    ('resnet50', 'imagenet', 224, [(56, 256), (28, 512), (14, 1024), (7, 2048)]),
     ('vgg_small', 'cifar', 32, [(16, 128), (8, 256), (4, 512)]),
     ('resnet8', 'cifar', 32, [(32, 16), (16, 32), (8, 64)]),
     ('resnet20', 'cifar', 32, [(32, 16), (16, 32), (8, 64)]),
@@ -340,6 +344,35 @@ def test_edmips_order_stage(bits):
   raw = edmips_block(x, None, p['block1'])
   raw = edmips_block(r.quantize(r.norm(raw, p['norm1'])), raw, p['block2'])
   np.testing.assert_allclose(y, r.norm(raw, p['norm2']), rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+def test_bottleneck_stage(order):
+  """1x1, 3x3 with the stride, 1x1 to four times the features; the projection reads what conv1 reads."""
+  net, r = (
+    resnet._resnet((1, 2), (64, 128), 10, LayerFactory(BitPolicy(2, 2)), 1 / 32, 'cifar', order, resnet.BOTTLENECK),
+    Reference(2),
+  )
+  assert net.taps == (4, 10)
+  x = r.quantize(normal(0, 4, 8, 8, 8).astype(np.float64))
+  p, y = stage_with(net, 1, jnp.asarray(x, jnp.float32))
+  norms, after_sum = order != 'pre', order != 'post'
+
+  def block(x, identity, p, stride):
+    inner = r.quantize(r.norm(r.conv(x, p['conv1']), p['norm1']))
+    inner = r.quantize(r.norm(r.conv(inner, p['conv2'], stride), p['norm2']))
+    y = r.conv(inner, p['conv3'])
+    if 'shortcut' in p:
+      identity = r.conv(x, p['shortcut'], stride)
+      identity = r.norm(identity, p['shortcut_norm']) if norms else identity
+    return (r.norm(y, p['norm3']) if norms else y) + identity
+
+  assert [p['block1'][f'conv{i}']['kernel'].shape for i in (1, 2, 3)] == [(1, 1, 8, 4), (3, 3, 4, 4), (1, 1, 4, 16)]
+  assert ('norm3' in p['block1']) == norms and 'shortcut' in p['block1'] and 'shortcut' not in p['block2']
+  total = block(x, None, p['block1'], 2)
+  entry = r.quantize(r.norm(total, p['norm1']) if after_sum else total)
+  total = block(entry, total if after_sum else entry, p['block2'], 1)
+  np.testing.assert_allclose(y, r.norm(total, p['norm2']) if after_sum else total, rtol=1e-3, atol=2e-4)
 
 
 def pooled(x, window, stride, pad=0):

@@ -38,18 +38,41 @@ class BasicBlock(nn.Module):
     return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
+class Bottleneck(nn.Module):
+  """Version 1.5: the 3x3 convolution has the stride."""
+
+  def __init__(self, inputs, features, stride):
+    super().__init__()
+    self.conv1 = nn.Conv2d(inputs, features, 1, bias=False)
+    self.bn1 = nn.BatchNorm2d(features)
+    self.conv2 = nn.Conv2d(features, features, 3, stride, 1, bias=False)
+    self.bn2 = nn.BatchNorm2d(features)
+    self.conv3 = nn.Conv2d(features, 4 * features, 1, bias=False)
+    self.bn3 = nn.BatchNorm2d(4 * features)
+    self.downsample = None
+    if stride != 1 or inputs != 4 * features:
+      self.downsample = nn.Sequential(
+        nn.Conv2d(inputs, 4 * features, 1, stride, bias=False), nn.BatchNorm2d(4 * features)
+      )
+
+  def forward(self, x):
+    y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+    return F.relu(self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x)))
+
+
 class ResNet(nn.Module):
-  def __init__(self, width, classes, blocks=(2, 2, 2, 2)):
+  def __init__(self, width, classes, blocks=(2, 2, 2, 2), block=BasicBlock):
     super().__init__()
     self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
     self.bn1 = nn.BatchNorm2d(width)
     inputs = width
     for k in range(4):
       features = width * 2**k
-      first = BasicBlock(inputs, features, 1 if k == 0 else 2)
-      others = [BasicBlock(features, features, 1) for _ in range(blocks[k] - 1)]
+      outputs = features * (4 if block is Bottleneck else 1)
+      first = block(inputs, features, 1 if k == 0 else 2)
+      others = [block(outputs, features, 1) for _ in range(blocks[k] - 1)]
       setattr(self, f'layer{k + 1}', nn.Sequential(first, *others))
-      inputs = features
+      inputs = outputs
     self.fc = nn.Linear(inputs, classes)
 
   def forward(self, x):
@@ -137,6 +160,7 @@ def load(config, size, classes=7):
 NETWORKS = {
   'resnet18': (lambda: ResNet(8, 7), 64),
   'resnet34': (lambda: ResNet(8, 7, (3, 4, 6, 3)), 64),
+  'resnet50': (lambda: ResNet(8, 7, (3, 4, 6, 3), Bottleneck), 64),
   'alexnet_torchvision': (lambda: AlexNet((8, 24, 48, 32, 32), 512, 7), 224),
 }
 
@@ -147,6 +171,7 @@ NETWORKS = {
     ('resnet18', '.safetensors'),
     ('resnet18', '.npz'),
     ('resnet34', '.npz'),
+    ('resnet50', '.safetensors'),
     ('alexnet_torchvision', '.safetensors'),
   ],
 )
@@ -181,10 +206,16 @@ def test_what_does_not_fit_is_refused(tmp_path):
   config = make_config('alexnet_torchvision', path)
   with pytest.raises(UserError, match="weights.safetensors: '[a-z0-9.]+' is not an array of a alexnet_torchvision"):
     load(config, 224)
+  bottlenecks = save(ResNet(8, 7, (1, 1, 1, 1), Bottleneck), tmp_path / 'bottlenecks.npz')
+  with pytest.raises(UserError, match="'layer1.0.(conv|bn)3[.a-z_]+' is not an array of a resnet18"):
+    load(make_config('resnet18', bottlenecks), 64)
   config = make_config('resnet18', path)
-  config.model.name, config.model.stem, config.model.block_order = 'resnet8', 'cifar', 'pre'
-  with pytest.raises(UserError, match="'resnet18', 'resnet34', 'alexnet_torchvision', not 'resnet8'"):
-    load(config, 32)
+  config.model.block_order = 'pre'
+  for name, stem in (('resnet8', 'cifar'), ('mobilenet_v2', 'imagenet')):
+    config.model.name, config.model.stem = name, stem
+    known = "'resnet18', 'resnet34', 'resnet50', 'alexnet_torchvision'"
+    with pytest.raises(UserError, match=f"{known}, not '{name}'"):
+      load(config, 32)
   missing = dict(network.state_dict())
   del missing['layer3.0.bn2.running_var']
   np.savez(tmp_path / 'part.npz', **{name: tensor.numpy() for name, tensor in missing.items()})
