@@ -43,6 +43,49 @@ _HEAD = schema.Record(
 )
 
 
+def encode(graph, about):
+  """Returns (arrays by the names of their members, the manifest as a JSON-able dict) of `graph` and `about`.
+
+  Raises:
+    InvalidError: they do not fit the schema.
+  """
+  arrays, nodes = {}, []
+  schema.check_about(strict_json.parse(strict_json.dump(about)), graph.image_shape, graph_check.check(graph))
+  for node in graph.nodes:
+    attributes, own = dict(node.attributes), dict(node.arrays)
+    if 'codes' in own:
+      attributes['shape'] = own['codes'].shape
+      own['codes'] = bitpacking.pack(own['codes'], attributes['bits'])
+    arrays |= {
+      f'{node.output}/{name}': np.asarray(array, array.dtype.newbyteorder('<'), order='C')
+      for name, array in own.items()
+    }
+    nodes.append(
+      {'op': node.op, 'inputs': node.inputs, 'output': node.output, 'attributes': attributes, 'arrays': sorted(own)}
+    )
+  return arrays, {
+    'format': FORMAT,
+    'version': VERSION,
+    'image_shape': graph.image_shape,
+    'nodes': nodes,
+    'about': about,
+  }
+
+
+def decode(head, members):
+  """Returns (`Graph`, about) of a manifest and arrays, which may say anything; takes the arrays out of `members`.
+
+  Raises:
+    InvalidError: they are not what `encode` makes.
+  """
+  _HEAD.check(head, _MANIFEST)
+  graph = Graph(tuple(_node(entry, members) for entry in head['nodes']), tuple(head['image_shape']))
+  if members:
+    raise schema.InvalidError(f'no operation has its member {next(iter(members))}')
+  schema.check_about(head['about'], graph.image_shape, graph_check.check(graph))
+  return graph, head['about']
+
+
 def write(path, graph, about, images=None):
   """Writes `graph` and `about`, a JSON-able dict, see `schema.ABOUT`.
 
@@ -50,22 +93,8 @@ def write(path, graph, about, images=None):
     UserError: they do not fit the schema.
   """
   del images  # which other formats calibrate with
-  arrays, nodes = {}, []
   try:
-    schema.check_about(strict_json.parse(strict_json.dump(about)), graph.image_shape, graph_check.check(graph))
-    for node in graph.nodes:
-      attributes, own = dict(node.attributes), dict(node.arrays)
-      if 'codes' in own:
-        attributes['shape'] = own['codes'].shape
-        own['codes'] = bitpacking.pack(own['codes'], attributes['bits'])
-      arrays |= {
-        f'{node.output}/{name}': np.asarray(array, array.dtype.newbyteorder('<'), order='C')
-        for name, array in own.items()
-      }
-      nodes.append(
-        {'op': node.op, 'inputs': node.inputs, 'output': node.output, 'attributes': attributes, 'arrays': sorted(own)}
-      )
-    head = {'format': FORMAT, 'version': VERSION, 'image_shape': graph.image_shape, 'nodes': nodes, 'about': about}
+    arrays, head = encode(graph, about)
     arrays[_MANIFEST] = np.frombuffer(strict_json.dump(head).encode(), np.uint8)
   except schema.InvalidError as e:
     raise UserError(f'{path} is not written: {e}') from None
@@ -87,14 +116,9 @@ def read(path):
       raise schema.InvalidError(f'it has no member {_MANIFEST}')
     head = strict_json.parse(members.pop(_MANIFEST).tobytes())
     _check_version(path, head)
-    _HEAD.check(head, _MANIFEST)
-    graph = Graph(tuple(_node(entry, members) for entry in head['nodes']), tuple(head['image_shape']))
-    if members:
-      raise schema.InvalidError(f'no operation has its member {next(iter(members))}')
-    schema.check_about(head['about'], graph.image_shape, graph_check.check(graph))
+    return decode(head, members)
   except schema.InvalidError as e:
     raise UserError(f'{path} is damaged or not a packed network ({e}); export it again') from None
-  return graph, head['about']
 
 
 def _check_version(path, head):
