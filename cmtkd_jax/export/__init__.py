@@ -1,4 +1,4 @@
-"""A trained network as a file: packed archive, StableHLO, ONNX; and its evaluation in integers.
+"""A trained network as a file: packed archive, StableHLO, ONNX, a folder for the hub; and its evaluation in integers.
 
 `from_run` makes a `Graph` of a run's network, `write` the files and their manifest, `open_network` a function of images
 of any of them.
@@ -11,7 +11,7 @@ from etils import epath
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import fold, graph_check, images, interpreter, manifest, schema, strict_json, trace
-from cmtkd_jax.export.formats import onnx_common, onnx_qdq, onnx_qlinear, onnx_qonnx, packed, stablehlo
+from cmtkd_jax.export.formats import hub, onnx_common, onnx_qdq, onnx_qlinear, onnx_qonnx, packed, stablehlo
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import run_files, run_reader
 from cmtkd_jax.runtime import local_file
@@ -25,17 +25,19 @@ class Exported(NamedTuple):
 
   graph: its `Graph`.
   about: classes, image_shape, resize, network, step, bits, metrics, config and versions, as JSON has them.
+  summary: of the run, see `run_summary.write`; {} where it is not finished.
   """
 
   graph: Any
   about: dict
+  summary: dict = {}  # noqa: RUF012  nobody writes into it
 
 
 class Format(NamedTuple):
-  """A kind of file.
+  """A kind of file, or of folder.
 
   file: its name.
-  write: (path, graph, about, calibration images uint8 [N, H, W, C] or None).
+  write: (path, graph, about, calibration images uint8 [N, H, W, C] or None); of a folder (path, graph, about, summary).
   read: path -> (function of images, about); None where other programs do.
   packages: what must be installed.
   """
@@ -55,6 +57,11 @@ def _read_packed(path):
   return interpreter.Network(graph), about
 
 
+def _read_hub(path):
+  graph, about = hub.read(path)
+  return interpreter.Network(graph), about
+
+
 _ONNX = ('onnx', 'onnxruntime')
 # Adding a format: its file, one line here, its test.
 FORMATS = {
@@ -64,6 +71,8 @@ FORMATS = {
   'onnx_qlinear': Format('student.qlinear.onnx', onnx_qlinear.write, onnx_common.read, _ONNX),
   'onnx_qonnx': Format('student.qonnx.onnx', onnx_qonnx.write, None, _ONNX),
 }
+# Folders, which hold digests of their own and are written where they are asked for.
+FOLDERS = {'hub': Format('hub', hub.write, _read_hub, ('safetensors',))}
 
 
 def from_run(workdir, step=None):
@@ -94,7 +103,7 @@ def from_run(workdir, step=None):
     schema.check_about(about, shape, graph_check.check(graph))
   except schema.InvalidError as e:
     raise UserError(f'{workdir} cannot be exported: {e}; the names of its classes are in {run_files.CLASSES}') from None
-  return Exported(graph, about)
+  return Exported(graph, about, run.summary)
 
 
 def from_graph(graph):
@@ -110,7 +119,9 @@ def from_graph(graph):
 
 
 def write(exported, folder, formats, calibration=None):
-  """Writes the formats, names in `FORMATS`, into `folder`, and adds them to its manifest; returns `{format: path}`.
+  """Writes the formats, names in `FORMATS` or `FOLDERS`, into `folder`, and adds the files to its manifest.
+
+  Returns `{format: path}`.
 
   calibration: images uint8 [N, H, W, C], for formats that round feature maps to 8 bits.
 
@@ -121,12 +132,17 @@ def write(exported, folder, formats, calibration=None):
   if calibration is not None:
     calibration = images.check(calibration, exported.graph.image_shape, 'calibration')
   for name in formats:
-    if name not in FORMATS:
-      raise UserError(f'--format={",".join(formats)}: there is no format {name!r}; there are {", ".join(FORMATS)}')
+    if name not in FORMATS | FOLDERS:
+      known = ', '.join(FORMATS | FOLDERS)
+      raise UserError(f'--format={",".join(formats)}: there is no format {name!r}; there are {known}')
   folder, paths = epath.Path(folder), {}
   try:
     folder.mkdir(parents=True, exist_ok=True)
     for name in formats:
+      if name in FOLDERS:
+        paths[name] = folder / FOLDERS[name].file
+        FOLDERS[name].write(paths[name], *exported)
+        continue
       paths[name] = folder / FORMATS[name].file
       local_file.refuse(paths[name])
       FORMATS[name].write(paths[name], exported.graph, exported.about, calibration)
@@ -137,7 +153,7 @@ def write(exported, folder, formats, calibration=None):
 
 
 def open_network(path):
-  """Returns (function, about) of a run's directory or an exported file.
+  """Returns (function, about) of a run's directory, or of an exported file or folder.
 
   The function takes images uint8 [B, H, W, C] and returns logits float32 [B, classes]. It raises `UserError` for
   anything else.
@@ -147,6 +163,8 @@ def open_network(path):
   """
   path = epath.Path(path)
   if path.is_dir():
+    if not (path / run_files.CHECKPOINTS).exists() and hub.is_folder(path):
+      return _read_hub(path)
     graph, about = from_run(path)
     return interpreter.Network(graph), about
   for found in FORMATS.values():
@@ -154,5 +172,5 @@ def open_network(path):
       return found.read(path)
   raise UserError(
     f'{path} is neither the directory of a run nor an exported file '
-    f'({", ".join(found.file for found in FORMATS.values())})'
+    f'({", ".join(found.file for found in (FORMATS | FOLDERS).values())})'
   )

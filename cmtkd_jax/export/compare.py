@@ -13,7 +13,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax import export
 from cmtkd_jax.data.transforms.augment import standardize
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import interpreter
+from cmtkd_jax.export import interpreter, sizes
 from cmtkd_jax.models import STUDENT, inspect, layers
 from cmtkd_jax.runs import run_reader
 from cmtkd_jax.runtime import distributed, text_table
@@ -66,7 +66,7 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
 
   Args:
     workdir: directory of a run.
-    formats: names in `export.FORMATS`; None for all whose packages are installed.
+    formats: names in `export.FORMATS` or `FOLDERS`; None for all files whose packages are installed.
     config, step: as for `integer_against_training`.
 
   Raises:
@@ -97,12 +97,13 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
       if asked or not paths:  # the first can hold every network
         raise
       notes.append(f'{name} is left out: {e}')
-  header, body = ['file', 'KiB'], [[str(path), f'{path.stat().length / 1024:,.1f}'] for path in paths.values()]
+  header, body = ['file', 'KiB'], [[str(path), f'{_size(path) / 1024:,.1f}'] for path in paths.values()]
   if run is not None:
     notes += [f'test: {run.held_out}'] if run.held_out else []
     header += ['top-1', 'predictions unlike training', 'unlike the integer forward']
     functions = {'training': lambda pixels: run.forward(pixels)[0], 'integers': interpreter.Network(exported.graph)}
-    functions |= {str(path): export.open_network(path)[0] for name, path in paths.items() if export.FORMATS[name].read}
+    kinds = export.FORMATS | export.FOLDERS
+    functions |= {str(path): export.open_network(path)[0] for name, path in paths.items() if kinds[name].read}
     guesses = {name: [] for name in functions}
     labels = []
     for pixels, label, mask in run.batches():
@@ -122,15 +123,15 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
   return '\n'.join([*text_table.lines(header, body), '', weight_sizes(exported.graph), *notes])
 
 
+def _size(path):
+  """Bytes of a file, or of all files of a folder."""
+  return sum(map(_size, path.iterdir())) if path.is_dir() else path.stat().length
+
+
 def weight_sizes(graph):
   """Returns in words how many bytes the weights take, and would take as float32."""
-  by_bits, pixels = {}, {node.output for node in graph.nodes if node.op == 'pixels'}
-  for node in graph.nodes:
-    if 'bits' in node.attributes:
-      # Pixels have a channel of 255s, whose weights stand for mean and std of the images.
-      weights = node.weights[:, :, :-1] if node.inputs[0] in pixels else node.weights
-      by_bits[node.attributes['bits']] = by_bits.get(node.attributes['bits'], 0) + weights.size
-  parts = [f'{count:,} of {bits} bits take {count * bits / 8192:,.1f} KiB' for bits, count in sorted(by_bits.items())]
+  by_bits = sizes.by_bits(graph)
+  parts = [f'{count:,} of {bits} bits take {count * bits / 8192:,.1f} KiB' for bits, count in by_bits.items()]
   total = sum(by_bits.values())
   size = sum(count * bits for bits, count in by_bits.items())
   return (

@@ -17,7 +17,7 @@ from PIL import Image
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import export, models, quantizers
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import compare, fold, interpreter, predict, trace
+from cmtkd_jax.export import compare, fold, graph_check, interpreter, predict, schema, trace
 from cmtkd_jax.export.formats import bitpacking, packed, stablehlo
 from cmtkd_jax.export.graph import Graph, Node
 from cmtkd_jax.models import resnet, wide_resnet
@@ -25,6 +25,7 @@ from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.quantizers import base
 from cmtkd_jax.training import build
 from cmtkd_jax.training import loop as train
+from tests.networks import small_mobilenet
 from tests.pruned_network import make_pruned
 
 # Packing.
@@ -89,6 +90,24 @@ def test_sums_are_exact(sums, low, high, most, stride, padding):
 
 
 @pytest.mark.parametrize('sums', interpreter.SUMS)
+@pytest.mark.parametrize('groups, low, high, most', [(2, -255, 255, 255), (128, -255, 255, 255), (128, -3, 3, 3)])
+def test_sums_in_groups_are_exact(sums, groups, low, high, most):
+  """Each group has ranges of its own channels, and halves of its own where weights go beyond int8."""
+  rng = np.random.default_rng(0)
+  weights = 2 * (rng.integers(low, high + 1, (3, 3, 128 // groups, 128)) // 2) + 1
+  weights[..., 0] = weights.max()
+  codes = rng.integers(0, most + 1, (2, 5, 5, 128))
+  codes[0] = most
+  product = functools.partial(interpreter._convolve, stride=2, padding=1, groups=groups)
+  found = interpreter.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), most, product)
+  parts = zip(np.split(codes, groups, -1), np.split(weights, groups, -1), strict=True)
+  expected = np.concatenate([reference_convolution(x, kernel, 2, 1) for x, kernel in parts], -1)
+  assert found.dtype == jnp.int32
+  np.testing.assert_array_equal(found, expected)
+  assert groups > 2 or np.abs(expected).max() > interpreter._EXACT_FLOAT
+
+
+@pytest.mark.parametrize('sums', interpreter.SUMS)
 def test_sums_of_dense_layers_are_exact(sums):
   rng = np.random.default_rng(0)
   codes, weights = rng.integers(0, 256, (3, 4, 4, 64)), 2 * rng.integers(-128, 128, (1024, 5)) + 1
@@ -111,6 +130,7 @@ def make_network(**changes):
     for name, blocks in (('resnet8', (1, 1)), ('resnet20', (2, 1))):
       patch.setitem(models.MODELS, name, functools.partial(resnet._resnet, blocks, (16, 32)))
     patch.setitem(models.MODELS, 'wrn16_1', functools.partial(wide_resnet.wide_resnet, 10, 1))
+    patch.setitem(models.MODELS, 'mobilenet_v2', small_mobilenet)
     method = build.create_method(config, 10)
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (8, *shape), dtype=np.uint8)
@@ -154,6 +174,14 @@ NETWORKS = {  # a network for each thing that folding treats apart
   'alexnet': {'model.name': 'alexnet', 'model.stem': 'cifar', 'data.image_size': 32, 'model.width': 0.02},
   'vgg': {'model.name': 'vgg_small', 'data.image_size': 8, 'model.width': 0.03, 'bits.first_last': 8},
   'wide, groups': {'model.name': 'wrn16_1', 'model.bn_groups': 2, 'quantizer.name': 'pact'},
+  'depthwise': {'model.name': 'mobilenet_v2'},
+  'depthwise, offset, 4/4': {
+    'model.name': 'mobilenet_v2',
+    'model.block_order': 'post',
+    'quantizer.name': 'lsq_plus',
+    'student.weight_bits': 4,
+    'student.activation_bits': 4,
+  },
   'offset': {'quantizer.name': 'lsq_plus'},
   'thresholds': {'quantizer.name': 'n2uq'},
   'levels': {'quantizer.name': 'lq_nets'},
@@ -419,6 +447,7 @@ def digits(count):
 def test_archive_comes_back(archive):
   exported, path = archive
   graph, about = packed.read(path)
+  assert json.loads(bytes(np.load(path)['manifest']))['version'] == 2  # as older programs read it
   assert about == json.loads(json.dumps(exported.about)) and about['classes'] == list(map(str, range(10)))
   assert [node.op for node in graph.nodes] == [node.op for node in exported.graph.nodes]
   for node, other in zip(graph.nodes, exported.graph.nodes, strict=True):
@@ -458,6 +487,47 @@ def test_every_width_is_small_and_right_in_both_files(bits, tmp_path):
   program, _ = stablehlo.read(paths['stablehlo'])
   for count in (1, 3) if bits == 2 else (8,):  # any batch size
     np.testing.assert_allclose(program(images[:count]), expected[:count], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['depthwise', 'depthwise, offset, 4/4'])
+def test_convolutions_in_groups_in_both_files(name, tmp_path):
+  """Codes are those of training, to the last, in the integer evaluation, the archive and the program."""
+  config, method, variables, images = make_network(**NETWORKS[name])
+  graph = make_graph(config, method, variables)
+  groups = [node.groups for node in graph.nodes if node.op == 'convolution']
+  assert sum(count > 1 for count in groups) == 4
+  logits, codes = jax.jit(functools.partial(compare._forward_with_codes, method, mean=(0.5,), std=(0.5,)))(
+    variables, images
+  )
+  paths = export.write(export.from_graph(graph), tmp_path, ['packed', 'stablehlo'])
+  assert json.loads(bytes(np.load(paths['packed'])['manifest']))['version'] == 3
+  ours, our_codes = interpreter.Network(packed.read(paths['packed'])[0]).with_codes(images)
+  for layer in codes:
+    np.testing.assert_array_equal(our_codes[layer], codes[layer], err_msg=layer)
+  np.testing.assert_allclose(ours, logits, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(stablehlo.read(paths['stablehlo'])[0](images), ours, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_that_do_not_fit_are_refused():
+  kernel = lambda *shape: {'kernel': np.ones(shape, np.float32)}
+
+  def check(attributes, arrays):
+    nodes = (
+      Node('image', ('images',), 'input', arrays={'mean': np.zeros(4, np.float32), 'std': np.ones(4, np.float32)}),
+      Node('convolution', ('input',), 'conv', {'stride': 1, 'padding': 1, 'bits': 32, **attributes}, arrays),
+      Node('sum', ('conv',), 'logits'),
+    )
+    return graph_check.check(Graph(nodes, (3, 3, 4)))
+
+  assert check({'groups': 2}, kernel(3, 3, 2, 6)) == 6 and check({}, kernel(3, 3, 4, 5)) == 5
+  for groups, shape, message in (
+    (2, (3, 3, 4, 6), 'conv has weights for 8 channels, but its input has 4'),
+    (2, (3, 3, 2, 5), 'conv has 5 outputs in 2 groups'),
+    (1, (3, 3, 4, 4), 'conv.groups is 1, not an integer in 2..'),
+    ('4', (3, 3, 1, 4), "conv.groups is '4', not an integer"),
+  ):
+    with pytest.raises(schema.InvalidError, match=message):
+      check({'groups': groups}, kernel(*shape))
 
 
 def test_stablehlo_grows_by_the_bits_of_its_weights(tmp_path):
@@ -550,9 +620,14 @@ def test_damaged_stablehlo_is_refused(archive, tmp_path):
 
 
 def test_files_are_evaluated_beside_training(run):
-  text = compare.export_and_compare(run, ['packed', 'stablehlo'])
+  text = compare.export_and_compare(run, ['packed', 'stablehlo', 'hub'])
   rows = text.splitlines()
-  assert len([row for row in rows if row.rstrip().endswith('0 of 355')]) == 4
+  assert len([row for row in rows if row.rstrip().endswith('0 of 355')]) == 5
+  card, summary = (run / 'export' / 'hub' / 'README.md').read_text(), json.loads((run / 'summary.json').read_text())
+  last, best = (summary['results']['test/student'][which] for which in ('last', 'best'))
+  assert f'| test, last epoch | {last["top1"]:.2f} % | {last["top5"]:.2f} % | {summary["epochs"]} |' in card
+  assert f'| test, best epoch | {best["top1"]:.2f} % | {best["top5"]:.2f} % | {best["epoch"]} |' in card
+  assert f'      value: {round(last["top1"], 4)}' in card and "data.name = 'digits'" not in card  # the default
   assert 'of 2 bits take' in rows[-1]
   results = compare.integer_against_training(run)
   assert results['codes'] == 355 * sum(

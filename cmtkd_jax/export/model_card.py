@@ -1,0 +1,223 @@
+"""`README.md` of a folder for the Hugging Face hub: what an exported network is, in figures of its own run.
+
+What is not known is left out, the license too: the owner chooses it. The text begins with the YAML that the hub reads;
+its texts are quoted as in JSON, which YAML takes.
+"""
+
+import json
+import re
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import printable
+from cmtkd_jax.export import sizes
+from cmtkd_jax.models.bit_policy import FULL_PRECISION
+
+LIBRARY = 'cmtkd_jax'
+_TASK = 'image-classification'
+_SPLITS = {'last': 'last epoch', 'best': 'best epoch', 'chosen': 'as minival chooses'}
+
+
+def public(value):
+  """Returns a JSON-able value in which absolute paths and addresses in texts are their last part only.
+
+  A folder for others says nothing about the disk that it was made on: 'folder:/home/me/flowers' is 'folder:flowers'.
+  """
+  if isinstance(value, dict):
+    return {name: public(item) for name, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [public(item) for item in value]
+  if isinstance(value, str):
+    return re.sub(r'(^|:)(?:~|[a-z][a-z0-9]*:/)?/[^:]*?([^/:]*)/*(?=$|:)', r'\1\2', value)
+  return value
+
+
+def text(graph, about, summary, file_bytes):
+  """Returns the text.
+
+  Args:
+    graph: the `Graph`.
+    about: see `schema.ABOUT`; `public` has been at its configuration.
+    summary: of the run, as `run_summary.write` returns it; {} where it is not known.
+    file_bytes: size of the file of weights.
+  """
+  config = config_lib.flat(about.get('config', {}))
+  height, width, channels = about['image_shape']
+  bits = {role: config.get(f'student.{role}_bits') for role in ('weight', 'activation')}
+  data = config.get('data.name')
+  title = ', '.join(
+    filter(None, [_code(config.get('model.name')), _words_of_bits(bits), f'trained on {_code(data)}' if data else ''])
+  )
+  facts = {
+    'architecture': _code(config.get('model.name')),
+    'images': f'{height} x {width} x {channels}, uint8',
+    'classes': f'{len(about["classes"])}, named in `config.json`',
+    'weights': _words_of_one(bits['weight']),
+    'activations': _words_of_one(bits['activation']),
+    'first and last layer': _words_of_one(config.get('bits.first_last')),
+    'quantizer': _quantizers(config),
+    'method': _code(config.get('method.name')),
+    'data': _code(data),
+    'test images': summary.get('test'),
+    'step': about.get('step'),
+    'steps of the run': summary.get('steps'),
+    'epochs of the run': summary.get('epochs'),
+    'seed': config.get('seed'),
+    'device': summary.get('device'),
+    f'commit of {LIBRARY}': _code(summary.get('commit')),
+    'versions': ', '.join(f'{name} {version}' for name, version in about.get('versions', {}).items()),
+  }
+  facts = {name: value for name, value in facts.items() if value not in (None, '')}
+  parts = [
+    _front_matter(about, summary, data, title),
+    f'# {title or "Exported network"}',
+    'An image classifier whose weights and activations have few bits, exported by `cmtkd_jax`. `model.safetensors` '
+    'holds the weights as packed codes; `config.json` their operations and the names of the classes.',
+    _table(['', ''], [[name, str(value)] for name, value in facts.items()]),
+    _figures(about, summary),
+    _sizes(graph, file_bytes),
+    _settings(about),
+    _use(about),
+  ]
+  return '\n\n'.join(filter(None, parts)) + '\n'
+
+
+def _front_matter(about, summary, data, title):
+  quoted = lambda value: json.dumps(printable(str(value)), ensure_ascii=False)
+  tags = [_TASK, 'quantization', 'low-bit', 'jax']
+  lines = ['---', f'library_name: {LIBRARY}', f'pipeline_tag: {_TASK}', 'tags:', *(f'- {tag}' for tag in tags)]
+  found = _own_results(about)
+  # The figures of the last epoch are those of these weights only where the last step was exported.
+  exact = about.get('step') is not None and about['step'] == summary.get('steps')
+  values = [
+    (kind, round(result['last'][name], 4))
+    for split, result in found.items()
+    for kind, name in (('top-1 accuracy', 'top1'), ('top-5 accuracy', 'top5'))
+    if split == 'test'
+  ]
+  if exact and data and values:
+    lines += [
+      *(
+        'metrics:',
+        '- accuracy',
+        'model-index:',
+        f'- name: {quoted(title.replace("`", ""))}',
+        '  results:',
+        '  - task:',
+      ),
+      *(f'      type: {_TASK}', '    dataset:', f'      name: {quoted(data)}', f'      type: {quoted(data)}'),
+      *('      split: test', '    metrics:'),
+    ]
+    for name, value in values:
+      lines += ['    - type: accuracy', f'      name: {quoted(name)}', f'      value: {value}']
+  return '\n'.join([*lines, '---'])
+
+
+def _own_results(about):
+  """{split: {'last', 'best' and, where there is a minival, 'chosen'}} of the exported network."""
+  own = f'/{about.get("network", "")}'
+  return {name.removesuffix(own): result for name, result in about.get('metrics', {}).items() if name.endswith(own)}
+
+
+def _figures(about, summary):
+  found = _own_results(about)
+  if not found:
+    return ''
+  ended = {'epoch': summary['epochs']} if 'epochs' in summary else {}
+  body = [
+    [f'{split}, {words}', f'{which["top1"]:.2f} %', f'{which["top5"]:.2f} %', str((ended | which).get('epoch', ''))]
+    for split, result in found.items()
+    for key, words in _SPLITS.items()
+    if (which := result.get(key))
+  ]
+  notes = ['"Best" is the highest top-1 of all evaluations on that split, which no choice could have found in advance.']
+  if not summary:
+    notes.append('The run was not finished: these are its evaluations so far.')
+  elif about.get('step') != summary.get('steps'):
+    notes.append(
+      f'The weights here are those of step {about.get("step")}; the last epoch ended at step {summary.get("steps")}.'
+    )
+  return '\n\n'.join(['## Figures', _table(['', 'top-1', 'top-5', 'epoch'], body), ' '.join(notes)])
+
+
+def _sizes(graph, file_bytes):
+  counts = sizes.by_bits(graph)
+  total, packed = sum(counts.values()), {bits: -(-count * bits // 8) for bits, count in counts.items()}
+  body = [[str(bits), f'{count:,}', f'{packed[bits]:,}', f'{4 * count:,}'] for bits, count in counts.items()]
+  body.append(['all', f'{total:,}', f'{sum(packed.values()):,}', f'{4 * total:,}'])
+  return '\n\n'.join(
+    [
+      '## Size',
+      _table(['bits', 'weights', 'bytes', 'bytes as float32'], body),
+      f'`model.safetensors` has {file_bytes:,} bytes, with scales, biases and its header.',
+    ]
+  )
+
+
+def _settings(about):
+  if 'config' not in about:
+    return ''
+  default = config_lib.flat(public(config_lib.default().to_dict()))
+  as_lists = lambda value: [as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+  lines = [
+    f'{name} = {printable(repr(value))}'
+    for name, value in sorted(config_lib.flat(about['config']).items())
+    if name not in default or as_lists(default[name]) != as_lists(value)
+  ]
+  return '\n'.join(
+    [
+      '## Settings',
+      '',
+      'Fields of the configuration that differ from the defaults; `--mode=config` says what each means:',
+      '',
+      *('```', *lines, '```'),
+    ]
+  )
+
+
+def _use(about):
+  shape = ', '.join(map(str, about['image_shape']))
+  return f"""\
+## Use
+
+With `cmtkd_jax` installed, and this folder in `DIR`:
+
+```
+python -m cmtkd_jax.main --mode=predict --workdir=DIR photo.png
+```
+
+```python
+from cmtkd_jax import export
+
+network, about = export.open_network('DIR')
+logits = network(images)  # uint8 [B, {shape}], resized as preprocessor_config.json says
+about['classes'][int(logits[0].argmax())]
+```
+
+The pixels go in as they are: mean and standard deviation are in the weights of the first layer."""
+
+
+def _table(header, body):
+  cell = lambda value: printable(value).replace('|', '\\|')
+  return '\n'.join('| ' + ' | '.join(map(cell, row)) + ' |' for row in (header, ['---'] * len(header), *body))
+
+
+def _code(value):
+  return f'`{printable(str(value)).replace("`", "")}`' if value not in (None, '') else ''
+
+
+def _words_of_one(bits):
+  return bits if bits is None else 'float32' if bits == FULL_PRECISION else f'{bits} bit{"s" if bits != 1 else ""}'
+
+
+def _words_of_bits(bits):
+  if None in bits.values():
+    return ''
+  return f'weights of {_words_of_one(bits["weight"])}, activations of {_words_of_one(bits["activation"])}'
+
+
+def _quantizers(config):
+  name = config.get('quantizer.name')
+  weights, activations = (config.get(f'quantizer.{role}') or name for role in ('weights', 'activations'))
+  if weights == activations:
+    return _code(weights)
+  return f'{_code(weights)} of weights, {_code(activations)} of activations'
