@@ -27,3 +27,13 @@ class LossSchedule(Options):
   first_factor: float = option(0.0, 'factor at the first step of the warm-up')
   change_at: str = option('', "when it changes, such as '50, 100 epochs'; '' = never")
   change_factor: float = option(0.5, 'factor at each of these changes', above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Freezing(Options):
+  """Freezing of quantized weights that oscillate between two levels."""
+
+  threshold: float = option(
+    0.0, 'frequency of oscillation above which a weight is frozen, such as 0.02; 0 = none is', least=0, below=1
+  )
+  momentum: float = option(0.01, 'weight of the newest step in the frequency', above=0, most=1)

@@ -197,6 +197,7 @@ SECTIONS = {
   'quantizer': Quantizer,
   'optimizer': Optimizer,
   'averaging': recipes.Averaging,
+  'freezing': recipes.Freezing,
   'beta_schedule': recipes.LossSchedule,
   'gamma_schedule': recipes.LossSchedule,
   'temperature_schedule': recipes.LossSchedule,

@@ -11,7 +11,7 @@ from cmtkd_jax.experiments import chain
 from cmtkd_jax.runtime import chips
 from cmtkd_jax.runtime import topology as tpu_topology
 from cmtkd_jax.runtime.progress import format_duration
-from cmtkd_jax.training import averaging, build, loss_schedule, memory, optimizer, schedule, teachers
+from cmtkd_jax.training import averaging, build, freezing, loss_schedule, memory, optimizer, schedule, teachers
 from cmtkd_jax.training.step import abstract_state, jit_train_step
 
 _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -104,7 +104,7 @@ def of_method(method, config, data, mesh):
   learning_rate = optimizer.learning_rate(config, steps, **sizes)
   parts = dict(
     method=method,
-    optimizer=optimizer.create(config, method, learning_rate),
+    optimizer=freezing.add(optimizer.create(config, method, learning_rate), config, method, data.input_shape),
     augment=data.augment,
     averaging=averaging.create(config, steps, **sizes),
   )

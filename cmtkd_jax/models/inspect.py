@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from cmtkd_jax.models.layers import QUANTIZER_STATE, QUANTIZER_SUFFIX
+from cmtkd_jax.models.layers import QUANTIZER_STATE, QUANTIZER_SUFFIX, Conv, Dense
 
 
 class LayerCall(NamedTuple):
@@ -60,6 +60,19 @@ def layer_calls(run, *kinds):
   with visit_layers(calls.append, *kinds):
     jax.eval_shape(traced)
   return calls
+
+
+def weight_quantizers(run):
+  """Returns `{path: quantizer}` of every layer whose weights are quantized in `run()`, as for `layer_calls`."""
+  found = {}
+
+  def visit(call):
+    if quantizer := call.module.quantizer():
+      found[call.path] = quantizer
+
+  with visit_layers(visit, Conv, Dense):
+    jax.eval_shape(lambda: run() and None)
+  return found
 
 
 def quantizer_values(variables, *path):

@@ -6,13 +6,15 @@ from cmtkd_jax.report.page import Section
 from cmtkd_jax.runs.run_reader import display_name
 
 _NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images')  # train/METRIC and train/NETWORK/METRIC
+_NO_TERMS = ('gradient_norm', 'frozen_weights')  # drawn after the terms
 _IMPORTANCE = 'importance/'
 _TEXT_OF_TERMS = (
   'The total loss and its terms, one panel for each kind, before weighting; every point is the mean since the '
   'logged line before, short windows merged. <em>Cross entropy</em> compares a network with the labels. Terms of '
   'distillation (<em>mutual</em>, <em>feature</em>, <em>imitation</em>, <em>distillation</em>) compare networks with '
   'each other, their answers or, at the tapped layers, their feature maps. <em>Gradient norm</em> is the length of '
-  'the gradient that reaches each network. Axes are logarithmic wherever all values are positive; the learning rate '
+  'the gradient that reaches each network, <em>frozen weights</em> the percentage of its weights that are kept because '
+  'they oscillated. Axes are logarithmic wherever all values are positive; the learning rate '
   'is the size of the steps.'
 )
 
@@ -75,7 +77,7 @@ def loss_terms(run):
   if not kinds:
     return Section(title, 'There is no row of training in metrics.jsonl yet.')
   images = {}
-  for kind in sorted(kinds, key=lambda kind: (kind != 'loss', kind == 'gradient_norm')):
+  for kind in sorted(kinds, key=lambda kind: (kind != 'loss', kind in _NO_TERMS)):
     file = plotting.file_name('loss_terms', 'total' if kind == 'loss' else kind)
     images[file] = plotting.png(_terms(run, kind, kinds[kind]))
   if rates := _rates(run):

@@ -9,7 +9,16 @@ from cmtkd_jax.models import STUDENT, bit_table
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.runs import run_files
 from cmtkd_jax.runtime import distributed
-from cmtkd_jax.training import averaging, build, early_stopping, loss_schedule, optimizer, schedule, teachers
+from cmtkd_jax.training import (
+  averaging,
+  build,
+  early_stopping,
+  freezing,
+  loss_schedule,
+  optimizer,
+  schedule,
+  teachers,
+)
 
 
 class Plan(NamedTuple):
@@ -77,7 +86,7 @@ def create(config, workdir):
     method,
     layers,
     learning_rate,
-    optimizer.create(config, method, learning_rate),
+    freezing.add(optimizer.create(config, method, learning_rate), config, method, dataset.input_shape),
     averaging.create(config, when.total, **sizes),
     loss_schedule.create(config, method, when.total, **sizes),
     early_stopping.patience(config, **sizes),

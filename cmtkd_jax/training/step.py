@@ -10,6 +10,7 @@ import optax
 from flax import traverse_util
 
 from cmtkd_jax.training.averaging import Averaging
+from cmtkd_jax.training.freezing import frozen_fractions
 
 NO_AVERAGE = Averaging()
 _NO_STEP = 2**31 - 1  # a number that no step has
@@ -123,8 +124,8 @@ def train_step(
     averaging: an `averaging.Averaging`.
 
   Returns:
-    (new state, metrics): float32 scalars 'loss', each loss term, '<network>/top1' in percent, and
-    '<network>/gradient_norm'.
+    (new state, metrics): float32 scalars 'loss', each loss term, '<network>/top1' in percent,
+    '<network>/gradient_norm', and '<network>/frozen_weights' in percent where weights freeze.
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   images = _views(key, batch['image'], method, augment)
@@ -162,6 +163,7 @@ def train_step(
     metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics |= {f'{name}/gradient_norm': optax.tree.norm(g) for name, g in gradients.items() if name not in method.frozen}
+  metrics |= frozen_fractions(opt_state)
   state = state.replace(
     step=state.step + 1, params=optax.apply_updates(state.params, updates), model_state=model_state, opt_state=opt_state
   )

@@ -1,0 +1,111 @@
+"""Freezing of oscillating weights: by hand, against a loop over single weights, and in training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax import quantizers
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import metric_log
+from cmtkd_jax.training import build, freezing, loop
+from tests import networks
+
+tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
+
+
+def test_by_hand():
+  """Codes 1 2 1 1 2 with m = 1/2: no oscillation at the first change, one at each of the next two."""
+  known, seen = freezing.track(jnp.array([1])), []
+  for code in (2, 1, 1, 2):
+    known = freezing.observe(known, jnp.array([code]), 0.5, 0.6)
+    seen.append((float(known.frequency[0]), float(known.mean[0]), bool(known.frozen[0])))
+  # f: 0, 1/2, 1/4, 5/8; e: 3/2, 5/4, 9/8, 25/16, which rounds to 2, the code itself.
+  assert seen == [(0, 1.5, False), (0.5, 1.25, False), (0.25, 1.125, False), (0.625, 1.5625, True)]
+  assert bool(freezing.observe(known, jnp.array([1]), 0.5, 0.6).frozen[0])  # for good
+
+
+def reference(codes, m, threshold):
+  """Step at which one weight is frozen, or None."""
+  last, direction, f, e = codes[0], 0, 0.0, float(codes[0])
+  for t, code in enumerate(codes[1:], 1):
+    change = int(np.sign(code - last))
+    f = m * (change != 0 and change == -direction) + (1 - m) * f
+    e = m * code + (1 - m) * e
+    direction, last = change or direction, code
+    if f > threshold and code == round(e):
+      return t
+  return None
+
+
+def test_against_a_loop_over_single_weights():
+  codes = np.random.default_rng(0).integers(0, 3, (60, 5, 4))
+  codes[:, 0] = 1  # never changes
+  codes[:, 1] = np.arange(60)[:, None] // 20  # changes in one direction
+  known, frozen_at = freezing.track(jnp.asarray(codes[0])), np.full((5, 4), -1)
+  step = jax.jit(lambda known, codes: freezing.observe(known, codes, 0.1, 0.4))
+  for t in range(1, 60):
+    known = step(known, jnp.asarray(codes[t]))
+    frozen_at[np.asarray(known.frozen) & (frozen_at < 0)] = t
+  expected = [[reference(list(codes[:, i, j]), 0.1, 0.4) or -1 for j in range(4)] for i in range(5)]
+  np.testing.assert_array_equal(frozen_at, expected)
+  assert (frozen_at[:2] == -1).all() and (frozen_at[2:] > 0).any()
+
+
+def test_a_weight_that_is_pushed_back_and_forth_stays():
+  """Under a gradient that changes its sign, a weight at a threshold oscillates; one far from it does not."""
+  quantizer = quantizers.QUANTIZERS['lsq'].Weight(bits=2)
+  kernel = jnp.array([[0.5, 0.9, -0.1]])  # step 1: thresholds at 0.5 and -0.5
+  params = {'student': {'conv': {'kernel': kernel, 'weight_quantizer': {'step': jnp.float32(1)}}}}
+  transform = freezing.freeze_oscillations(optax.sgd(1.0), {'student/conv': quantizer}, 0.5, 0.4)
+  state = transform.init(params)
+  for t in range(12):
+    push = jnp.float32(0.05 if t % 2 else -0.05)
+    gradients = jax.tree.map(lambda x, push=push: jnp.full_like(x, push), params)
+    gradients['student']['conv']['weight_quantizer']['step'] = jnp.float32(0)
+    updates, state = transform.update(gradients, state, params)
+    before, params = params, optax.apply_updates(params, updates)
+  moved = np.asarray(params['student']['conv']['kernel'] != before['student']['conv']['kernel'])[0]
+  np.testing.assert_array_equal(moved, [False, True, True])
+  assert float(freezing.frozen_fractions(state)['student/frozen_weights']) == pytest.approx(100 / 3)
+
+
+def make_config(**fields):
+  config = config_lib.default()
+  config.update_from_flattened_dict(
+    {
+      'data.name': 'generated:8x8x1:5:64',
+      'model.name': 'tiny',
+      'quantizer.name': 'lsq',
+      'method.cmtkd.teacher_bits': (8,),
+      'batch_size': 16,
+      'duration': '6 steps',
+      'eval_every': '',
+      'checkpoint_every': '',
+      'log_every': '1 steps',
+      'tensorboard': False,
+      'optimizer.learning_rate': 2.0,
+      'freezing.threshold': 0.01,
+      'freezing.momentum': 0.5,
+      **fields,
+    }
+  )
+  return config
+
+
+def test_a_run_freezes_weights_and_logs_how_many(tmp_path):
+  loop.train_and_evaluate(make_config(), tmp_path)
+  rows = [row for row in metric_log.read(tmp_path) if 'train/loss' in row]
+  for network in ('student', 'teacher1_8bit'):
+    frozen = [row[f'train/{network}/frozen_weights'] for row in rows]
+    assert frozen == sorted(frozen) and frozen[0] == 0 < frozen[-1] <= 100
+
+
+def test_what_is_refused_and_what_is_left_alone():
+  method = build.create_method(make_config(**{'quantizer.weights': 'lq_nets'}), 5)
+  transform = optax.sgd(0.1)
+  with pytest.raises(UserError, match='config.freezing.threshold=0.01: the weight quantizer of teacher1_8bit/stage2/conv1'):
+    freezing.add(transform, make_config(), method, (8, 8, 1))
+  assert freezing.add(transform, make_config(**{'freezing.threshold': 0.0}), method, (8, 8, 1)) is transform
