@@ -118,15 +118,24 @@ def test_recipes_without_them_keep_their_bits():
 
 
 def test_the_same_streamed_or_resident_on_any_number_of_devices():
-  fields = dict(name='generated:12x12x3:3:32', image_size=12, mean=(0.5,) * 3, std=(0.25,) * 3) | ALL
-  outs = []
+  fields = dict(name='generated:12x12x3:3:32', image_size=12, mean=(0.5,) * 3, std=(0.25,) * 3, mixup=1.0, cutmix=1.0)
+  runs = []
   for resident, devices in (('yes', 1), ('no', 8)):
-    dataset = load(batch_size=16, devices=devices, resident=resident, augment='pad_crop_flip', **fields)
+    dataset = load(batch_size=16, devices=devices, resident=resident, augment='pad_crop_flip', **fields, **ALL)
     (batch,) = itertools.islice(dataset.train.batches(0), 1)
     assert batch['image'].dtype == np.uint8 and len(batch['image'].sharding.device_set) == devices
-    outs.append(np.asarray(jax.jit(dataset.augment)(jax.random.key(5), batch['image'])))
-  np.testing.assert_array_equal(*outs)
-  assert outs[0].dtype == np.float32 and (outs[0] == 0).any()
+
+    @jax.jit
+    def step(key, image, dataset=dataset):
+      image = dataset.augment(key, image)
+      return image, *dataset.mix(key, image)
+
+    runs.append(jax.device_get(step(jax.random.key(5), batch['image'])))
+  image, mixture, share = runs[0]
+  for one, other in zip(*runs):
+    np.testing.assert_allclose(one, other, atol=1e-6)
+  assert image.dtype == np.float32 and (image == 0).any()
+  assert 0 < share < 1 and (mixture != image).any()
 
 
 def test_each_part_has_numbers_of_its_own():
