@@ -5,7 +5,14 @@ import functools
 import pytest
 
 from cmtkd_jax import models
-from cmtkd_jax.models import conv_stage, resnet
+from cmtkd_jax.models import conv_stage, mobilenet, resnet
+
+# A MobileNetV2 with every kind of row, in two stages.
+MOBILENET_ROWS = (
+  (mobilenet.Row(1, 16, 1, 1), mobilenet.Row(3, 24, 2, 2, full_on_cifar=True)),
+  (mobilenet.Row(2, 32, 1, 2),),
+)
+small_mobilenet = functools.partial(mobilenet._mobilenet, MOBILENET_ROWS)
 
 
 def tiny(*convolutions, stem=None):

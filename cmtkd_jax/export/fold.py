@@ -89,7 +89,9 @@ class _Folder:
     module = step.module
     padding = (module.kernel - 1) // 2 if module.padding is None else module.padding
     attributes = {'stride': module.stride, 'padding': padding}
-    self._product(step, attributes, lambda weights: _border(weights, step.shape, module.stride, padding))
+    if module.groups > 1:
+      attributes['groups'] = module.groups
+    self._product(step, attributes, lambda weights: _border(weights, step.shape, **attributes))
 
   def dense(self, step):
     self._product(step, {}, lambda weights: weights.sum(0, dtype=np.float64))
@@ -100,7 +102,8 @@ class _Folder:
     quantizer = step.quantizer
     weights, scale = _weights(own, quantizer, step)
     attributes, shift = attributes | weights.pop('attributes'), 0.0
-    if name == _INPUT and quantizer is None and self._exact_input and step.op == 'convolution':
+    takes_pixels = step.op == 'convolution' and 'groups' not in attributes  # their channel of 255s is for all outputs
+    if name == _INPUT and quantizer is None and self._exact_input and takes_pixels:
       name, weights['kernel'] = self._pixels(weights['kernel'])
     grid = self._grids.get(name)
     exact = grid is not None and grid.values is None and ('factor' in attributes or quantizer is None)
@@ -211,7 +214,7 @@ def _whole(kernel):
   return np.float32(np.round(kernel / scale)), scale
 
 
-def _border(weights, shape, stride, padding):
+def _border(weights, shape, stride, padding, groups=1):
   """What the weights inside the map sum to at each position: [H', W', O], or [O] where all are inside."""
   if not padding:
     return weights.sum((0, 1, 2), dtype=np.float64)
@@ -223,6 +226,7 @@ def _border(weights, shape, stride, padding):
       (stride, stride),
       ((padding, padding), (padding, padding)),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=groups,
       precision='highest',
     )[0]
   )

@@ -6,7 +6,8 @@ of codes, or real (float32). The operations, with their attributes and arrays:
   image        uint8 pixels to real: (pixel / 255 - mean) / std; arrays mean, std [C]
   pixels       uint8 pixels to codes, [B, H, W, C + 1]: after their channels one of 255s, so that a kernel can hold the
                mean and std, and padding stays worth 0
-  convolution  of codes with integer weights: exact integer sums; else real. stride, padding; weights as below
+  convolution  of codes with integer weights: exact integer sums; else real. stride, padding; weights as below,
+               [k, k, C / groups, O]: `groups`, 1 where it is left out, are parts of the channels and of the outputs
   dense        the same for a matrix product of the flattened map
   affine       (x + bias) * scale; arrays bias, scale, scalar or [C], bias also [H, W, C]
   quantize     to codes 0..levels - 1: clip(round half to even (x), 0, levels - 1), or how many of the array
@@ -46,6 +47,11 @@ class Node:
   def is_integer(self):
     """Whether the weights are integers, which stand for themselves in an exact sum."""
     return 'factor' in self.attributes
+
+  @property
+  def groups(self):
+    """Parts of the channels of a convolution, each with its own part of the outputs; 1 for other operations."""
+    return self.attributes.get('groups', 1)
 
   @property
   def weights(self):

@@ -80,7 +80,7 @@ class _Checker:
       if names not in WEIGHTS:
         raise InvalidError(f'{self.where} has the arrays {display_name(names)}, which are not weights')
       attributes = attributes | WEIGHTS[names]
-    Record(attributes).check(dict(node.attributes), self.where)
+    Record(attributes, operation.optional_attributes).check(dict(node.attributes), self.where)
     if not operation.has_weights:
       known = operation.arrays | operation.optional_arrays
       if not set(operation.arrays) <= set(names) <= set(known):
@@ -133,8 +133,11 @@ class _Checker:
 
   def _convolution(self, x):
     *window, inputs, outputs = self._weights(4)
-    if inputs != x.shape[2]:
-      raise InvalidError(f'{self.where} has weights for {inputs} channels, but its input has {x.shape[2]}')
+    groups = self.node.groups
+    if inputs * groups != x.shape[2]:
+      raise InvalidError(f'{self.where} has weights for {inputs * groups} channels, but its input has {x.shape[2]}')
+    if outputs % groups:
+      raise InvalidError(f'{self.where} has {outputs} outputs in {groups} groups')
     return _Result(self._sum_kind(), self._slid(window, outputs))
 
   def _dense(self, x):

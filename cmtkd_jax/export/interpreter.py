@@ -79,7 +79,7 @@ def run(graph, images, sums, weights=None):
         value = jnp.pad(inputs[0], (*3 * ((0, 0),), (0, 1)), constant_values=255).astype(jnp.int32)
       case 'convolution' | 'dense':
         product = (
-          functools.partial(_convolve, stride=attributes['stride'], padding=attributes['padding'])
+          functools.partial(_convolve, stride=attributes['stride'], padding=attributes['padding'], groups=node.groups)
           if (node.op == 'convolution')
           else _multiply
         )
@@ -131,13 +131,14 @@ def _quantize(x, levels, thresholds):
   ).astype(jnp.int32)
 
 
-def _convolve(x, kernel, stride, padding, **options):
+def _convolve(x, kernel, stride, padding, groups=1, **options):
   return jax.lax.conv_general_dilated(
     x,
     jnp.asarray(kernel),
     (stride, stride),
     ((padding, padding), (padding, padding)),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
     precision='highest',
     **options,
   )
@@ -163,7 +164,7 @@ def _int8_sums(codes, weights, most, product, made=None):
       product = functools.partial(product, padding=0)
   codes = codes.astype(jnp.int8)
   total = 0
-  for factor, part in _int8_parts(weights.astype(np.int32)):
+  for factor, part in _int8_parts(weights.astype(np.int32), _groups(product)):
     sums = product(codes, part.astype(np.int8), preferred_element_type=jnp.int32)
     if shifted:
       sums = sums + _ranked(_BYTE * part.reshape(-1, part.shape[-1]).sum(0), sums)
@@ -171,16 +172,23 @@ def _int8_sums(codes, weights, most, product, made=None):
   return total
 
 
-def _int8_parts(weights):
+def _groups(product):
+  return product.keywords.get('groups', 1) if isinstance(product, functools.partial) else 1
+
+
+def _int8_parts(weights, groups):
   """[(factor, weights that fit int8)], whose sum they are."""
   if weights.min() >= -_BYTE and weights.max() < _BYTE:
     return [(1, weights)]
   odd = weights & 1
-  return [(2, weights >> 1), (1, odd[..., :1] if (odd == odd[..., :1]).all() else odd)]
+  shared = groups == 1 and (odd == odd[..., :1]).all()  # one output then stands for all
+  return [(2, weights >> 1), (1, odd[..., :1] if shared else odd)]
 
 
 def exact_groups(weights, channels, most):
   """Returns ranges (first, last) of input channels within which sums of codes up to `most` stay below 2^24.
+
+  Of a convolution with groups these are channels of every group, of which the kernel has as many.
 
   weights: float32 [..., O]; those of dense layers belong to a flattened [H, W, C], with the channel last.
   """
@@ -197,16 +205,19 @@ def exact_groups(weights, channels, most):
 def _float_sums(codes, weights, most, product, made=None):
   """Sums of float32 numbers, exact in any order: input channels are taken in groups whose sums stay below 2^24."""
   made = weights if made is None else made
-  codes, channels = codes.astype(jnp.float32), codes.shape[-1]
-  groups = exact_groups(weights, channels, most)
-  if len(groups) == 1:
+  codes, groups = codes.astype(jnp.float32), _groups(product)
+  channels = codes.shape[-1] // groups
+  ranges = exact_groups(weights, channels, most)
+  if len(ranges) == 1:
     return product(codes, made).astype(jnp.int32)
   by_channel = made.reshape(-1, channels, made.shape[-1])
+  by_group = codes.reshape(*codes.shape[:-1], groups, channels)
   total = 0
-  for first, last in groups:
+  for first, last in ranges:
     part = by_channel[:, first:last]
     part = part.reshape(*made.shape[:-2], last - first, -1) if made.ndim == 4 else part.reshape(-1, made.shape[-1])
-    total = total + product(codes[..., first:last], part).astype(jnp.int32)
+    of_groups = by_group[..., first:last].reshape(*codes.shape[:-1], groups * (last - first))
+    total = total + product(of_groups, part).astype(jnp.int32)
   return total
 
 

@@ -53,13 +53,14 @@ class Operation:
 
   inputs: for each input the kinds that it may be of, see `Graph.kinds`; 'images' are what goes in.
   rank: number of axes of its inputs without the batch; None: any.
-  attributes: kinds by name. arrays, optional_arrays: `Array`s by name.
+  attributes, optional_attributes: kinds by name. arrays, optional_arrays: `Array`s by name.
   has_weights: whether it also has the attributes and arrays of one row of `WEIGHTS`.
   """
 
   inputs: tuple[tuple[str, ...], ...]
   rank: int | None = None
   attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+  optional_attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
   arrays: dict[str, Array] = dataclasses.field(default_factory=dict)
   optional_arrays: dict[str, Array] = dataclasses.field(default_factory=dict)
   has_weights: bool = False
@@ -71,7 +72,13 @@ OPERATIONS = {
     (('images',),), 3, arrays={'mean': Array(('channels',)), 'std': Array(('channels',), positive=True)}
   ),
   'pixels': Operation((('images',),), 3),
-  'convolution': Operation((('codes', 'real'),), 3, {'stride': _SIDE, 'padding': _PADDING}, has_weights=True),
+  'convolution': Operation(
+    (('codes', 'real'),),
+    3,
+    {'stride': _SIDE, 'padding': _PADDING},
+    {'groups': Integer(2, MOST_VALUES)},
+    has_weights=True,
+  ),
   'dense': Operation((('codes', 'real'),), has_weights=True),
   'affine': Operation(
     (('codes', 'sums', 'real'),),

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import export, quantizers
+from cmtkd_jax import export, models, quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import fold, interpreter, trace
 from cmtkd_jax.export.formats import onnx_common, onnx_qdq, onnx_qlinear, onnx_qonnx
 from cmtkd_jax.export.graph import Graph, Node
 from cmtkd_jax.runs import checkpoint
 from cmtkd_jax.training import build, loop
+from tests.networks import small_mobilenet
 from tests.pruned_network import make_pruned
 
 onnx = pytest.importorskip('onnx')
@@ -155,6 +156,63 @@ def test_sums_above_2_to_the_24(tmp_path):
   check_exact(path, graph)
   convolutions = [node for node in onnx.load(path).graph.node if node.op_type == 'Conv']
   assert len(convolutions) == 2 + sums // 2**24
+
+
+def in_groups(graph, groups):
+  """`graph` with its second convolution in groups, and its kernel cut to them."""
+  node = graph.nodes[4]
+  codes = node.arrays['codes'][:, :, : node.arrays['codes'].shape[2] // groups]
+  grouped = Node(node.op, node.inputs, node.output, {**node.attributes, 'groups': groups}, {'codes': codes})
+  return Graph((*graph.nodes[:4], grouped, *graph.nodes[5:]), graph.image_shape)
+
+
+@pytest.mark.parametrize('bits, factor, groups', [(1, 2, 6), (4, 1, 3), (8, 2, 6)])
+def test_convolutions_in_groups(bits, factor, groups, tmp_path):
+  graph, path = in_groups(small_graph(bits, factor), groups), tmp_path / 'student.onnx'
+  check_exact(path, graph)
+  assert [[a.i for a in node.attribute if a.name == 'group'] for node in conv_nodes(path)] == [[], [groups]]
+  images = images_of(graph.image_shape)
+  expected = np.asarray(interpreter.Network(graph)(images))
+  check_circuit_form(path, graph, images, expected)
+  if bits < 8:  # whose odd weights int8 does not hold
+    onnx_qlinear.write(path, graph, about_of(graph), images)
+    error = np.abs(onnx_common.read(path)[0](images) - expected)
+    assert error.mean() < 0.02 * expected.std()
+
+
+def test_sums_in_groups_above_2_to_the_24(tmp_path):
+  graph, path = in_groups(small_graph(8, 2, 256, channels=160), 2), tmp_path / 'student.onnx'
+  sums = np.abs(graph.nodes[4].weights).sum((0, 1, 2)).max() * 255
+  assert sums > 2**24
+  check_exact(path, graph)
+  assert len(conv_nodes(path)) == 2 + sums // 2**24
+
+
+def conv_nodes(path):
+  return [node for node in onnx.load(path).graph.node if node.op_type == 'Conv']
+
+
+@pytest.mark.parametrize('bits, order, quantizer', [(2, 'pre', 'hwgq'), (4, 'post', 'lsq')])
+def test_depthwise_networks(bits, order, quantizer, tmp_path, monkeypatch):
+  monkeypatch.setitem(models.MODELS, 'mobilenet_v2', small_mobilenet)
+  widths = {'student.weight_bits': bits, 'student.activation_bits': bits}
+  graph = make_graph(
+    **{'model.name': 'mobilenet_v2', 'model.block_order': order, 'quantizer.name': quantizer}, **widths
+  )
+  path = tmp_path / 'student.onnx'
+  check_exact(path, graph, 1e-5)
+  images = images_of(graph.image_shape, 32)
+  expected = np.asarray(interpreter.Network(graph)(images))
+  check_circuit_form(path, graph, images[:2], expected[:2])
+  onnx_qlinear.write(path, graph, about_of(graph), images)
+  depthwise = [
+    node
+    for node in onnx.load(path).graph.node
+    if node.op_type == 'QLinearConv' and any(a.name == 'group' and a.i > 1 for a in node.attribute)
+  ]
+  assert len(depthwise) == 4
+  found = onnx_common.read(path)[0](images)
+  assert np.mean(np.abs(found - expected)) < 0.1 * expected.std()
 
 
 def make_graph(move_offsets=0.0, **changes):

@@ -17,6 +17,7 @@ from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.products import values
 from cmtkd_jax.training import build as build_lib
 from cmtkd_jax.training.teachers import Teacher
+from tests.networks import small_mobilenet
 
 # Compiled without the optimizations that take long: these programs run once.
 jit = functools.partial(
@@ -24,11 +25,6 @@ jit = functools.partial(
 )
 KEY, FULL = jax.random.key(0), BitPolicy(32, 32)
 WEIGHT_STEP, ACTIVATION_STEP = 0.995687, 0.538  # of HWGQ at 2 bits
-# Every kind of row, in two stages.
-SMALL = (
-  (mobilenet.Row(1, 16, 1, 1), mobilenet.Row(3, 24, 2, 2, full_on_cifar=True)),
-  (mobilenet.Row(2, 32, 1, 2),),
-)
 
 
 def build(policy=FULL, num_classes=100, make=mobilenet.mobilenet_v2, **settings):
@@ -126,8 +122,7 @@ def stage_with(net, k, x):
 @pytest.mark.parametrize('order', ['pre', 'post'])
 def test_stages_against_numpy(order, bits):
   """Identities add the real sums; what is read goes through a quantizer; a first block of a row adds nothing."""
-  make = functools.partial(mobilenet._mobilenet, SMALL)
-  net = build(BitPolicy(bits, bits), make=make, width=1 / 8, block_order=order)
+  net = build(BitPolicy(bits, bits), make=small_mobilenet, width=1 / 8, block_order=order)
   assert net.taps == (9, 13)
 
   def branch(x, block, stride=1):
@@ -159,7 +154,7 @@ def test_stages_against_numpy(order, bits):
 
 def test_methods_run_it(monkeypatch):
   """Traced with two teachers; on its own with numbers, at weights with a scale a channel."""
-  monkeypatch.setitem(models.MODELS, 'mobilenet_v2', functools.partial(mobilenet._mobilenet, SMALL))
+  monkeypatch.setitem(models.MODELS, 'mobilenet_v2', small_mobilenet)
   config = config_lib.default()
   config.method.name, config.model.name, config.model.width = 'single', 'mobilenet_v2', 1 / 8
   config.quantizer.name, config.quantizer.lsq.weight.per_channel = 'lsq', True

@@ -80,24 +80,21 @@ class Writer:
     return self.parts.node('Pad', [self.transposed(node), ends, self.parts.constant('byte 255', np.uint8(255))], output)
 
   def convolution(self, node):
-    padding, stride = node.attributes['padding'], node.attributes['stride']
-    self._product(node, 'Conv', pads=4 * [padding], strides=2 * [stride])
+    self._product(node, 'Conv', **geometry(node))
 
   def dense(self, node):
     self._product(node, 'MatMul')
 
   def _product(self, node, op, **attributes):
     """A convolution or matrix product, of parts of the channels where the sum of all may not be exact."""
-    x, groups = self.real(node.inputs[0]), self.groups(node)
-    if len(groups) == 1:
+    x, ranges = self.real(node.inputs[0]), self.ranges(node)
+    if len(ranges) == 1:
       self.parts.node(op, [self.flat(node, x), self.weights(node, node.output)], node.output, **attributes)
       return
     total = None
-    for first, last in groups:
+    for first, last in ranges:
       name = f'{node.output}/{first}'
-      part = self.parts.node(
-        'Slice', [x, *(self.parts.constant(f'integer {i}', np.int64([i])) for i in (first, last, 1))], f'{name}/part'
-      )
+      part = self._channels(node, x, first, last, f'{name}/part')
       part = self.parts.node(
         op, [self.flat(node, part), self.weights(node, name, first, last)], f'{name}/sums', **attributes
       )
@@ -105,14 +102,24 @@ class Writer:
       total = part if total is None else self.parts.node('Add', [total, part], f'{name}/total')
     self.parts.to_type(total, np.float32, node.output)
 
+  def _channels(self, node, x, first, last, output):
+    """Input channels `first` to `last` of every group."""
+    if node.groups == 1:
+      return self.parts.node(
+        'Slice', [x, *(self.parts.constant(f'integer {i}', np.int64([i])) for i in (first, last, 1))], output
+      )
+    starts = np.arange(node.groups)[:, None] * node.weights.shape[2]
+    indices = (starts + np.arange(first, last)).reshape(-1)
+    return self.parts.node('Gather', [x, self.parts.constant(f'{output}/channels', indices)], output, axis=1)
+
   def flat(self, node, x):
     if node.op == 'convolution' or len(self.shapes[node.inputs[0]]) == 1:
       return x
     return self.parts.node('Flatten', x, f'{x}/flat/{node.output}')
 
-  def groups(self, node):
-    """Ranges of input channels within which every sum is exact."""
-    channels = self.shapes[node.inputs[0]][-1]
+  def ranges(self, node):
+    """Ranges of input channels, of every group, within which every sum is exact."""
+    channels = self.shapes[node.inputs[0]][-1] // node.groups
     if self.kinds[node.output] != 'sums':
       return [(0, channels)]
     return interpreter.exact_groups(node.weights, channels, self.levels[node.inputs[0]] - 1)
@@ -217,3 +224,9 @@ class Writer:
   def sum(self, node):
     axes = self.parts.constant('positions', np.int64([2, 3]))
     self.parts.node('ReduceSum', [self.real(node.inputs[0]), axes], node.output, keepdims=0)
+
+
+def geometry(node):
+  """Attributes of a Conv or QLinearConv; one without groups is written as before there were any."""
+  shape = {'pads': 4 * [node.attributes['padding']], 'strides': 2 * [node.attributes['stride']]}
+  return shape if node.groups == 1 else shape | {'group': node.groups}

@@ -142,7 +142,7 @@ class _Writer(onnx_qdq.Writer):
         self.parts.constant(f'{node.output}/bias', np.float32(bias * scale)),
       ],
       affine.output,
-      **_geometry(node),
+      **onnx_qdq.geometry(node),
     )
 
   def _rounded_sums(self, node, affine):
@@ -180,7 +180,7 @@ class _Writer(onnx_qdq.Writer):
       'QLinearConv',
       [node.inputs[0], one, unsigned, weights, scale, signed, one, unsigned, bias],
       f'{node.output}/result',
-      **_geometry(node),
+      **onnx_qdq.geometry(node),
     )
 
   def _clip(self, codes, node):
@@ -267,7 +267,3 @@ def _broadcast(affine, channels):
     np.broadcast_to(array, np.broadcast_shapes(array.shape, channels)).astype(np.float64)
     for array in (affine.arrays['bias'], affine.arrays['scale'])
   )
-
-
-def _geometry(node):
-  return {'pads': 4 * [node.attributes['padding']], 'strides': 2 * [node.attributes['stride']]}

@@ -28,8 +28,8 @@ def write(path, graph, about, images=None):
 
 
 class _Writer(onnx_qdq.Writer):
-  def groups(self, node):
-    return [(0, self.shapes[node.inputs[0]][-1])]
+  def ranges(self, node):
+    return [(0, self.shapes[node.inputs[0]][-1] // node.groups)]
 
   def weights(self, node, name, first=0, last=None):
     weights = self.arranged(node, node.weights, first, last)

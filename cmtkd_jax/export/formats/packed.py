@@ -3,7 +3,7 @@
 The file is an uncompressed .npz. Its member `manifest` holds JSON as uint8; the others are the arrays of the
 operations, uint8 or little-endian float32, named OUTPUT/ARRAY. The manifest has
 
-  format, version   'cmtkd_jax packed network', 2; a reader refuses what is newer
+  format, version   'cmtkd_jax packed network', 3 with `groups` of convolutions, else 2; a reader refuses what is newer
   image_shape       [H, W, C] of the uint8 images that go in
   nodes             the operations, see `graph`: op, inputs, output, attributes, arrays
   about             classes, image_shape, resize (shorter side before the center crop; 0: none), and what no program
@@ -29,7 +29,8 @@ from cmtkd_jax.export import graph_check, manifest, operations, schema, strict_j
 from cmtkd_jax.export.formats import bitpacking
 from cmtkd_jax.export.graph import Graph, Node
 
-FORMAT, VERSION = 'cmtkd_jax packed network', 2  # 2 has the operation `pixels`
+FORMAT = 'cmtkd_jax packed network'
+_UNGROUPED, VERSION = 2, 3  # 2 has the operation `pixels`, 3 convolutions in groups
 _MANIFEST = 'manifest'
 _NPY = '.npy'  # what NumPy adds to the name of a member
 _HEAD = schema.Record(
@@ -63,9 +64,10 @@ def encode(graph, about):
     nodes.append(
       {'op': node.op, 'inputs': node.inputs, 'output': node.output, 'attributes': attributes, 'arrays': sorted(own)}
     )
+  version = VERSION if any(node.groups > 1 for node in graph.nodes) else _UNGROUPED
   return arrays, {
     'format': FORMAT,
-    'version': VERSION,
+    'version': version,
     'image_shape': graph.image_shape,
     'nodes': nodes,
     'about': about,
