@@ -9,6 +9,13 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
 
 
+# What smoke makes of durations within a training.
+_SHORT = {
+  'averaging': {'start': '1 steps', 'every': '1 steps'},
+  **{f'{value}_schedule': {'warmup': '1 steps', 'change_at': '2 steps'} for value in ('beta', 'gamma', 'temperature')},
+}
+
+
 def apply_argument(config, argument, **variants):
   """Applies the part of `--config=FILE.py:ARGUMENT` after the colon: names of variants, and of runs of a table.
 
@@ -62,6 +69,11 @@ def smoke(config, image_size, channels=3, classes=10):
   config.duration, config.optimizer.warmup = '3 steps', ''
   if config.optimizer.schedule == 'step':
     config.optimizer.decay_at = '2 steps'
+  for changes in (config, *config.table.runs.values(), *config.first.values()):
+    for section, fields in _SHORT.items():
+      for field, short in fields.items():
+        if section in changes and changes[section].get(field):
+          changes[section][field] = short
   config.log_every = '1 steps'
   config.eval_every = config.checkpoint_every = '3 steps'
   config.optimizer.learning_rate = min(config.optimizer.learning_rate, 0.01)
