@@ -100,6 +100,7 @@ OURS = {
   'without_attention': ('CMT-KD without attention loss', {'feature_loss.name': 'none'}, build.create_method),
   'without_mutual': ('CMT-KD, mutual loss weighed 0', {'method.cmtkd.beta': 0.0}, build.create_method),
   'without_augmentation': ('CMT-KD without augmentation', {'data.augment': 'none'}, build.create_method),
+  'trivial_augment': ('CMT-KD with TrivialAugment', {'data.trivial_augment': True}, build.create_method),
   'without_fusion': ('the quantized networks apart', {}, apart),
 }
 # Name -> (what it is, module, mode).
