@@ -120,7 +120,7 @@ def channel_weights(x, weighting):
 
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
-  """CAQ: activations, after a ReLU, on the levels 0, d, .., n d, whose step d has the least error summed over channels.
+  """CAQ: activations, after a ReLU, on the levels 0, d, .., n d, with the step d of least error over channels.
 
       x_hat = d round(clip(x / d, 0, n)),  n = 2^b - 1
       d = argmin sum_c a_c E_c (max(x, 0) - d code)^2 = sum_c a_c E_c max(x, 0) code / sum_c a_c E_c code^2
