@@ -1,4 +1,4 @@
-"""MobileNetV2: counts of the literature, taps, maps, and stages recomputed in NumPy."""
+"""MobileNetV2: counts of the literature, taps, maps, stages recomputed in NumPy; methods take it, and ResNet50."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ import pytest
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import models
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import bit_table, mobilenet
+from cmtkd_jax.models import bit_table, mobilenet, resnet
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.products import values
@@ -152,25 +152,38 @@ def test_stages_against_numpy(order, bits):
   np.testing.assert_allclose(y, norm(conv(x, kernel_of(p['last'], bits)), p['last_norm']), rtol=1e-3, atol=5e-4)
 
 
-def test_methods_run_it(monkeypatch):
-  """Traced with two teachers; on its own with numbers, at weights with a scale a channel."""
-  monkeypatch.setitem(models.MODELS, 'mobilenet_v2', small_mobilenet)
+def small_config(monkeypatch, name):
+  """Of a short network of that name, with a scale a channel."""
+  bottlenecks = functools.partial(resnet._resnet, (1, 1), (64, 128), convolutions=resnet.BOTTLENECK)
+  monkeypatch.setitem(models.MODELS, name, {'mobilenet_v2': small_mobilenet, 'resnet50': bottlenecks}[name])
   config = config_lib.default()
-  config.method.name, config.model.name, config.model.width = 'single', 'mobilenet_v2', 1 / 8
+  config.method.name, config.model.name, config.model.width = 'single', name, 1 / 16
   config.quantizer.name, config.quantizer.lsq.weight.per_channel = 'lsq', True
-  alone, x = build_lib.create_method(config, 4), jnp.zeros((2, 8, 8, 3)) + 0.5
-  variables = jit(lambda x: alone.init(KEY, x, train=True))(x)
-  logits = jit(lambda v, x: alone.apply(v, x, train=False).logits['student'])(variables, x)
+  return config
+
+
+def test_forward_with_a_scale_a_channel(monkeypatch):
+  method = build_lib.create_method(small_config(monkeypatch, 'mobilenet_v2'), 4)
+  x = jnp.zeros((2, 8, 8, 3)) + 0.5
+  variables = jit(lambda x: method.init(KEY, x, train=True))(x)
+  logits = jit(lambda v, x: method.apply(v, x, train=False).logits['student'])(variables, x)
   assert logits.shape == (2, 4) and np.isfinite(logits).all()
   block = variables['params']['student']['stage1']['block2']
-  assert block['depthwise']['weight_quantizer']['step'].shape == (6,)
-  for name, networks in (('kd', {'student', 'teacher'}), ('cmtkd', {'student', 'combined_teacher'})):
-    teachers = (Teacher('elsewhere', config_lib.derive(config, {})),) if name == 'kd' else ()
-    learns = config_lib.derive(config, {})
-    learns.method.name, learns.method.cmtkd.teacher_bits = name, (4, 8)
-    method = build_lib.create_method(learns, 4, teachers)
-    found = jax.eval_shape(lambda x, method=method: method.init_with_output(KEY, x, train=True)[0].logits, x)
-    assert networks <= set(found) and {logits.shape for logits in found.values()} == {(2, 4)}, name
+  assert block['depthwise']['weight_quantizer']['step'].shape == (3,)
+
+
+@pytest.mark.parametrize('name', ['mobilenet_v2', 'resnet50'])
+@pytest.mark.parametrize(
+  'method, networks', [('kd', {'student', 'teacher'}), ('cmtkd', {'student', 'combined_teacher'})]
+)
+def test_methods_take_it(name, method, networks, monkeypatch):
+  config = small_config(monkeypatch, name)
+  teachers = (Teacher('elsewhere', config_lib.derive(config, {})),) if method == 'kd' else ()
+  config.method.name, config.method.cmtkd.teacher_bits = method, (8,)
+  module = build_lib.create_method(config, 4, teachers)
+  x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+  found = jax.eval_shape(lambda x: module.init_with_output(KEY, x, train=True)[0].logits, x)
+  assert networks <= set(found) and {logits.shape for logits in found.values()} == {(2, 4)}
 
 
 def test_what_it_is_not():
