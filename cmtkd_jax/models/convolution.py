@@ -159,8 +159,7 @@ def _gradient_of_kernel(x, kernel, g, *, plain, stride, padding, groups):
   if groups > 1:
     if not _is_depthwise(kernel, groups):
       return plain(x, kernel, g)
-    products = [view * g.astype(jnp.float32) for view in _shifted(x, kernel.shape[0], stride, padding)]
-    return jnp.stack([product.sum((0, 1, 2)) for product in products]).reshape(kernel.shape).astype(x.dtype)
+    return _sum_of_products(x, g, kernel.shape[0], stride, padding).reshape(kernel.shape).astype(x.dtype)
   if kernel.shape[0] == 1 and padding == 0:
     channels, features = kernel.shape[2:]
     return (x[:, ::stride, ::stride].reshape(-1, channels).T @ g.reshape(-1, features))[None, None]
@@ -170,3 +169,14 @@ def _gradient_of_kernel(x, kernel, g, *, plain, stride, padding, groups):
   # Row r of the batch goes to part r % parts, so that no row changes its device.
   part = lambda array, i: array.reshape(-1, parts, *array.shape[1:])[:, i]
   return sum(plain(part(x, i), kernel, part(g, i)) for i in range(parts))
+
+
+def _sum_of_products(x, g, size, stride, padding):
+  """[size^2, C]: g times what `_shifted` gives, summed image by image, so that the products stay in the cache."""
+
+  def add(total, image):
+    x, g = (array.astype(jnp.float32) for array in image)
+    products = [view[0] * g for view in _shifted(x[None], size, stride, padding)]
+    return total + jnp.stack([product.sum((0, 1)) for product in products]), None
+
+  return jax.lax.scan(add, jnp.zeros((size**2, x.shape[-1])), (x, g))[0]
