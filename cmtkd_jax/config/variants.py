@@ -8,7 +8,6 @@ from cmtkd_jax.data.transforms.augments import AUGMENTS
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
 
-
 # What smoke makes of durations within a training.
 _SHORT = {
   'averaging': {'start': '1 steps', 'every': '1 steps'},

@@ -165,7 +165,7 @@ def open_network(path):
   if path.is_dir():
     if not (path / run_files.CHECKPOINTS).exists() and hub.is_folder(path):
       return _read_hub(path)
-    graph, about = from_run(path)
+    graph, about, _ = from_run(path)
     return interpreter.Network(graph), about
   for found in FORMATS.values():
     if found.read and epath.Path(found.file).suffix == path.suffix:

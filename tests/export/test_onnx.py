@@ -1,5 +1,6 @@
 """ONNX files: the exact form to the last code, the fast form, the one for circuits, and what is refused."""
 
+import collections
 import itertools
 import json
 
@@ -213,6 +214,22 @@ def test_depthwise_networks(bits, order, quantizer, tmp_path, monkeypatch):
   assert len(depthwise) == 4
   found = onnx_common.read(path)[0](images)
   assert np.mean(np.abs(found - expected)) < 0.1 * expected.std()
+
+
+def test_sums_that_need_more_than_a_byte_are_exact(tmp_path):
+  """As the reader runs it, and in a session of ONNX Runtime with all its optimizations."""
+  changes = {'model.width': 1.0, 'student.weight_bits': 4, 'student.activation_bits': 4, 'model.block_order': 'pre'}
+  graph, path = make_graph(**changes), tmp_path / 'student.onnx'
+  images = images_of(graph.image_shape, 32)
+  expected = np.asarray(interpreter.Network(graph)(images))
+  onnx_qlinear.write(path, graph, about_of(graph), images)
+  operations = collections.Counter(node.op_type for node in onnx.load(path).graph.node)
+  assert operations['MatMulInteger'] >= 4 and operations['QLinearConv'] >= 2
+  session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
+  for found in (onnx_common.read(path)[0](images), session.run(None, {'images': images})[0]):
+    same = (np.abs(found - expected) < 1e-4).all(1)
+    assert same.mean() >= 0.5  # a rounded bias may put a sum on the other side of a threshold
+    assert np.mean(found.argmax(1) == expected.argmax(1)) >= 0.9
 
 
 def make_graph(move_offsets=0.0, **changes):

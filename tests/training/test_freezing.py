@@ -106,6 +106,6 @@ def test_a_run_freezes_weights_and_logs_how_many(tmp_path):
 def test_what_is_refused_and_what_is_left_alone():
   method = build.create_method(make_config(**{'quantizer.weights': 'lq_nets'}), 5)
   transform = optax.sgd(0.1)
-  with pytest.raises(UserError, match='config.freezing.threshold=0.01: the weight quantizer of teacher1_8bit/stage2/conv1'):
+  with pytest.raises(UserError, match='config.freezing.threshold=0.01: .* teacher1_8bit/stage2/conv1 fits its levels'):
     freezing.add(transform, make_config(), method, (8, 8, 1))
   assert freezing.add(transform, make_config(**{'freezing.threshold': 0.0}), method, (8, 8, 1)) is transform

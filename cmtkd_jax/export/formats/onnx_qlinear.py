@@ -1,10 +1,12 @@
 """The fast ONNX file: convolutions of codes are QLinearConv, 8-bit integers with int32 sums and fixed-point scales.
 
 A convolution, the affine map after it and the quantizer after that are one operation. Its bias must be an integer:
-weights are multiplied by what makes its rounding harmless, if int8 holds them. Where no quantizer follows (in
-residual blocks), the sums are put into 8 bits over the range that each channel has on calibration images: exactly where
-they span less than 256, as those of narrow layers with few bits do, else rounded. So codes may differ from the exact
-ones at a threshold: predictions agree, logits do so nearly. First and last layers in full precision stay float32.
+weights are multiplied by what makes its rounding harmless, if int8 holds them. Where no quantizer follows (in residual
+blocks), the sums are results of QLinearConv if they leave room in 8 bits on calibration images, as those of narrow
+layers with few bits do. Else they are matrix products, MatMulInteger with 32-bit sums, one row a window of the map;
+ConvInteger is slow in ONNX Runtime. So sums are exact, and codes differ from the exact ones only where rounding a
+bias or a scale meets a threshold. Sums of grouped convolutions always take 8 bits, rounded where they need more. First
+and last layers in full precision stay float32.
 """
 
 import jax
@@ -17,6 +19,7 @@ from cmtkd_jax.export.formats import onnx_qdq
 
 _BATCH = 32
 _LARGEST_BIAS = 2**30
+_SPAN = 224  # of the 256 numbers of a byte: other images may have sums a little outside
 _CONSTANT = 2**20  # the bias of channels that are constant
 
 
@@ -54,7 +57,7 @@ class _Writer(onnx_qdq.Writer):
         getattr(self, node.op)(node)
 
   def _calibrate(self, images):
-    """`{convolution whose sums are rounded to 8 bits: (lowest, highest sum)}`, each [C]."""
+    """`{convolution whose sums no quantizer follows: (lowest, highest sum)}`, each [C]."""
     names = {
       node.output
       for node in self.graph.nodes
@@ -90,7 +93,8 @@ class _Writer(onnx_qdq.Writer):
 
   def real(self, name):
     if self.kinds.get(name) == 'codes':
-      return self._once(f'{name}/float', lambda made: self.parts.node('DequantizeLinear', [name, *self.unit()], made))
+      # A cast: around a DequantizeLinear, a convolution and a QuantizeLinear, ONNX Runtime would quantize the weights.
+      return self._once(f'{name}/float', lambda made: self.parts.to_type(name, np.float32, made))
     if name in self._owed:
       return self._once(
         f'{name}/paid',
@@ -126,8 +130,15 @@ class _Writer(onnx_qdq.Writer):
         node, *_fixed_point(node, affine, self.levels[node.inputs[0]] - 1, quantize.attributes['levels'])
       )
       self._clip(result, quantize)
+    elif node.groups > 1 or self._fits_byte(node):
+      self._byte_sums(node, affine)
     else:
-      self._rounded_sums(node, affine)
+      self._integer_sums(node, affine)
+
+  def _fits_byte(self, node):
+    """Whether the sums of every channel leave room in a byte on the calibration images."""
+    low, high = self._ranges[node.output]
+    return bool(((high - low) < _SPAN).all())
 
   def _float_convolution(self, node, affine):
     if 'codes' in node.arrays:
@@ -145,8 +156,8 @@ class _Writer(onnx_qdq.Writer):
       **onnx_qdq.geometry(node),
     )
 
-  def _rounded_sums(self, node, affine):
-    """The sums in 8 bits, step * (code + lowest): exact where a channel's span less than 256."""
+  def _byte_sums(self, node, affine):
+    """The sums in 8 bits, step * (code + lowest): exact where those of a channel span less than 256, else rounded."""
     bias, scale = _broadcast(affine, node.weights.shape[-1:])
     sign = np.where(scale < 0, -1, 1)
     low, high = np.sort(sign * np.float64(self._ranges[node.output]), axis=0)
@@ -156,6 +167,36 @@ class _Writer(onnx_qdq.Writer):
     result = self._qlinear(node, weights, -low, 1 / step)
     scale = np.abs(scale)
     self._dequantize(result, affine.output, step * scale, scale * (low + sign * bias))
+
+  def _integer_sums(self, node, affine):
+    """The sums in 32 bits, as a product of matrices [N, H' W', k k I] [k k I, O] whose rows are windows of the map."""
+    (height, width, _), stride = self.shapes[node.output], node.attributes['stride']
+    kernel, channels = node.weights.shape[0], node.weights.shape[2]
+    constant = lambda name, array: self.parts.constant(f'{node.output}/{name}', array)
+    pad = node.attributes['padding']
+    x = node.inputs[0]
+    if pad:
+      x = self.parts.node('Pad', [x, constant('pads', np.int64([0, 0, pad, pad] * 2))], f'{node.output}/padded')
+    views = []
+    for i in range(kernel):
+      for j in range(kernel):
+        last = np.int64([i + (height - 1) * stride + 1, j + (width - 1) * stride + 1])
+        bounds = {'first': np.int64([i, j]), 'last': last, 'axes': np.int64([2, 3]), 'steps': np.int64([stride] * 2)}
+        inputs = [constant(f'{name} {i} {j}', array) for name, array in bounds.items()]
+        views.append(self.parts.node('Slice', [x, *inputs], f'{node.output}/view {i} {j}'))
+    windows = self.parts.node('Concat', views, f'{node.output}/windows', axis=1)
+    rows = constant('rows', np.int64([0, kernel * kernel * channels, height * width]))
+    flat = self.parts.node('Reshape', [windows, rows], f'{node.output}/flat')
+    windows = self.parts.node('Transpose', [flat], f'{node.output}/transposed', perm=[0, 2, 1])
+    weights = constant('weights', _int8(node, node.weights).reshape(-1, node.weights.shape[-1]))
+    sums = self.parts.node('MatMulInteger', [windows, weights], f'{node.output}/integers')
+    bias, scale = _broadcast(affine, node.weights.shape[-1:])
+    real = self.parts.to_type(sums, np.float32, f'{node.output}/sums as float')
+    scaled = self.parts.node('Mul', [real, constant('scale', np.float32(scale))], f'{node.output}/scaled')
+    flat = self.parts.node('Transpose', [scaled], f'{node.output}/channels first', perm=[0, 2, 1])
+    shape = constant('shape', np.int64([0, node.weights.shape[-1], height, width]))
+    self.parts.node('Reshape', [flat, shape], affine.output)
+    self._owed[affine.output] = bias * scale
 
   def _dequantize(self, codes, name, scale, bias):
     """Makes the map `name`, scale * codes + bias, scale [C] positive; the bias is owed."""
