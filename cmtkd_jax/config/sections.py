@@ -60,7 +60,11 @@ class Model(Options):
 
   name: str = option('resnet8', 'architecture', choices=models.MODELS)
   width: float = option(1.0, 'factor on the channels of every layer', least=0.01, most=64)
-  stem: str = option('cifar', "one 3x3 convolution, or 7x7 and pooling for 'imagenet'", choices=('cifar', 'imagenet'))
+  stem: str = option(
+    'cifar',
+    "first layers: at full resolution, or 'imagenet' with strides (ResNet: 7x7 and pooling)",
+    choices=('cifar', 'imagenet'),
+  )
   block_order: str = option('pre', 'order of normalization and quantizer in a block', choices=models.ORDERS)
   init: str = option('he_fan_out', 'initial weights', choices=layers.INITIALIZERS)
   bn_affine: bool = option(True, 'whether batch normalization has scale and bias')

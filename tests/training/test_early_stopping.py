@@ -29,7 +29,7 @@ def test_it_stops_when_the_best_is_so_old(patience, steps):
 
 
 def test_a_resumed_run_decides_as_before(tmp_path):
-  with MetricLog(tmp_path) as log:
+  with MetricLog(tmp_path, tensorboard=False) as log:
     for step, value in ROWS:
       log.write(step, {NAME: value})
       log.write(step, {'train/loss': 1.0})
