@@ -1,15 +1,23 @@
 """The launch scripts: shellcheck, where it is installed; the Kubernetes file against its schema; Table 2, rehearsed."""
 
+import hashlib
+import importlib.util
+import io
 import json
 import os
 import pathlib
+import pickle
 import shutil
+import struct
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
 import yaml
+
+from cmtkd_jax.data.sources import npy
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / 'launch'
 
@@ -225,3 +233,96 @@ def test_table2_rehearsed(tmp_path):
   steps = [json.loads(line)['step'] for line in (out / 'single2' / 'seed0' / 'metrics.jsonl').read_text().splitlines()]
   assert 50 in steps and steps[-1] == 96
   assert 'single model' in (out / 'table.md').read_text()
+
+
+# --- CIFAR's archives.
+
+
+class Python2Pickler(pickle._Pickler):
+  """Pickles as Python 2 and the NumPy of its time: all text is bytes, truth values are numbers."""
+
+  def save_text(self, value):
+    value = value.encode() if isinstance(value, str) else value
+    self.write(b'T' + struct.pack('<i', len(value)) + value)
+
+  dispatch = pickle._Pickler.dispatch | {
+    bytes: save_text,
+    str: save_text,
+    bool: lambda self, value: self.save(int(value)),
+  }
+
+
+def archive_of(path, members):
+  """Writes the archive with the dicts `{name: dict}`; returns its MD5."""
+  with tarfile.open(path, 'w:gz') as archive:
+    for name, member in members.items():
+      Python2Pickler(file := io.BytesIO(), protocol=2).dump(member)
+      content = file.getvalue().replace(b'numpy._core.multiarray', b'numpy.core.multiarray')
+      (entry := tarfile.TarInfo(name)).size = len(content)
+      archive.addfile(entry, io.BytesIO(content))
+  return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def prepare_cifar():
+  spec = importlib.util.spec_from_file_location('prepare_cifar', LAUNCH / 'prepare_cifar.py')
+  spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+  return module
+
+
+@pytest.mark.parametrize('classes', [10, 100])
+def test_cifar_becomes_npy_files(prepare_cifar, tmp_path, capsys, classes):
+  rows = np.random.default_rng(0).integers(0, 256, (25, 3072), np.uint8)
+  labels = [k * 7 % classes for k in range(25)]
+  names = [f'class {k}' for k in range(classes)]
+  if classes == 100:
+    batch = lambda part: {
+      'data': rows[part],
+      'fine_labels': labels[part],
+      'coarse_labels': [0] * 25,
+      'filenames': ['a'],
+    }
+    members = {'train': batch(slice(20)), 'test': batch(slice(20, 25)), 'meta': {'fine_label_names': names}}
+  else:
+    batch = lambda part: {'data': rows[part], 'labels': labels[part], 'batch_label': 'training batch'}
+    members = {f'data_batch_{k}': batch(slice(4 * k - 4, 4 * k)) for k in range(1, 6)}
+    members |= {'test_batch': batch(slice(20, 25)), 'batches.meta': {'label_names': names, 'num_vis': 3072}}
+  (known,) = (digest for digest, layout in prepare_cifar.ARCHIVES.items() if f'cifar-{classes}-' in layout[0])
+  layout = prepare_cifar.ARCHIVES.pop(known)
+  path, folder = tmp_path / 'cifar.tar.gz', tmp_path / 'new' / 'cifar'
+  digest = archive_of(path, {f'{layout[0]}/{name}': member for name, member in members.items()})
+  prepare_cifar.ARCHIVES[digest] = layout
+
+  prepare_cifar.main([str(path), str(folder)])
+  assert capsys.readouterr().out == f'train with --config.data.name=npy:{folder}\n'
+  splits = npy.read(str(folder), 3)
+  assert splits.class_names == tuple(names)
+  train, test = (np.load(folder / f'{split}_images.npy') for split in ('train', 'test'))
+  assert train.shape == (20, 32, 32, 3) and test.shape == (5, 32, 32, 3) and train.dtype == test.dtype == np.uint8
+  assert train[7, 2, 5].tolist() == [rows[7, plane * 1024 + 2 * 32 + 5] for plane in range(3)]
+  assert test[4, 31, 0].tolist() == [rows[24, plane * 1024 + 31 * 32] for plane in range(3)]
+  assert np.load(folder / 'train_labels.npy').tolist() == labels[:20]
+  assert np.load(folder / 'test_labels.npy').tolist() == labels[20:]
+
+  # Once more it changes nothing; in a folder of other data it leaves all as it was.
+  (folder / 'notes.txt').write_text('mine')
+  prepare_cifar.main([str(path), str(folder)])
+  np.save(folder / 'test_labels.npy', np.zeros(3, int))
+  (folder / 'train_images.npy').unlink()
+  with pytest.raises(SystemExit, match=r'^error: \S+/test_labels.npy: holds other data; name another folder'):
+    prepare_cifar.main([str(path), str(folder)])
+  left = {'class_names.npy', 'notes.txt', 'test_images.npy', 'test_labels.npy', 'train_labels.npy'}
+  assert {file.name for file in folder.iterdir()} == left and len(np.load(folder / 'test_labels.npy')) == 3
+  with pytest.raises(SystemExit, match=r'^error: .*notes.txt.*; name a folder that can be written'):
+    prepare_cifar.main([str(path), str(folder / 'notes.txt')])
+
+
+@pytest.mark.e2e
+def test_only_the_archives_of_cifar_are_opened(tmp_path):
+  digest = archive_of(tmp_path / 'cifar-100-python.tar.gz', {'cifar-100-python/train': {}})
+  for name, words in (('cifar-100-python.tar.gz', f'(its MD5 is {digest})'), ('none', 'No such file or directory')):
+    command = [sys.executable, LAUNCH / 'prepare_cifar.py', name, 'out']
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and run.stderr.count('\n') == 1 and run.stderr.startswith(f'error: {name}: ')
+    assert words in run.stderr and 'https://www.cs.toronto.edu/~kriz/cifar.html' in run.stderr
+  assert not (tmp_path / 'out').exists()
