@@ -40,7 +40,7 @@ def train_table(config, workdir, report=lambda text: None):
   """Trains what is missing, run by run and seed by seed, then collects.
 
   A run that cannot be trained (its quantizer does not exist yet, its data are not prepared) does not keep the others
-  from theirs; the table says why.
+  from theirs, but for those that learn from it; the table says why.
 
   Args:
     config: a `ConfigDict` with a `table`.
@@ -51,12 +51,12 @@ def train_table(config, workdir, report=lambda text: None):
     as `collect`.
 
   Raises:
-    UserError: the table itself is wrong.
+    UserError: the table itself is wrong, or there is no directory because no run could begin.
   """
   lines = _lines(config)
   failures = {}
   for seed in config.table.seeds:
-    directories = {}
+    directories, failed = {}, {}
     for run in chain.in_order(config.table.runs, [line.run for line in lines if line.run]):
       directory = f'{workdir}/{run}/seed{seed}'
       report(f'\n== {run}, seed {seed} -> {directory}')
@@ -64,11 +64,18 @@ def train_table(config, workdir, report=lambda text: None):
         if missing := _missing_quantizer(config.table.runs[run]):
           raise UserError(missing)
         run_config = config_lib.derive(config, {**config.table.runs[run].to_dict(), 'seed': seed})
+        if lost := [name for name in chain.in_order(config.table.runs, [run]) if name in failed]:
+          # Its first part tells what is wrong; what to do stands at the lost run itself.
+          raise UserError(f'it needs the run {lost[0]}, which was not trained: {failed[lost[0]].partition("; ")[0]}')
         chain.train_chain(run_config, directory, directories, report)
         directories[run] = directory
       except UserError as e:
+        failed[run] = str(e)
         failures.setdefault(run, str(e))
         report(f'not run: {e}')
+  if failures and not epath.Path(workdir).is_dir():
+    run, reason = next(iter(failures.items()))  # the first one: it needs no other
+    raise UserError(f'--mode=table: no run could be trained; {run}: {reason}')
   return collect(config, workdir, failures)
 
 

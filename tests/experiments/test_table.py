@@ -6,6 +6,7 @@ import runpy
 
 import pytest
 
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import table
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -75,6 +76,19 @@ def test_without_a_finished_run_the_recipe_speaks(config, tmp_path):
   text = table.render(config.table.title, table.collect(config, tmp_path)).splitlines()
   assert text[1] == 'Digits, ResNet8, 10 epochs' and not any(line.startswith('run:') for line in text)
   assert '2/2' in text[3]
+  # None can be trained: each says why, and so does the last line, where there is not even a directory.
+  config.data.name, config.table.only = 'npy:/nowhere', ('cmtkd', 'later')
+  config.table.runs.cmtkd = dict(init_from='{single}')
+  config.table.runs.later = dict(init_from='{cmtkd}')
+  missing = "config.data.name='npy:/nowhere': /nowhere/train_images.npy does not exist"
+  needed = f'it needs the run single, which was not trained: {missing}'
+  said = []
+  with pytest.raises(UserError, match=f'^--mode=table: no run could be trained; single: {missing}; the folder must'):
+    table.train_table(config, tmp_path / 'new', said.append)
+  reasons = [line for line in said if line.startswith('not run: ')]
+  assert reasons[0].startswith(f'not run: {missing}; the folder must') and reasons[3] == reasons[0]
+  assert reasons[1:3] == [f'not run: {needed}'] * 2
+  assert [row['note'] for row in table.train_table(config, tmp_path)] == [needed] * 3
 
 
 def test_random_images_and_a_held_out_test_are_said_once(config, tmp_path):
