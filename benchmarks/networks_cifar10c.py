@@ -1,0 +1,34 @@
+"""VGG-small and MobileNetV2 at a quarter of their width: full precision, 4 and 2 bits, on ten classes of CIFAR-100.
+
+Data and schedule of benchmarks/cifar10c_resnet8.py, 20 epochs, each network alone. Activation steps of MobileNetV2 are
+learned (LSQ), with a weight scale a channel: its depthwise layers have one kernel a channel.
+Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/networks_cifar10c.py --config.data.name=npy:DIR
+Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/networks_cifar10c.py \
+           --workdir=benchmarks/results/networks_cifar10c
+"""
+
+from cmtkd_jax import config as base
+
+NETWORKS = {
+  'vgg_small': ('VGG-small', {}),
+  'mobilenet_v2': ('MobileNetV2', dict(quantizer=dict(name='lsq', lsq=dict(weight=dict(per_channel=True))))),
+}
+BITS = (32, 4, 2)
+
+
+def get_config(argument=''):
+  config = base.load_config(__file__, 'cifar10c_resnet8')
+  config.duration, config.model.width = '20 epochs', 0.25
+  config.method.name = 'single'
+  config.table.title = 'Networks alone, a quarter of their width: ten classes of CIFAR-100, 20 epochs'
+  config.table.runs = {
+    f'{name}_{bits}bit': dict(model=dict(name=name), student=dict(weight_bits=bits, activation_bits=bits), **changes)
+    for name, (_, changes) in NETWORKS.items()
+    for bits in BITS
+  }
+  config.table.lines = tuple(
+    (title, f'{bits}/{bits}', f'{name}_{bits}bit', 'student', (None, None))
+    for name, (title, _) in NETWORKS.items()
+    for bits in BITS
+  )
+  return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32))
