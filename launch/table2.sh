@@ -31,7 +31,7 @@ done
 [ -n "$out" ] || fail "--out= is missing; name the folder for the results"
 [[ $data == npy:?* ]] || fail "--data=$data is not npy:DIR; name the folder of CIFAR-100 as .npy files"
 for file in {train,test}_{images,labels}.npy; do
-  [ -f "${data#npy:}/$file" ] || fail "--data=$data: there is no ${data#npy:}/$file; save CIFAR-100 as .npy files there"
+  [ -f "${data#npy:}/$file" ] || fail "--data=$data: there is no ${data#npy:}/$file; launch/prepare_cifar.py writes it"
 done
 for name in seeds epochs jobs minutes; do
   [[ ${!name} =~ ^[1-9][0-9]{0,5}$ || $name${!name} == minutes ]] || fail "--$name=${!name} is not from 1 to 999999"

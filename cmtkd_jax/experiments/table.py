@@ -64,8 +64,9 @@ def train_table(config, workdir, report=lambda text: None):
         if missing := _missing_quantizer(config.table.runs[run]):
           raise UserError(missing)
         run_config = config_lib.derive(config, {**config.table.runs[run].to_dict(), 'seed': seed})
-        if lost := [name for name in chain.in_order(config.table.runs, [run]) if name in failed]:
-          # Its first part tells what is wrong; what to do stands at the lost run itself.
+        needed = [name for name in chain.in_order(config.table.runs, [run]) if name not in run_config.first]
+        if lost := [name for name in needed if name in failed]:
+          # What is wrong; the line of the lost run itself also says what to do.
           raise UserError(f'it needs the run {lost[0]}, which was not trained: {failed[lost[0]].partition("; ")[0]}')
         chain.train_chain(run_config, directory, directories, report)
         directories[run] = directory
