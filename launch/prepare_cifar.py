@@ -37,7 +37,7 @@ def read(path):
       folder, train, test, meta, prefix = ARCHIVES[digest]
       file.seek(0)
       with tarfile.open(fileobj=file) as archive, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # NumPy 2.4 warns of dtypes that Python 2 pickled.
+        warnings.simplefilter('ignore')  # NumPy 2.4.0 to 2.4.4 warns of pickles this old.
         load = lambda name: pickle.load(archive.extractfile(f'{folder}/{name}'), encoding='bytes')
         found = {'class_names': np.array([name.decode() for name in load(meta)[prefix + b'label_names']])}
         batches = {'train': list(map(load, train)), 'test': list(map(load, test))}
