@@ -151,7 +151,7 @@ def answers(run, graph, functions, files):
     files[name] |= {f'unlike_{other}': unlike(name, other) for other in ('integers', 'training')}
   return dict(found) | {
     'codes_unlike_training': by_layer.total(),
-    'layers_unlike_training': {layer: count for layer, count in by_layer.items() if count},  # first to last
+    'layers_unlike_training': {layer: count for layer, count in by_layer.items() if count},
     'images': len(guesses['labels']),
     'top1': 100 * float(np.mean(guesses['integers'] == guesses['labels'])),
     'classes_predicted': len(set(guesses['integers'])),
