@@ -377,6 +377,7 @@ def test_recipes_of_cmtkd_count_the_batch_as_its_authors_did():
   assert counts == {
     'imagenet_alexnet:lsq': ('cmtkd', 'batch'),
     'imagenet_resnet18:lsq': ('cmtkd', 'batch'),
+    'imagenet_resnet50:lsq': ('cmtkd', 'batch'),
     'table5_imagenet:cmtkd_lsq': ('cmtkd', 'batch'),
     'table5_imagenet:lsq': ('single', 'batch'),
     'table5_imagenet:kd_lsq': ('kd', 'features'),
