@@ -17,7 +17,7 @@ from etils import epath
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.network import STUDENT
-from cmtkd_jax.runtime import local_file
+from cmtkd_jax.runtime import local_file, packages
 
 SUFFIXES = ('.safetensors', '.npz')
 _PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.pkl', '.tar')  # reading these would run the code in them
@@ -97,15 +97,15 @@ def load(path, model):
 def _read(path):
   if not epath.Path(path).exists():
     raise UserError(f'config.init_from: there is no file {path}')
+  is_npz = str(path).endswith('.npz')
+  safetensors = None if is_npz else packages.load('safetensors.numpy', path)
   try:
     local_file.check(path)
-    if str(path).endswith('.npz'):
+    if is_npz:
       _check_npz(path)
       with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
-    from safetensors.numpy import load_file
-
-    return load_file(path)
+    return safetensors.load_file(path)
   except Exception as e:  # each reader has exceptions of its own
     raise UserError(f'{path} cannot be read ({" ".join(str(e).split())[:120]}); save the state_dict again') from None
 

@@ -5,6 +5,7 @@ import pathlib
 import re
 import shlex
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -322,6 +323,18 @@ def test_formats_are_named(tmp_path):
   )
   assert not (tmp_path / 'new' / 'hub').exists()
   assert local_file.not_a_file(tmp_path / 'hub') == ''
+
+
+@pytest.mark.parametrize('name, package', [('hub', 'safetensors'), ('stablehlo', 'flatbuffers')])
+def test_a_package_that_is_missing_is_named(name, package, whole, tmp_path, monkeypatch):
+  read = {**export.FORMATS, **export.FOLDERS}[name].read
+  path = whole[0] if name == 'hub' else export.write(whole[1], tmp_path, [name])[name]
+  for module in (package, f'{package}.numpy'):
+    monkeypatch.setitem(sys.modules, module, None)
+  with pytest.raises(UserError, match=f'needs the package {package} .*; pip install {package}$'):
+    export.write(whole[1], tmp_path / 'other', [name])
+  with pytest.raises(UserError, match=f'{path.name}.* needs the package {package}' if name != 'hub' else package):
+    read(path)
 
 
 def test_images_are_resized_as_the_folder_says(whole, tmp_path):

@@ -25,7 +25,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import model_card, operations, schema, strict_json
 from cmtkd_jax.export.formats import packed
-from cmtkd_jax.runtime import local_file
+from cmtkd_jax.runtime import local_file, packages
 
 CONFIG, WEIGHTS, PREPROCESSOR, CARD = 'config.json', 'model.safetensors', 'preprocessor_config.json', 'README.md'
 FORMAT = 'cmtkd_jax hub folder'
@@ -71,8 +71,7 @@ def write(path, graph, about, summary):
     UserError: they do not fit the schema, or something else than files lies in the folder.
     OSError: it cannot be written.
   """
-  from safetensors import numpy as safetensors
-
+  safetensors = packages.load('safetensors.numpy', 'the folder for the hub')
   path = epath.Path(path)
   about = model_card.public(about)
   try:
@@ -174,8 +173,7 @@ def _classes(id2label):
 
 def _arrays(data):
   """Returns `{name: array}`; what `safetensors` lets through has the sizes that its header says."""
-  import safetensors
-
+  safetensors = packages.load('safetensors', WEIGHTS)
   try:
     entries = safetensors.deserialize(data)
   except safetensors.SafetensorError as e:

@@ -8,6 +8,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import images as images_lib
 from cmtkd_jax.export import interpreter, manifest, schema
 from cmtkd_jax.export.formats import bitpacking
+from cmtkd_jax.runtime import packages
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -18,7 +19,8 @@ def write(path, graph, about=None, images=None):
   Sums run on float32 carriers, which every platform has. `jax.export.deserialize` reads the file; JAX promises to read
   it for six months, so keep the packed archive. `read` needs a manifest next to the file, see `manifest.write`.
   """
-  from jax import export  # needs flatbuffers
+  packages.load('flatbuffers', 'StableHLO')
+  from jax import export
 
   del about, images  # which other formats hold or calibrate with
   batch = export.symbolic_shape('b')
@@ -39,6 +41,7 @@ def read(path):
   """
   path = epath.Path(path)
   data, about = manifest.read_checked(path, required=True)
+  packages.load('flatbuffers', path)
   try:
     from jax import export
 
