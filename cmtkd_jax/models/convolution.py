@@ -32,28 +32,26 @@ def convolve(x, kernel, stride, padding, preferred_element_type=None, groups=1):
   Returns:
     [B, (H + 2 p - k) // s + 1, .., F].
   """
-  plain = functools.partial(
-    jax.lax.conv_general_dilated,
-    window_strides=(stride, stride),
-    padding=((padding, padding), (padding, padding)),
-    dimension_numbers=_DIMENSIONS,
-    preferred_element_type=preferred_element_type,
-    feature_group_count=groups,
-  )
+  plain = functools.partial(_plain(stride, padding, groups), preferred_element_type=preferred_element_type)
   forms = dict(stride=stride, padding=padding, groups=groups)
   on_cpu = functools.partial(_forward, plain=plain, sums=preferred_element_type, **forms)
   return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
-def _backward(stride, padding, preferred_element_type, groups, operands, g):
-  x, kernel = operands
-  convolution = functools.partial(
+def _plain(stride, padding, groups):
+  """The convolution as XLA has it, a function (x, kernel)."""
+  return functools.partial(
     jax.lax.conv_general_dilated,
     window_strides=(stride, stride),
     padding=((padding, padding), (padding, padding)),
     dimension_numbers=_DIMENSIONS,
     feature_group_count=groups,
   )
+
+
+def _backward(stride, padding, preferred_element_type, groups, operands, g):
+  x, kernel = operands
+  convolution = _plain(stride, padding, groups)
   of_x = lambda x, kernel, g: jax.vjp(lambda x: convolution(x, kernel), x)[1](g)[0]
   of_kernel = lambda x, kernel, g: jax.vjp(lambda kernel: convolution(x, kernel), kernel)[1](g)[0]
   args = (x, kernel, g.astype(x.dtype))

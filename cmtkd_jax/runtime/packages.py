@@ -5,8 +5,13 @@ import importlib
 from cmtkd_jax.errors import UserError
 
 
-def load(name, purpose):
-  """Returns the module `name`, without which `purpose`, such as 'a .safetensors file', does not work.
+def load(name, purpose, also=''):
+  """Returns the module `name`, without which `purpose`, such as 'StableHLO', does not work.
+
+  Args:
+    name: of the module.
+    purpose: a file or a format, for the message.
+    also: packages that are used together with that of `name`, and are worth installing with it.
 
   Raises:
     UserError: its package is not installed.
@@ -15,4 +20,4 @@ def load(name, purpose):
     return importlib.import_module(name)
   except ImportError as e:
     package = name.partition('.')[0]
-    raise UserError(f'{purpose} needs the package {package} ({e}); pip install {package}') from None
+    raise UserError(f'{purpose} needs the package {package} ({e}); pip install {also or package}') from None

@@ -59,8 +59,7 @@ class MinivalUpdate:
 
   def __call__(self, state):
     """Returns the train state after one pass over the held-out slice."""
-    variables = {'params': state.params, **state.model_state}
-    sums = [self._measure(variables, batch) for batch in self._loader.batches()]
+    sums = [self._measure(state.variables, batch) for batch in self._loader.batches()]
     return state.replace(model_state=self._learn(jax.tree.map(lambda *parts: sum(parts), *sums), state.model_state))
 
 

@@ -4,8 +4,6 @@ They take 'images', uint8 [N, H, W, C] of any N, and return 'logits', float32 [N
 The entry 'about' of their metadata is the JSON text of what is to be known of the network, see `schema.ABOUT`.
 """
 
-import importlib
-
 import jax
 import numpy as np
 from etils import epath
@@ -15,21 +13,15 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import graph_check, manifest, schema, strict_json
 from cmtkd_jax.export import images as images_lib
 from cmtkd_jax.export.graph import IMAGES
+from cmtkd_jax.runtime import packages
 
 LOGITS = 'logits'
 ABOUT = 'about'
 
 
 def package(name):
-  """Returns the module `name`, which only ONNX files need.
-
-  Raises:
-    UserError: it is not installed.
-  """
-  try:
-    return importlib.import_module(name)
-  except ImportError as e:
-    raise UserError(f'ONNX files need the package {name} ({e}): pip install onnx onnxruntime') from None
+  """Returns the module `name`, which only ONNX files need; raises `UserError` where it is not installed."""
+  return packages.load(name, 'an ONNX file', also='onnx onnxruntime')
 
 
 class Parts:
