@@ -3,11 +3,11 @@
 Run: python benchmarks/backbones.py --out=benchmarks/results/backbones.json [--only=REGEX]    (writes the .md beside it)
 
 A case is a backbone, a method and the student's bits: a few steps on generated images, an evaluation, every exact file,
-and the integer evaluation. Networks are narrow, but have their depth, their stem and their image size. Training is
-compiled quickly, what is compared as always. Cases in the
-JSON file are kept and not run again, but for failed ones; --only takes those whose name, such as 'resnet8 kd 2/2', has
-a match. At width 1 a step is compiled and run a few times: cases such as 'resnet8 cmtkd step'. Each backbone has a
-process of its own, so that one that dies does not end the others. The exit status is 1 if any case failed.
+and the integer evaluation. Networks are narrow, but have their depth and their stem. Training is compiled quickly, what
+is compared as always. At width 1 and at the network's own image size a step is compiled and run a few times: cases such
+as 'resnet8 cmtkd step'. Cases in the JSON file are kept and not run again, but for failed ones; --only takes those
+whose name, such as 'resnet8 kd 2/2', has a match. Each backbone has a process of its own, so that one that dies does
+not end the others. The exit status is 1 if any case failed.
 """
 
 import argparse
@@ -47,7 +47,8 @@ from cmtkd_jax.training.step import initial_state, initial_state_options, jit_tr
 
 METHODS = ('single', 'kd', 'cmtkd')
 BITS = ((2, 2), (1, 2), (4, 4))
-# Side of the images of those with a stem for ImageNet; the others take 32x32.
+# Side of the images of those with a stem for ImageNet; the others take 32x32. Their files are compared on the smallest
+# images that AlexNet takes, since depth, not size, is what may make files differ.
 IMAGENET = {
   'resnet18': 224,
   'resnet34': 224,
@@ -57,6 +58,7 @@ IMAGENET = {
   'mobilenet_v2': 224,
 }
 FILES = ('packed', 'stablehlo', 'onnx_qdq', 'onnx_qonnx')  # exact; the last is for other programs to read
+SMALLEST = 67
 CLASSES, TEST_IMAGES, TRAINING_STEPS = 10, 64, 32
 MOST_STEPS, ENOUGH_SECONDS = 5, 20  # of a timed case
 _TEACHER = 'teacher'
@@ -67,9 +69,9 @@ def widths(backbone):
   return 1 / 8 if backbone in IMAGENET or backbone == 'vgg_small' else 1 / 2
 
 
-def configuration(backbone, method, bits, width, batch):
+def configuration(backbone, method, bits, width, batch, size):
   """One run on generated images."""
-  config, size = config_lib.default(), IMAGENET.get(backbone, 32)
+  config = config_lib.default()
   config_lib.smoke(config, size, classes=CLASSES)
   config.data.name = f'generated:{size}x{size}x3:{CLASSES}:{5 * TEST_IMAGES}'
   config.data.augment = 'none'
@@ -86,13 +88,14 @@ def configuration(backbone, method, bits, width, batch):
   return config
 
 
-def _batch(backbone, imagenet):
-  return imagenet if backbone in IMAGENET else 32
+def _side(backbone):
+  """Of the images on which files are compared."""
+  return SMALLEST if backbone in IMAGENET else 32
 
 
 def exported(backbone, method, bits, scratch):
   """Trains a network, writes its files and counts what they answer otherwise; returns the row."""
-  train = functools.partial(configuration, backbone, width=widths(backbone), batch=_batch(backbone, 16))
+  train = functools.partial(configuration, backbone, width=widths(backbone), batch=32, size=_side(backbone))
   directories = {_TEACHER: str(scratch / backbone / _TEACHER)}
   workdir = scratch / backbone / 'student'
   shutil.rmtree(workdir, ignore_errors=True)
@@ -161,8 +164,8 @@ def answers(run, graph, functions, files):
 
 def timed(backbone, method):
   """Compiles a step at width 1 and runs it; returns the row."""
-  batch = _batch(backbone, 8)
-  config = configuration(backbone, method, (2, 2), 1.0, batch)
+  batch = 8 if backbone in IMAGENET else 32
+  config = configuration(backbone, method, (2, 2), 1.0, batch, IMAGENET.get(backbone, 32))
   config.method.cmtkd.teacher_bits = (4, 6, 8)
   dataset = build.load_data(config, build.make_mesh())
   created = build.create_method(config, dataset.num_classes)
@@ -288,7 +291,7 @@ def render(report):
     if name.endswith('step'):
       continue
     backbone, method, bits = name.split()
-    size = IMAGENET.get(backbone, 32)
+    size = _side(backbone)
     reasons = [row.get('reason', ''), *(f'{file}: {reason}' for file, reason in row.get('refused', {}).items())]
     counts = ['-'] * 7
     if 'files' in row:
