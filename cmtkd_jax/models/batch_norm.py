@@ -13,7 +13,7 @@ def _wide(values, x):
   return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.jit, static_argnames='epsilon')  # traced once for all layers of the same shape
 def normalize(x, scale, bias, epsilon):
   """Normalizes x [..., C] over all axes but the last; returns y, the mean [C] and the variance [C], all float32.
 
@@ -30,10 +30,15 @@ def normalize(x, scale, bias, epsilon):
 
   Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
   """
-  return _normalize(x, scale, bias, epsilon)[0]
+  return _normalize(x, scale, bias, epsilon)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalize(x, scale, bias, epsilon):
+  return _with_residuals(x, scale, bias, epsilon)[0]
+
+
+def _with_residuals(x, scale, bias, epsilon):
   axes = tuple(range(x.ndim - 1))
   wide = x.astype(jnp.float32)
   mean = jnp.mean(wide, axes)
@@ -44,7 +49,7 @@ def _normalize(x, scale, bias, epsilon):
   return (y, mean, var), (x, scale, mean, inverse)
 
 
-def _normalize_gradients(epsilon, residuals, gradients):
+def _gradients(epsilon, residuals, gradients):
   """dL/dx = scale / sqrt(var + epsilon) * (g - mean(g) - n mean(g n)), n = (x - mean) / sqrt(var + epsilon)."""
   x, scale, mean, inverse = residuals
   g, axes, rows = gradients[0], tuple(range(x.ndim - 1)), x.size // x.shape[-1]
@@ -56,7 +61,7 @@ def _normalize_gradients(epsilon, residuals, gradients):
   return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
 
 
-normalize.defvjp(_normalize, _normalize_gradients)
+_normalize.defvjp(_with_residuals, _gradients)
 
 
 class BatchNorm(nn.Module):

@@ -3,8 +3,8 @@
 XLA's CPU backend is slow in a few cases: kernels that are larger than the map, few features, strided 1x1 kernels,
 gradients of weights whose operands do not fit into the cache, gradients of small maps with many features, one filter a
 channel (depthwise). Each has an equal form in terms of operations that are fast. Which form is taken is decided when a
-program is lowered, so that programs for TPU and GPU hold the convolution alone. The forms sum in another order: sums of
-levels are exact either way, others agree to rounding.
+program is lowered, so that programs for TPU and GPU hold the convolution alone. Both are traced once for all layers of
+the same shapes. The forms sum in another order: sums of levels are exact either way, others agree to rounding.
 
 Shapes: x [B, H, W, C], kernel [k, k, C / groups, F], y and its gradient g [B, H', W', F].
 """
@@ -19,7 +19,7 @@ _IN_CACHE = 2**19  # bytes of the operands of a weight gradient
 _MOST_PARTS = 8  # of a batch
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnames=('stride', 'padding', 'preferred_element_type', 'groups'))
 def convolve(x, kernel, stride, padding, preferred_element_type=None, groups=1):
   """Cross-correlation with zero padding: y[h, w] = sum_ij x[s h + i - p, s w + j - p] kernel[i, j].
 
@@ -32,6 +32,11 @@ def convolve(x, kernel, stride, padding, preferred_element_type=None, groups=1):
   Returns:
     [B, (H + 2 p - k) // s + 1, .., F].
   """
+  return _convolve(x, kernel, stride, padding, preferred_element_type, groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _convolve(x, kernel, stride, padding, preferred_element_type, groups):
   plain = functools.partial(_plain(stride, padding, groups), preferred_element_type=preferred_element_type)
   forms = dict(stride=stride, padding=padding, groups=groups)
   on_cpu = functools.partial(_forward, plain=plain, sums=preferred_element_type, **forms)
@@ -64,7 +69,7 @@ def _backward(stride, padding, preferred_element_type, groups, operands, g):
   )
 
 
-convolve.defvjp(lambda x, kernel, *settings: (convolve(x, kernel, *settings), (x, kernel)), _backward)
+_convolve.defvjp(lambda x, kernel, *settings: (_convolve(x, kernel, *settings), (x, kernel)), _backward)
 
 
 def _forward(x, kernel, *, plain, stride, padding, sums=None, groups=1):

@@ -52,6 +52,11 @@ INITIALIZERS = {
 DEFAULT_INITIALIZERS = INITIALIZERS['he_fan_out']
 
 
+@functools.partial(jax.jit, static_argnums=0)  # traced once for all layers and networks with this quantizer and shape
+def _with_levels(quantizer, x, parameters):
+  return quantizer.with_levels(x, parameters)
+
+
 class FakeQuantize(nn.Module):
   """Holds a quantizer's learned and fitted values and applies it; both start from the first data it sees.
 
@@ -67,7 +72,7 @@ class FakeQuantize(nn.Module):
     parameters = {name: self.param(name, lambda _, name=name: initial(name)) for name in quantizer.learned}
     fitted = {name: self.variable(QUANTIZER_STATE, name, initial, name) for name in quantizer.fitted}
     parameters |= {name: variable.value for name, variable in fitted.items()}
-    quantized = quantizer.with_levels(x, parameters)
+    quantized = _with_levels(quantizer, x, parameters)
     if train and fitted and not self.is_initializing():
       updated = quantizer.update(jax.lax.stop_gradient(x), parameters)
       for name, variable in fitted.items():

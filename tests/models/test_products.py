@@ -147,7 +147,7 @@ def test_layers_multiply_levels_and_train_as_with_values(name, monkeypatch):
   monkeypatch.setattr(products, '_product_of_levels', lambda *args: calls.append(1) or product_of_levels(*args))
   found = output_and_gradients()
   assert len(calls) == 2  # the first convolution reads images
-  monkeypatch.setattr(quantizers.Quantizer, 'with_levels', lambda self, x, p: Quantized(self.fake_quantize(x, p)))
+  monkeypatch.setattr(layers, '_with_levels', lambda quantizer, x, p: Quantized(quantizer.fake_quantize(x, p)))
   expected = output_and_gradients()
   assert len(calls) == 2
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))  # scales before a normalization have none
