@@ -23,6 +23,7 @@ from cmtkd_jax import export, main, report
 from cmtkd_jax.data.sources import npy, tfds_source
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import predict
+from cmtkd_jax.export.formats import hub
 from cmtkd_jax.models import pytorch_weights
 from cmtkd_jax.quantizers import QUANTIZERS
 from cmtkd_jax.runs import checkpoint, event_files, metric_log, run_files, run_reader, run_summary
@@ -245,7 +246,10 @@ def prepare(folder):
     teachers.save(folder / 'taught_run', [teachers.Teacher('elsewhere', run_files.read_config(run))])
     exported = export.from_run(run)
     export.write(
-      exported, folder / 'export', [name for name, found in export.FORMATS.items() if not found.missing()], images(8)
+      exported,
+      folder / 'export',
+      [name for name, found in (export.FORMATS | export.FOLDERS).items() if not found.missing()],
+      images(8),
     )
     other = make_config(seed=1)
     loop.train_and_evaluate(other, folder / 'other_run')
@@ -877,6 +881,43 @@ class Onnx(Exports):
     return self.forged and same(answer['logits'], self.reference['logits'])
 
 
+class Hub(Exports):
+  file, pattern = 'hub', 'hub/*'
+  cases, mutates = 500, 'files of the folder; half of the cases its JSON files, written anew with new digests'
+  untold = 'a folder that was written anew with other values that fit the network, and the model card'
+
+  def change(self, seed):
+    rng = random.Random(seed)
+    self.forged = rng.random() < 0.5
+    if not self.forged:
+      return super().change(seed)
+    self.reset()
+    folder = self.copied / self.file
+    name = rng.choice((hub.CONFIG, hub.CONFIG, hub.PREPROCESSOR, hub.WEIGHTS))
+    data, what = self.changed(folder / name, rng)
+    (folder / name).write_bytes(data)
+    self._sign(folder, name)
+    return f'forged {name}: {what}'
+
+  def _sign(self, folder, name):
+    """Gives the changed file the digests that it should have, where `config.json` still has a place for them."""
+    try:
+      config = json.loads((folder / hub.CONFIG).read_bytes())
+      if name != hub.CONFIG:
+        config['files'][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+      config['digest'] = hub._digest({key: value for key, value in config.items() if key != 'digest'})
+      (folder / hub.CONFIG).write_text(json.dumps(config))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+      pass
+
+  def explains(self, answer):
+    return (
+      self.forged
+      and answer['logits'].shape == (5, len(answer['about']['classes']))
+      and bool(np.isfinite(answer['logits']).all())
+    )
+
+
 class Manifest(Exports):
   file, pattern = 'student.stablehlo', 'manifest.json'
   cases, mutates = 400, 'manifest.json next to the exported files'
@@ -1047,6 +1088,7 @@ TARGETS = {
   'packed': Packed,
   'stablehlo': StableHlo,
   'onnx': Onnx,
+  'hub': Hub,
   'manifest': Manifest,
   'npy': Npy,
   'images': Pictures,
