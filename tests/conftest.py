@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 
-# Processes that tests start share what they compile; nothing is left for another session.
+# A worker and the processes that its tests start share what they compile; nothing is left for another session.
 CACHE = tempfile.mkdtemp(prefix='cmtkd_jax_tests_')
 os.environ |= {
   'JAX_COMPILATION_CACHE_DIR': CACHE,
@@ -33,7 +33,6 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_disable_most_optimizations', True)
-jax.config.update('jax_enable_compilation_cache', False)  # hardly any program is compiled twice in one process
 gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live, and collections walk over all of JAX's
 
 HERE = pathlib.Path(__file__).parent

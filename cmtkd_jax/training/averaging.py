@@ -79,5 +79,5 @@ def create(config, total_steps, **sizes):
     return Averaging(lambda step: ema_weight(step, start, options.decay))
   every = durations.parse_one(options.every, 'config.averaging.every', **sizes)
   if not every:
-    raise UserError("config.averaging.every='' is no duration; give one, such as '1 epochs'")
+    raise UserError(f"config.averaging.every={options.every!r} is no time between two networks; give '1 epochs'")
   return Averaging(lambda step: swa_weight(step, start, every))

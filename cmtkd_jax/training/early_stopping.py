@@ -32,14 +32,15 @@ class EarlyStopping:
   def describe(self):
     """Returns the reason in words."""
     return (
-      f'stopping early at step {self._last_step}: {self._metric} was best at step {self._best_step}, {self._best:.2f} %'
+      f'stopping early at step {self._last_step}: {self._metric} was best at step {self._best_step}, '
+      f'{self._best:.2f} %; --step={self._best_step} evaluates and exports that network'
     )
 
 
 def create(plan, run, step):
   """Returns the `EarlyStopping` of a run in directory `run`, which has seen its evaluations up to `step`."""
   stopping = EarlyStopping(plan.patience, plan.best_metric)
-  for row in metric_log.read(run) if plan.patience else ():
+  for row in metric_log.read(run) if plan.patience and step else ():  # a new run may have no file yet
     if row['step'] <= step:
       stopping.add(row['step'], row)
   return stopping

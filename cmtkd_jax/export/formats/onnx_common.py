@@ -13,7 +13,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import graph_check, manifest, schema, strict_json
 from cmtkd_jax.export import images as images_lib
 from cmtkd_jax.export.graph import IMAGES
-from cmtkd_jax.runtime import packages
+from cmtkd_jax.runtime import local_file, packages
 
 LOGITS = 'logits'
 ABOUT = 'about'
@@ -83,7 +83,7 @@ class Parts:
       producer_version=cmtkd_jax.__version__,
     )
     helper.set_model_props(model, {ABOUT: text})
-    epath.Path(path).write_bytes(model.SerializeToString())
+    local_file.write_whole(path, model.SerializeToString())
 
 
 def read(path):

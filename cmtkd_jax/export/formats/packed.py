@@ -28,6 +28,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import graph_check, manifest, operations, schema, strict_json
 from cmtkd_jax.export.formats import bitpacking
 from cmtkd_jax.export.graph import Graph, Node
+from cmtkd_jax.runtime import local_file
 
 FORMAT = 'cmtkd_jax packed network'
 _UNGROUPED, VERSION = 2, 3  # 2 has the operation `pixels`, 3 convolutions in groups
@@ -100,8 +101,9 @@ def write(path, graph, about, images=None):
     arrays[_MANIFEST] = np.frombuffer(strict_json.dump(head).encode(), np.uint8)
   except schema.InvalidError as e:
     raise UserError(f'{path} is not written: {e}') from None
-  with epath.Path(path).open('wb') as file:
-    np.savez(file, **arrays)
+  file = io.BytesIO()
+  np.savez(file, **arrays)
+  local_file.write_whole(path, file.getvalue())
 
 
 def read(path):

@@ -8,7 +8,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import images as images_lib
 from cmtkd_jax.export import interpreter, manifest, schema
 from cmtkd_jax.export.formats import bitpacking
-from cmtkd_jax.runtime import packages
+from cmtkd_jax.runtime import local_file, packages
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -27,7 +27,7 @@ def write(path, graph, about=None, images=None):
   program = export.export(jax.jit(_program(graph)), platforms=PLATFORMS)(
     jax.ShapeDtypeStruct((*batch, *graph.image_shape), jnp.uint8)
   )
-  epath.Path(path).write_bytes(bytes(program.serialize()))
+  local_file.write_whole(path, bytes(program.serialize()))
 
 
 def read(path):
