@@ -8,19 +8,24 @@ forth, and with them the statistics of the batch normalizations. For every quant
     e_t = m c_t + (1 - m) e_{t-1}
 
 A weight whose frequency f_t is above the threshold is frozen as soon as its code is the one where it mostly is,
-round(e_t). Source: algorithm 1 there, which writes round(e_t) into the weight; here the latent weight itself stays,
-since not every quantizer maps levels to themselves.
+round(e_t). From then on it is the value of this code under the scale of the moment, so that the code stays while scales
+move. That needs a quantizer that maps its levels to themselves.
+
+Source: algorithm 1 there.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import inspect, layers
+from cmtkd_jax.quantizers.base import dequantize
 
 
 class Track(NamedTuple):
@@ -79,47 +84,59 @@ def observe(before, codes, momentum, threshold):
 
 
 def freeze_oscillations(optimizer, quantizers, momentum, threshold):
-  """Returns the optax transformation `optimizer`, whose updates of frozen weights are 0.
+  """Returns the optax transformation `optimizer`, whose updates of frozen weights lead to the values of their codes.
 
   Args:
     optimizer: optax transformation of the parameters of all networks.
     quantizers: `{path of a layer: quantizer of its weights}`, as from `inspect.weight_quantizers`.
     momentum, threshold: as of `observe`.
   """
+  quantizers = {tuple(path.split('/')): quantizer for path, quantizer in quantizers.items()}
 
-  def codes_of(params):
-    return {
-      tuple(path.split('/')): quantizer.quantize(
-        _at(params, path)['kernel'],
-        inspect.quantizer_values({'params': params}, *path.split('/'), layers.quantizer_name('weight')),
-      ).codes
-      for path, quantizer in quantizers.items()
-    }
+  def quantize(path, params):
+    values = inspect.quantizer_values({'params': params}, *path, layers.quantizer_name('weight'))
+    return quantizers[path].quantize(_at(params, path)['kernel'], values)
 
   def init(params):
-    tracks = {path: track(codes) for path, codes in codes_of(params).items()}
+    tracks = {path: track(quantize(path, params).codes) for path in quantizers}
     return FreezingState(optimizer.init(params), traverse_util.unflatten_dict(tracks))
 
   def update(gradients, state, params):
     updates, inner = optimizer.update(gradients, state.inner, params)
-    updates = traverse_util.flatten_dict(updates)
-    tracks = {path: _at(state.tracks, '/'.join(path)) for path in (tuple(name.split('/')) for name in quantizers)}
-    for path, known in tracks.items():
+    known = {path: _at(state.tracks, path) for path in quantizers}
+    moved, updates = optax.apply_updates(params, updates), traverse_util.flatten_dict(updates)
+    for path, before in known.items():
+      coded = quantize(path, moved)
+      held = dequantize(coded._replace(codes=before.code.astype(coded.codes.dtype)))
       kernel = updates[*path, 'kernel']
-      updates[*path, 'kernel'] = jnp.where(known.frozen, jnp.zeros_like(kernel), kernel)
+      updates[*path, 'kernel'] = jnp.where(before.frozen, held - _at(params, path)['kernel'], kernel)
     updates = traverse_util.unflatten_dict(updates)
-    codes = codes_of(optax.apply_updates(params, updates))
-    tracks = {path: observe(known, codes[path], momentum, threshold) for path, known in tracks.items()}
+    moved, tracks = optax.apply_updates(params, updates), {}
+    for path, before in known.items():
+      codes = jnp.where(before.frozen, before.code, quantize(path, moved).codes)
+      tracks[path] = observe(before, codes, momentum, threshold)
     return updates, FreezingState(inner, traverse_util.unflatten_dict(tracks))
 
   return optax.GradientTransformation(init, update)
+
+
+def maps_levels_to_themselves(quantizer):
+  """Returns whether weights that are replaced by their quantized values keep their codes, for any learned values."""
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(512, 8)), jnp.float32)
+  start = quantizer.init(x)
+  for name in (None, *quantizer.learned):
+    values = start if name is None else start | {name: 2 * start[name]}
+    codes = lambda x, values=values: quantizer.quantize(x, values).codes
+    if not jnp.array_equal(codes(quantizer.fake_quantize(x, values)), codes(x)):
+      return False
+  return True
 
 
 def add(optimizer, config, method, input_shape):
   """Returns `optimizer` with the freezing that `config.freezing` asks for; unchanged where its threshold is 0.
 
   Raises:
-    UserError: the codes of a weight quantizer depend on values that are fitted next to training.
+    UserError: a weight quantizer fits its levels next to training, or does not map them to themselves.
   """
   options = config.freezing
   if not options.threshold:
@@ -130,12 +147,17 @@ def add(optimizer, config, method, input_shape):
     for path, quantizer in inspect.weight_quantizers(lambda: method.init(jax.random.key(0), images, train=True)).items()
     if path.split('/')[0] not in method.frozen
   }
+  keep_levels = functools.cache(maps_levels_to_themselves)
   for path, quantizer in quantizers.items():
+    problem = ''
     if quantizer.fitted:
+      problem = 'fits its levels next to training, so that codes of two steps cannot be compared'
+    elif not keep_levels(quantizer):
+      problem = 'does not map its levels to themselves, so that a weight cannot stay at a code'
+    if problem:
       raise UserError(
-        f'config.freezing.threshold={options.threshold}: the weight quantizer of {path} fits its levels next to '
-        'training, so that codes of two steps cannot be compared; set the threshold to 0, or '
-        'config.quantizer.weights to another one'
+        f'config.freezing.threshold={options.threshold}: the weight quantizer of {path} {problem}; set the threshold '
+        "to 0, or config.quantizer.weights to another one, such as 'lsq'"
       )
   return freeze_oscillations(optimizer, quantizers, options.momentum, options.threshold)
 
@@ -153,6 +175,6 @@ def frozen_fractions(opt_state):
 
 
 def _at(tree, path):
-  for name in path.split('/'):
+  for name in path:
     tree = tree[name]
   return tree

@@ -72,6 +72,33 @@ def test_a_weight_that_is_pushed_back_and_forth_stays():
   assert float(freezing.frozen_fractions(state)['student/frozen_weights']) == pytest.approx(100 / 3)
 
 
+@pytest.mark.parametrize('name', ['lsq', 'hwgq', 'sawb'])
+def test_frozen_codes_stay_while_scales_move(name):
+  """Steps that grow, and weights of a spread that grows, would carry a latent weight over its threshold."""
+  quantizer = quantizers.QUANTIZERS[name].Weight(bits=3)
+  rng = np.random.default_rng(0)
+  kernel = jnp.asarray(rng.normal(size=(64, 4)), jnp.float32)
+  learned = {'weight_quantizer': quantizer.init(kernel)} if quantizer.learned else {}
+  params = {'student': {'conv': {'kernel': kernel, **learned}}}
+  transform = freezing.freeze_oscillations(optax.sgd(1.0), {'student/conv': quantizer}, 0.5, 0.4)
+  state, update = transform.init(params), jax.jit(transform.update)
+  codes = lambda: np.asarray(
+    quantizer.quantize(params['student']['conv']['kernel'], params['student']['conv'].get('weight_quantizer')).codes
+  )
+  frozen = np.zeros(kernel.shape, bool)
+  for t in range(30):
+    conv = params['student']['conv']
+    gradients = jax.tree.map(lambda x: -0.02 * x, conv)
+    gradients['kernel'] += jnp.asarray(rng.choice((-0.3, 0.3), kernel.shape), jnp.float32) * (-1) ** t
+    held = codes()
+    updates, state = update({'student': {'conv': gradients}}, state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(codes()[frozen], held[frozen])
+    frozen = np.asarray(state.tracks['student']['conv'].frozen)
+    np.testing.assert_array_equal(codes()[frozen], np.asarray(state.tracks['student']['conv'].code)[frozen])
+  assert 0.2 < frozen.mean() < 1
+
+
 def make_config(**fields):
   config = config_lib.default()
   config.update_from_flattened_dict(
@@ -109,3 +136,18 @@ def test_what_is_refused_and_what_is_left_alone():
   with pytest.raises(UserError, match='config.freezing.threshold=0.01: .* teacher1_8bit/stage2/conv1 fits its levels'):
     freezing.add(transform, make_config(), method, (8, 8, 1))
   assert freezing.add(transform, make_config(**{'freezing.threshold': 0.0}), method, (8, 8, 1)) is transform
+
+
+@pytest.mark.parametrize(
+  'name, bits, keeps',
+  [('lsq', 8, True), ('hwgq', 2, True), ('ewgs', 2, False), ('dorefa', 4, False), ('lqw_caq', 2, False)],
+)
+def test_which_quantizers_map_levels_to_themselves(name, bits, keeps):
+  """EWGS only where its scale fits its interval, LQW where its levels fit their unit; tanh moves DoReFa's levels."""
+  assert freezing.maps_levels_to_themselves(quantizers.QUANTIZERS[name].Weight(bits)) == keeps
+
+
+def test_a_quantizer_that_moves_its_levels_is_refused():
+  method = build.create_method(make_config(**{'quantizer.weights': 'dorefa'}), 5)
+  with pytest.raises(UserError, match='config.freezing.threshold=0.01: .* does not map its levels to themselves'):
+    freezing.add(optax.sgd(0.1), make_config(), method, (8, 8, 1))
