@@ -165,12 +165,25 @@ def open_network(path):
   if path.is_dir():
     if not (path / run_files.CHECKPOINTS).exists() and hub.is_folder(path):
       return _read_hub(path)
+    if (there := _readable_in(path)) and not (path / run_files.CONFIG).exists():
+      raise UserError(f'{path} is a folder of exported files; name one of them, e.g. --workdir={there[0]}')
     graph, about, _ = from_run(path)
     return interpreter.Network(graph), about
+  if path.name.endswith(FORMATS['onnx_qonnx'].file.partition('.')[2]):
+    raise UserError(
+      f'{path} is a QONNX file, which ONNX Runtime does not read; name {FORMATS["packed"].file} or '
+      f'{FORMATS["onnx_qdq"].file} of the same export'
+    )
   for found in FORMATS.values():
     if found.read and epath.Path(found.file).suffix == path.suffix:
       return found.read(path)
   raise UserError(
-    f'{path} is neither the directory of a run nor an exported file '
-    f'({", ".join(found.file for found in (FORMATS | FOLDERS).values())})'
+    f'{path} is neither the directory of a run nor an exported file that can be read; name one of these with '
+    f'--workdir: {", ".join(found.file for found in (FORMATS | FOLDERS).values() if found.read)}'
   )
+
+
+def _readable_in(folder):
+  """The paths of the exported files and folders in `folder` that `open_network` reads."""
+  paths = [folder / found.file for found in (FORMATS | FOLDERS).values() if found.read]
+  return [path for path in paths if path.exists()]

@@ -5,8 +5,9 @@
   files             {name of a file: its SHA-256 in hexadecimal digits}
 
 The digest is checked before a file is parsed: parsers of StableHLO and ONNX may crash on damaged files, or read another
-network. A StableHLO file is not read without it. A digest shows damage, not forgery: whoever can write both files can
-make them agree, so run StableHLO and ONNX files only from sources that you trust.
+network. A StableHLO file is not read without it, nor is any file next to a manifest that does not name it: an earlier
+export left it there. A digest shows damage, not forgery: whoever can write both files can make them agree, so run
+StableHLO and ONNX files only from sources that you trust.
 """
 
 import hashlib
@@ -69,12 +70,8 @@ def read(path):
   path = epath.Path(path)
   try:
     found = strict_json.parse(local_file.read_bytes(path))
-    version = found.get('version') if isinstance(found, dict) and found.get('format') == FORMAT else None
-    if type(version) is int and version > VERSION:
-      raise UserError(
-        f'{path} has version {min(version, 10**9)} of the format, but this cmtkd_jax reads version '
-        f'{VERSION}; update cmtkd_jax'
-      )
+    if said := schema.newer(found, FORMAT, VERSION):
+      raise UserError(f'{path} {said}')
     if isinstance(found, dict) and {'classes', 'image_shape'} <= set(found):  # `about` alone
       raise UserError(
         f'{path} was written by an earlier version of cmtkd_jax and has no digests; export the network again'
@@ -93,13 +90,13 @@ def read_checked(path, required=False):
 
   Args:
     path: an `epath.Path`.
-    required: whether the manifest must name the file.
+    required: whether there must be a manifest.
 
   Returns:
-    The bytes, and `about` of the manifest, None where no manifest names the file.
+    The bytes, and `about` of the manifest, None where there is no manifest.
 
   Raises:
-    UserError: the file cannot be read or is not what was written.
+    UserError: the file cannot be read, is not what was written, or the manifest is of another export.
   """
   try:
     data = local_file.read_bytes(path)
@@ -108,15 +105,20 @@ def read_checked(path, required=False):
   except OSError as e:
     raise UserError(f'{path} cannot be read ({e.strerror or e}); name an exported file') from None
   beside = path.parent / FILE
-  found = read(beside) if required or beside.exists() else {'files': {}}
+  if not required and not beside.exists():
+    return data, None
+  found = read(beside)
   wanted = found['files'].get(path.name)
   if wanted is None and required:
     raise UserError(
       f'{path} cannot be checked: {beside} has no digest of it; keep the name that it was written with, '
       'or export it again'
     )
-  if wanted is None:
-    return data, None
+  if wanted is None:  # a file that an earlier export left there
+    raise UserError(
+      f'{path} is of another export than {beside}, which does not name it; export it again, or move it into a '
+      'folder of its own'
+    )
   if _digest(data) != wanted:
     raise UserError(f'{path} is damaged: it is not the file that {beside} has the digest of; export it again')
   return data, found['about']

@@ -27,7 +27,7 @@ def public(value):
   if isinstance(value, (list, tuple)):
     return [public(item) for item in value]
   if isinstance(value, str):
-    return re.sub(r'(^|[:=,])(?:~|[a-z][a-z0-9]*:/)?/[^:=,]*?([^/:=,]*)/*(?=$|[:=,])', r'\1\2', value)
+    return re.sub(r'(^|[:=,])(?:~[^/:=,]*|[a-z][a-z0-9]*:/)?/[^:=,]*?([^/:=,]*)/*(?=$|[:=,])', r'\1\2', value)
   return value
 
 

@@ -30,6 +30,23 @@ def display_name(value):
   return text if len(text) <= 100 else f'{text[:97]}...'
 
 
+def newer(found, kind, readable):
+  """Returns what to say of a file in a newer version of its format than this program reads; '' where it is not.
+
+  Args:
+    found: what its JSON holds, anything at all.
+    kind: entry 'format' of such a file.
+    readable: the newest version that this program reads.
+  """
+  version = found.get('version') if isinstance(found, dict) and found.get('format') == kind else None
+  if type(version) is not int or version <= readable:
+    return ''
+  return (
+    f'has version {min(version, 10**9)} of the format, but this cmtkd_jax reads versions up to {readable}; '
+    'update cmtkd_jax'
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Integer:
   """An integer from `low` to `high`, or one of `also`; true and false are not integers."""

@@ -165,6 +165,49 @@ def test_stablehlo_needs_its_manifest_and_a_packed_archive_does_not(copy):
   assert about['classes'] == list('01234')
 
 
+def test_a_file_that_an_earlier_export_left_is_not_read(tmp_path):
+  exported = export.from_graph(graph())
+  step = lambda number: exported._replace(about=exported.about | {'step': number})
+  export.write(step(1), tmp_path, READ)
+  export.write(step(2), tmp_path, READ[:1])
+  assert export.open_network(tmp_path / export.FORMATS[READ[0]].file)[1]['step'] == 2
+  (tmp_path / 'renamed.npz').write_bytes((tmp_path / 'student.npz').read_bytes())
+  left = ['renamed.npz', *(export.FORMATS[name].file for name in READ[1:] if name != 'stablehlo')]
+  for name in left:
+    path = tmp_path / name
+    assert line(export.open_network, path) == (
+      f'{path} is of another export than {tmp_path}/manifest.json, which does not name it; export it again, or move it '
+      'into a folder of its own'
+    )
+    (tmp_path / 'own').mkdir(exist_ok=True)
+    path.replace(tmp_path / 'own' / name)
+    assert export.open_network(tmp_path / 'own' / name)[1]['step'] == (2 if name == 'renamed.npz' else 1)
+
+
+def test_a_newer_version_of_the_manifest(copy):
+  path = copy('packed')
+  beside = path.parent / manifest.FILE
+  beside.write_text(json.dumps(json.loads(beside.read_text()) | {'version': manifest.VERSION + 1}))
+  assert line(export.open_network, path) == (
+    f'{beside} has version 2 of the format, but this cmtkd_jax reads versions up to 1; update cmtkd_jax'
+  )
+
+
+def test_files_that_cannot_be_read_here_name_those_that_can(copy, tmp_path):
+  path = tmp_path / export.FORMATS['onnx_qonnx'].file
+  assert line(export.open_network, path) == (
+    f'{path} is a QONNX file, which ONNX Runtime does not read; name student.npz or student.onnx of the same export'
+  )
+  text = line(export.open_network, tmp_path / 'a.bin')
+  assert text.endswith(
+    'that can be read; name one of these with --workdir: student.npz, student.stablehlo, student.onnx, '
+    'student.qlinear.onnx, hub'
+  )
+  assert line(export.open_network, tmp_path) == (
+    f'{tmp_path} is a folder of exported files; name one of them, e.g. --workdir={tmp_path}/student.npz'
+  )
+
+
 @pytest.mark.parametrize(
   'content, words',
   [

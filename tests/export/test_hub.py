@@ -173,6 +173,15 @@ def test_what_is_not_known_is_left_out(tmp_path):
   assert 'model-index' not in text
 
 
+def test_class_names_that_look_like_paths_stay(tmp_path):
+  names = ['/m/01abc', '/', '~/x', 'a=/b', 'gs://bucket/c']
+  folder = export.write(exported(classes=names), tmp_path / 'a', ['hub'])['hub']
+  assert export.open_network(folder)[1]['classes'] == names
+  found = export.from_graph(graph())  # no configuration
+  folder = export.write(found._replace(about=found.about | {'classes': names}), tmp_path / 'b', ['hub'])['hub']
+  assert export.open_network(folder)[1]['classes'] == names
+
+
 def test_public_by_hand():
   for private, shown in (
     ('folder:/home/me/flowers', 'folder:flowers'),
@@ -180,6 +189,9 @@ def test_public_by_hand():
     ('~/runs/a', 'a'),
     ('gs://bucket/me/a', 'a'),
     ('npy:~/x', 'npy:x'),
+    ('~me/runs/a', 'a'),
+    ('student=~/runs/a', 'student=a'),
+    ('student=/home/me/secret/fp,teacher1_4bit=/home/me/secret/t4', 'student=fp,teacher1_4bit=t4'),
     ('generated:8x8x1:4:16', 'generated:8x8x1:4:16'),
     ('student/stage2.*', 'student/stage2.*'),
     ('runs/a', 'runs/a'),

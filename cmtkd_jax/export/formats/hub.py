@@ -73,7 +73,8 @@ def write(path, graph, about, summary):
   """
   safetensors = packages.load('safetensors.numpy', 'the folder for the hub')
   path = epath.Path(path)
-  about = model_card.public(about)
+  if 'config' in about:  # the only entry with paths; a class may well be named /m/01abc
+    about = about | {'config': model_card.public(about['config'])}
   try:
     arrays, head = packed.encode(graph, about)
     weights = safetensors.save(arrays, {'format': 'np'})
@@ -149,12 +150,8 @@ def _config(data):
   if kind != model_card.LIBRARY:
     said = f'the model_type {schema.display_name(kind)}' if kind is not None else 'no model_type'
     raise _OtherError(f'has {said}, and not {model_card.LIBRARY!r}; name a folder that --format=hub wrote')
-  version = found.get('version')
-  if type(version) is int and version > packed.VERSION:
-    raise _OtherError(
-      f'has version {min(version, 10**9)} of the format, but this cmtkd_jax reads versions up to {packed.VERSION}; '
-      'update cmtkd_jax'
-    )
+  if said := schema.newer(found, FORMAT, packed.VERSION):
+    raise _OtherError(said)
   _SCHEMA.check(found, CONFIG)
   if _digest({name: value for name, value in found.items() if name != 'digest'}) != found['digest']:
     raise schema.InvalidError('its entries do not have the digest that it says')

@@ -119,19 +119,11 @@ def read(path):
     if _MANIFEST not in members:
       raise schema.InvalidError(f'it has no member {_MANIFEST}')
     head = strict_json.parse(members.pop(_MANIFEST).tobytes())
-    _check_version(path, head)
+    if said := schema.newer(head, FORMAT, VERSION):
+      raise UserError(f'{path} {said}')
     return decode(head, members)
   except schema.InvalidError as e:
     raise UserError(f'{path} is damaged or not a packed network ({e}); export it again') from None
-
-
-def _check_version(path, head):
-  version = head.get('version') if isinstance(head, dict) and head.get('format') == FORMAT else None
-  if type(version) is int and version > VERSION:
-    raise UserError(
-      f'{path} has version {min(version, 10**9)} of the format, but this cmtkd_jax reads versions up to '
-      f'{VERSION}; update cmtkd_jax'
-    )
 
 
 def _members(data):
