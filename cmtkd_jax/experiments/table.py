@@ -23,7 +23,7 @@ from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.runtime import text_table
 
 FILE = 'table'
-_NEEDED = ('results', 'epochs', 'commit', 'device', 'config')  # entries of a run's summary
+_NEEDED = ('epochs', 'commit', 'device', 'config')  # entries of a run's summary, next to its results
 
 
 class Line(NamedTuple):
@@ -48,7 +48,7 @@ def train_table(config, workdir, report=lambda text: None):
     report: function that shows a text to the user: which run begins, and how each ended.
 
   Returns:
-    as `collect`.
+    as `collect`; it is also written as table.md and table.json.
 
   Raises:
     UserError: the table itself is wrong, or there is no directory because no run could begin.
@@ -77,11 +77,13 @@ def train_table(config, workdir, report=lambda text: None):
   if failures and not epath.Path(workdir).is_dir():
     run, reason = next(iter(failures.items()))  # the first one: it needs no other
     raise UserError(f'--mode=table: no run could be trained; {run}: {reason}')
-  return collect(config, workdir, failures)
+  rows = collect(config, workdir, failures)
+  write(config.table.title, rows, workdir)
+  return rows
 
 
 def collect(config, workdir, failures=None):
-  """Collects the finished runs in `workdir`, and writes table.md and table.json there.
+  """Collects the finished runs in `workdir`; writes nothing.
 
   Args:
     config: a `ConfigDict` with a `table`.
@@ -92,16 +94,19 @@ def collect(config, workdir, failures=None):
     list of JSON-able dicts, one a line.
 
   Raises:
-    UserError: the configuration has no table, or the directory does not exist.
+    UserError: the configuration has no table, the directory does not exist, or a summary cannot be used.
   """
   lines, workdir = _lines(config), epath.Path(workdir)
   if not workdir.is_dir():
     raise UserError(f'--workdir: there is no directory {workdir}; train the table first with --mode=table')
-  rows = [_row(config, line, workdir, failures or {}) for line in lines]
-  found = {'title': config.table.title, 'printed_title': printed_title(config.table.title, rows), 'lines': rows}
-  run_files.write(workdir / f'{FILE}.json', json.dumps(found, indent=1))
-  run_files.write(workdir / f'{FILE}.md', markdown(config.table.title, rows))
-  return rows
+  return [_row(config, line, workdir, failures or {}) for line in lines]
+
+
+def write(title, rows, workdir):
+  """Writes table.md and table.json into `workdir`."""
+  found = {'title': title, 'printed_title': printed_title(title, rows), 'lines': rows}
+  run_files.write(epath.Path(workdir) / f'{FILE}.json', json.dumps(found, indent=1))
+  run_files.write(epath.Path(workdir) / f'{FILE}.md', markdown(title, rows))
 
 
 def render(title, rows):
@@ -183,7 +188,7 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
   if line.run:
     for path in (workdir / line.run).glob('seed*/summary.json'):
       if (seed := path.parent.name.removeprefix('seed')).isdecimal():
-        found[int(seed)] = run_summary.read(path.parent, _NEEDED)
+        found[int(seed)] = _read_summary(path.parent)
   found = dict(sorted(found.items()))
   results = [summary['results'].get(f'test/{line.network}') for summary in found.values()]
   if found and None in results:
@@ -212,6 +217,16 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
     'tests': sorted({test for summary in found.values() if (test := summary.get('test', ''))}),
     'note': _note(config, line, workdir, found, failures),
   }
+
+
+def _read_summary(directory):
+  summary = run_summary.read(directory)
+  if missing := [name for name in _NEEDED if name not in summary]:
+    raise UserError(
+      f'{directory / run_summary.FILE} was written by an earlier version of cmtkd_jax and lacks {", ".join(missing)}; '
+      'delete it, and train the row again with --mode=table'
+    )
+  return summary
 
 
 def _setting(config, field):

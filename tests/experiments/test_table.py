@@ -57,6 +57,7 @@ def test_epochs_and_bits_are_those_that_were_run(config, tmp_path):
   assert '3/4' in bits['single'] and '2/2' not in bits['single']
   assert '2/2' in bits['CMT-KD'] and '4, 6, 8' in bits['combined teacher'] and '1/1' in bits['later']
   assert RANDOM not in '\n'.join(text) and 'test:' not in '\n'.join(text)
+  table.write(config.table.title, rows, tmp_path)
   # What a recipe says stays in table.json, next to what was run.
   stored = json.loads((tmp_path / 'table.json').read_text())
   assert stored['title'] == 'Digits, ResNet8, 10 epochs' and stored['printed_title'] == 'Digits, ResNet8, 40 epochs'
@@ -95,6 +96,37 @@ def test_random_images_and_a_held_out_test_are_said_once(config, tmp_path):
   held_out = '20 % of the images of every class, held out from training'
   finish(tmp_path, 'single', data='generated:8x8x1:10:48', test=held_out)
   finish(tmp_path, 'cmtkd', test=held_out)
-  text = table.render(config.table.title, table.collect(config, tmp_path))
+  rows = table.collect(config, tmp_path)
+  text = table.render(config.table.title, rows)
+  table.write(config.table.title, rows, tmp_path)
   for printed in (text, (tmp_path / 'table.md').read_text()):
     assert printed.count(f'test: {held_out}') == 1 and printed.count(RANDOM) == 1
+
+
+def test_only_training_writes_the_table(config, tmp_path, monkeypatch):
+  finish(tmp_path, 'single')
+  for name in ('table.md', 'table.json'):
+    (tmp_path / name).write_text('as it was')
+  table.collect(config, tmp_path)
+  assert {(tmp_path / name).read_text() for name in ('table.md', 'table.json')} == {'as it was'}
+  monkeypatch.setattr(table.chain, 'train_chain', lambda *unused: None)
+  rows = table.train_table(config, tmp_path)
+  assert (tmp_path / 'table.md').read_text() == table.markdown(config.table.title, rows)
+  assert json.loads((tmp_path / 'table.json').read_text())['lines'][0]['seeds'] == [0]
+
+
+def test_a_summary_of_an_earlier_version(config, tmp_path):
+  finish(tmp_path, 'single')
+  path = tmp_path / 'single' / 'seed0' / 'summary.json'
+  summary = json.loads(path.read_text())
+  del summary['config'], summary['device']
+  path.write_text(json.dumps(summary))
+  with pytest.raises(UserError) as error:
+    table.collect(config, tmp_path)
+  assert str(error.value) == (
+    f'{path} was written by an earlier version of cmtkd_jax and lacks device, config; delete it, and train the row '
+    'again with --mode=table'
+  )
+  path.write_text('{"results": 3}')
+  with pytest.raises(UserError, match='is damaged'):
+    table.collect(config, tmp_path)
