@@ -30,7 +30,7 @@ def train_and_evaluate(config, workdir):
     announce(f'preparing {parts.config.model.name}, {len(parts.layers)} layers in all networks')
     released = Release(parts)
     state, report = start.restore_or_create(parts, checkpoints, released.is_apart)
-    run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+    run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(released.tree(state))))
     with Journal(parts, run, int(state.step)) as journal, Preemption() as preemption:
       for line in report:
         journal.note(line)
@@ -64,13 +64,14 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
     else:
       journal.stepped(step, window.images_per_second())
     if stops or schedule.saves(step):
-      variables, results = released(state), {}
+      results = {}
+      variables = released(state, journal.meanwhile) if schedule.saves(step) else released.in_haste(state)
       if schedule.evaluates(step):
         results = evaluator.run(variables, journal.meanwhile)
         journal.evaluated(step, results)
         stopping.add(step, results)
-      tree = state.to_tree(variables if released.is_apart else None)
-      checkpoints.save(step, tree, run_files.meta(parts.config, step, parts.layers), results)
+      meta = run_files.meta(parts.config, step, parts.layers)
+      checkpoints.save(step, released.tree(state, variables), meta, results)
       window.restart()
     if stops:
       checkpoints.wait()

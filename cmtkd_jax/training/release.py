@@ -6,12 +6,14 @@ batch normalizations.
 
 import functools
 import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
 from cmtkd_jax.training import build
+from cmtkd_jax.training.step import parts_of
 
 _STATISTICS = 'batch_stats'
 _KEY = 2**31 - 4  # a stream of the run's key that no step uses
@@ -31,60 +33,101 @@ class Release:
       # Without momentum, the running statistics are those of the last batch.
       same = config.copy_and_resolve_references()
       same.model.bn_momentum = 0.0
-      method = build.create_method(same, plan.dataset.num_classes, plan.teachers)
-      self._statistics = jax.jit(
-        functools.partial(batch_statistics, method=method, augment=plan.dataset.augment, seed=config.seed),
-        out_shardings=plan.sharding,
+      add = functools.partial(
+        add_batch,
+        method=build.create_method(same, plan.dataset.num_classes, plan.teachers),
+        augment=plan.dataset.augment,
+        seed=config.seed,
+        grad_accum_steps=config.grad_accum_steps,
       )
-      self._combine = jax.jit(combine_statistics, out_shardings=plan.sharding)
+      self._add = jax.jit(add, out_shardings=plan.sharding)
+      self._result = jax.jit(Statistics.result, out_shardings=plan.sharding)
 
   @property
   def is_apart(self):
     return self._averages or bool(self._batches)
 
-  def __call__(self, state):
-    """Returns `{'params': ..., collections}`."""
-    variables = state.average if self._averages else state.variables
+  def __call__(self, state, show=lambda text: None):
+    """Returns `{'params': ..., collections}`; `show` shows the user how far it is, called often."""
+    variables = self.in_haste(state)
     if not self._batches:
       return variables
-    batches = itertools.islice(self._loader.batches(0), self._batches)
-    parts = [self._statistics(variables, i, batch) for i, batch in enumerate(batches)]
+    total = Statistics.start(variables.get(_STATISTICS, {}))
+    for i, batch in enumerate(itertools.islice(self._loader.batches(0), self._batches)):
+      show(f'measuring the statistics of batch normalizations: batch {i + 1}/{self._batches}')
+      before, total = total, self._add(total, variables, i, batch)
+      jax.block_until_ready(before)  # no more than two batches wait for the device
     kept = {name: tree for name, tree in variables.get(_STATISTICS, {}).items() if name in self._frozen}
-    return variables | {_STATISTICS: self._combine(parts) | kept}
+    return variables | {_STATISTICS: self._result(total) | kept}
+
+  def in_haste(self, state):
+    """Returns the variables without measuring statistics: a process that is asked to stop may not have the time."""
+    return state.average if self._averages else state.variables
+
+  def tree(self, state, variables=None):
+    """Returns what a checkpoint of `state` holds, with these released `variables`, or with those in haste."""
+    if not self.is_apart:
+      return state.to_tree()
+    return state.to_tree(self.in_haste(state) if variables is None else variables)
 
 
-def batch_statistics(variables, index, batch, *, method, augment, seed):
-  """Returns the mean and variance that every batch normalization has on one batch, augmented as in training.
+class Statistics(NamedTuple):
+  """Mean and variance of the rows of several equally large batches, from those of each batch.
+
+      mean = E_b[mean_b],  var = E_b[var_b] + E_b[(mean_b - mean)^2]
+
+  count: of batches, float32 scalar. average, spread: the collection of statistics, averaged over the batches, and the
+  sums of their squared distances from the average.
+
+  Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (PreciseBN); sums of Welford 1962.
+  """
+
+  count: jax.Array
+  average: Any
+  spread: Any
+
+  @classmethod
+  def start(cls, statistics):
+    """Returns that of no batch, for a collection such as `statistics`."""
+    zeros = jax.tree.map(jnp.zeros_like, statistics)
+    return cls(jnp.float32(0), zeros, zeros)
+
+  def add(self, statistics):
+    """Returns that of one more batch."""
+    count = self.count + 1
+    average = jax.tree.map(lambda a, x: a + (x - a) / count, self.average, statistics)
+    spread = jax.tree.map(
+      lambda s, x, old, new: s + (x - old) * (x - new), self.spread, statistics, self.average, average
+    )
+    return Statistics(count, average, spread)
+
+  def result(self):
+    """Returns the collection for all batches together."""
+    average, spread = traverse_util.flatten_dict(self.average), traverse_util.flatten_dict(self.spread)
+    for path in average:
+      if path[-1] == 'var':
+        average[path] += spread[*path[:-1], 'mean'] / self.count
+    return traverse_util.unflatten_dict(average)
+
+
+def add_batch(total, variables, index, batch, *, method, augment, seed, grad_accum_steps=1):
+  """Returns `total`, a `Statistics`, with what every batch normalization measures on one more batch.
 
   Args:
+    total: of the batches before.
     variables: of all networks.
     index: number of the batch, which decides its augmentation.
     batch: as that of `train_step`.
     method: a `methods.Method` whose normalizations have no momentum.
-    augment, seed: as those of training.
+    augment, seed, grad_accum_steps: as those of training.
   """
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _KEY), index)
   images = augment(key, batch['image'])
-  if method.views > 1:
-    images = jnp.stack([images] * method.views)
   collections = [name for name in variables if name != 'params']
-  _, changed = method.apply(variables, images, train=True, mutable=collections, rngs={'sampling': key})
-  return changed.get(_STATISTICS, {})
 
+  def add(total, images):
+    views = jnp.stack([images] * method.views) if method.views > 1 else images
+    _, changed = method.apply(variables, views, train=True, mutable=collections, rngs={'sampling': key})
+    return total.add(changed.get(_STATISTICS, {})), None
 
-def combine_statistics(parts):
-  """Returns the statistics of all batches together, from those of equally large ones.
-
-      mean = E_b[mean_b],  var = E_b[var_b] + E_b[(mean_b - mean)^2]
-
-  Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (PreciseBN).
-  """
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-  flat = traverse_util.flatten_dict(stacked)
-  combined = {}
-  for path, values in flat.items():
-    combined[path] = jnp.mean(values, axis=0)
-    if path[-1] == 'var':
-      means = flat[*path[:-1], 'mean']
-      combined[path] += jnp.mean(jnp.square(means - jnp.mean(means, axis=0)[None]), axis=0)
-  return traverse_util.unflatten_dict(combined)
+  return jax.lax.scan(add, total, parts_of(images, grad_accum_steps, 0))[0]

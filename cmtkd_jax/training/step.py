@@ -155,8 +155,8 @@ def train_step(
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     parts = (
-      _parts(images, grad_accum_steps, images.ndim - 4),
-      jax.tree.map(lambda x: _parts(x, grad_accum_steps, 0), labels),
+      parts_of(images, grad_accum_steps, images.ndim - 4),
+      jax.tree.map(lambda x: parts_of(x, grad_accum_steps, 0), labels),
       jax.random.split(sampling, grad_accum_steps),
     )
     (gradients, model_state), metrics = jax.lax.scan(add, (zeros, dict(state.model_state)), parts)
@@ -216,7 +216,7 @@ def jit_train_step(sharding, **parts):
   return jax.jit(functools.partial(train_step, **parts), donate_argnums=0, out_shardings=sharding)
 
 
-def _parts(x, count, axis):
+def parts_of(x, count, axis):
   """Cuts axis `axis`, the batch, into [count, ...]: row r into part r % count, so that no row changes its device."""
   return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, count, *x.shape[axis + 1 :]), axis + 1, 0)
 

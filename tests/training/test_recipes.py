@@ -60,8 +60,15 @@ def whole(tmp_path_factory):
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(whole, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(Preemption, 'requested', lambda self, step: step == 5)
+    measured, measure = [], release.Release.__call__
+    patch.setattr(
+      release.Release,
+      '__call__',
+      lambda self, state, show: measured.append(int(state.step)) or measure(self, state, show),
+    )
     with pytest.raises(Preempted):
       loop.train_and_evaluate(make_config(), tmp_path)
+    assert measured and 5 not in measured  # who asks to stop may not wait for statistics
   loop.train_and_evaluate(make_config(), tmp_path)
   jax.tree.map(np.testing.assert_array_equal, read(tmp_path), read(whole))
   final = [next(row for row in metric_log.read(run) if 'test/student/top1' in row) for run in (tmp_path, whole)]
@@ -89,19 +96,20 @@ def test_the_checkpoint_holds_the_average(whole, tmp_path):
   assert np.abs(kernel(whole, STEPS) - kernel(tmp_path, STEPS)).max() > 2e-3
 
 
-def test_statistics_of_several_batches_are_those_of_all_their_rows():
+@pytest.mark.parametrize('parts', [1, 2])
+def test_statistics_of_several_batches_are_those_of_all_their_rows(parts):
   config = make_config(**{'model.bn_momentum': 0.0, 'method.name': 'single', 'student.weight_bits': 32})
   method = build.create_method(config, 5)
   images = jnp.asarray(np.random.default_rng(0).normal(1, 2, (24, 8, 8, 1)), jnp.float32)
   variables = dict(method.init(jax.random.key(0), images[:8], train=True))
   before = copy.deepcopy(jax.device_get(variables['batch_stats']))
-  parts = [
-    release.batch_statistics(
-      variables, i, {'image': images[8 * i : 8 * i + 8]}, method=method, augment=lambda key, x: x, seed=0
+  total = release.Statistics.start(variables['batch_stats'])
+  for i in range(3):
+    batch = {'image': images[8 * i : 8 * i + 8]}
+    total = release.add_batch(
+      total, variables, i, batch, method=method, augment=lambda key, x: x, seed=0, grad_accum_steps=parts
     )
-    for i in range(3)
-  ]
-  found = release.combine_statistics(parts)['student']['stage1']['norm1']
+  found = total.result()['student']['stage1']['norm1']
   rows = np.asarray(
     jax.lax.conv_general_dilated(
       images,

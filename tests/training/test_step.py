@@ -16,11 +16,11 @@ from cmtkd_jax.methods import Outputs
 from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.step import (
   TrainState,
-  _parts,
   eval_step,
   initial_state,
   initial_state_options,
   label_rank,
+  parts_of,
   train_step,
 )
 from tests import compiling, networks
@@ -404,9 +404,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 def test_parts_of_a_batch_are_spread_over_the_devices():
   """Row r goes into part r mod k: with rows in blocks by device, each part has rows of each device."""
   x = np.arange(16).reshape(16, 1)
-  np.testing.assert_array_equal(_parts(x, 4, 0)[..., 0], [[k, k + 4, k + 8, k + 12] for k in range(4)])
+  np.testing.assert_array_equal(parts_of(x, 4, 0)[..., 0], [[k, k + 4, k + 8, k + 12] for k in range(4)])
   views = np.stack([x, x + 100])
-  np.testing.assert_array_equal(_parts(views, 2, 1)[0, 1, :, 0], 100 + np.arange(0, 16, 2))
+  np.testing.assert_array_equal(parts_of(views, 2, 1)[0, 1, :, 0], 100 + np.arange(0, 16, 2))
 
 
 def test_maps_computed_again_give_the_same_gradients():
