@@ -37,9 +37,12 @@ def look_up(levels, codes):
 
 def _look_up_backward(residuals, g):
   levels, codes = residuals
-  n = levels.shape[-1]
-  mine = codes[..., None] == jnp.arange(n, dtype=codes.dtype).reshape((1,) * codes.ndim + (n,))
-  return jnp.sum(jnp.where(mine, g[..., None], 0), base.reduction_axes(codes, per_channel=levels.ndim == 2)), None
+  axes = base.reduction_axes(codes, per_channel=levels.ndim == 2)
+  # One level after another: 2^b copies of the weights may not fit into memory.
+  sums = jax.lax.map(
+    lambda k: jnp.sum(jnp.where(codes == k, g, 0), axes).reshape(levels.shape[:-1]), jnp.arange(levels.shape[-1])
+  )
+  return jnp.moveaxis(sums, 0, -1), None
 
 
 look_up.defvjp(lambda levels, codes: (look_up(levels, codes), (levels, codes)), _look_up_backward)
