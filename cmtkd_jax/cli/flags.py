@@ -14,11 +14,34 @@ from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import commands, usage
+from cmtkd_jax.config import validation
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.runtime.distributed import Cluster
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/digits_resnet8.py[:smoke].')
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Reads a config file; then flags can set every field of its runs, not only those that the file changes."""
+
+  fields = ()  # that flags set
+
+  def __init__(self, parser):
+    self._parser = parser
+
+  def parse(self, argument):
+    config = self._parser.parse(argument)
+    if isinstance(config, ml_collections.ConfigDict):
+      for field in self.fields:
+        validation.add_to_run(config, field)
+    return config
+
+  def flag_type(self):
+    return self._parser.flag_type()
+
+
+flags.FLAGS['config'].parser = _ConfigParser(flags.FLAGS['config'].parser)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; by default runs/<name of the config file>.')
 _MODE = flags.DEFINE_enum(
   'mode',
@@ -79,8 +102,10 @@ def parse(argv):
     own += (_COORDINATOR, _PROCESSES, _PROCESS, _INIT_TIMEOUT)
     print(usage.text(commands.MODES, [flags.FLAGS[holder.name] for holder in own]), flush=True)
     sys.exit()
-  for field in re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE):
-    config_lib.check_field(field)
+  fields = re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE)
+  for field in fields:
+    validation.check_settable(field)
+  _ConfigParser.fields = fields
   _check_config_files(argv)
   try:
     rest = flags.FLAGS(argv)
@@ -161,9 +186,8 @@ def _one_line(error, argv):
   text = str(error).strip() or type(error).__name__
   for said, fix in _FIXES.items():
     text = re.sub(said, fix, text)
-  if isinstance(error, flags.UnrecognizedFlagError) and (field := config_lib.suggest(error.flagname)):
-    value = {'duration': "='3 epochs'"}.get(field, '=...')
-    return f'--{error.flagname} is not a flag; set the field: --config.{field}{value}'
+  if isinstance(error, flags.UnrecognizedFlagError):
+    return _unknown_flag(error, argv)
   if isinstance(error, flags.Error) and 'config file' not in text:
     return ' '.join(text.split())
   path = next(reversed(_config_files(argv)), '')
@@ -174,6 +198,21 @@ def _one_line(error, argv):
   where = '' if library or place.filename == __file__ else f' ({place.filename}, line {place.lineno})'
   text = text.splitlines()[-1].strip().removeprefix(_UNAVAILABLE)
   return f'--config: {text}{where}; fix the config file, or name another one'
+
+
+def _unknown_flag(error, argv):
+  name = error.flagname
+  if name in ('resume', 'noresume'):
+    return f'--{name} is not a flag; the same command with the same --workdir resumes'
+  if field := config_lib.suggest(name, settable=True):
+    value = '...'
+    if field == 'duration':
+      given = re.search(rf'^--?{re.escape(name)}[=\n](.*)$', '\n'.join(argv), re.MULTILINE)
+      number = re.match(r'[\d.]+', given[1]) if given else None
+      value = f"'{number[0] if number else 3} {'steps' if 'step' in name else 'epochs'}'"
+    return f'--{name} is not a flag; set the field: --config.{field}={value}'
+  text = ' '.join(str(error).split())
+  return text if 'Did you mean' in text else f'{text}; --help lists the flags'
 
 
 def _default_workdir():

@@ -9,13 +9,43 @@ _MOST_STEPS = 2**31 - 2  # steps are counted in int32
 _FORM = re.compile(rf'\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*(steps?|epochs?|examples?)\s*')
 
 
-def parse(text, field, *, steps_per_epoch, batch_size):
+# {field: whether it takes several}
+FIELDS = {
+  **dict.fromkeys(('duration', 'log_every', 'eval_every', 'checkpoint_every', 'early_stopping', 'profile'), False),
+  **dict.fromkeys(('optimizer.warmup', 'averaging.start', 'averaging.every'), False),
+  'optimizer.decay_at': True,
+  **{
+    f'{value}_schedule.{name}': name == 'change_at'
+    for value in ('beta', 'gamma', 'temperature')
+    for name in ('warmup', 'change_at')
+  },
+}
+
+
+def check(text, field, several):
+  """Raises `UserError` unless `text` is '' or of the form of a duration, or of several where the field takes them."""
+  if not text.strip():
+    return
+  match = _FORM.fullmatch(text)
+  if not match:
+    form = (
+      "numbers and one unit, such as '120 epochs', '3000 steps' or '50, 100 epochs'"
+      if several
+      else "a number and a unit, such as '120 epochs' or '3000 steps'"
+    )
+    raise UserError(f'{field}={text!r} is not a duration; give {form} (steps, epochs or examples)')
+  if not several and ',' in match[1]:
+    raise UserError(f'{field}={text!r} gives {match[1].count(",") + 1} durations where one is wanted; leave one')
+
+
+def parse(text, field, *, steps_per_epoch, batch_size, several=True):
   """Returns the durations in `text`, e.g. '50, 100 epochs', as a tuple of whole training steps.
 
   Args:
     text: numbers separated by commas, then one unit; '' is not a duration.
     field: name of the config field, for the error.
     steps_per_epoch, batch_size: what an epoch and a step are.
+    several: whether there may be more than one.
 
   Returns:
     tuple of ints >= 0, rounded to the nearest step.
@@ -23,15 +53,10 @@ def parse(text, field, *, steps_per_epoch, batch_size):
   Raises:
     UserError: `text` is not of that form, or a number other than 0 comes down to no step.
   """
+  check(text, field, several)
   if not text.strip():
     return ()
-  match = _FORM.fullmatch(text)
-  if not match:
-    raise UserError(
-      f"{field}={text!r} is not a duration; give numbers and one unit, such as '120 epochs', "
-      "'3000 steps' or '50, 100 epochs' (steps, epochs or examples)"
-    )
-  numbers, unit = match.groups()
+  numbers, unit = _FORM.fullmatch(text).groups()
   steps_per_unit = {'step': 1, 'epoch': steps_per_epoch, 'example': 1 / batch_size}[unit.removesuffix('s')]
   steps = tuple(round(float(number) * steps_per_unit) for number in numbers.split(','))
   for number, count in zip(numbers.split(','), steps, strict=True):
@@ -47,7 +72,4 @@ def parse(text, field, *, steps_per_epoch, batch_size):
 
 def parse_one(text, field, **sizes):
   """Returns the single duration in `text` as steps; 0 for ''. Raises `UserError` where there are several."""
-  durations = parse(text, field, **sizes)
-  if len(durations) > 1:
-    raise UserError(f'{field}={text!r} gives {len(durations)} durations where one is wanted; leave one')
-  return durations[0] if durations else 0
+  return next(iter(parse(text, field, several=False, **sizes)), 0)

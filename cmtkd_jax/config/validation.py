@@ -4,9 +4,10 @@ import difflib
 import re
 
 import ml_collections
+from ml_collections import config_dict
 
 from cmtkd_jax import options
-from cmtkd_jax.config import sections
+from cmtkd_jax.config import durations, sections
 from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import parse_rules
@@ -28,6 +29,8 @@ def check(config):
       raise UserError(f'config.{field} is missing; start the config file from cmtkd_jax.config.default()')
   for section in sections.SECTIONS:
     _create(values, section)
+  for field, several in durations.FIELDS.items():
+    durations.check(given[field], f'config.{field}', several)
   together = values['batch_size'] // values['grad_accum_steps']
   if together % (groups := values['model']['bn_groups']):
     raise UserError(
@@ -64,7 +67,7 @@ def check_field(field):
       parent = parent.rpartition('.')[0]
     prefix = f'{parent}.' if parent else ''
     names = sorted({name.removeprefix(prefix).split('.')[0] for name in known if name.startswith(prefix)})
-    hint = f', perhaps config.{close}' if (close := suggest(field)) else ''
+    hint = f', perhaps config.{close}' if (close := suggest(field, settable=True)) else ''
     raise UserError(
       f'config.{field}: there is no such field{hint}; fields of config{prefix and "."}{parent} are {", ".join(names)}'
     )
@@ -84,7 +87,6 @@ _SYNONYMS = {
   'dataset': 'data.name',
   'data_dir': 'data.dir',
   'workers': 'num_workers',
-  'resume': 'init_from',
   'pretrained': 'init_from',
   'bits': 'student.weight_bits',
   'wbits': 'student.weight_bits',
@@ -94,8 +96,13 @@ _SYNONYMS = {
 }
 
 
-def suggest(name):
-  """Returns the field that `name`, a word that is not a field, most likely means; '' if none is near."""
+def suggest(name, settable=False):
+  """Returns the field or section that `name`, a word that is neither, most likely means; '' if none is near.
+
+  Args:
+    name: the word.
+    settable: whether only a field will do.
+  """
   known = sections.fields()
   if f'{name}.name' in known:  # a section, of which one is selected by name
     return f'{name}.name'
@@ -108,7 +115,52 @@ def suggest(name):
     found = next((field for field in fields if field == close or field.endswith(f'.{close}')), '')
     if found:
       return found
-  return ''
+  all_sections = {field.rsplit('.', above)[0] for field in known for above in range(1, 1 + field.count('.'))}
+  section = next(iter(difflib.get_close_matches(name, sorted(all_sections), 1, 0.75)), '')
+  if settable:
+    return f'{section}.name' if f'{section}.name' in known else ''
+  return section
+
+
+# A run of a chain or table, or all of them.
+_RUNS = re.compile(r'(?:(?:first|table\.runs)\.[^.]+\.)*(?:first|table\.runs)(?:\.[^.]+)?')
+
+
+def check_settable(field):
+  """Raises `UserError` unless `field`, which may be one of a run of a chain or table, can be set by a flag."""
+  if _RUNS.fullmatch(field):
+    raise UserError(
+      f'--config.{field}: a whole dict cannot be set on the command line; set single fields of a run, such as '
+      '--config.first.NAME.seed=1, or change the config file'
+    )
+  check_field(field)
+
+
+def add_to_run(config, field):
+  """Lets a run of a chain or table have `field`, such as 'first.teacher.seed', with the value of the configuration.
+
+  Other fields, and those that the run has, stay as they are.
+
+  Raises:
+    UserError: there is no such run.
+  """
+  if not (match := _RUN.match(field)):
+    return
+  place, name = config, field[match.end() :]
+  for of, run in re.findall(r'(first|table\.runs)\.([^.]+)\.', match[0]):
+    runs = place.get('first', {}) if of == 'first' else place.get('table', {}).get('runs', {})
+    check_runs(runs)
+    if run not in runs:
+      raise UserError(f'--config.{field}: there is no run {run!r}; runs of config.{of} are {", ".join(runs) or "none"}')
+    place = runs[run]
+  with config.unlocked():
+    *above, leaf = name.split('.')
+    for section in above:
+      if section not in place:
+        place[section] = ml_collections.ConfigDict()
+      place, config = place[section], config[section]
+    if leaf not in place:
+      place[leaf] = config_dict.placeholder(float) if config[leaf] is None else config[leaf]
 
 
 def check_runs(runs):

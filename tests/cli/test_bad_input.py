@@ -83,6 +83,12 @@ def finished(tmp_path_factory):
     ([SMOKE, 'stray'], ["'stray' is not a flag", '--workdir']),
     (['--confg=x'], ["'confg'", 'Did you mean: config']),
     ([SMOKE, '--epochs=3'], ['--epochs is not a flag', "--config.duration='3 epochs'"]),
+    ([SMOKE, '--epochs=10'], ["--config.duration='10 epochs'"]),
+    ([SMOKE, '--num_steps', '250'], ["--config.duration='250 steps'"]),
+    ([SMOKE, '--resume'], ['--resume is not a flag; the same command with the same --workdir resumes']),
+    ([SMOKE, '--gpus=2'], ["flag 'gpus'; --help lists the flags"]),
+    ([SMOKE, '--optimizr=adamw'], ['--optimizr is not a flag', '--config.optimizer.name=']),
+    (['--mode=config', 'optimizr'], ['did you mean optimizer?']),
     ([SMOKE, '--lr=0.1'], ['--lr is not a flag', '--config.optimizer.learning_rate=']),
     ([SMOKE, '--batchsize=3'], ['--batchsize is not a flag', '--config.batch_size=']),
     (['--config'], ['Missing value for flag --config']),
@@ -171,14 +177,16 @@ def test_environment_of_processes(refused, monkeypatch):
     ('optimizer.decay_at=2 steps', ['config.optimizer.decay_at', "contradicts config.optimizer.schedule='cosine'"]),
     ('optimizer.warmup=5 steps', ['config.optimizer.warmup', 'shorten it']),
     ('duration=', ["config.duration=''", "'120 epochs'"]),
-    ('duration=10', ["config.duration='10'", "'3000 steps'"]),
+    ('duration=10', ["config.duration='10' is not a duration; give a number and a unit", "or '3000 steps' (steps"]),
     ('duration=5 weeks', ["config.duration='5 weeks'", '(steps, epochs or examples)']),
     ('duration=1, 2 epochs', ['config.duration', 'leave one']),
     ('duration=-3 steps', ['config.duration', 'is not a duration; give']),
     (f'duration={"9" * 400} steps', ['config.duration', 'is not a duration; give']),
     ('checkpoint_every=0.1 steps', ["config.checkpoint_every='0.1 steps'", 'is less than one step', "'1 steps'"]),
     ('duration=999999999999 epochs', ["config.duration='999999999999 epochs'", 'is more than', 'shorten it']),
-    ('log_every=x', ["config.log_every='x'", 'give numbers and one unit']),
+    ('log_every=x', ["config.log_every='x'", 'give a number and a unit']),
+    ('beta_schedule.change_at=3', ["config.beta_schedule.change_at='3'", 'numbers and one unit', "'50, 100 epochs'"]),
+    ('averaging.start=1, 2 epochs', ['config.averaging.start', 'gives 2 durations where one is wanted']),
     ('batch_size=0', ['config.batch_size=0', 'must be at least 1']),
     ('batch_size=15', ['config.batch_size=15', 'use 8 or 16']),
     ('batch_size=80000', ['config.batch_size=80000', '48 training examples', 'lower it']),
@@ -222,6 +230,32 @@ def test_steps_of_the_learning_rate(refused, tmp_path, decay_at, words):
     [SMOKE, f'--workdir={tmp_path}/run', '--config.optimizer.schedule=step', f'--config.optimizer.decay_at={decay_at}'],
     [f"config.optimizer.decay_at='{decay_at}'", *words],
   )
+
+
+CHAIN = '--config=configs/digits_kd.py:smoke'
+
+
+@pytest.mark.parametrize('mode', ['config', 'bits'])
+def test_durations_are_checked_wherever_a_configuration_is(refused, mode):
+  refused([SMOKE, f'--mode={mode}', '--config.checkpoint_every=5 weeks'], ["config.checkpoint_every='5 weeks'"])
+
+
+@pytest.mark.parametrize(
+  'field, words',
+  [
+    ('first.techer.seed=3', ['--config.first.techer.seed', "no run 'techer'", 'runs of config.first are teacher']),
+    ('table.runs.a.seed=3', ["no run 'a'", 'runs of config.table.runs are none']),
+    ('first.teacher.sed=3', ['config.sed: there is no such field, perhaps config.seed']),
+    ('first=dict(a=1)', ['--config.first: a whole dict cannot be set on the command line', 'change the config file']),
+    ('first={}', ['--config.first: a whole dict cannot be set']),
+    ('first.teacher=3', ['--config.first.teacher: a whole dict cannot be set']),
+    ('table.runs.a={}', ['--config.table.runs.a: a whole dict cannot be set']),
+    ('first.teacher.duration=9', ["config.duration='9' is not a duration"]),
+    ('first.teacher.seed=x', ['--config.first.teacher.seed=x', 'give a whole number']),
+  ],
+)
+def test_fields_of_the_runs_of_a_chain(refused, tmp_path, field, words):
+  refused([CHAIN, f'--workdir={tmp_path}/run', f'--config.{field}'], words)
 
 
 # --- Config files.

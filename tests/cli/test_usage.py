@@ -1,11 +1,17 @@
 """`--help`, and arguments that are not flags."""
 
+import pathlib
+import sys
+
 import pytest
 from absl.testing import flagsaver
 
 from cmtkd_jax import main
 from cmtkd_jax.cli import commands, flags
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.experiments import chain
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +59,27 @@ def test_config_prints_what_is_asked_for(capsys):
   assert 'neither a field nor a section' in capsys.readouterr().err
   assert main.main(['main', '--mode=config', 'momentum']) == 2
   assert 'did you mean optimizer.momentum?' in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+@pytest.mark.parametrize(
+  'argument, field, value',
+  [
+    ('duration=20 epochs', 'duration', '20 epochs'),
+    ('student.weight_bits=8', 'student.weight_bits', 8),  # which the run changes
+    ('optimizer.grad_clip_norm=2.5', 'optimizer.grad_clip_norm', 2.5),  # which is None
+    ('method.kd.temperature=3', 'method.kd.temperature', 3.0),  # below a section that the run changes
+    ('data.mean=(0.1,)', 'data.mean', (0.1,)),
+    ('tensorboard=False', 'tensorboard', False),
+  ],
+)
+def test_fields_of_a_run_of_a_chain(monkeypatch, argument, field, value):
+  arguments = ['main', f'--config={ROOT}/configs/digits_kd.py', f'--config.first.teacher.{argument}']
+  monkeypatch.setattr(sys, 'argv', arguments)  # where config flags look
+  config = flags.parse(arguments).config
+  found = chain.first_run(config, 'teacher').to_dict()
+  default = config.to_dict()
+  for name in field.split('.'):
+    found, default = found[name], default[name]
+  assert found == value != default and type(found) is type(value)
+  assert chain.first_run(config, 'teacher').method.name == 'single' and config.is_locked

@@ -154,7 +154,14 @@ def test_the_description_says_what_a_name_stands_for():
     ('epochs', 'duration'),
     ('data.agument', 'data.augment'),
     ('nothing_like_it', ''),
+    ('optimizr', 'optimizer'),
+    ('quantizer.lqs', 'quantizer.lsq'),
   ],
 )
 def test_suggestions(field, meant):
   assert config_lib.suggest(field) == meant
+
+
+def test_suggestions_of_what_can_be_set():
+  assert config_lib.suggest('optimizr', settable=True) == 'optimizer.name'
+  assert config_lib.suggest('quantizer.lqs', settable=True) == ''
