@@ -52,15 +52,17 @@ class Weight(base.Quantizer):
     a = jnp.maximum(parameters['clip'], base.SMALLEST)
     positive = magnitudes(self.bits - 1)
     levels = jnp.asarray(np.concatenate([-positive[:0:-1], positive]))
-    return base.QTensor(base.nearest_level(_standardize(x) * (1 / a), levels), a, levels=levels)
+    centered, deviation = _center(x)
+    return base.QTensor(base.nearest_level(_ratio(centered, deviation, a), levels), a, levels=levels)
 
   def surrogate(self, x, parameters):
-    a, v = base.ste_maximum(parameters['clip']), _standardize(x)
-    clipped = base.clip(v * (1 / a), -1, 1)
-    value = a * base.ste(_projected(self, x, parameters), clipped)
+    a, (centered, deviation) = base.ste_maximum(parameters['clip']), _center(x)
+    ratio = _ratio(centered, deviation, a)
+    value = a * base.ste(_projected(self, x, parameters), base.clip(ratio, -1, 1))
     if self.bits > 2:
       return value
-    outside = jnp.abs(v) >= a  # where only the clip has a gradient so far
+    outside = jnp.abs(ratio) >= 1  # where only the clip has a gradient so far
+    v = centered * (1 / deviation)
     return value + jnp.where(outside, v - jax.lax.stop_gradient(v), 0)
 
 
@@ -88,10 +90,17 @@ class Activation(base.Quantizer):
     return a * base.ste(_projected(self, x, parameters), base.clip(x * (1 / a), 0, 1))
 
 
-def _standardize(w):
+def _center(w):
+  """(w - mean w, std w)."""
   centered = w - jnp.mean(w)
-  variance = jnp.sum(jnp.square(centered)) / max(1, w.size - 1)
-  return centered * (1 / jnp.sqrt(jnp.maximum(variance, base.SMALLEST**2)))
+  variance = jnp.sum(jnp.square(centered)) * np.float32(1 / max(1, w.size - 1))
+  return centered, jnp.sqrt(jnp.maximum(variance, base.SMALLEST**2))
+
+
+def _ratio(centered, deviation, clip):
+  # v / a as one product with one reciprocal: compilers may or may not merge two products, and the codes must be the same
+  # wherever they are computed. Likewise the reciprocal of a constant above.
+  return centered * (1 / (deviation * clip))
 
 
 def _projected(quantizer, x, parameters):

@@ -10,7 +10,7 @@ from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base, lsq
 
 FUNCTIONS = {'relu': jax.nn.relu, 'swish': jax.nn.swish, 'identity': lambda x: x}
-_SAMPLES = 4096  # of the first batch, from which step and offset start
+_SAMPLES = 4096  # values of the first batch, from which step and offset start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Activation(base.Quantizer):
 
   function: f, the activation function itself, which other quantizers are: 'relu', 'swish' or 'identity'.
   Gradients: dx_hat/ds as in LSQ with f(x) - o, dx_hat/do = 1[outside], both times 1 / sqrt(features n);
-  dx_hat/df = 1[inside]. Step and offset start from the least squared error on the first batch (2 percent steps of its
-  range). Source: LSQ+ eqs. (3)-(6).
+  dx_hat/df = 1[inside]. Step and offset start from the least squared error on a sample of the first batch (2 percent
+  steps of its range). Source: LSQ+ eqs. (3)-(6).
   """
 
   function: str = option('relu', 'f, the activation function itself', choices=tuple(FUNCTIONS))
@@ -52,7 +52,8 @@ class Activation(base.Quantizer):
 
   def init(self, x):
     x = FUNCTIONS[self.function](x).reshape(-1)
-    x = x[:: max(1, x.size // _SAMPLES)]
+    if x.size > _SAMPLES:  # drawn: every n-th value could be those of one channel
+      x = x[np.random.default_rng(0).integers(x.size, size=_SAMPLES, dtype=np.int32)]
     low, high, n = jnp.min(x), jnp.max(x), 2**self.bits - 1
 
     def error(part):

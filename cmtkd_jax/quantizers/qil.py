@@ -15,7 +15,7 @@ from cmtkd_jax.quantizers import base, hwgq
 def transform(magnitude, center, distance, gamma=1.0):
   """Transformer of a magnitude to [0, 1]: values below the interval are pruned, those above it clipped.
 
-      t = clip(a |x| + beta, 0, 1)^gamma,  a = 1 / (2 d),  beta = 1/2 - c / (2 d);   0 below c - d, 1 above c + d
+      t = clip((|x| - (c - d)) / (2 d), 0, 1)^gamma;   0 below c - d, 1 above c + d
 
   Args:
     magnitude: |x|, float32 >= 0, any shape.
@@ -24,7 +24,9 @@ def transform(magnitude, center, distance, gamma=1.0):
 
   Source: QIL eq. (3).
   """
-  t = base.clip((magnitude - center) / (2 * distance) + 0.5, 0, 1)
+  # The reciprocal is written out, and no product is added to anything: a compiler could fuse the two, and the codes must
+  # be the same wherever they are computed.
+  t = base.clip((magnitude - (center - distance)) * (1 / (2 * distance)), 0, 1)
   if isinstance(gamma, float):
     return t
   inside = (t > 0) & (t < 1)  # elsewhere t^gamma = t, and its slopes have no limit
@@ -43,7 +45,8 @@ class _Interval(base.Quantizer):
 
   def _interval(self, parameters):
     scaled = {name: base.scale_gradient(parameters[name], np.float32(self.gradient_scale)) for name in self.learned}
-    return {**scaled, 'distance': base.ste_maximum(scaled['distance'])}
+    # A distance or gamma that training has pushed below 0 would take values out of [0, 1], and codes out of their range.
+    return scaled | {name: base.ste_maximum(scaled[name]) for name in scaled if name != 'center'}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 
 from cmtkd_jax.quantizers import base, pact
 
@@ -30,7 +31,8 @@ def weight_clip(w, bits):
     float32 scalar, positive. Weights so far from a bell that a <= 0, such as equal ones, are clipped at max|w|.
   """
   c1, c2 = COEFFICIENTS[bits]
-  clip = c1 * jnp.sqrt(jnp.mean(jnp.square(w))) - c2 * jnp.mean(jnp.abs(w))
+  root, mean = c1 * jnp.sqrt(jnp.mean(jnp.square(w))), c2 * jnp.mean(jnp.abs(w))
+  clip = jnp.maximum(root, 0) - jnp.maximum(mean, 0)  # both are >= 0; a compiler could fuse a bare product with the sum
   return jnp.maximum(jnp.where(clip > 0, clip, jnp.max(jnp.abs(w))), base.SMALLEST)
 
 
@@ -48,8 +50,10 @@ class Weight(base.Quantizer):
 
   def quantize(self, x, parameters=None):
     n, a = 2**self.bits - 1, weight_clip(x, self.bits)
-    codes = jnp.round(jnp.clip(x * (n / (2 * a)) + n / 2, 0, n))
-    return base.QTensor(codes.astype(jnp.int32), 2 * a / n, n / 2)
+    # Added before it is multiplied: compilers may or may not fuse a product with a sum, and the codes must be the same
+    # wherever they are computed.
+    codes = jnp.round(jnp.clip((x + a) * (n / (2 * a)), 0, n))
+    return base.QTensor(codes.astype(jnp.int32), a * np.float32(2 / n), n / 2)
 
   def surrogate(self, x, parameters):
     return x
