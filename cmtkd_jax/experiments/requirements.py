@@ -11,7 +11,7 @@ from cmtkd_jax.experiments import chain
 from cmtkd_jax.runtime import chips
 from cmtkd_jax.runtime import topology as tpu_topology
 from cmtkd_jax.runtime.progress import format_duration
-from cmtkd_jax.training import averaging, build, freezing, loss_schedule, memory, optimizer, schedule, teachers
+from cmtkd_jax.training import build, memory, plan, schedule, teachers
 from cmtkd_jax.training.step import abstract_state, jit_train_step
 
 _COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -101,17 +101,13 @@ def of_method(method, config, data, mesh):
   """Returns the `Requirements` of training `method` on `data`, an `outline.Outline`, with the devices of `mesh`."""
   sizes = dict(steps_per_epoch=data.steps_per_epoch, batch_size=config.batch_size)
   steps = schedule.create(config, **sizes).total
-  learning_rate = optimizer.learning_rate(config, steps, **sizes)
-  parts = dict(
-    method=method,
-    optimizer=freezing.add(optimizer.create(config, method, learning_rate), config, method, data.input_shape),
-    augment=data.augment,
-    averaging=averaging.create(config, steps, **sizes),
-  )
+  learning = plan.learning(config, method, data.input_shape, steps, **sizes)
+  parts = dict(method=method, optimizer=learning['optimizer'], augment=data.augment, averaging=learning['averaging'])
   sharding = build.replicated(mesh)
   state = abstract_state(data.batch_spec, sharding, **parts, seed=config.seed)
-  loss_at = loss_schedule.create(config, method, steps, **sizes)
-  step = jit_train_step(sharding, **parts, grad_accum_steps=config.grad_accum_steps, mix=data.mix, loss_at=loss_at)
+  step = jit_train_step(
+    sharding, **parts, grad_accum_steps=config.grad_accum_steps, mix=data.mix, loss_at=learning['loss_at']
+  )
   with memory.errors_as_advice(config):
     compiled = step.lower(state, data.batch_spec).compile()
   analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()

@@ -76,20 +76,35 @@ def create(config, workdir):
     raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')
   layers = bit_table.collect(method, dataset.input_shape, parse_rules(config.bits.rules))
   _check_remat(config, layers)
-  learning_rate = optimizer.learning_rate(config, when.total, **sizes)
   return Plan(
-    config,
-    build.replicated(mesh),
-    dataset,
-    when,
-    trained,
-    method,
-    layers,
-    learning_rate,
-    freezing.add(optimizer.create(config, method, learning_rate), config, method, dataset.input_shape),
-    averaging.create(config, when.total, **sizes),
-    loss_schedule.create(config, method, when.total, **sizes),
-    early_stopping.patience(config, **sizes),
+    config=config,
+    sharding=build.replicated(mesh),
+    dataset=dataset,
+    schedule=when,
+    teachers=trained,
+    method=method,
+    layers=layers,
+    patience=early_stopping.patience(config, **sizes),
+    **learning(config, method, dataset.input_shape, when.total, **sizes),
+  )
+
+
+def learning(config, method, input_shape, total_steps, **sizes):
+  """Returns the parts of a `Plan` that say how the networks learn, by name.
+
+  Args:
+    config: the run's configuration.
+    method: its `methods.Method`.
+    input_shape: (H, W, C) of the images.
+    total_steps: of the training.
+    **sizes: as for `durations.parse`.
+  """
+  learning_rate = optimizer.learning_rate(config, total_steps, **sizes)
+  return dict(
+    learning_rate=learning_rate,
+    optimizer=freezing.add(optimizer.create(config, method, learning_rate), config, method, input_shape),
+    averaging=averaging.create(config, total_steps, **sizes),
+    loss_at=loss_schedule.create(config, method, total_steps, **sizes),
   )
 
 
