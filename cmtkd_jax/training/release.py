@@ -76,13 +76,13 @@ class Statistics(NamedTuple):
 
       mean = E_b[mean_b],  var = E_b[var_b] + E_b[(mean_b - mean)^2]
 
-  count: of batches, float32 scalar. average, spread: the collection of statistics, averaged over the batches, and the
+  batches: their number, float32 scalar. average, spread: the collection of statistics, averaged over the batches, and the
   sums of their squared distances from the average.
 
   Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (PreciseBN); sums of Welford 1962.
   """
 
-  count: jax.Array
+  batches: jax.Array
   average: Any
   spread: Any
 
@@ -94,19 +94,19 @@ class Statistics(NamedTuple):
 
   def add(self, statistics):
     """Returns that of one more batch."""
-    count = self.count + 1
-    average = jax.tree.map(lambda a, x: a + (x - a) / count, self.average, statistics)
+    batches = self.batches + 1
+    average = jax.tree.map(lambda a, x: a + (x - a) / batches, self.average, statistics)
     spread = jax.tree.map(
       lambda s, x, old, new: s + (x - old) * (x - new), self.spread, statistics, self.average, average
     )
-    return Statistics(count, average, spread)
+    return Statistics(batches, average, spread)
 
   def result(self):
     """Returns the collection for all batches together."""
     average, spread = traverse_util.flatten_dict(self.average), traverse_util.flatten_dict(self.spread)
     for path in average:
       if path[-1] == 'var':
-        average[path] += spread[*path[:-1], 'mean'] / self.count
+        average[path] += spread[*path[:-1], 'mean'] / self.batches
     return traverse_util.unflatten_dict(average)
 
 
