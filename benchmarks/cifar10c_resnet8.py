@@ -1,6 +1,7 @@
 """The ablation of CMT-KD (its Table 2) scaled down: ResNet8 on ten classes of CIFAR-100 at 32x32, for a CPU.
 
 5,000 training and 1,000 test images of classes 0-9, from a folder of .npy arrays; about 15 minutes a seed on 2 cores.
+Data:  python launch/prepare_cifar.py cifar-100-python.tar.gz cifar100_classes_0_9 --classes=10
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/cifar10c_resnet8.py --config.data.name=npy:DIR
 Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/cifar10c_resnet8.py \
            --workdir=benchmarks/results/cifar10c_resnet8
@@ -11,7 +12,7 @@ from cmtkd_jax import config as base
 
 def get_config(argument=''):
   config = base.default()
-  config.data.name = 'npy:data_cache/cifar100_classes_0_9'
+  config.data.name = 'npy:cifar100_classes_0_9'
   # Flips alone: with random crops too, a network this small underfits, and distillation has little to give it.
   config.data.image_size, config.data.augment, config.data.pad = 32, 'pad_crop_flip', 0
   config.data.mean, config.data.std = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Turns the official archive of CIFAR-10 or CIFAR-100 into the .npy files that --config.data.name=npy:DIR reads.
 
-    python launch/prepare_cifar.py cifar-100-python.tar.gz DIR
+    python launch/prepare_cifar.py cifar-100-python.tar.gz DIR [--classes=N]
 
+--classes=N keeps the images of the first N classes only, 0 to N-1 in the order of the archive's names.
 The archive is the "python version" of https://www.cs.toronto.edu/~kriz/cifar.html. Other files in DIR stay as they are.
 """
 
@@ -50,6 +51,18 @@ def read(path):
   return found
 
 
+def keep(found, classes):
+  """Returns the arrays of the first classes only; exits where there are not so many."""
+  names = found['class_names']
+  if not 2 <= classes <= len(names):
+    sys.exit(f'error: --classes={classes}: the archive has {len(names)} classes; give a number from 2 to {len(names)}')
+  kept = {'class_names': names[:classes]}
+  for split in ('train', 'test'):
+    among = found[f'{split}_labels'] < classes
+    kept |= {name: found[name][among] for name in (f'{split}_images', f'{split}_labels')}
+  return kept
+
+
 def write(found, folder):
   """Writes the arrays, each whole or not at all; exits rather than replace a file of other data."""
   try:
@@ -71,8 +84,10 @@ def main(arguments=None):
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   for name in ('ARCHIVE', 'DIR'):
     parser.add_argument(name, type=pathlib.Path)
+  parser.add_argument('--classes', type=int, metavar='N', help='keep the first N classes only; default: all')
   options = parser.parse_args(arguments)
-  write(read(options.ARCHIVE), options.DIR)
+  found = read(options.ARCHIVE)
+  write(found if options.classes is None else keep(found, options.classes), options.DIR)
   print(f'train with --config.data.name=npy:{options.DIR}')
 
 

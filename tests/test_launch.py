@@ -304,6 +304,20 @@ def test_cifar_becomes_npy_files(prepare_cifar, tmp_path, capsys, classes):
   assert np.load(folder / 'train_labels.npy').tolist() == labels[:20]
   assert np.load(folder / 'test_labels.npy').tolist() == labels[20:]
 
+  # The first classes only, with their names.
+  fewer = tmp_path / 'fewer'
+  prepare_cifar.main([str(path), str(fewer), f'--classes={classes // 2}'])
+  assert npy.read(str(fewer), 3).class_names == tuple(names[: classes // 2])
+  for split, part in (('train', range(20)), ('test', range(20, 25))):
+    kept = [k for k in part if labels[k] < classes // 2]
+    assert kept and np.load(fewer / f'{split}_labels.npy').tolist() == [labels[k] for k in kept]
+    assert np.load(fewer / f'{split}_images.npy')[:, 0, 0, 0].tolist() == [rows[k, 0] for k in kept]
+  for wrong in (1, classes + 1):
+    with pytest.raises(SystemExit, match=f'^error: --classes={wrong}: the archive has {classes} classes; give a'):
+      prepare_cifar.main([str(path), str(tmp_path / 'none'), f'--classes={wrong}'])
+  assert not (tmp_path / 'none').exists()
+  capsys.readouterr()
+
   # Once more it changes nothing; in a folder of other data it leaves all as it was.
   (folder / 'notes.txt').write_text('mine')
   prepare_cifar.main([str(path), str(folder)])
