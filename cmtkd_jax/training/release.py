@@ -76,8 +76,8 @@ class Statistics(NamedTuple):
 
       mean = E_b[mean_b],  var = E_b[var_b] + E_b[(mean_b - mean)^2]
 
-  batches: their number, float32 scalar. average, spread: the collection of statistics, averaged over the batches, and the
-  sums of their squared distances from the average.
+  batches: their number, float32 scalar.
+  average, spread: the collection of statistics, averaged over batches, and its sums of squares around that.
 
   Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (PreciseBN); sums of Welford 1962.
   """
