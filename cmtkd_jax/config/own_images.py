@@ -162,7 +162,8 @@ def apply(config, argument):
 
 def describe(path, found, accelerator, choices):
   """Returns what was found and chosen, and how to choose otherwise, as text."""
-  machine, other = ('a GPU or TPU', 'cpu') if accelerator else ('a CPU', 'accelerator')
+  machines = [('a CPU', 'cpu'), ('a GPU or TPU', 'accelerator')]
+  (other, word), (machine, _) = machines if accelerator else machines[::-1]
   test = f'{found.test:,} to test on{f" ({found.held_out})" if found.held_out else ""}'
   sides = ' to '.join(map(str, sorted({found.short[0], found.short[-1]})))
   fields = [f'--config.{choice.field}={shlex.quote(str(choice.value))}' for choice in choices]
@@ -171,7 +172,7 @@ def describe(path, found, accelerator, choices):
     [
       f'{printable(path)}: {found.train:,} images to train on, {test}, {found.classes} classes; '
       f'shorter side {sides} pixels',
-      f'chosen for {machine} (a comma and {other} after the folder choose for the other):',
+      f'chosen for {machine} (for {other}: --config=configs/folder.py:DIR,{word}):',
       *(f'  {field.ljust(width)}  {choice.reason}' for field, choice in zip(fields, choices)),
       'Each of these flags overrules its line.',
     ]

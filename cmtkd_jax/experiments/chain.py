@@ -60,7 +60,10 @@ def in_order(runs, wanted):
 
   def visit(name, above):
     if name in above:
-      raise UserError(f'config.first: {" -> ".join([*above, name])} refer to each other in a circle')
+      raise UserError(
+        f'config.first: {" -> ".join([*above, name])} refer to each other in a circle; take one reference out of '
+        'init_from or teachers'
+      )
     if name not in order:
       for reference in _REFERENCE.findall(json.dumps(runs[name].to_dict())):
         if reference in runs:

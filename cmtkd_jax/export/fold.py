@@ -258,7 +258,10 @@ def activation_grid(quantizer, parameters, name):
   coded = quantize([0])
   scale = np.float64(np.asarray(coded.scale))
   if scale.ndim or not len(wanted):
-    raise UserError(f'{name}: activations with a scale a channel, or with one level, cannot be exported')
+    raise UserError(
+      f'{name}: activations with a scale a channel, or with one level, cannot be exported; use another quantizer for '
+      'activations'
+    )
   offset = 0.0 if coded.offset is None else float(coded.offset)
   if not np.isfinite([scale, offset, *np.ravel(coded.levels if coded.levels is not None else 0)]).all():
     raise UserError(f'{name}: the values of its quantizer are not finite; {_DIVERGED}')
@@ -279,7 +282,10 @@ def activation_grid(quantizer, parameters, name):
     )
   )
   if (codes_of(probes) - lowest != np.searchsorted(thresholds, probes, side='right')).any():
-    raise UserError(f'{name}: its quantizer does not ascend with its input; such activations cannot be exported')
+    raise UserError(
+      f'{name}: its quantizer does not ascend with its input, which cannot be exported; use another quantizer for '
+      'activations'
+    )
   return grid, thresholds, uniform
 
 

@@ -81,7 +81,9 @@ def _steps(jaxpr, found):
     if variable in names:
       return names[variable]
     if variable not in made_by:
-      raise UserError('the network adds a constant to a map between its layers, which cannot be exported')
+      raise UserError(
+        'the network adds a constant to a map between its layers, which cannot be exported; make it the bias of a layer'
+      )
     equation = made_by[variable]
     kind, shape = equation.primitive.name, equation.invars[0].aval.shape[1:]
     if kind == 'layer':
@@ -101,7 +103,10 @@ def _steps(jaxpr, found):
     ):
       step = TracedOp('mean', (visit(total.invars[0]),), f'mean{len(steps)}', total.invars[0].aval.shape[1:])
     else:
-      raise UserError(f'the network has the operation {kind!r} between its layers, which cannot be exported')
+      raise UserError(
+        f'the network has the operation {kind!r} between its layers, which cannot be exported; use layers of '
+        'cmtkd_jax.models.layers, sums, ReLU and means over height and width'
+      )
     steps.append(step)
     return names.setdefault(variable, step.output)
 

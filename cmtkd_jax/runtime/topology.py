@@ -37,4 +37,6 @@ def tpu_slice(name):
         'which works on machines without a TPU'
       ) from e
     reason = str(e).rpartition(': ')[2]
-    raise UserError(f'--topology={name} is not a slice that the compiler for TPUs knows ({reason})') from e
+    raise UserError(
+      f'--topology={name} is not a slice that the compiler for TPUs knows ({reason}); name another one, such as v5e:2x2'
+    ) from e

@@ -26,7 +26,7 @@ from cmtkd_jax import export, main
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import table
 from cmtkd_jax.runs import checkpoint, metric_log, run_files
-from cmtkd_jax.runtime import local_file, text_table
+from cmtkd_jax.runtime import local_file, text_table, topology
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMOKE = '--config=configs/digits_resnet8.py:smoke'
@@ -115,6 +115,17 @@ def finished(tmp_path_factory):
 )
 def test_flags(refused, arguments, words):
   refused(arguments, words)
+
+
+def test_slices_of_tpus_that_are_not_there(monkeypatch):
+  def unknown(**unused):
+    raise RuntimeError('INVALID_ARGUMENT: no such topology')
+
+  for name in ('TPU_SKIP_MDS_QUERY', 'TPU_WORKER_HOSTNAMES', 'ALLOW_MULTIPLE_LIBTPU_LOAD'):
+    monkeypatch.setenv(name, '')  # restored at the end
+  monkeypatch.setattr('jax.experimental.topologies.get_topology_desc', unknown)
+  with pytest.raises(UserError, match='v5e:3x3 is not a slice .*no such topology.; name another one, such as v5e:2x2'):
+    topology.tpu_slice('v5e:3x3')
 
 
 def test_environment_of_processes(refused, monkeypatch):
@@ -280,7 +291,7 @@ BASE = 'from cmtkd_jax import config as base\ndef get_config(argument=""):\n  co
     (BASE + '  config.first.a = dict(nope=3)\n  return config\n', ['config.nope', 'no such field']),
     (
       BASE + '  config.first = dict(a=dict(init_from="{b}"), b=dict(init_from="{a}"))\n  return config\n',
-      ['config.first: a -> b -> a', 'circle'],
+      ['config.first: a -> b -> a', 'circle; take one reference out of init_from or teachers'],
     ),
   ],
 )

@@ -96,7 +96,7 @@ def test_the_config_file_looks_into_the_folder_and_says_what_it_chose(photos, ca
     f'{photos}: 32 images to train on, 8 to test on (20 % of the images of every class, held out of training), '
     '2 classes; shorter side 90 to 108 pixels'  # 109 is held out
   )
-  assert lines[1] == 'chosen for a CPU (a comma and accelerator after the folder choose for the other):'
+  assert lines[1] == 'chosen for a CPU (for a GPU or TPU: --config=configs/folder.py:DIR,accelerator):'
   shown = [line.split('  ')[1] for line in lines[2:-1]]
   assert "--config.duration='300 epochs'" in shown and len(shown) == len(own_images.choose(PHOTOS, False))
 

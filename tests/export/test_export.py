@@ -397,8 +397,16 @@ def test_what_cannot_be_exported_is_named():
       jnp.round(jnp.clip(x, 0, 3)).astype(jnp.int32), jnp.ones(4)
     )
 
-  with pytest.raises(UserError, match='here.*scale a channel'):
+  with pytest.raises(UserError, match='here.*scale a channel.*; use another quantizer for activations'):
     fold.activation_grid(Channels(2), {}, 'here')
+
+  class Bump(base.Quantizer):
+    quantize = lambda self, x, parameters=None: base.QTensor(
+      jnp.where((x > -2) & (x < -1), 2, jnp.round(jnp.clip(x, 0, 3)).astype(jnp.int32)), jnp.float32(1)
+    )
+
+  with pytest.raises(UserError, match='here: .* does not ascend .*; use another quantizer for activations'):
+    fold.activation_grid(Bump(2), {}, 'here')
   with pytest.raises(UserError, match='here'):
     fold.activation_grid(Folded(2), {}, 'here')
 
@@ -406,8 +414,15 @@ def test_what_cannot_be_exported_is_named():
     def __call__(self, images, train):
       return type('Outputs', (), {'logits': {'student': jnp.sin(images)}})
 
-  with pytest.raises(UserError, match="operation 'sin'"):
+  with pytest.raises(UserError, match="operation 'sin' .*; use layers of cmtkd_jax.models.layers"):
     trace.trace(Odd(), {}, (2, 2, 1), 'student')
+
+  class Shifted(nn.Module):
+    def __call__(self, images, train):
+      return type('Outputs', (), {'logits': {'student': images + np.ones((1, 2, 2, 1), np.float32)}})
+
+  with pytest.raises(UserError, match='adds a constant to a map .*; make it the bias of a layer'):
+    trace.trace(Shifted(), {}, (2, 2, 1), 'student')
 
 
 # Files.
