@@ -115,8 +115,10 @@ class CMTKD(Method):
         mixed = [values(x) for x in self._activate(k, before, train)]
       shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])
       teacher_maps = [shared] * len(teachers)
-      if settings.requantize or settings.fused == 'pre_quantizer':
+      if settings.fused == 'pre_quantizer':
         teacher_maps = self._activate(k, teacher_maps, train)
+      elif settings.requantize:  # as in evaluation: values that are fitted have been, to each teacher's own map
+        teacher_maps = self._activate(k, teacher_maps, train=False)
       if self.feature_loss is None:
         continue
       pre_quantizer = self.feature_loss.maps == 'pre_quantizer'
@@ -229,6 +231,8 @@ def create(config, settings, num_classes, teachers=()):
   make_teachers = tuple(build(*pair) for pair in bits)
   student = config.student
   make_student = build(student.weight_bits, student.activation_bits)
+  if make_student().activate_normalizes:
+    _check_normalizing(config, settings)
   make_head = None
   if settings.combined_head == 'shared':  # that of the teacher with the most bits
     make_head = max(zip(bits, make_teachers), key=lambda pair: pair[0])[1]().make_head
@@ -274,6 +278,20 @@ def _check_combinations(settings, num_teachers):
     raise UserError(
       "config.method.cmtkd.requantize=True has no meaning with config.method.cmtkd.fused='pre_quantizer', where each "
       'teacher quantizes the mixture anyway; set it to False'
+    )
+
+
+def _check_normalizing(config, settings):
+  """Refuses what assumes that nothing but the quantizer lies between a tap and the next stage."""
+  backbone = f'config.model.name={config.model.name!r}, whose taps lie before a normalization'
+  if settings.requantize:
+    raise UserError(
+      f'config.method.cmtkd.requantize=True would normalize the mixture twice with {backbone}; set it to False'
+    )
+  if settings.fused == 'pre_quantizer' and settings.combined_head == 'shared':
+    raise UserError(
+      f"config.method.cmtkd.fused='pre_quantizer' has no normalized map for a shared head with {backbone}; set "
+      "config.method.cmtkd.combined_head to 'mean'"
     )
 
 

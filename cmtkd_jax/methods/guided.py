@@ -10,6 +10,7 @@ import dataclasses
 import jax
 
 from cmtkd_jax import losses
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import (
   MultiNetwork,
   NetworkSpec,
@@ -41,11 +42,16 @@ class Guided(MultiNetwork):
   def __call__(self, images, train):
     _, student_maps, student = run_stages(self.student, self.student.embed(images, train), train)
     before, _, teacher = run_stages(self.teacher, self.teacher.embed(images, train), train)
-    pairs = {
-      f'tap{tap}': (values(self.student.activate(k, before[k], train)), student_maps[k])
-      for k, tap in enumerate(self.student.taps)
-    }
+    pairs = {}
+    if self.settings.hint == 'features':
+      pairs = {f'tap{tap}': (self._quantize(k, before[k]), student_maps[k]) for k, tap in enumerate(self.student.taps)}
     return Outputs({STUDENT: student, 'teacher': teacher}, pairs)
+
+  def _quantize(self, k, x):
+    """A map of the teacher through the student's quantizer of stage k, whose own values are constants there."""
+    networks = MultiNetwork(self.networks, None, parent=None)
+    apply = lambda networks, x: networks.student.activate(k, x, train=False)
+    return values(networks.apply(jax.lax.stop_gradient(self.variables), x, method=apply))
 
   def loss(self, outputs, labels):
     return guided_loss(outputs.logits, labels, outputs.aux, self.settings, self.cross_entropy)
@@ -60,7 +66,8 @@ def guided_loss(logits, labels, pairs, settings, cross_entropy=losses.cross_entr
   Args:
     logits: `{'student': z_S, 'teacher': z_T}`, float [B, C].
     labels: int32 [B].
-    pairs: `{tap: (Q(F_T), F_S)}`, the teacher's map through the student's quantizer, and the student's.
+    pairs: `{tap: (Q(F_T), F_S)}`, the teacher's map through the student's quantizer, and the student's; for hints by
+      features only.
     settings: `Settings`.
     cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
   """
@@ -83,7 +90,17 @@ def guided_loss(logits, labels, pairs, settings, cross_entropy=losses.cross_entr
 
 
 def create(config, settings, num_classes, teachers=()):
-  """Returns the method for `config`."""
+  """Returns the method for `config`.
+
+  Raises:
+    UserError: the backbone has no plain quantizer to send the teacher's features through.
+  """
   check_teachers(teachers, 'guided', 0, 0)
+  student = student_network(config, num_classes)
+  if settings.hint == 'features' and student.make().activate_normalizes:
+    raise UserError(
+      f"config.method.guided.hint='features' does not fit config.model.name={config.model.name!r}, whose taps lie "
+      "before a normalization: the student's would see the teacher's features; use 'logits'"
+    )
   make_teacher = network_builder(config, FULL_PRECISION, FULL_PRECISION, num_classes)
-  return Guided((student_network(config, num_classes), NetworkSpec('teacher', make_teacher, FULL_PRECISION)), settings)
+  return Guided((student, NetworkSpec('teacher', make_teacher, FULL_PRECISION)), settings)

@@ -12,13 +12,15 @@ class Network(nn.Module):
   """Stages 0..K-1, each closed by an activation whose output is the tap, and a head.
 
   A method that fuses maps runs the parts itself: `stage` takes a quantized map (stage 0: what `embed` returns) and
-  returns the map before its closing quantizer, `activate` applies that quantizer, `classify` turns the last map
-  into logits. `stage` and `classify` also take arrays, such as mixtures of maps. The parts are given as functions that
-  build modules, so that a method can build a second head from the same recipe. A stem that stands apart can serve two
-  networks: one that never runs its own has no parameters for it.
+  returns the map before its closing quantizer, `activate` applies that quantizer, after a normalization where
+  `activate_normalizes`, `classify` turns the last map into logits. `stage` and `classify` also take arrays, such as
+  mixtures of maps. The parts are given as functions that build modules, so that a method can build a second head from
+  the same recipe. A stem that stands apart can serve two networks: one that never runs its own has no parameters for it.
 
   taps: number of the layer that closes each stage, counting the first convolution as 1 and no 1x1 shortcuts.
   remat: regex of networks whose stages are computed again in the backward pass, to save the memory of their maps.
+  activate_normalizes: whether a normalization comes before the closing quantizer and is part of `activate`, as in wide
+    residual networks, whose taps are raw sums. Such a map must go through `activate` once, and that of its own network.
   """
 
   taps: tuple[int, ...]
@@ -27,6 +29,7 @@ class Network(nn.Module):
   make_head: Callable[[], nn.Module]
   make_stem: Callable[[], nn.Module] | None = None
   remat: str = ''
+  activate_normalizes: bool = False
 
   def setup(self):
     for k, make_stage in enumerate(self.make_stages, 1):

@@ -79,4 +79,5 @@ def wide_resnet(depth, widen, num_classes, layers, width=1.0, stem='cifar', bloc
     functools.partial(NormActivation, layers),
     functools.partial(PooledHead, num_classes, layers),
     functools.partial(Stem, scaled(16), layers),
+    activate_normalizes=True,
   )

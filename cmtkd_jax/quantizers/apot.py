@@ -98,8 +98,8 @@ def _center(w):
 
 
 def _ratio(centered, deviation, clip):
-  # v / a as one product with one reciprocal: compilers may or may not merge two products, and the codes must be the same
-  # wherever they are computed. Likewise the reciprocal of a constant above.
+  # v / a as one product with one reciprocal: compilers may or may not merge two products, and the codes must be the
+  # same wherever they are computed. So is the reciprocal of a constant above.
   return centered * (1 / (deviation * clip))
 
 

@@ -24,8 +24,8 @@ def transform(magnitude, center, distance, gamma=1.0):
 
   Source: QIL eq. (3).
   """
-  # The reciprocal is written out, and no product is added to anything: a compiler could fuse the two, and the codes must
-  # be the same wherever they are computed.
+  # The reciprocal is written out, and no product is added to anything: a compiler could fuse the two, and the codes
+  # must be the same wherever they are computed.
   t = base.clip((magnitude - (center - distance)) * (1 / (2 * distance)), 0, 1)
   if isinstance(gamma, float):
     return t
@@ -45,7 +45,7 @@ class _Interval(base.Quantizer):
 
   def _interval(self, parameters):
     scaled = {name: base.scale_gradient(parameters[name], np.float32(self.gradient_scale)) for name in self.learned}
-    # A distance or gamma that training has pushed below 0 would take values out of [0, 1], and codes out of their range.
+    # Below 0, a distance or gamma would take values out of [0, 1], and codes out of their range.
     return scaled | {name: base.ste_maximum(scaled[name]) for name in scaled if name != 'center'}
 
 

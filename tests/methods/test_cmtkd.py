@@ -336,6 +336,36 @@ def test_refused(options, field):
     make_method(make_config(**options))
 
 
+@pytest.mark.parametrize(
+  'options, field',
+  [
+    (dict(requantize=True), 'requantize=True'),
+    (dict(requantize=True, combined_head='mean'), 'requantize=True'),
+    (dict(fused='pre_quantizer'), "fused='pre_quantizer'.*combined_head to 'mean'"),
+  ],
+)
+def test_refused_where_a_normalization_follows_the_taps(options, field):
+  config = make_config(**options)
+  config.model.name = 'wrn16_1'
+  with pytest.raises(UserError, match=f'config.method.cmtkd.{field}'):
+    make_method(config)
+
+
+@pytest.mark.parametrize('quantizer', ['lq_nets', 'lqw_caq'])
+def test_a_mixture_that_is_quantized_again_fits_no_values(quantizer):
+  """One update a step, to each teacher's own map."""
+  images, states = make_images(), {}
+  for requantize in (False, True):
+    config = make_config(requantize=requantize, combined_head='mean')
+    config.quantizer.activations = quantizer
+    method = make_method(config)
+    variables = make_variables(method)
+    _, states[requantize] = method.apply(variables, images, train=True, mutable=True)
+  # The first stage reads the same images in both.
+  first = lambda state: state['quantizer_state'][TEACHERS[0]]['stage1_activation']
+  jax.tree.map(np.testing.assert_array_equal, first(states[True]), first(states[False]))
+
+
 def test_unequal_widths_of_weights_and_activations():
   method = make_method(make_config(bits=((2, 4), 8)))
   assert method.weight_bits == {'student': 2, 'teacher1_w2a4': 2, 'teacher2_8bit': 8}

@@ -476,6 +476,35 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
   np.testing.assert_allclose(relus['teacher'], plain.logits['student'], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('quantizer', ['lq_nets', 'lsq'])
+def test_guidance_leaves_the_students_quantizers_alone(quantizer):
+  """The teacher's maps neither fit the values of the student's quantizers, nor train them."""
+  config = make_config('guided', **{'quantizer.name': quantizer})
+  images = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
+  method = build.create_method(config, CLASSES)
+  variables = jax.jit(functools.partial(method.init, train=True))(jax.random.key(0), images)
+  if quantizer == 'lq_nets':
+    _, state = method.apply(variables, images, train=True, mutable=True)
+    updates = state['quantizer_state']['student']['stage1_activation']['activation_quantizer']['updates']
+    assert updates == 1
+
+  def guidance(params, network):
+    outputs, _ = method.apply({**variables, 'params': params}, images, train=True, mutable=True)
+    return method.loss(outputs, LABELS)[1][f'{network}/guidance']
+
+  for network, other in (('student', 'teacher'), ('teacher', 'student')):
+    gradients = jax.jit(functools.partial(jax.grad(guidance), network=network))(variables['params'])
+    largest = {name: max(np.abs(leaf).max() for leaf in jax.tree.leaves(tree)) for name, tree in gradients.items()}
+    assert largest[other] == 0 < largest[network]
+
+
+def test_guidance_by_logits_compares_no_maps():
+  config = make_config('guided', **{'method.guided.hint': 'logits', 'model.name': 'wrn16_1', 'model.width': 0.25})
+  method = build.create_method(config, CLASSES)
+  outputs = jax.eval_shape(lambda: method.init_with_output(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=True)[0])
+  assert outputs.aux == {}
+
+
 # What is refused.
 
 
@@ -493,6 +522,7 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
     ('qkd', {'method.qkd.phase': 'tutoring'}, (), 'config.init_from'),
     ('speq', {'quantizer.name': 'lsq'}, (), "config.quantizer: 'lsq'"),
     ('speq', {'method.speq.high_probability': 1.5}, (), 'config.method.speq.high_probability=1.5'),
+    ('guided', {'model.name': 'wrn16_1'}, (), "config.method.guided.hint='features' does not fit .*use 'logits'"),
     ('ctkd', {'method.ctkd.teacher_model': 'vgg'}, (32,), "config.method.ctkd.teacher_model='vgg'"),
     ('ctkd', {'method.ctkd.teacher_model': 'resnet8', 'model.name': 'resnet8'}, (32,), 'different numbers of stages'),
   ],
