@@ -141,8 +141,14 @@ class Optimizer(Options):
   decay_factor: float = option(0.1, 'factor on the rate at each step of the schedule', above=0)
   warmup: str = option('', 'linear warm-up from 0; a duration')
   importance_lr_factor: float = option(0.1, 'learning rate of importance factors, relative to the rest')
+  quantizer_lr_factor: float = option(
+    1.0, "learning rate of learned values of quantizers but PACT's clip, relative to the rest"
+  )
   weight_decay: float = option(1e-4, 'L2 regularization of the weights; of adamw and lamb decoupled, times the rate')
   weight_decay_low_bits: float = option(25e-6, 'the same for networks whose weights have 1 or 2 bits')
+  quantizer_weight_decay: float = option(
+    0.0, "the same for learned values of quantizers; PACT's clip has its network's"
+  )
   grad_clip_norm: float = option(None, 'largest norm of all gradients together; None = no limit', above=0)
 
   def __post_init__(self):

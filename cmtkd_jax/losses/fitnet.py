@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from cmtkd_jax.losses import base
 from cmtkd_jax.options import option
 
-NORMS = ('mean_square', 'l2', 'l1')
+NORMS = ('mean_square', 'mean_abs', 'l2', 'l1')
 
 
 def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mean_square') -> jax.Array:
@@ -16,15 +16,17 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
 
       d = F_T - r(F_S)
       'mean_square':  mean over all elements of d^2
+      'mean_abs':     mean over all elements of |d|
       'l2':           mean_b (sum_{h,w,c} d_bhwc^2)^(1/2)
-      'l1':           mean over all elements of |d|
+      'l1':           mean_b sum_{h,w,c} |d_bhwc|
 
-  The gradient flows into both arguments and is zero at d = 0.
+  'l2' and 'l1' are eq. (6) with p = 2 and 1; they grow with the map, so that a loss weight belongs to one norm. The
+  gradient flows into both arguments and is zero at d = 0.
 
   Args:
     teacher: [B, H, W, C], floating, finite.
     adapted_student: [B, H, W, C], floating, finite: r(F_S), the student's map after the adaptor.
-    norm: one of 'mean_square', 'l2', 'l1'.
+    norm: one of 'mean_square', 'mean_abs', 'l2', 'l1'.
 
   Returns:
     Scalar, float32, >= 0.
@@ -49,7 +51,8 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
     # The inner `where` keeps the infinite slope of the root at 0 out of the gradient.
     return jnp.mean(jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0))
   # |d| as d sign(d): its gradient at 0 is 0, where that of `jnp.abs` is 1.
-  return jnp.mean(difference * jnp.sign(difference))
+  absolute = difference * jnp.sign(difference)
+  return jnp.mean(absolute) if norm == 'mean_abs' else jnp.mean(jnp.sum(absolute, axis=(1, 2, 3)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ class Network(nn.Module):
   returns the map before its closing quantizer, `activate` applies that quantizer, after a normalization where
   `activate_normalizes`, `classify` turns the last map into logits. `stage` and `classify` also take arrays, such as
   mixtures of maps. The parts are given as functions that build modules, so that a method can build a second head from
-  the same recipe. A stem that stands apart can serve two networks: one that never runs its own has no parameters for it.
+  the same recipe. A stem that stands apart can serve two networks: one that never runs its own has no parameters for
+  it.
 
   taps: number of the layer that closes each stage, counting the first convolution as 1 and no 1x1 shortcuts.
   remat: regex of networks whose stages are computed again in the backward pass, to save the memory of their maps.

@@ -29,7 +29,8 @@ class Group:
 def groups(config, method):
   """Returns `{name: Group}`: one a network by its weight width, importance factors, quantizers, and the rest.
 
-  Weight decay of a network applies to all its parameters, biases and normalization too, as in plain SGD.
+  Weight decay of a network applies to all its parameters, biases and normalization too, as in plain SGD, and to the
+  values of its quantizers that are decayed like weights, such as PACT's clip; all others have a group of their own.
   Source: CMT-KD section 4.1 (25e-6 for 1 or 2 bits, 1e-4 above; importance factors at a tenth of the rate).
   """
   optimizer = config.optimizer
@@ -37,7 +38,7 @@ def groups(config, method):
   networks = {name: Group(1.0, by_bits(bits)) for name, bits in method.weight_bits.items()}
   return networks | {
     method.importance_group: Group(optimizer.importance_lr_factor, 0.0),
-    QUANTIZER_GROUP: Group(1.0, 0.0),
+    QUANTIZER_GROUP: Group(optimizer.quantizer_lr_factor, optimizer.quantizer_weight_decay),
     OTHER_GROUP: Group(1.0, optimizer.weight_decay),
   }
 

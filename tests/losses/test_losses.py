@@ -13,7 +13,7 @@ from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
 ATTENTION_NORMS = ['mean_square', 'sum_square', 'l2', 'l1']
-FITNET_NORMS = ['mean_square', 'l2', 'l1']
+FITNET_NORMS = ['mean_square', 'mean_abs', 'l2', 'l1']
 
 # Compiled, as in training.
 attention_loss = jax.jit(losses.attention_loss, static_argnames=('p', 'norm'))
@@ -114,8 +114,9 @@ def reference_attention_loss(teacher, student, p, norm):
 def reference_fitnet_loss(teacher, student, norm):
   per_sample = {
     'mean_square': lambda d: np.sum(d * d) / d.size,
+    'mean_abs': lambda d: np.sum(np.abs(d)) / d.size,
     'l2': np.linalg.norm,
-    'l1': lambda d: np.sum(np.abs(d)) / d.size,
+    'l1': lambda d: np.sum(np.abs(d)),
   }[norm]
   return np.mean([per_sample((t - s).ravel()) for t, s in zip(teacher, student)])
 
@@ -473,7 +474,7 @@ def test_attention_rejects_rank_and_norm():
 # FitNets.
 
 
-@pytest.mark.parametrize('norm, expected', [('mean_square', 25 / 8), ('l2', 5 / 2), ('l1', 7 / 8)])
+@pytest.mark.parametrize('norm, expected', [('mean_square', 25 / 8), ('mean_abs', 7 / 8), ('l2', 5 / 2), ('l1', 7 / 2)])
 def test_fitnet_loss_worked_by_hand(norm, expected):
   # Sample 0 differs by (3, -4, 0, 0), sample 1 not at all; there are 8 elements and 2 samples.
   teacher = f32([[4, -3, 1, 1], [1, 1, 1, 1]]).reshape(2, 1, 2, 2)
@@ -512,7 +513,7 @@ def test_fitnet_loss_rejects_shapes(student_shape):
 def test_fitnet_loss_rejects_rank_and_norm():
   with pytest.raises(ValueError, match=r'\[B, H, W, C\]'):
     fitnet_loss(jnp.ones((2, 3)), jnp.ones((2, 3)))
-  with pytest.raises(ValueError, match="mean_square, l2, l1; got 'sum_square'"):
+  with pytest.raises(ValueError, match="mean_square, mean_abs, l2, l1; got 'sum_square'"):
     fitnet_loss(jnp.ones((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1)), 'sum_square')
 
 

@@ -93,6 +93,25 @@ def test_updates_of_every_group(options):
     np.testing.assert_allclose(leaves(updates), -rate * factors * direction, rtol=2e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize('quantizer, expected', [('lsq', (0.01, 3e-4)), ('pact', (1, 25e-6))])
+def test_rate_and_decay_of_learned_values_of_quantizers(quantizer, expected):
+  """-rate factor (g + decay w) for the student's step; the clip of PACT counts as a weight of its network."""
+  config = config_lib.default()
+  config.quantizer.name = quantizer
+  config.optimizer.update(quantizer_lr_factor=0.01, quantizer_weight_decay=3e-4)
+  transform = optimizer.create(config, METHOD, lambda step: RATE)
+  name = {'lsq': 'step', 'pact': 'clip'}[quantizer]
+  tree = lambda kernel, value: {
+    'student': {'conv': {'kernel': jnp.float32(kernel)}, 'activation_quantizer': {name: jnp.float32(value)}}
+  }
+  params = tree(200.0, 100.0)
+  updates, _ = transform.update(tree(0.02, 0.03), transform.init(params), params)
+  factor, decay = expected
+  np.testing.assert_allclose(updates['student']['conv']['kernel'], -RATE * (0.02 + 25e-6 * 200), rtol=1e-5)
+  value = updates['student']['activation_quantizer'][name]
+  np.testing.assert_allclose(value, -RATE * factor * (0.03 + decay * 100), rtol=1e-5)
+
+
 @pytest.mark.parametrize('name, nesterov', [('adamw', False), ('adamw', True), ('lamb', False)])
 def test_adaptive_updates_of_every_group(name, nesterov):
   """Kingma and Ba's moments without bias; decay times the rate; LAMB: the norm of each array, here of a row."""
