@@ -961,7 +961,6 @@ def test_files_are_opened_only_after_a_look_at_what_they_are():
     'metric_log.py': 1,
     'checksums.py': 2,
     'pytorch_weights.py': 3,
-    'packed.py': 1,
     'manifest.py': 1,
     'tfrecord.py': 3,
     'image_file.py': 1,
