@@ -7,12 +7,13 @@ import ml_collections
 from ml_collections import config_dict
 
 from cmtkd_jax import options
-from cmtkd_jax.config import durations, sections
+from cmtkd_jax.config import durations, recipes, sections
 from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.quantizers import Quantizer
 
+_SCHEDULES = tuple(name for name, section in sections.SECTIONS.items() if section is recipes.LossSchedule)
 # The part of a field's name that says to which run of a chain or table it belongs.
 _RUN = re.compile(r'^(?:(?:first|table\.runs)\.[^.]+\.)+')
 
@@ -176,13 +177,19 @@ def check_runs(runs):
 def derive(config, changes):
   """Returns the checked configuration of one run of a chain or table: `config` with `changes`, and without its plans.
 
+  A run of another method has the schedules of the loss that `changes` give it, and no others.
+
   Raises:
     UserError: a field does not exist, or does not fit.
   """
   derived = config.copy_and_resolve_references()
   with derived.unlocked(), derived.ignore_type():
     derived.first, derived.table = default().first, default().table
-    for field, value in flat(ml_collections.ConfigDict(changes)).items():
+    changed = flat(ml_collections.ConfigDict(changes))
+    if changed.get('method.name', config.method.name) != config.method.name:
+      for name in _SCHEDULES:  # of the loss of that method
+        derived[name] = default()[name]
+    for field, value in changed.items():
       if field.split('.')[0] != 'first':
         check_field(field)
         derived.update_from_flattened_dict({field: value})

@@ -87,6 +87,19 @@ def test_a_run_of_a_chain_has_its_changes_and_no_plans():
     config_lib.derive(config, {'student': {'weigth_bits': 4}})
 
 
+def test_schedules_belong_to_the_loss_of_a_method():
+  config = load('digits_kd')
+  config.beta_schedule.warmup = config.temperature_schedule.warmup = '2 epochs'
+  config.temperature_schedule.first_factor = 0.5
+  config.first.student = dict(student=dict(weight_bits=4))
+  config.first.scheduled = dict(method=dict(name='average_teacher'), beta_schedule=dict(warmup='3 epochs'))
+  warmups = lambda name: tuple(chain.first_run(config, name)[f'{x}_schedule'].warmup for x in ('beta', 'temperature'))
+  assert warmups('teacher') == ('', '')  # trained alone, which has neither
+  assert warmups('student') == ('2 epochs', '2 epochs')
+  assert warmups('scheduled') == ('3 epochs', '')
+  assert config.beta_schedule.warmup == '2 epochs'
+
+
 @pytest.mark.parametrize(
   'field, value, words',
   [
