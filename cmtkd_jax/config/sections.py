@@ -102,21 +102,21 @@ class Quantizer(Options):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureLoss(Options):
-  """The distance between feature maps, of methods that compare them."""
+  """The distance between feature maps, which CMT-KD minimizes; other methods do not read it."""
 
   name: str = option(
     'attention',
-    'distance between feature maps',
+    "distance between feature maps, of method.name='cmtkd' only",
     choices=('none', *losses.FEATURE_LOSSES),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitLoss(Options):
-  """The distance between logits, of methods that compare them."""
+  """The distance between logits, of CMT-KD's mutual learning, `kd` and `average_teacher`."""
 
   name: str = option(
-    'kl_divergence', 'distance between logits, for methods that compare them', choices=losses.LOGIT_LOSSES
+    'kl_divergence', 'distance between logits, of cmtkd, kd and average_teacher', choices=losses.LOGIT_LOSSES
   )
 
 

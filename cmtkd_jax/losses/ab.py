@@ -38,7 +38,7 @@ def activation_boundary_loss(teacher: jax.Array, student: jax.Array, margin: flo
 
 @dataclasses.dataclass(frozen=True)
 class ActivationBoundary(base.FeatureLoss):
-  """`activation_boundary_loss`. Its authors use it to initialize the student; here it goes along with the training."""
+  """Activation boundaries, `activation_boundary_loss`: along with the training, where AB initializes by it."""
 
   weight: float = base.weight_option(3e-3)
   tap_factor: float = base.tap_factor_option(0.5)

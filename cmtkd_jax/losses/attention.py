@@ -100,7 +100,7 @@ def attention_loss(teacher: jax.Array, student: jax.Array, p: float = 2, norm: s
 
 @dataclasses.dataclass(frozen=True)
 class Attention(base.FeatureLoss):
-  """`attention_loss`. Its weight belongs to norm and map size."""
+  """Attention transfer, `attention_loss`; its default weight suits norm='mean_square' and large maps."""
 
   weight: float = base.weight_option(100.0)
   power: float = option(2.0, 'p of the attention map', above=0)

@@ -64,7 +64,8 @@ class FeatureLoss(Options):
 class LogitLoss(Options):
   """How far logits are from target logits, `loss(target_logits, logits, labels, temperature)`.
 
-  The loss is 0, its minimum, where both are equal. Methods give it logits of one kind on both sides: those that the
+  The loss has its minimum where both are equal. It is 0 there, but for DIST, which counts what hardly varies as
+  uncorrelated. Methods give it logits of one kind on both sides: those that the
   networks return, with a target from `combine`, or both counted from the true class (CMT-KD eq. (7)).
   """
 

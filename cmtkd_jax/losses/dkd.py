@@ -58,7 +58,7 @@ def _decouple(logits, is_label, temperature):
 
 @dataclasses.dataclass(frozen=True)
 class DKD(base.LogitLoss):
-  """`decoupled_loss`. Its authors choose beta between 2 and 8 by the pair, and raise the weight over 20 epochs."""
+  """DKD, `decoupled_loss`. Its authors choose beta between 2 and 8 by the pair, and raise the weight over 20 epochs."""
 
   alpha: float = option(1.0, 'weight of the label against the rest')
   beta: float = option(8.0, 'weight of the rest among itself')

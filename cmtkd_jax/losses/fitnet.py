@@ -57,7 +57,7 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
 
 @dataclasses.dataclass(frozen=True)
 class FitNet(base.FeatureLoss):
-  """`fitnet_loss`."""
+  """FitNets, `fitnet_loss`: the distance to the student's map behind an adaptor."""
 
   adaptor: str = base.adaptor_option('conv')
   norm: str = option('mean_square', 'norm of the difference between feature maps', choices=NORMS)

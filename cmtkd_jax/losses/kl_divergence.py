@@ -40,7 +40,7 @@ def kl_divergence(target_logits: jax.Array, logits: jax.Array, temperature: floa
 
 @dataclasses.dataclass(frozen=True)
 class KLDivergence(base.LogitLoss):
-  """`kl_divergence`."""
+  """Hinton's distillation, tau^2 KL, `kl_divergence`."""
 
   def __call__(self, target_logits, logits, labels, temperature):
     return kl_divergence(target_logits, logits, temperature)

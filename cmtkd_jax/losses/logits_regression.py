@@ -42,7 +42,7 @@ def logits_regression(target_logits: jax.Array, logits: jax.Array, reduction: st
 
 @dataclasses.dataclass(frozen=True)
 class LogitsRegression(base.LogitLoss):
-  """`logits_regression`, which has no temperature. The target of several teachers is the mean of their logits."""
+  """Squared distance of logits, without a temperature. The target of several teachers is the mean of their logits."""
 
   reduction: str = option('mean', 'reduction of the squared differences over the classes', choices=REDUCTIONS)
 

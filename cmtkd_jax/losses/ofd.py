@@ -58,7 +58,7 @@ def overhaul_loss(teacher: jax.Array, student: jax.Array, margin: jax.Array) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Overhaul(base.FeatureLoss):
-  """`overhaul_loss` with mean and deviation of the batch, which after batch normalization are its bias and scale."""
+  """OFD, `overhaul_loss`, its margins from mean and deviation of the batch: after a normalization, bias and scale."""
 
   weight: float = base.weight_option(1e-3)
   tap_factor: float = base.tap_factor_option(0.5)

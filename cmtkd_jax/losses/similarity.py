@@ -52,7 +52,7 @@ def similarity_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Similarity(base.FeatureLoss):
-  """`similarity_loss`."""
+  """Similarity-preserving distillation, `similarity_loss`."""
 
   weight: float = base.weight_option(3000.0)
 

@@ -25,7 +25,7 @@ from cmtkd_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Fields of `config.method.apprentice`."""
+  """A full-precision teacher and its low-precision apprentice, the student; Apprentice's schemes A, B and C."""
 
   scheme: str = option('A', 'trained jointly (A), or from a trained teacher (B, C)', choices=('A', 'B', 'C'))
   alpha: float = option(1.0, "weight of the teacher's cross entropy (scheme A)")
@@ -46,7 +46,26 @@ class Apprentice(MultiNetwork):
 
 
 def apprentice_loss(teacher, student, labels, settings, cross_entropy=losses.cross_entropy):
-  """Returns (L, terms): L = alpha H(y, p_T) + beta H(y, p_A) + gamma H(p_T, p_A), logits [B, C]."""
+  """Total loss of the teacher T and the apprentice A.
+
+      L = alpha H(y, softmax(z_T)) + beta H(y, softmax(z_A)) + gamma H(softmax(z_T / tau), softmax(z_A / tau))
+
+  with z_T a constant in the last term where `stop_gradient_target`, and no factor tau^2.
+
+  Args:
+    teacher, student: z_T and z_A, float [B, C], finite.
+    labels: y, int32 [B] in 0..C-1.
+    settings: `Settings`: alpha, beta, gamma >= 0 and tau > 0.
+    cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
+
+  Returns:
+    (L, terms): float32 scalar >= 0, and every unweighted term by name.
+
+  Raises:
+    ValueError: the shapes do not fit.
+
+  Source: Apprentice (Mishra and Marr, ICLR 2018), where tau = 1. That the target is a constant is chosen here.
+  """
   ce_t = cross_entropy(teacher, labels)
   ce_a = cross_entropy(student, labels)
   target = jax.lax.stop_gradient(teacher) if settings.stop_gradient_target else teacher

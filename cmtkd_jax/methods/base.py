@@ -89,7 +89,7 @@ class Method(nn.Module, kw_only=True):
     raise NotImplementedError
 
   def update_from_minival(self, sums, model_state):
-    """Returns `model_state` after an epoch whose `measure`, summed over the held-out slice, is `sums`."""
+    """Returns `model_state` after an epoch whose `minival_statistics`, summed over the held-out slice, are `sums`."""
     raise NotImplementedError
 
 

@@ -35,7 +35,7 @@ COMBINED = 'combined_teacher'
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Fields of `config.method.cmtkd`; D of eq. (4) is `config.feature_loss`, L_KL of (8), (9) `config.logit_loss`.
+  """CMT-KD. D of its eq. (4) is `config.feature_loss`, L_KL of eqs. (8), (9) `config.logit_loss`.
 
   Where the paper leaves a question open, an option stands for each answer.
   """
@@ -57,7 +57,10 @@ class Settings(Options):
     choices=('quantized', 'pre_quantizer'),
   )
   student_map: str = option(
-    'quantized', "the student's side of the feature loss", choices=('quantized', 'pre_quantizer')
+    'quantized',
+    "the student's side of the feature loss; with fused='pre_quantizer' the teachers' side has negative values, which "
+    "'quantized' cannot match",
+    choices=('quantized', 'pre_quantizer'),
   )
   requantize: bool = option(False, 'each teacher quantizes the mixture again before its next stage')
   importance_init: tuple = option((), 'initial theta of each teacher; () = zeros, uniform importance', items=0.5)

@@ -27,7 +27,7 @@ from cmtkd_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Fields of `config.method.ctkd`. The expert is the student of the run in `config.teachers`."""
+  """CTKD: a scratch teacher beside the student, and an expert, the student of the run in `config.teachers`."""
 
   teacher_model: str = option('wrn40_1', 'the scratch teacher', choices=models.MODELS)
   teacher_bits: int = option(FULL_PRECISION, 'bits of the scratch teacher', choices=BIT_WIDTHS)
@@ -35,7 +35,7 @@ class Settings(Options):
   gamma: float = option(0.03, 'weight of the logits of the scratch teacher')
   beta: float = option(1000.0, 'weight of the attention maps of the expert')
   # The published code computes this term and leaves it out.
-  alpha: float = option(0.0, "weight of the expert's logits")
+  alpha: float = option(0.0, "weight of tau^2 KL to the expert's logits; the published factor is 2 alpha tau^2")
   temperature: float = option(4.0, "temperature of the expert's logits", above=0)
   # As in the paper; the published code compares the expert with the scratch teacher.
   attention_to: str = option('student', 'whom the expert shows where to look', choices=('student', 'scratch_teacher'))
@@ -78,7 +78,7 @@ def ctkd_loss(logits, labels, maps, settings, cross_entropy=losses.cross_entropy
   Returns:
     (L, terms): float32 scalar, and every unweighted term by name.
 
-  Source: CTKD, from its abstract and published code; `alpha` is 0 in both.
+  Source: CTKD, from its abstract and published code; `alpha` is 0 in both, and its published factor 2 alpha tau^2.
   """
   z_s, z_t, z_e = (logits[name] for name in (STUDENT, 'scratch_teacher', 'expert'))
   ce_s, ce_t = cross_entropy(z_s, labels), cross_entropy(z_t, labels)

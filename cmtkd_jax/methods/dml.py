@@ -11,7 +11,7 @@ from cmtkd_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Fields of `config.method.dml`."""
+  """The student and its peers, each of which learns from the predictions of all others."""
 
   peer_bits: tuple = option((4, 6, 8), "networks of the student's architecture next to it", items=8)
   beta: float = option(1.0, 'weight of the mutual terms')
@@ -27,7 +27,26 @@ class DML(MultiNetwork):
 
 
 def dml_loss(logits, labels, settings, cross_entropy=losses.cross_entropy):
-  """Returns (L, terms) of `{name: logits [B, C]}`."""
+  """Total loss of M >= 2 networks that learn from each other.
+
+      L = sum_i [ CE(z_i, y) + beta / (M - 1) sum_{j != i} tau^2 KL(softmax(z_j / tau) || softmax(z_i / tau)) ]
+
+  with z_j a constant, so that each term trains network i alone.
+
+  Args:
+    logits: `{name: z_i}`, float [B, C], finite.
+    labels: y, int32 [B] in 0..C-1.
+    settings: `Settings`: beta >= 0, tau > 0.
+    cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
+
+  Returns:
+    (L, terms): float32 scalar, and every unweighted term by name.
+
+  Raises:
+    ValueError: the shapes do not fit.
+
+  Source: Deep mutual learning (Zhang et al., CVPR 2018), where tau = 1.
+  """
   ce = {i: cross_entropy(z, labels) for i, z in logits.items()}
   mutual = {
     i: sum(losses.kl_divergence(jax.lax.stop_gradient(logits[j]), z, settings.temperature) for j in logits if j != i)

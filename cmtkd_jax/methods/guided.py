@@ -28,7 +28,7 @@ from cmtkd_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Fields of `config.method.guided`."""
+  """A low- and a full-precision network that guide each other, by features or by predictions."""
 
   hint: str = option('features', 'what the networks show each other', choices=('features', 'logits'))
   teacher_weight: float = option(1.0, 'weight of the hint that the full-precision network gets')

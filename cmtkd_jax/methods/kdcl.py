@@ -18,7 +18,7 @@ STATE = 'ensemble'  # variable collection of the weights of the general ensemble
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Fields of `config.method.kdcl`."""
+  """The student and its peers, each of which learns from the ensemble of all."""
 
   peer_bits: tuple = option((4, 6, 8), "networks of the student's architecture next to it", items=8)
   # 'naive': the best of each sample; 'linear': the best mixture of logits of each batch; 'min_logit'; 'general':
@@ -65,7 +65,27 @@ class KDCL(MultiNetwork):
 
 
 def kdcl_loss(logits, labels, weights, settings, cross_entropy=losses.cross_entropy):
-  """Returns (L, terms) of `{name: logits [B, C]}`; only the general ensemble uses `weights` [M]."""
+  """Total loss of M networks that learn from their ensemble.
+
+      L = sum_i [ CE(z_i, y) + lambda tau^2 KL(softmax(z_t / tau) || softmax(z_i / tau)) ]
+
+  with z_t, the ensemble of the networks, a constant.
+
+  Args:
+    logits: `{name: z_i}`, float [B, C], finite.
+    labels: y, int32 [B] in 0..C-1.
+    weights: float32 [M], of the networks in the general ensemble, sum 1; the others do not read it.
+    settings: `Settings`: lambda >= 0, tau > 0, and which ensemble.
+    cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
+
+  Returns:
+    (L, terms): float32 scalar, and every unweighted term by name.
+
+  Raises:
+    ValueError: the shapes do not fit.
+
+  Source: KDCL (Guo et al., CVPR 2020); the ensembles are in `losses.kdcl_targets`.
+  """
   stacked = jnp.stack(list(logits.values()))
   target = jax.lax.stop_gradient(
     {

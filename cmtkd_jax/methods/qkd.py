@@ -19,7 +19,7 @@ from cmtkd_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Fields of `config.method.qkd`. Both networks start from `config.init_from`."""
+  """A phase of QKD: the student alone, with its teacher, or under it. Both networks start from `config.init_from`."""
 
   phase: str = option('co_studying', 'which of the three phases', choices=('self_studying', 'co_studying', 'tutoring'))
   distillation_weight: float = option(1.0, 'w, weight of the KL terms')
@@ -34,13 +34,27 @@ class QKD(MultiNetwork):
 
 
 def qkd_loss(logits, labels, settings, cross_entropy=losses.cross_entropy):
-  """Returns (L, terms) of `{'student': z_S, 'teacher': z_T}`, logits [B, C].
+  """Total loss of the student S and its teacher T in one of the three phases.
 
-  self-studying  CE(z_S, y)
-  co-studying    CE(z_S, y) + w tau^2 KL(p_T || p_S) + CE(z_T, y) + w tau^2 KL(p_S || p_T)
-  tutoring       CE(z_S, y) + w tau^2 KL(p_T || p_S)
+      self-studying  L = CE(z_S, y)
+      co-studying    L = CE(z_S, y) + w tau^2 KL(p_T || p_S) + CE(z_T, y) + w tau^2 KL(p_S || p_T)
+      tutoring       L = CE(z_S, y) + w tau^2 KL(p_T || p_S)
 
-  The first argument of each KL is a constant.
+  with p = softmax(z / tau); the first argument of each KL is a constant.
+
+  Args:
+    logits: `{'student': z_S, 'teacher': z_T}`, float [B, C], finite; self-studying reads z_S only.
+    labels: y, int32 [B] in 0..C-1.
+    settings: `Settings`: the phase, w >= 0, tau > 0.
+    cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
+
+  Returns:
+    (L, terms): float32 scalar, and every unweighted term by name.
+
+  Raises:
+    ValueError: the shapes do not fit.
+
+  Source: QKD (Kim et al., 2019). Its weights are not at hand: w = 1 is chosen here.
   """
   constant, tau = jax.lax.stop_gradient, settings.temperature
   terms = {'student/cross_entropy': cross_entropy(logits[STUDENT], labels)}

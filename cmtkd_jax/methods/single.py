@@ -9,7 +9,7 @@ from cmtkd_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Fields of `config.method.single`. The bit-widths are those of `config.student`."""
+  """One network on its own, at the bit-widths of `config.student`."""
 
   ce_temperature: float = option(1.0, 'temperature of the cross entropy', above=0)
 

@@ -22,7 +22,7 @@ from cmtkd_jax.quantizers import Quantized
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Fields of `config.method.speq`."""
+  """The student, taught by itself with activations at randomly higher precision."""
 
   high_bits: int = option(8, "bits of the teacher's activations where they are not the student's", choices=BIT_WIDTHS)
   high_probability: float = option(0.5, 'probability of a layer to be at high precision', least=0, most=1)

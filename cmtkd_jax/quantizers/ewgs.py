@@ -41,7 +41,10 @@ discretize.defvjp(lambda x, n, delta: (discretize(x, n, delta), x - discretize(x
 
 @dataclasses.dataclass(frozen=True)
 class _Interval(base.Quantizer):
-  """The paper also derives delta from the Hessian, epoch by epoch; its fixed value is 1e-3."""
+  """An interval between learned bounds, rounded by `discretize`.
+
+  The paper also derives delta from the Hessian, epoch by epoch; its fixed value is 1e-3.
+  """
 
   delta: float = option(1e-3, 'how strongly `discretize` scales gradients')
   learned: ClassVar[tuple[str, ...]] = ('lower', 'upper')

@@ -94,7 +94,8 @@ def weight_scale(w, bits, per_channel=False, binary_scale='std'):
     w: float32 [..., C], output channel last.
     bits: 1..8.
     per_channel: one scale a channel instead of one a tensor.
-    binary_scale: 'std' (EdMIPS) or 'mean_abs' (HWGQ, XNOR-Net); read at 1 bit only.
+    binary_scale: 'std' (EdMIPS) or 'mean_abs' (HWGQ, XNOR-Net); read at 1 bit only. With both, w = 0 becomes -s / 2,
+      as halves are rounded to even in EdMIPS; HWGQ and XNOR-Net have sign(0) = 1.
 
   Returns:
     float32 scalar or [C], positive also for an all-zero tensor.
@@ -140,7 +141,10 @@ fake_quantize_weight.defvjp(
 
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
-  """`fake_quantize_activation` under the common contract."""
+  """HWGQ's activations: from 0 up in constant steps that suit the positive half of a Gaussian.
+
+  See `fake_quantize_activation`.
+  """
 
   scheme: str = option('nearest', "'zero_threshold' is the original HWGQ", choices=('nearest', 'zero_threshold'))
   step: str = option('published', 'between levels, see `ACTIVATION_STEP`', choices=('published', 'optimal'))
@@ -154,7 +158,10 @@ class Activation(base.Quantizer):
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """`fake_quantize_weight` under the common contract."""
+  """HWGQ's weights: mid-rise levels scaled by the standard deviation.
+
+  See `fake_quantize_weight`.
+  """
 
   per_channel: bool = option(False, 'one scale for each output channel')
   binary_scale: str = option('std', 'what 1-bit weights are scaled by', choices=('std', 'mean_abs'))

@@ -117,7 +117,10 @@ fake_quantize.defvjp(_fake_quantize_forward, _fake_quantize_backward)
 
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
-  """Unsigned `fake_quantize` with one learned step a tensor, under the common contract."""
+  """LSQ's activations: unsigned multiples of one learned step a layer.
+
+  See `fake_quantize`.
+  """
 
   count: str = option(
     'features',
@@ -139,7 +142,10 @@ class Activation(base.Quantizer):
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """Signed `fake_quantize` with a learned step a tensor or a channel, under the common contract."""
+  """LSQ's weights: signed multiples of a learned step a layer or a channel.
+
+  See `fake_quantize`.
+  """
 
   per_channel: bool = option(False, 'one step for each output channel')
   learned = ('step',)

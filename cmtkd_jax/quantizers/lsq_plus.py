@@ -15,7 +15,9 @@ _SAMPLES = 4096  # values of the first batch, from which step and offset start
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """`lsq.fake_quantize` on the signed grid with another start, s = max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b-1).
+  """LSQ's weights with another start.
+
+      s = max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b-1),  then `lsq.fake_quantize` on the signed grid
 
   Source: LSQ+ section 3.2.1.
   """

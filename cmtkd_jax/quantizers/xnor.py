@@ -15,7 +15,9 @@ from cmtkd_jax.quantizers import base
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """w_hat = alpha_c sign(w), alpha_c = mean|w| of output channel c, sign(0) = 1.
+  """Weights of one bit with a scale for each output channel.
+
+      w_hat = alpha_c sign(w),  alpha_c = mean|w| of output channel c,  sign(0) = 1
 
   Gradient: 'paper', g * (1/N + alpha_c 1[|w| <= 1]) with N weights a channel; 'identity', g, as HWGQ has it.
   Source: XNOR-Net section 3.1.
@@ -40,7 +42,10 @@ def _magnitude(w):
 
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
-  """x_hat = sign(x), sign(0) = 1. Gradient: g * 1[|x| <= 1]. Source: XNOR-Net section 3.2."""
+  """Activations of one bit: x_hat = sign(x), sign(0) = 1.
+
+  Gradient: g * 1[|x| <= 1]. Source: XNOR-Net section 3.2.
+  """
 
   bit_widths = (1,)
 
