@@ -4,7 +4,7 @@ The paper's row reads 78.3 / 94.4 (top-1 / top-5), combined teacher 79.5 / 94.9.
 68.3 / 91.3 and 73.6 / 93.4 (benchmarks/README.md). By the time of a step, 120 epochs would take an H200 about ten
 minutes, and a CPU weeks.
 Run: python -m cmtkd_jax.main --config=configs/cifar100_resnet18.py --config.data.dir=TFDS_DIR
-Variants after a colon: fitnet, w1a2, upsampled (256, crop 224, ImageNet stem), smoke; e.g. :fitnet,smoke.
+Variants after a colon: fitnet, w1a2, w3a3, w4a4, upsampled (256, crop 224, ImageNet stem), smoke; e.g. :fitnet,smoke.
 """
 
 from cmtkd_jax import config as base
@@ -32,7 +32,14 @@ def get_config(argument=''):
   config.optimizer.decay_at = '50, 100 epochs'
   config.eval_every = config.checkpoint_every = '1 epochs'
   return base.apply_argument(
-    config, argument, fitnet=fitnet, w1a2=w1a2, upsampled=upsampled, smoke=lambda c: base.smoke(c, 32, classes=100)
+    config,
+    argument,
+    fitnet=fitnet,
+    w1a2=w1a2,
+    w3a3=w3a3,
+    w4a4=w4a4,
+    upsampled=upsampled,
+    smoke=lambda c: base.smoke(c, 32, classes=100),
   )
 
 
@@ -45,6 +52,17 @@ def w1a2(config):
   """1-bit weights, 2-bit activations, teachers at 2, 4, 8 bits: 75.6 / 93.5 in the paper (FitNet 76.1 / 93.7)."""
   config.student.weight_bits = 1
   config.method.cmtkd.teacher_bits = (2, 4, 8)
+
+
+def w3a3(config):
+  """3 bits, teachers at 4, 6, 8 bits; not in the paper."""
+  config.student.weight_bits = config.student.activation_bits = 3
+
+
+def w4a4(config):
+  """4 bits, teachers at 5, 6, 8 bits; not in the paper."""
+  config.student.weight_bits = config.student.activation_bits = 4
+  config.method.cmtkd.teacher_bits = (5, 6, 8)
 
 
 def upsampled(config):

@@ -1,6 +1,8 @@
 """Table 4 of CMT-KD: 1- and 2-bit networks on CIFAR-100 beside other quantizers. Not run here yet.
 
-The rows LQW+CAQ train `quantizers/lqw_caq.py`, a reading of its abstract and not the authors' code.
+The rows LQW+CAQ train `quantizers/lqw_caq.py`, a reading of its abstract and not the authors' code. All stages of
+PQ+TS+Guided train as long and at the same rate as the other rows; its published code trains the later ones for 30
+epochs at 0.001 or 0.005.
 
 Run: python -m cmtkd_jax.main --mode=table --config=configs/table4_cifar100.py --config.data.dir=TFDS_DIR
 Variants after a colon: alexnet (else ResNet18), smoke; and the runs, e.g. hwgq_w1a2.

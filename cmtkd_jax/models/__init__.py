@@ -12,6 +12,8 @@ MODELS = {
   'resnet8': functools.partial(resnet.resnet_cifar, 8),
   'resnet20': functools.partial(resnet.resnet_cifar, 20),
   'resnet32': functools.partial(resnet.resnet_cifar, 32),
+  'resnet56': functools.partial(resnet.resnet_cifar, 56),
+  'resnet110': functools.partial(resnet.resnet_cifar, 110),
   'resnet18': resnet.resnet18,
   'resnet34': resnet.resnet34,
   'resnet50': resnet.resnet50,

@@ -1,4 +1,4 @@
-"""ResNets: ResNet18/34/50 with ImageNet or CIFAR stem, and the CIFAR family of He et al. (ResNet8/20/32).
+"""ResNets: ResNet18/34/50 with ImageNet or CIFAR stem, and the CIFAR family of He et al. (ResNet8/20/32/56/110).
 
 Blocks have two 3x3 convolutions (`BASIC`), those of ResNet50 a 3x3 one between two of 1x1 (`BOTTLENECK`), which takes
 the stride, as in torchvision's version 1.5. Below conv2 stands for the last convolution of a block; between each two

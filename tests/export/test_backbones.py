@@ -17,8 +17,10 @@ from cmtkd_jax.training import build
 from cmtkd_jax.training.teachers import Teacher
 
 # In test_export.py: alexnet, vgg_small (test_folded_network_is_the_trained_one), resnet8 (test_archive_comes_back),
-# mobilenet_v2 (test_convolutions_in_groups_in_both_files). The others are these with more features.
+# mobilenet_v2 (test_convolutions_in_groups_in_both_files). The others are these with more features, or resnet20 with
+# more blocks.
 ELSEWHERE = ('alexnet', 'vgg_small', 'resnet8', 'mobilenet_v2', 'alexnet_torchvision', 'wrn16_2', 'wrn40_2')
+ELSEWHERE += ('resnet56', 'resnet110')
 METHODS, BITS = ('kd', 'single', 'cmtkd'), ((2, 2), (1, 2), (4, 4))
 FEATURES, SIZE = 4, 2
 CASES = [

@@ -108,6 +108,8 @@ def test_learned_steps_are_extra_parameters():
     ('resnet8', 'cifar', (3, 5, 7)),
     ('resnet20', 'cifar', (7, 13, 19)),
     ('resnet32', 'cifar', (11, 21, 31)),
+    ('resnet56', 'cifar', (19, 37, 55)),
+    ('resnet110', 'cifar', (37, 73, 109)),
     ('resnet18', 'cifar', (5, 9, 13, 17)),
     ('resnet18', 'imagenet', (5, 9, 13, 17)),
     ('resnet34', 'imagenet', (7, 15, 27, 33)),
