@@ -206,6 +206,39 @@ def test_file_is_valid_and_short(path):
   assert f'--config=configs/{path.name}' in text
 
 
+@pytest.mark.parametrize(
+  'file, argument, expected',
+  [
+    ('cifar100_resnet18', 'w3a3', {'student.weight_bits': 3, 'student.activation_bits': 3}),
+    ('cifar100_resnet18', 'w4a4', {'student.activation_bits': 4, 'method.cmtkd.teacher_bits': (5, 6, 8)}),
+    ('imagenet_resnet18', '', {'data.augment': 'inception_crop_flip', 'data.resize': 256}),
+    ('imagenet_alexnet', 'resize_crop', {'data.augment': 'resize_crop_flip', 'data.resize': 256}),
+    ('imagenet_resnet50', 'resize_crop,lsq', {'data.augment': 'resize_crop_flip', 'quantizer.name': 'lsq'}),
+    ('imagenet_resnet18', 'resize_crop,smoke', {'data.augment': 'pad_crop_flip', 'data.resize': 0}),
+    ('ctkd_cifar100', '', {'data.mean': (0.491, 0.482, 0.447), 'data.std': (0.247, 0.244, 0.262)}),
+  ],
+)
+def test_variants_of_files(file, argument, expected):
+  config = runpy.run_path(str(CONFIGS / f'{file}.py'))['get_config'](argument)
+  config_lib.check(config)
+  found = config_lib.flat(config)
+  assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+  'run, expected',
+  [
+    ('kd_lsq', {'bits.first_last': 8, 'quantizer.lsq.activation.count': 'features'}),
+    ('lsq', {'bits.first_last': 32, 'quantizer.lsq.activation.count': 'batch'}),
+    ('qkd', {'quantizer.name': 'qil', 'method.qkd.phase': 'tutoring'}),
+  ],
+)
+def test_rows_of_table_5_with_settings_of_their_own(run, expected):
+  config = runpy.run_path(str(CONFIGS / 'table5_imagenet.py'))['get_config']('')
+  found = config_lib.flat(config_lib.derive(config, config.table.runs[run].to_dict()))
+  assert {name: found[name] for name in expected} == expected
+
+
 def test_smoke_shortens_the_networks_of_every_method():
   config = config_lib.default()
   config_lib.smoke(config, 8, channels=1)
