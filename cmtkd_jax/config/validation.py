@@ -186,7 +186,7 @@ def derive(config, changes):
   with derived.unlocked(), derived.ignore_type():
     derived.first, derived.table = default().first, default().table
     changed = flat(ml_collections.ConfigDict(changes))
-    if changed.get('method.name', config.method.name) != config.method.name:
+    if 'method.name' in changed and changed['method.name'] != config.method.name:
       for name in _SCHEDULES:  # of the loss of that method
         derived[name] = default()[name]
     for field, value in changed.items():
