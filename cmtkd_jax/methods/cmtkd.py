@@ -58,8 +58,7 @@ class Settings(Options):
   )
   student_map: str = option(
     'quantized',
-    "the student's side of the feature loss; with fused='pre_quantizer' the teachers' side has negative values, which "
-    "'quantized' cannot match",
+    "the student's side of the feature loss; 'quantized' cannot follow fused='pre_quantizer' below 0",
     choices=('quantized', 'pre_quantizer'),
   )
   requantize: bool = option(False, 'each teacher quantizes the mixture again before its next stage')
