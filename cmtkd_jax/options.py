@@ -32,8 +32,9 @@ def option(default: Any, doc: str, **allowed: Any) -> Any:
       least, above, most, below: bounds of a number, inclusive and exclusive; `least=0` if there is no lower one.
       items: an example of what a tuple is made of.
       regex: whether it is a regular expression.
+      durations: 'one' or 'several': how many durations the text gives, see `config.durations`.
   """
-  if unknown := allowed.keys() - {'choices', 'least', 'above', 'most', 'below', 'items', 'regex'}:
+  if unknown := allowed.keys() - {'choices', 'least', 'above', 'most', 'below', 'items', 'regex', 'durations'}:
     raise TypeError(f'option: {", ".join(sorted(unknown))}')
   if isinstance(default, dict):
     return dataclasses.field(default_factory=default.copy, metadata={'doc': doc, **allowed})
@@ -82,6 +83,8 @@ class Field:
       return f'a tuple of values like {self.allowed["items"]!r}'
     if isinstance(self.default, bool):
       return 'True or False'
+    if 'durations' in self.allowed:
+      return 'a duration' if self.allowed['durations'] == 'one' else 'durations'
     return 'a regular expression' if self.allowed.get('regex') else ''
 
   def _is_number(self):

@@ -9,19 +9,6 @@ _MOST_STEPS = 2**31 - 2  # steps are counted in int32
 _FORM = re.compile(rf'\s*({_NUMBER}(?:\s*,\s*{_NUMBER})*)\s*(steps?|epochs?|examples?)\s*')
 
 
-# {field: whether it takes several}
-FIELDS = {
-  **dict.fromkeys(('duration', 'log_every', 'eval_every', 'checkpoint_every', 'early_stopping', 'profile'), False),
-  **dict.fromkeys(('optimizer.warmup', 'averaging.start', 'averaging.every'), False),
-  'optimizer.decay_at': True,
-  **{
-    f'{value}_schedule.{name}': name == 'change_at'
-    for value in ('beta', 'gamma', 'temperature')
-    for name in ('warmup', 'change_at')
-  },
-}
-
-
 def check(text, field, several):
   """Raises `UserError` unless `text` is '' or of the form of a duration, or of several where the field takes them."""
   if not text.strip():

@@ -14,18 +14,18 @@ class Averaging(Options):
     "'ema', an exponential moving average; 'swa', the mean of the networks at regular steps",
     choices=('none', 'ema', 'swa'),
   )
-  start: str = option('', "when it begins, such as '90 epochs'; a duration; '' = at once")
+  start: str = option('', "when it begins, such as '90 epochs'; '' = at once", durations='one')
   decay: float = option(0.999, 'share of the old average that one step of ema keeps', least=0, below=1)
-  every: str = option('1 epochs', 'how often swa takes the networks; a duration')
+  every: str = option('1 epochs', 'how often swa takes the networks', durations='one')
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSchedule(Options):
   """How a weight or temperature of the loss changes during training, as factors on its value."""
 
-  warmup: str = option('', 'linear change from `first_factor` to the value itself; a duration')
+  warmup: str = option('', 'linear change from `first_factor` to the value itself', durations='one')
   first_factor: float = option(0.0, 'factor at the first step of the warm-up')
-  change_at: str = option('', "when it changes, such as '50, 100 epochs'; '' = never")
+  change_at: str = option('', "when it changes, such as '50, 100 epochs'; '' = never", durations='several')
   change_factor: float = option(0.5, 'factor at each of these changes', above=0)
 
 

@@ -28,8 +28,8 @@ class Run(Options):
   eval_batch_size: int = option(256, 'images of an evaluation step, on all devices', least=1)
   grad_accum_steps: int = option(1, 'parts of a batch that are computed one after the other, to save memory', least=1)
   remat: str = option('', "networks whose activations are computed again backward, such as 'teacher.*'", regex=True)
-  duration: str = option('60 epochs', f'length of the training, {_DURATION}')
-  log_every: str = option('50 steps', 'how often training metrics are logged; a duration')
+  duration: str = option('60 epochs', f'length of the training, {_DURATION}', durations='one')
+  log_every: str = option('50 steps', 'how often training metrics are logged', durations='one')
   label_smoothing: float = option(
     0.0, 'share of the label that cross entropies spread over all classes', least=0, below=1
   )
@@ -37,12 +37,12 @@ class Run(Options):
     0, 'training batches on which normalizations measure their statistics again before an evaluation', most=10**6
   )
   early_stopping: str = option(
-    '', 'training ends when the student has not become better on minival for so long; a duration'
+    '', 'training ends when the student has not become better on minival for so long', durations='one'
   )
-  eval_every: str = option('10 epochs', 'how often all networks are evaluated; a duration')
-  checkpoint_every: str = option('10 epochs', 'how often a checkpoint is saved; a duration')
+  eval_every: str = option('10 epochs', 'how often all networks are evaluated', durations='one')
+  checkpoint_every: str = option('10 epochs', 'how often a checkpoint is saved', durations='one')
   max_checkpoints: int = option(2, 'how many of the newest are kept, next to the best', least=1)
-  profile: str = option('', "'10 steps' records ten with JAX's profiler into WORKDIR/profile")
+  profile: str = option('', "'10 steps' records ten with JAX's profiler into WORKDIR/profile", durations='one')
   allow_config_changes: bool = option(False, 'resume in a work directory of another configuration')
   tensorboard: bool = option(True, 'also write TensorBoard files, if clu and TensorFlow are installed')
 
@@ -137,9 +137,9 @@ class Optimizer(Options):
   beta2: float = option(0.999, 'decay of the second moment, of adamw and lamb', least=0, below=1)
   nesterov: bool = option(False, 'Nesterov momentum')
   schedule: str = option('step', "learning rate: steps at decay_at, or a 'cosine' to 0", choices=('step', 'cosine'))
-  decay_at: str = option('', "when the rate falls, such as '50, 100 epochs'; '' = it is constant")
+  decay_at: str = option('', "when the rate falls, such as '50, 100 epochs'; '' = never", durations='several')
   decay_factor: float = option(0.1, 'factor on the rate at each step of the schedule', above=0)
-  warmup: str = option('', 'linear warm-up from 0; a duration')
+  warmup: str = option('', 'linear warm-up from 0', durations='one')
   importance_lr_factor: float = option(0.1, 'learning rate of importance factors, relative to the rest')
   quantizer_lr_factor: float = option(
     1.0, "learning rate of learned values of quantizers but PACT's clip, relative to the rest"

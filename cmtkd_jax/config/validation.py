@@ -30,8 +30,9 @@ def check(config):
       raise UserError(f'config.{field} is missing; start the config file from cmtkd_jax.config.default()')
   for section in sections.SECTIONS:
     _create(values, section)
-  for field, several in durations.FIELDS.items():
-    durations.check(given[field], f'config.{field}', several)
+  for field, option in known.items():
+    if count := option.allowed.get('durations'):
+      durations.check(given[field], f'config.{field}', several=count == 'several')
   together = values['batch_size'] // values['grad_accum_steps']
   if together % (groups := values['model']['bn_groups']):
     raise UserError(
