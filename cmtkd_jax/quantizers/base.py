@@ -205,6 +205,16 @@ class Quantizer(Options):
     return {name: parameters[name] for name in self.fitted}
 
 
+def running_average(average, value, updates, momentum):
+  """Returns v_t, the average of all values f_i with falling weights, after the one of number t = `updates`, from 1.
+
+      v_t = (1 - m) / (1 - m^t) sum_i m^(t-i) f_i = k v_(t-1) + (1 - k) f_t,  k = (m - m^t) / (1 - m^t)
+  """
+  decayed = momentum**updates
+  kept = (momentum - decayed) / (1 - decayed)
+  return kept * average + (1 - kept) * value
+
+
 def ste_maximum(x, low=SMALLEST):
   """Returns max(x, low), whose gradient always reaches `x`, so that training can bring a lost value back."""
   return ste(jnp.maximum(jax.lax.stop_gradient(x), low), x)

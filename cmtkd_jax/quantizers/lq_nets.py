@@ -62,11 +62,9 @@ class _Basis(base.Quantizer):
     return jnp.asarray(np.where(bits, 1, low), jnp.float32)
 
   def _follow(self, parameters, fitted):
-    """The state after one more fit: v_t = k v_(t-1) + (1 - k) f_t, k = (m - m^t) / (1 - m^t)."""
+    """The state after one more fit."""
     updates = parameters['updates'] + 1
-    decayed = self.momentum**updates
-    kept = (self.momentum - decayed) / (1 - decayed)
-    return {'basis': kept * parameters['basis'] + (1 - kept) * fitted, 'updates': updates}
+    return {'basis': base.running_average(parameters['basis'], fitted, updates, self.momentum), 'updates': updates}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,10 +158,8 @@ class Activation(base.Quantizer):
     return base.mask_gradient((x > 0) & (x < jax.lax.stop_gradient(top)), x)
 
   def update(self, x, parameters):
-    updates = parameters['updates'] + 1
-    decayed = self.momentum**updates
-    kept = (self.momentum - decayed) / (1 - decayed)
-    return {'step': kept * parameters['step'] + (1 - kept) * self.fit(x, parameters), 'updates': updates}
+    updates, fitted = parameters['updates'] + 1, self.fit(x, parameters)
+    return {'step': base.running_average(parameters['step'], fitted, updates, self.momentum), 'updates': updates}
 
   def fit(self, x, parameters):
     """Returns the step, float32, that explains `x` best given its codes under `parameters`."""
