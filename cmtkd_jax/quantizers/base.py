@@ -208,7 +208,7 @@ class Quantizer(Options):
 def running_average(average, value, updates, momentum):
   """Returns v_t, the average of all values f_i with falling weights, after the one of number t = `updates`, from 1.
 
-      v_t = (1 - m) / (1 - m^t) sum_i m^(t-i) f_i = k v_(t-1) + (1 - k) f_t,  k = (m - m^t) / (1 - m^t)
+  v_t = (1 - m) / (1 - m^t) sum_i m^(t-i) f_i = k v_(t-1) + (1 - k) f_t,  k = (m - m^t) / (1 - m^t)
   """
   decayed = momentum**updates
   kept = (momentum - decayed) / (1 - decayed)
