@@ -792,21 +792,42 @@ class Exports(Files):
     return {'logits': logits, 'about': about}
 
 
-class Packed(Exports):
-  file = pattern = 'student.npz'
-  cases, mutates = 700, 'student.npz: bytes, and half of the cases its JSON and arrays, written anew with new digests'
-  untold = 'an archive that was written anew with other values that fit the network'
+class Forged(Exports):
+  """Half of the cases are damaged, the other half forged: changed, and given the digests that they should have."""
 
   def change(self, seed):
     rng = random.Random(seed)
     self.forged = rng.random() < 0.5
     if not self.forged:
-      what = super().change(seed)
-      if rng.random() < 0.5:
-        (self.copied / 'manifest.json').unlink()
-        what += ', without a manifest'
-      return what
+      return super().change(seed)
     self.reset()
+    return f'forged {self.forge(rng)}'
+
+  def forge(self, rng):
+    """Changes a file together with its digests; returns what was changed."""
+    raise NotImplementedError
+
+  def explains(self, answer):
+    return (
+      self.forged
+      and answer['logits'].shape == (5, len(answer['about']['classes']))
+      and bool(np.isfinite(answer['logits']).all())
+    )
+
+
+class Packed(Forged):
+  file = pattern = 'student.npz'
+  cases, mutates = 700, 'student.npz: bytes, and half of the cases its JSON and arrays, written anew with new digests'
+  untold = 'an archive that was written anew with other values that fit the network'
+
+  def change(self, seed):
+    what = super().change(seed)
+    if not self.forged and random.Random(f'{seed}/manifest').random() < 0.5:
+      (self.copied / 'manifest.json').unlink()
+      what += ', without a manifest'
+    return what
+
+  def forge(self, rng):
     path = self.copied / self.file
     with np.load(path) as file:
       arrays = dict(file)
@@ -819,14 +840,7 @@ class Packed(Exports):
       what = f'{name}: {what}'
     np.savez(path, **arrays)
     (self.copied / 'manifest.json').unlink()
-    return f'forged: {what}'
-
-  def explains(self, answer):
-    return (
-      self.forged
-      and answer['logits'].shape == (5, len(answer['about']['classes']))
-      and bool(np.isfinite(answer['logits']).all())
-    )
+    return what
 
 
 def change_array(array, rng):
@@ -856,48 +870,38 @@ class StableHlo(Exports):
     return change_bytes(path.read_bytes(), rng, [(self.originals / 'other' / path.name).read_bytes()])
 
 
-class Onnx(Exports):
+class Onnx(Forged):
   file = pattern = 'student.onnx'
   cases, mutates = 300, 'student.onnx; half of the cases its metadata, written anew with a new digest'
   untold = 'other class names; a graph that was changed together with its digest (not tried)'
 
-  def change(self, seed):
-    rng = random.Random(seed)
-    self.forged = rng.random() < 0.5
-    if not self.forged:
-      return super().change(seed)
+  def forge(self, rng):
     import onnx
 
-    self.reset()
     path = self.copied / self.file
     model = onnx.load(path)
     text, what = change_json(model.metadata_props[0].value, rng)
     model.metadata_props[0].value = text.decode('utf-8', 'replace')
     path.write_bytes(model.SerializeToString())
     (self.copied / 'manifest.json').unlink()
-    return f'forged about: {what}'
+    return f'about: {what}'
 
   def explains(self, answer):
     return self.forged and same(answer['logits'], self.reference['logits'])
 
 
-class Hub(Exports):
+class Hub(Forged):
   file, pattern = 'hub', 'hub/*'
-  cases, mutates = 500, 'files of the folder; half of the cases its JSON files, written anew with new digests'
+  cases, mutates = 500, 'files of the folder; in half of the cases with new digests'
   untold = 'a folder that was written anew with other values that fit the network, and the model card'
 
-  def change(self, seed):
-    rng = random.Random(seed)
-    self.forged = rng.random() < 0.5
-    if not self.forged:
-      return super().change(seed)
-    self.reset()
+  def forge(self, rng):
     folder = self.copied / self.file
     name = rng.choice((hub.CONFIG, hub.CONFIG, hub.PREPROCESSOR, hub.WEIGHTS))
     data, what = self.changed(folder / name, rng)
     (folder / name).write_bytes(data)
     self._sign(folder, name)
-    return f'forged {name}: {what}'
+    return f'{name}: {what}'
 
   def _sign(self, folder, name):
     """Gives the changed file the digests that it should have, where `config.json` still has a place for them."""
@@ -909,13 +913,6 @@ class Hub(Exports):
       (folder / hub.CONFIG).write_text(json.dumps(config))
     except (ValueError, TypeError, AttributeError, RecursionError):
       pass
-
-  def explains(self, answer):
-    return (
-      self.forged
-      and answer['logits'].shape == (5, len(answer['about']['classes']))
-      and bool(np.isfinite(answer['logits']).all())
-    )
 
 
 class Manifest(Exports):

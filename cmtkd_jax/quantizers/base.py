@@ -206,9 +206,15 @@ class Quantizer(Options):
 
 
 def running_average(average, value, updates, momentum):
-  """Returns v_t, the average of all values f_i with falling weights, after the one of number t = `updates`, from 1.
+  """Returns the average v_t of the values f_1 .. f_t with falling weights.
 
-  v_t = (1 - m) / (1 - m^t) sum_i m^(t-i) f_i = k v_(t-1) + (1 - k) f_t,  k = (m - m^t) / (1 - m^t)
+      v_t = (1 - m) / (1 - m^t) sum_i m^(t-i) f_i = k v_(t-1) + (1 - k) f_t,  k = (m - m^t) / (1 - m^t)
+
+  Args:
+    average: v_(t-1), float32, any shape; has no weight at t = 1.
+    value: f_t, of the same shape.
+    updates: t, float32 scalar >= 1.
+    momentum: m in [0, 1).
   """
   decayed = momentum**updates
   kept = (momentum - decayed) / (1 - decayed)
