@@ -82,7 +82,7 @@ def configuration(backbone, method, bits, width, batch, size):
   config.model.bn_momentum = 0.8  # a few steps have to measure the statistics
   config.method.name = method
   config.student = dict(weight_bits=bits[0], activation_bits=bits[1])
-  config.teachers = (f'{{{_TEACHER}}}',) if method == 'kd' else ()
+  config.teacher_workdirs = (f'{{{_TEACHER}}}',) if method == 'kd' else ()
   config.optimizer.learning_rate, config.optimizer.decay_at = 0.1, ''
   config.batch_size, config.eval_batch_size = batch, TEST_IMAGES // 2
   config.duration = config.eval_every = config.checkpoint_every = f'{TRAINING_STEPS} steps'

@@ -3,7 +3,7 @@
 5,000 training and 1,000 test images of classes 0-9, from a folder of .npy arrays; about 15 minutes a seed on 2 cores.
 Data:  python launch/prepare_cifar.py cifar-100-python.tar.gz cifar100_classes_0_9 --classes=10
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/cifar10c_resnet8.py --config.data.name=npy:DIR
-Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/cifar10c_resnet8.py \
+Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/cifar10c_resnet8.py \
            --workdir=benchmarks/results/cifar10c_resnet8
 """
 

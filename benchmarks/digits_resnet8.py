@@ -1,7 +1,7 @@
 """The main job on the bundled digits beside the same network trained alone, three seeds; about 10 minutes on 2 cores.
 
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/digits_resnet8.py
-Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/digits_resnet8.py \
+Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/digits_resnet8.py \
            --workdir=benchmarks/results/digits_resnet8
 """
 

@@ -4,7 +4,8 @@ The published code keeps the mean magnitude of a convolution's output, ours that
 Network, data and epochs of benchmarks/cifar10c_resnet8.py, but 4,000 images of train to train on and the other 1,000
 in place of test: what is chosen here is not chosen on test. DIR holds them as .npy arrays; about 2 minutes a run.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/ewgs_start.py --config.data.name=npy:DIR
-Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/ewgs_start.py --workdir=benchmarks/results/ewgs_start
+Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/ewgs_start.py \
+           --workdir=benchmarks/results/ewgs_start
 """
 
 from cmtkd_jax import config as base

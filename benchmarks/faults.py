@@ -58,7 +58,7 @@ RECIPES = {
   'two micro-batches a step': ('--config.grad_accum_steps=2',),
   'streamed folder, 2 worker processes, a broken image': (
     '--config.data.name=folder:{images}',
-    '--config.data.resident=no',
+    '--config.data.on_device=no',
     '--config.data.workers=processes',
     '--config.data.num_workers=2',
     '--config.data.max_corrupt_fraction=0.05',

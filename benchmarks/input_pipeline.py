@@ -107,7 +107,7 @@ def ours(data_dir, workers, decoder):
     image_size=_SIZE,
     mean=(0.5,) * 3,
     std=(0.25,) * 3,
-    resident='no',
+    on_device='no',
     num_workers=_CORES.value,
     workers=workers,
     decoder=decoder,

@@ -6,7 +6,7 @@ precision. Five seeds: differences of two rows, paired by seed, had a standard d
 
 About 75 minutes a seed on one core.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/ladder_resnet8.py --config.data.name=npy:DIR
-Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/ladder_resnet8.py \
+Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/ladder_resnet8.py \
            --workdir=benchmarks/results/ladder_resnet8
 """
 
@@ -19,6 +19,7 @@ def get_config(argument=''):
   config = base.load_config(__file__, 'cifar10c_resnet8')
   config.duration = '20 epochs'
   config.table.seeds = (0, 1, 2, 3, 4)
+  config.table.baseline = 'single2'
   rows = config.table.runs.to_dict()
   singles = ('full_precision', 'single8', 'single6', 'single4', 'single2')
   without_attention, trained = rows['without_attention'], rows['trained_teachers']

@@ -3,7 +3,7 @@
 Data and schedule of benchmarks/cifar10c_resnet8.py, 20 epochs, each network alone. Activation steps of MobileNetV2 are
 learned (LSQ), with a weight scale a channel: its depthwise layers have one kernel a channel.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/networks_cifar10c.py --config.data.name=npy:DIR
-Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/networks_cifar10c.py \
+Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/networks_cifar10c.py \
            --workdir=benchmarks/results/networks_cifar10c
 """
 

@@ -2,7 +2,7 @@
 
 Network, data and epochs of benchmarks/cifar10c_resnet8.py; about 2 minutes a run on one core.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/quantizers_resnet8.py --config.data.name=npy:DIR
-Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/quantizers_resnet8.py \
+Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/quantizers_resnet8.py \
            --workdir=benchmarks/results/quantizers_resnet8
 """
 

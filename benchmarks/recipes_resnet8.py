@@ -3,7 +3,7 @@
 Network and data of benchmarks/cifar10c_resnet8.py, 20 epochs; about 4 minutes a single run on one core. Every recipe is
 one change, with settings of its source or common ones, which were not searched.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/recipes_resnet8.py --config.data.name=npy:DIR
-Print: python -m cmtkd_jax.main --mode=collect --config=benchmarks/recipes_resnet8.py \
+Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/recipes_resnet8.py \
            --workdir=benchmarks/results/recipes_resnet8
 """
 

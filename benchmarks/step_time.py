@@ -64,7 +64,7 @@ def main(argv):
   runs = {name: config_lib.derive(config, config.table.runs[name].to_dict()) for name in config.table.runs}
   timed = {}
   for name, run in (runs or {'run': config_lib.derive(config, {})}).items():
-    if not run.teachers:
+    if not run.teacher_workdirs:
       timed[name] = Timed(run)
       print(f'compiled {name} in {timed[name].compile_time:.1f} s', flush=True)
   for _ in range(-(-_STEPS.value // _ROUND)):

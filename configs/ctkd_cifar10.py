@@ -23,10 +23,10 @@ def get_config(argument=''):
   config.method.ctkd.teacher_model = 'wrn40_1'
   config.model.init = 'ctkd'
   config.student.weight_bits = config.student.activation_bits = 32
-  config.first.expert = dict(
+  config.prerequisites.expert = dict(
     method=dict(name='single'), model=dict(name='wrn40_1'), student=dict(weight_bits=32, activation_bits=32)
   )
-  config.teachers = ('{expert}',)
+  config.teacher_workdirs = ('{expert}',)
   config.batch_size = 128
   config.eval_batch_size = 1000
   config.duration = '200 epochs'

@@ -19,5 +19,5 @@ def get_config(argument=''):
   config.data.std = (0.229, 0.224, 0.225)
   config.model.name = 'wrn16_2'
   config.method.ctkd.teacher_model = 'wrn40_2'
-  config.first.expert.model.name = 'wrn40_2'
+  config.prerequisites.expert.model.name = 'wrn40_2'
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32, classes=200))

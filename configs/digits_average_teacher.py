@@ -11,8 +11,8 @@ def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
   config.method.name = 'average_teacher'
   for bits in (4, 6, 8):
-    config.first[f'teacher{bits}'] = dict(
+    config.prerequisites[f'teacher{bits}'] = dict(
       method=dict(name='single'), student=dict(weight_bits=bits, activation_bits=bits)
     )
-  config.teachers = ('{teacher4}', '{teacher6}', '{teacher8}')
+  config.teacher_workdirs = ('{teacher4}', '{teacher6}', '{teacher8}')
   return config

@@ -11,10 +11,14 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
   config.method.name, before = 'guided', 'full_precision'
-  config.first.full_precision = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
+  config.prerequisites.full_precision = dict(
+    method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32)
+  )
   for weights, activations in ((8, 32), (8, 8), (4, 8), (4, 4), (2, 4)):
     name = f'w{weights}a{activations}'
-    config.first[name] = dict(student=dict(weight_bits=weights, activation_bits=activations), init_from=f'{{{before}}}')
+    config.prerequisites[name] = dict(
+      student=dict(weight_bits=weights, activation_bits=activations), init_from=f'{{{before}}}'
+    )
     before = name
   config.init_from = f'{{{before}}}'
   return config

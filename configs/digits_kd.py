@@ -10,6 +10,6 @@ from cmtkd_jax import config as base
 def get_config(argument=''):
   config = base.load_config(__file__, 'digits_resnet8', argument)
   config.method.name = 'kd'
-  config.first.teacher = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
-  config.teachers = ('{teacher}',)
+  config.prerequisites.teacher = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
+  config.teacher_workdirs = ('{teacher}',)
   return config

@@ -12,9 +12,11 @@ def get_config(argument=''):
   config.method.name = 'qkd'
   config.method.qkd.phase = 'tutoring'
   config.init_from = '{co_studying}'
-  config.first.full_precision = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
-  config.first.self_studying = dict(method=dict(qkd=dict(phase='self_studying')), init_from='{full_precision}')
-  config.first.co_studying = dict(
+  config.prerequisites.full_precision = dict(
+    method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32)
+  )
+  config.prerequisites.self_studying = dict(method=dict(qkd=dict(phase='self_studying')), init_from='{full_precision}')
+  config.prerequisites.co_studying = dict(
     method=dict(qkd=dict(phase='co_studying')), init_from='student={self_studying},teacher={full_precision}'
   )
   return config

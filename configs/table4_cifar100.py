@@ -44,7 +44,7 @@ def get_config(argument=''):
     cmtkd_w1a2=w1a2,
     guided_w2a2=dict(
       method=dict(name='guided'),
-      first=guided.first.to_dict(),
+      prerequisites=guided.prerequisites.to_dict(),
       init_from=guided.init_from,
       quantizer=dict(name='dorefa'),
     ),

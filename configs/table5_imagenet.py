@@ -34,7 +34,7 @@ def get_config(argument=''):
   chain = lambda name: {
     key: value
     for key, value in base.load_config(__file__, f'digits_{name}').to_dict().items()
-    if key in ('method', 'first', 'init_from')
+    if key in ('method', 'prerequisites', 'init_from')
   }
   single = lambda weights, name: dict(
     method=dict(name='single'), student=dict(weight_bits=weights, activation_bits=2), quantizer=dict(name=name)
@@ -62,7 +62,7 @@ def get_config(argument=''):
     speq=dict(method=dict(name='speq')),
     hwgq_w2a2=single(2, 'hwgq'),
     cmtkd_w2a2=dict(),
-    kd_lsq=dict(lsq, method=kd, teachers=('{full_precision}',), bits=dict(first_last=8)),
+    kd_lsq=dict(lsq, method=kd, teacher_workdirs=('{full_precision}',), bits=dict(first_last=8)),
     lsq=dict(authors_lsq, method=dict(name='single')),
     cmtkd_lsq=authors_lsq,
   )

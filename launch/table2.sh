@@ -63,9 +63,10 @@ leave() {  # Before row $1, which takes $2 seconds.
   finish; exit
 }
 
-finish() {  # Prints the table of what is finished, and copies it.
-  python -m cmtkd_jax.main --mode=collect --config="$recipe" "${flags[@]}" \
-    --config.table.seeds="($(seq -s, 0 $((seeds - 1))),)" && cp "$workdir"/table.{md,json} "$out"
+finish() {  # Prints the table of what is finished, and writes it.
+  local table=(python -m cmtkd_jax.main --mode=summarize --config="$recipe" "${flags[@]}"
+    --config.table.seeds="($(seq -s, 0 $((seeds - 1))),)")
+  "${table[@]}" --output=markdown >"$out/table.md" && "${table[@]}" --output=json >"$out/table.json" && "${table[@]}"
 }
 
 seconds_left() {  # Of a run, from its newest row of metrics since $2; a tenth more for evaluations. Nothing before one.

@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
 from cmtkd_jax import data, options
-from cmtkd_jax.data.loading import resident
+from cmtkd_jax.data.loading import on_device
 from cmtkd_jax.data.settings import Settings
 
 
@@ -28,9 +28,9 @@ def load(batch_size=64, eval_batch_size=100, seed=0, devices=8, **fields):
   )
 
 
-def is_resident(dataset):
+def is_on_device(dataset):
   """Whether the images lie on the device."""
-  return isinstance(dataset.train._reader, resident.Reader)
+  return isinstance(dataset.train._reader, on_device.Reader)
 
 
 def take(loader, start, count):

@@ -38,13 +38,13 @@ def main():
   mesh = build.make_mesh()
   replicated = build.replicated(mesh)
   labels = {}
-  for resident in ('yes', 'no'):
-    config.data.resident = resident
+  for on_device in ('yes', 'no'):
+    config.data.on_device = on_device
     dataset = build.load_data(config, mesh)
     stream = dataset.train.batches(2)  # the last batch of an epoch and the first of the next
-    labels[resident] = [own_rows(next(stream)['label']) for _ in range(2)]
+    labels[on_device] = [own_rows(next(stream)['label']) for _ in range(2)]
     stream.close()
-  config.data.resident = 'yes'
+  config.data.on_device = 'yes'
   dataset = build.load_data(config, mesh)
   method = build.create_method(config, dataset.num_classes)
   parts = dict(method=method, optimizer=optimizer.create(config, method, lambda step: 0.01), augment=dataset.augment)

@@ -110,9 +110,8 @@ if 'train_step.py' in line:
     pathlib.Path(value('out')).with_suffix('.' + suffix).write_text('speed')
   sys.exit()
 work = pathlib.Path(value('workdir'))
-if '--mode=collect' in line:
-  for suffix in ('json', 'md'):
-    (work / ('table.' + suffix)).write_text('rows')
+if '--mode=summarize' in line:
+  print('rows')
   sys.exit()
 row, seed = value('config').split(':')[1], value('config.table.seeds').strip('(,)')
 if row == 'single8':
@@ -170,8 +169,10 @@ def test_table2_goes_on_where_it_stopped(table2, tmp_path):
   # 90 epochs of 50,000 images, but for the first, at 1,000 images a second, and a tenth.
   status, said, _ = table2(*some, '--minutes=60', SECONDS_OF_cmtkd='60')
   assert status == 0 and 'stopped at cmtkd: about 82 min more would be past --minutes=60' in said
-  benchmark, *runs, collect = table2.calls()
-  assert benchmark == '' and collect == 'configs/table2_resnet18_cifar100.py (0,1,2,)'
+  benchmark, *runs = table2.calls()
+  table = ['configs/table2_resnet18_cifar100.py (0,1,2,)'] * 3  # as Markdown, as JSON, and printed
+  assert benchmark == '' and runs[-3:] == table
+  runs = runs[:-3]
   assert sorted(runs[:2]) == ['full_precision (0,)', 'full_precision (1,)'] and runs[2] == 'full_precision (2,)'
   assert sorted(runs[3:]) == ['cmtkd (0,)', 'cmtkd (1,)']
   found = {str(path.relative_to(out)) for path in out.rglob('*') if path.is_file() and 'runs' not in path.parts}
@@ -182,7 +183,7 @@ def test_table2_goes_on_where_it_stopped(table2, tmp_path):
   assert status == 0 and 'cmtkd, seeds 0 1: done' in said
   assert sorted(table2.calls()[:2]) == ['cmtkd (0,)', 'cmtkd (1,)'] and table2.calls()[2] == 'cmtkd (2,)'
   assert (out / 'cmtkd' / 'seed2' / 'summary.json').exists()
-  assert table2(*some)[0] == 0 and len(table2.calls()) == 1
+  assert table2(*some)[0] == 0 and table2.calls() == table
   flags = (out / 'arguments.txt').read_text()
   assert '--config.duration=90 epochs --config.optimizer.decay_at=37.5, 75 epochs' in flags
 
@@ -232,7 +233,10 @@ def test_table2_rehearsed(tmp_path):
   assert summary['epochs'] == 12 and summary['config']['optimizer']['decay_at'] == '5, 10 epochs'
   steps = [json.loads(line)['step'] for line in (out / 'single2' / 'seed0' / 'metrics.jsonl').read_text().splitlines()]
   assert 50 in steps and steps[-1] == 96
-  assert 'single model' in (out / 'table.md').read_text()
+  # The whole table, with the rows that are not run.
+  assert '| KD from full precision | 2/2 |' in (out / 'table.md').read_text()
+  lines = {line['run']: line['seeds'] for line in json.loads((out / 'table.json').read_text())['lines']}
+  assert lines['single2'] == [0] and lines['kd'] == []
 
 
 # --- CIFAR's archives.

@@ -31,18 +31,18 @@ def run_evaluate(command):
 
 def run_table(command):
   """Trains the missing runs of a table and prints it."""
-  from cmtkd_jax.experiments import table
+  from cmtkd_jax.experiments import table, table_text
 
   config = _config(command)
-  print(table.render(config.table.title, table.train_table(config, command.workdir, report=_report)))
+  print(table_text.render(config.table.title, table.train_table(config, command.workdir, report=_report)))
 
 
-def run_collect(command):
+def run_summarize(command):
   """Prints the table of the runs that are finished."""
-  from cmtkd_jax.experiments import table
+  from cmtkd_jax.experiments import table, table_text
 
   config = _config(command)
-  print(table.render(config.table.title, table.collect(config, command.workdir)))
+  print(table_text.FORMATS[command.output](config.table.title, table.collect(config, command.workdir)))
 
 
 def run_report(command):
@@ -134,7 +134,7 @@ MODES = {
   'bits': run_bits,
   'plan': run_plan,
   'table': run_table,
-  'collect': run_collect,
+  'summarize': run_summarize,
   'report': run_report,
   'export': run_export,
   'predict': run_predict,

@@ -56,14 +56,15 @@ _OF_MODES = {
   'format': ('export',),
   'images': ('predict',),
   'topology': ('plan',),
-  'output': ('predict',),
+  'output': ('predict', 'summarize'),
 }
+_OUTPUTS = {'predict': ('text', 'csv', 'json'), 'summarize': ('text', 'markdown', 'json')}
 _WITH_ARGUMENTS = ('config', 'predict')  # fields, images; a shell has expanded ~ in them
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all installed files; hub is a folder.')
 _IMAGES = flags.DEFINE_list('images', None, 'Image files, folders or patterns to classify; also without the flag.')
-_OUTPUT = flags.DEFINE_enum('output', None, ['text', 'csv', 'json'], 'How predictions are printed.')
+_OUTPUT = flags.DEFINE_enum('output', None, ['text', 'csv', 'json', 'markdown'], 'How predictions or a table look.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to plan for, e.g. v5e:2x2; by default the devices here.')
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, unless the scheduler sets it.')
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes of the run, with --coordinator_address.')
@@ -128,6 +129,9 @@ def parse(argv):
         f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
         f'--mode={_MODE.value}; leave it out'
       )
+  outputs = _OUTPUTS.get(_MODE.value, ('text',))
+  if (output := _OUTPUT.value or 'text') not in outputs:
+    raise UserError(f'--output={output}: --mode={_MODE.value} prints {", ".join(outputs)}; choose one of them')
   # `--workdir=~/x`: a shell expands ~ at the beginning of a word only.
   workdir = ','.join(map(os.path.expanduser, (_WORKDIR.value or _default_workdir()).split(',')))
   _check_store('--workdir', workdir)
@@ -141,7 +145,7 @@ def parse(argv):
     _INTEGER.value,
     _FORMAT.value,
     _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
-    _OUTPUT.value or 'text',
+    output,
     _TOPOLOGY.value,
     tuple(rest[1:]),
     Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),

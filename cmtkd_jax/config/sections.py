@@ -22,8 +22,10 @@ class Run(Options):
   dtype: str = option('float32', 'compute type of convolutions', choices=('float32', 'bfloat16'))
   init_from: str = option('', "start from trained networks: a work directory, or 'student=DIR,teacher1_4bit=DIR'")
   init_from_ignore: str = option('', 'parameters that may be missing or mismatched there', regex=True)
-  teachers: tuple = option((), 'work directories of finished runs to learn from', items='runs/teacher')
-  first: dict = option({}, "runs that come before, {name: changes}; '{name}' in init_from and teachers is a directory")
+  teacher_workdirs: tuple = option((), 'work directories of finished runs to learn from', items='runs/teacher')
+  prerequisites: dict = option(
+    {}, "runs that are trained first, {name: changes}; '{name}' in init_from and teacher_workdirs is a directory"
+  )
   batch_size: int = option(64, 'images of a training step, on all devices', least=1)
   eval_batch_size: int = option(256, 'images of an evaluation step, on all devices', least=1)
   grad_accum_steps: int = option(1, 'parts of a batch that are computed one after the other, to save memory', least=1)
@@ -170,6 +172,7 @@ class Table(Options):
   seeds: tuple = option((0, 1, 2), 'seeds of each run', items=0)
   only: tuple = option((), 'names of the runs to train; () = all', items='single')
   runs: dict = option({}, '{name: changes to this configuration}')
+  baseline: str = option('', 'run that the others are compared with, seed by seed')
   lines: tuple = option((), 'what is printed, (title, W/A bits, run, network, published top-1 and top-5) each')
 
   def __post_init__(self):

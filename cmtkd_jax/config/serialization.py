@@ -8,6 +8,9 @@ from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.config.validation import check
 from cmtkd_jax.errors import UserError
 
+# What fields were called by the versions that wrote a configuration.
+_RENAMED = {'first': 'prerequisites', 'teachers': 'teacher_workdirs', 'data': {'resident': 'on_device'}}
+
 
 def to_json(config):
   """Returns `config` as indented JSON text."""
@@ -15,11 +18,11 @@ def to_json(config):
 
 
 def from_json(text):
-  """Returns the `ConfigDict` that `to_json` wrote, checked."""
+  """Returns the `ConfigDict` that `to_json` wrote, of this version or an earlier one, checked."""
   config = default()
   try:
     with config.unlocked():
-      _assign(config, json.loads(text))
+      _assign(config, _with_new_names(json.loads(text)))
   except (AttributeError, TypeError, OverflowError) as e:  # fields where there is a number, or 10^400
     raise UserError(
       f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in another --workdir'
@@ -38,6 +41,17 @@ def difference(a, b, exclude=()):
   ]
 
 
+def _with_new_names(changes, names=_RENAMED):
+  found = {}
+  for name, value in changes.items():
+    new = names.get(name, name)
+    found[name if isinstance(new, dict) else new] = _with_new_names(value, new) if isinstance(new, dict) else value
+  if names is _RENAMED:
+    for runs in (found.get('prerequisites', {}), found.get('table', {}).get('runs', {})):
+      runs |= {run: _with_new_names(changes) for run, changes in runs.items()}
+  return found
+
+
 def _assign(config, values):
   for name, value in values.items():
     section = isinstance(config.get(name), ml_collections.ConfigDict)
@@ -50,4 +64,6 @@ def _assign(config, values):
 
 
 def _tuples(value):
+  if isinstance(value, dict):
+    return {name: _tuples(entry) for name, entry in value.items()}
   return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value

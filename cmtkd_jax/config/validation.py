@@ -15,7 +15,7 @@ from cmtkd_jax.quantizers import Quantizer
 
 _SCHEDULES = tuple(name for name, section in sections.SECTIONS.items() if section is recipes.LossSchedule)
 # The part of a field's name that says to which run of a chain or table it belongs.
-_RUN = re.compile(r'^(?:(?:first|table\.runs)\.[^.]+\.)+')
+_RUN = re.compile(r'^(?:(?:prerequisites|table\.runs)\.[^.]+\.)+')
 
 
 def check(config):
@@ -90,6 +90,10 @@ _SYNONYMS = {
   'data_dir': 'data.dir',
   'workers': 'num_workers',
   'pretrained': 'init_from',
+  'first': 'prerequisites',
+  'teacher': 'teacher_workdirs',
+  'teachers': 'teacher_workdirs',
+  'resident': 'on_device',
   'bits': 'student.weight_bits',
   'wbits': 'student.weight_bits',
   'abits': 'student.activation_bits',
@@ -125,7 +129,7 @@ def suggest(name, settable=False):
 
 
 # A run of a chain or table, or all of them.
-_RUNS = re.compile(r'(?:(?:first|table\.runs)\.[^.]+\.)*(?:first|table\.runs)(?:\.[^.]+)?')
+_RUNS = re.compile(r'(?:(?:prerequisites|table\.runs)\.[^.]+\.)*(?:prerequisites|table\.runs)(?:\.[^.]+)?')
 
 
 def check_settable(field):
@@ -133,13 +137,13 @@ def check_settable(field):
   if _RUNS.fullmatch(field):
     raise UserError(
       f'--config.{field}: a whole dict cannot be set on the command line; set single fields of a run, such as '
-      '--config.first.NAME.seed=1, or change the config file'
+      '--config.prerequisites.NAME.seed=1, or change the config file'
     )
   check_field(field)
 
 
 def add_to_run(config, field):
-  """Lets a run of a chain or table have `field`, such as 'first.teacher.seed', with the value of the configuration.
+  """Lets a run of a chain or table have `field`, such as 'prerequisites.teacher.seed', with the configuration's value.
 
   Other fields, and those that the run has, stay as they are.
 
@@ -149,8 +153,8 @@ def add_to_run(config, field):
   if not (match := _RUN.match(field)):
     return
   place, name = config, field[match.end() :]
-  for of, run in re.findall(r'(first|table\.runs)\.([^.]+)\.', match[0]):
-    runs = place.get('first', {}) if of == 'first' else place.get('table', {}).get('runs', {})
+  for of, run in re.findall(r'(prerequisites|table\.runs)\.([^.]+)\.', match[0]):
+    runs = place.get('prerequisites', {}) if of == 'prerequisites' else place.get('table', {}).get('runs', {})
     check_runs(runs)
     if run not in runs:
       raise UserError(f'--config.{field}: there is no run {run!r}; runs of config.{of} are {", ".join(runs) or "none"}')
@@ -166,11 +170,11 @@ def add_to_run(config, field):
 
 
 def check_runs(runs):
-  """Raises `UserError` unless `runs`, of `config.first` or `config.table`, are dicts of changes by name."""
+  """Raises `UserError` unless `runs`, of `config.prerequisites` or `config.table`, are dicts of changes by name."""
   for name, changes in runs.items():
     if not isinstance(changes, ml_collections.ConfigDict):
       raise UserError(
-        f'config.first and config.table.runs: {name}={changes!r} must be a dict of changes, such as '
+        f'config.prerequisites and config.table.runs: {name}={changes!r} must be a dict of changes, such as '
         "dict(method=dict(name='single'))"
       )
 
@@ -185,15 +189,15 @@ def derive(config, changes):
   """
   derived = config.copy_and_resolve_references()
   with derived.unlocked(), derived.ignore_type():
-    derived.first, derived.table = default().first, default().table
+    derived.prerequisites, derived.table = default().prerequisites, default().table
     changed = flat(ml_collections.ConfigDict(changes))
     if 'method.name' in changed and changed['method.name'] != config.method.name:
       for name in _SCHEDULES:  # of the loss of that method
         derived[name] = default()[name]
     for field, value in changed.items():
-      if field.split('.')[0] != 'first':
+      if field.split('.')[0] != 'prerequisites':
         check_field(field)
         derived.update_from_flattened_dict({field: value})
-    derived.first = ml_collections.ConfigDict(changes.get('first', {}))
+    derived.prerequisites = ml_collections.ConfigDict(changes.get('prerequisites', {}))
   check(derived)
   return derived

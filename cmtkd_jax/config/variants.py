@@ -55,12 +55,14 @@ def smoke(config, image_size, channels=3, classes=10):
   if AUGMENTS[config.data.augment].random_box:
     config.data.augment = 'pad_crop_flip'
   config.model.width = min(config.model.width, 8 / 64)
+  runs = (config, *config.table.runs.values(), *config.prerequisites.values())
+  every = 1 if any('teacher' in changes.get('init_from', '') for changes in runs) else 2  # all that have names there
   for name in methods.METHODS:
     for field in ('teacher_bits', 'peer_bits'):
       if isinstance(config.method[name].get(field), tuple):
-        config.method[name][field] = config.method[name][field][::2]
+        config.method[name][field] = config.method[name][field][::every]
   config.method.ctkd.teacher_model = config.model.name
-  for changes in config.first.values():
+  for changes in config.prerequisites.values():
     if 'model' in changes:
       del changes.model  # every network is the student's
   config.table.seeds = config.table.seeds[:1]
@@ -68,7 +70,7 @@ def smoke(config, image_size, channels=3, classes=10):
   config.duration, config.optimizer.warmup = '3 steps', ''
   if config.optimizer.schedule == 'step':
     config.optimizer.decay_at = '2 steps'
-  for changes in (config, *config.table.runs.values(), *config.first.values()):
+  for changes in runs:
     for section, fields in _SHORT.items():
       for field, short in fields.items():
         if section in changes and changes[section].get(field):

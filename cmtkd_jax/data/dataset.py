@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from cmtkd_jax import options
 from cmtkd_jax.data import splits as splits_lib
-from cmtkd_jax.data.loading import broken, host_reader, loaders, resident, worker_pool
+from cmtkd_jax.data.loading import broken, host_reader, loaders, on_device, worker_pool
 from cmtkd_jax.data.settings import Settings
 from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.data.transforms.augments import AUGMENTS
@@ -72,16 +72,16 @@ def load(
   splits_lib.check_batch_sizes(batch_size, eval_batch_size, mesh.shape['data'])
   splits = splits_lib.open_splits(config)
   splits_lib.check_images(config, splits)
-  resident_images = splits_lib.is_resident(config, splits)
+  images_on_device = splits_lib.is_on_device(config, splits)
   train_records, minival_records = splits_lib.split_train(config, splits, batch_size)
-  readers = (_resident_readers if resident_images else _streaming_readers)(config, splits, train_records, seed, mesh)
+  readers = (_on_device_readers if images_on_device else _streaming_readers)(config, splits, train_records, seed, mesh)
 
   devices = mesh.shape['data']
   eval_batch_size = -(-eval_batch_size // devices) * devices
   make_eval = functools.partial(loaders.EvalLoader, batch_size=eval_batch_size, sharding=NamedSharding(mesh, P('data')))
   evals = {'minival': make_eval(readers.minival, minival_records)} if config.minival else {}
   evals['test'] = make_eval(readers.test, np.arange(len(splits.test)))
-  augment, normalize = splits_lib.transforms(config, resident_images)
+  augment, normalize = splits_lib.transforms(config, images_on_device)
   return Dataset(
     num_classes=len(splits.class_names),
     class_names=splits.class_names,
@@ -105,26 +105,26 @@ class _Readers(NamedTuple):
   test: Any
 
 
-def _resident_readers(config, splits, train_records, seed, mesh):
+def _on_device_readers(config, splits, train_records, seed, mesh):
   """Readers of images on the device, which are decoded at the start."""
   del seed
   # Broken images are replaced in training; an accuracy on other images would be another accuracy.
-  images, labels, replaced = resident.read_all(splits.train, config.num_workers, train_records)
+  images, labels, replaced = on_device.read_all(splits.train, config.num_workers, train_records)
   broken.check_count(replaced, config.max_corrupt_fraction * len(train_records))
-  train = resident.Reader(images, labels, replaced, mesh)
-  return _Readers(train, train, resident.Reader(*resident.read_all(splits.test, config.num_workers), mesh))
+  train = on_device.Reader(images, labels, replaced, mesh)
+  return _Readers(train, train, on_device.Reader(*on_device.read_all(splits.test, config.num_workers), mesh))
 
 
 def _streaming_readers(config, splits, train_records, seed, mesh):
   """Readers of images that are decoded batch by batch."""
-  from cmtkd_jax.data.loading import streaming  # Needs grain, which resident data sets do not.
+  from cmtkd_jax.data.loading import streaming  # Needs grain, which images on the device do not need.
 
   channels, size = len(config.mean), config.image_size
   resizes = config.resize or AUGMENTS[config.augment].random_box
   if resizes and channels not in (1, 3):
     raise UserError(
-      f'config.data.resident={config.resident!r}: resizing streamed images works for 1 or 3 '
-      f"channels, not {channels}; set resident='yes', or resize=0 and another augment"
+      f'config.data.on_device={config.on_device!r}: resizing streamed images works for 1 or 3 '
+      f"channels, not {channels}; set on_device='yes', or resize=0 and another augment"
     )
   _check_decoder(config)
   processes = worker_pool.Workers(config.num_workers) if config.workers == 'processes' else None

@@ -21,7 +21,7 @@ class Outline(NamedTuple):
 
   num_classes, input_shape, augment, mix: as of a `Dataset`.
   steps_per_epoch, batch_spec: as of its `TrainLoader`.
-  resident_bytes: what the images take on each device.
+  on_device_bytes: what the images take on each device.
   """
 
   num_classes: int
@@ -29,7 +29,7 @@ class Outline(NamedTuple):
   augment: Callable[[jax.Array, jax.Array], jax.Array]
   steps_per_epoch: int
   batch_spec: dict[str, jax.ShapeDtypeStruct]
-  resident_bytes: int
+  on_device_bytes: int
   mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
@@ -47,18 +47,18 @@ def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Me
     except UserError as e:
       raise UserError(f"{e}; to plan without the data, set config.data.name='generated:HxWxC:CLASSES:N'") from e
   splits_lib.check_images(config, splits)
-  is_resident = splits_lib.is_resident(config, splits)
+  is_on_device = splits_lib.is_on_device(config, splits)
   train_records, _ = splits_lib.split_train(config, splits, batch_size)
   input_shape = config.image_size, config.image_size, len(config.mean)
-  image = splits.train.shape if is_resident else input_shape
+  image = splits.train.shape if is_on_device else input_shape
   sharding = NamedSharding(mesh, P('data'))
   spec = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
   return Outline(
     num_classes=len(splits.class_names),
     input_shape=input_shape,
-    augment=splits_lib.transforms(config, is_resident)[0],
+    augment=splits_lib.transforms(config, is_on_device)[0],
     steps_per_epoch=len(train_records) // batch_size,
     batch_spec={'image': spec(image, np.uint8), 'label': spec((), np.int32)},
-    resident_bytes=sum(len(split) * math.prod(split.first_shape) for split in splits[:2]) if is_resident else 0,
+    on_device_bytes=sum(len(split) * math.prod(split.first_shape) for split in splits[:2]) if is_on_device else 0,
     mix=splits_lib.mixing(config),
   )

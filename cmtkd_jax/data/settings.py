@@ -31,7 +31,7 @@ class Settings(Options):
   resize: int = option(0, 'shorter side after resizing, in pixels; 0 = images are not resized', most=_LARGEST_SIDE)
   mean: tuple = option((0.5,), 'mean of each channel, for pixels from 0 to 1', items=0.5)
   std: tuple = option((0.5,), 'standard deviation of each channel, in the same unit', items=0.5)
-  resident: str = option('auto', 'whether the images are kept on the device', choices=('auto', 'yes', 'no'))
+  on_device: str = option('auto', 'whether the images are kept on the device', choices=('auto', 'yes', 'no'))
   cache: bool = option(False, 'keep streamed training images in memory, once decoded and scaled to data.resize')
   num_workers: int = option(4, 'workers that read and decode streamed images; 0 = the main thread', most=_MOST_WORKERS)
   workers: str = option(

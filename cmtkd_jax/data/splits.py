@@ -8,7 +8,7 @@ from cmtkd_jax.data.sources import base, names, npy
 from cmtkd_jax.data.transforms import augment, mix
 from cmtkd_jax.errors import UserError
 
-_RESIDENT_LIMIT = 2**30
+_ON_DEVICE_LIMIT = 2**30
 _MOST_IN_A_BATCH = 2**20
 _SMALL = 64  # pixels a side of images that networks take as they are
 
@@ -69,16 +69,16 @@ def check_images(config, splits):
       )
 
 
-def is_resident(config, splits) -> bool:
+def is_on_device(config, splits) -> bool:
   """Whether the images are kept on the devices, decoded."""
-  if config.resident == 'no':
+  if config.on_device == 'no':
     return False
   total = sum(len(s) * math.prod(s.first_shape) for s in splits[:2])
-  if config.resident == 'auto' and total > _RESIDENT_LIMIT:
+  if config.on_device == 'auto' and total > _ON_DEVICE_LIMIT:
     return False  # Decided before `shape`, which may open every file.
   same = all(s.shape is not None for s in splits[:2])
-  if config.resident == 'yes' and not same:
-    raise UserError(f"config.data.resident='yes', but the images of {config.name!r} differ in size; set resident='no'")
+  if config.on_device == 'yes' and not same:
+    raise UserError(f"config.data.on_device='yes', but images of {config.name!r} differ in size; set on_device='no'")
   return same
 
 
@@ -97,8 +97,8 @@ def split_train(config, splits, batch_size):
   return train_records, minival_records
 
 
-def transforms(config, is_resident):
-  """Returns (augment, normalize) for images that are resident, or resized where they are decoded: `augment.build`."""
+def transforms(config, is_on_device):
+  """Returns (augment, normalize) for images kept on the device, or resized where they are decoded: `augment.build`."""
   return augment.build(
     config.augment,
     size=config.image_size,
@@ -106,7 +106,7 @@ def transforms(config, is_resident):
     pad=config.pad,
     mean=tuple(config.mean),
     std=tuple(config.std),
-    raw=is_resident,
+    raw=is_on_device,
     pad_mode=config.pad_mode,
     trivial_augment=config.trivial_augment,
     cutout=config.cutout,

@@ -1,4 +1,4 @@
-"""Chains of runs: what `config.first` names is trained first, each run in a directory of its own."""
+"""Chains of runs: what `config.prerequisites` names is trained first, each run in a directory of its own."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.training import loop
 
 _REFERENCE = re.compile(r'\{(\w+)\}')
-_ALONE = {'init_from': '', 'teachers': ()}  # what comes first does not start from what comes after it
+_ALONE = {'init_from': '', 'teacher_workdirs': ()}  # what comes first does not start from what comes after it
 
 
 def train_chain(config, workdir, directories=(), report=lambda text: None):
-  """Trains the runs of `config.first`, each in `workdir/<name>` after those it refers to, then `config`.
+  """Trains the runs of `config.prerequisites`, each in `workdir/<name>` after those it refers to, then `config`.
 
-  Each is `config` with the changes given there; '{name}' in its `init_from` and `teachers` stands for the directory of
-  an earlier one. A run that is finished is not run again, one that was stopped resumes.
+  Each is `config` with the changes given there; '{name}' in its `init_from` and `teacher_workdirs` stands for the
+  directory of an earlier one. A run that is finished is not run again, one that was stopped resumes.
 
   Args:
     config: a `ConfigDict`.
@@ -34,7 +34,8 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   """
   directories = dict(directories)
   last = config_lib.derive(config, {})
-  runs = {name: (first_run(config, name), f'{workdir}/{name}') for name in in_order(config.first, config.first)}
+  names = in_order(config.prerequisites, config.prerequisites)
+  runs = {name: (prerequisite(config, name), f'{workdir}/{name}') for name in names}
   for name, (run, directory) in runs.items():
     report(f'\n== {name} -> {directory}')
     _train(resolve(run, directories), directory, report)
@@ -44,9 +45,9 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   return _train(resolve(last, directories), workdir, report)
 
 
-def first_run(config, name):
-  """Returns the configuration of the run `name` of `config.first`, whose references are not resolved."""
-  return config_lib.derive(config, _ALONE | config.first[name].to_dict())
+def prerequisite(config, name):
+  """Returns the configuration of the run `name` of `config.prerequisites`, whose references are not resolved."""
+  return config_lib.derive(config, _ALONE | config.prerequisites[name].to_dict())
 
 
 def in_order(runs, wanted):
@@ -61,8 +62,8 @@ def in_order(runs, wanted):
   def visit(name, above):
     if name in above:
       raise UserError(
-        f'config.first: {" -> ".join([*above, name])} refer to each other in a circle; take one reference out of '
-        'init_from or teachers'
+        f'config.prerequisites: {" -> ".join([*above, name])} refer to each other in a circle; take one reference '
+        'out of init_from or teacher_workdirs'
       )
     if name not in order:
       for reference in _REFERENCE.findall(json.dumps(runs[name].to_dict())):
@@ -76,7 +77,7 @@ def in_order(runs, wanted):
 
 
 def resolve(config, directories):
-  """Returns `config` with every '{name}' in `init_from` and `teachers` replaced by that run's directory.
+  """Returns `config` with every '{name}' in `init_from` and `teacher_workdirs` replaced by that run's directory.
 
   Raises:
     UserError: there is no run of that name before this one.
@@ -92,7 +93,7 @@ def resolve(config, directories):
 
   config = ml_collections.ConfigDict(config.to_dict())
   config.init_from = replace(config.init_from, 'init_from')
-  config.teachers = tuple(replace(teacher, 'teachers') for teacher in config.teachers)
+  config.teacher_workdirs = tuple(replace(teacher, 'teacher_workdirs') for teacher in config.teacher_workdirs)
   return config
 
 

@@ -28,10 +28,10 @@ def compare(config):
   for name in config.table.only or config.table.runs or ('',):
     changes = config.table.runs[name].to_dict() if name else {}
     run = config_lib.derive(config, changes)
-    if not name and not run.teachers and not run.first:
+    if not name and not run.teacher_workdirs and not run.prerequisites:
       method = build.create_method(run, dataset.num_classes)
       layers = bit_table.collect(method, dataset.input_shape, parse_rules(run.bits.rules))
-    alone = {'method': {'name': 'single'}, 'teachers': (), 'init_from': '', 'first': {}}
+    alone = {'method': {'name': 'single'}, 'teacher_workdirs': (), 'init_from': '', 'prerequisites': {}}
     student = build.create_method(config_lib.derive(config, changes | alone), dataset.num_classes)
     students[name] = bit_table.total(bit_table.collect(student, dataset.input_shape))
   return Cost(layers, students)

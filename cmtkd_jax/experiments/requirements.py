@@ -21,7 +21,7 @@ class Requirements(NamedTuple):
   """What one step takes on each device, and how many there are; None for what nobody says.
 
   devices: their number. kind: as JAX names it. batch: images on each device.
-  held, temporary, resident: bytes of state and batch, of temporary buffers, of images that stay on the device.
+  held, temporary, images: bytes of state and batch, of temporary buffers, of images that stay on the device.
   available: bytes of memory. chip: its `chips.Chip`.
   flops: floating-point operations. traffic: bytes read and written. collectives: bytes of results of collectives.
   steps: of the run.
@@ -32,7 +32,7 @@ class Requirements(NamedTuple):
   batch: int
   held: int
   temporary: int
-  resident: int
+  images: int
   available: int | None
   chip: chips.Chip | None
   flops: float
@@ -43,7 +43,7 @@ class Requirements(NamedTuple):
   @property
   def memory(self):
     """Bytes of memory in all."""
-    return self.held + self.temporary + self.resident
+    return self.held + self.temporary + self.images
 
   @property
   def fits(self):
@@ -85,15 +85,15 @@ def find(config, workdir, topology=None):
 
 
 def _teachers(config, workdir):
-  """The `Teacher`s of the run; those of runs that come first need not be trained."""
-  first = {f'{{{name}}}': name for name in config.first}
-  if not first.keys() & set(config.teachers):
+  """The `Teacher`s of the run; those of its prerequisites need not be trained."""
+  names = {f'{{{name}}}': name for name in config.prerequisites}
+  if not names.keys() & set(config.teacher_workdirs):
     return teachers.open_all(config, workdir)
   return tuple(
-    teachers.Teacher(teacher, chain.first_run(config, first[teacher]))
-    if teacher in first
-    else teachers.open_all(config_lib.derive(config, {'teachers': (teacher,)}), workdir)[0]
-    for teacher in config.teachers
+    teachers.Teacher(teacher, chain.prerequisite(config, names[teacher]))
+    if teacher in names
+    else teachers.open_all(config_lib.derive(config, {'teacher_workdirs': (teacher,)}), workdir)[0]
+    for teacher in config.teacher_workdirs
   )
 
 
@@ -118,7 +118,7 @@ def of_method(method, config, data, mesh):
     batch=config.batch_size // mesh.size,
     held=memory.held(analysis),
     temporary=analysis.temp_size_in_bytes,
-    resident=data.resident_bytes,
+    images=data.on_device_bytes,
     available=chips.memory(device),
     chip=chips.CHIPS.get(device.device_kind),
     flops=cost['flops'],
@@ -143,8 +143,8 @@ def render(found):
   """Returns `Requirements` as text, a line each."""
   mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
   parts = f'state and batch {mebibytes(found.held)}, temporary buffers {mebibytes(found.temporary)}'
-  if found.resident:
-    parts += f', images {mebibytes(found.resident)}'
+  if found.images:
+    parts += f', images {mebibytes(found.images)}'
   room = 'memory of the device unknown'
   if found.available is not None:
     room = f'fits into {mebibytes(found.available)}'

@@ -6,9 +6,7 @@ is the directory of an earlier one at the same seed. `config.table.lines` are wh
 table lies in `WORKDIR/<run>/seed<k>`.
 """
 
-import json
 import math
-import re
 import statistics
 from typing import Any, NamedTuple
 
@@ -16,13 +14,11 @@ from etils import epath
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import quantizers
-from cmtkd_jax.errors import UserError, printable
-from cmtkd_jax.experiments import chain
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.experiments import chain, table_text
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import run_files, run_summary
-from cmtkd_jax.runtime import text_table
 
-FILE = 'table'
 _NEEDED = ('epochs', 'commit', 'device', 'config')  # entries of a run's summary, next to its results
 
 
@@ -64,7 +60,7 @@ def train_table(config, workdir, report=lambda text: None):
         if missing := _missing_quantizer(config.table.runs[run]):
           raise UserError(missing)
         run_config = config_lib.derive(config, {**config.table.runs[run].to_dict(), 'seed': seed})
-        needed = [name for name in chain.in_order(config.table.runs, [run]) if name not in run_config.first]
+        needed = [name for name in chain.in_order(config.table.runs, [run]) if name not in run_config.prerequisites]
         if lost := [name for name in needed if name in failed]:
           # What is wrong; the line of the lost run itself also says what to do.
           raise UserError(f'it needs the run {lost[0]}, which was not trained: {failed[lost[0]].partition("; ")[0]}')
@@ -78,7 +74,8 @@ def train_table(config, workdir, report=lambda text: None):
     run, reason = next(iter(failures.items()))  # the first one: it needs no other
     raise UserError(f'--mode=table: no run could be trained; {run}: {reason}')
   rows = collect(config, workdir, failures)
-  write(config.table.title, rows, workdir)
+  for suffix, text in (('json', table_text.as_json), ('md', table_text.markdown)):
+    run_files.write(epath.Path(workdir) / f'table.{suffix}', text(config.table.title, rows))
   return rows
 
 
@@ -99,105 +96,35 @@ def collect(config, workdir, failures=None):
   lines, workdir = _lines(config), epath.Path(workdir)
   if not workdir.is_dir():
     raise UserError(f'--workdir: there is no directory {workdir}; train the table first with --mode=table')
-  return [_row(config, line, workdir, failures or {}) for line in lines]
+  baseline = _results(_summaries(workdir, config.table.baseline), config.table.baseline, STUDENT)
+  return [_row(config, line, workdir, baseline, failures or {}) for line in lines]
 
 
-def write(title, rows, workdir):
-  """Writes table.md and table.json into `workdir`."""
-  found = {'title': title, 'printed_title': printed_title(title, rows), 'lines': rows}
-  run_files.write(epath.Path(workdir) / f'{FILE}.json', json.dumps(found, indent=1))
-  run_files.write(epath.Path(workdir) / f'{FILE}.md', markdown(title, rows))
-
-
-def render(title, rows):
-  """Returns the table as text."""
-  header, body = _cells(rows)
-  lines = text_table.lines(header, body, left=(0, len(header) - 1))
-  above = [printed_title(title, rows), *_what_was_run(rows)]
-  return '\n'.join(['', *map(printable, above), *lines, '', *map(printable, _below(rows))])
-
-
-def markdown(title, rows):
-  """Returns the table as Markdown."""
-  header, body = _cells(rows)
-  paragraphs = [
-    f'**{text_table.markdown_cell(printed_title(title, rows))}**',
-    *map(text_table.markdown_cell, _what_was_run(rows)),
-    '\n'.join(text_table.markdown(header, body)),
-    *map(text_table.markdown_cell, _below(rows)),
-  ]
-  return '\n\n'.join(paragraphs) + '\n'
-
-
-def printed_title(title, rows):
-  """Returns the recipe's title; where it tells a number of epochs, with the one that was run."""
-  epochs = _joined(rows, 'epochs')
-  return re.sub(r'\b\d+(\.\d+)? epochs?\b', f'{epochs} epochs', title) if epochs else title
-
-
-def _joined(rows, key):
-  """The distinct values of a list field of the rows, '' without any."""
-  values = sorted({value for row in rows for value in row.get(key, ())})
-  return ', '.join(f'{value:g}' if isinstance(value, (int, float)) else value for value in values)
-
-
-def _what_was_run(rows):
-  """The line below the title, from the finished runs themselves: a recipe may have been run otherwise."""
-  if not (epochs := _joined(rows, 'epochs')):
-    return []
-  about = [f'{epochs} epochs', f'network {_joined(rows, "networks")}', _joined(rows, 'data')]
-  return [f'run: {", ".join(about)}']
-
-
-def _below(rows):
-  tests = dict.fromkeys(test for row in rows for test in row.get('tests', ()))
-  random = any(name.startswith('generated:') for row in rows for name in row.get('data', ()))
-  return [
-    'Top-1 / top-5 in percent on the test split: mean over seeds ± standard error (sd: standard deviation of one '
-    'seed). The best epoch is chosen on the test split, as papers print it.',
-    *(f'test: {test}' for test in tests),
-    *(['The images are random (generated data): these accuracies mean nothing.'] if random else []),
-  ]
-
-
-def _cells(rows):
-  header = ['row', 'W/A', 'published', 'last epoch', 'sd', 'best epoch', 'seeds', 'note']
-  body = []
-  for row in rows:
-    published = ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-'
-    last, best = row['last'], row['best']
-    sd = f'{last["top1"]["sd"]:.2f}' if _several(last) else '-'
-    bits = ', '.join(row.get('run_bits', ())) or row['bits']
-    body.append([row['title'], bits, published, _pair(last), sd, _pair(best), str(len(row['seeds'])), row['note']])
-  return header, body
-
-
-def _pair(result):
-  if not result:
-    return '-'
-  cell = lambda value: f'{value["mean"]:.2f}' + (f' ± {value["standard_error"]:.2f}' if value['sd'] is not None else '')
-  return f'{cell(result["top1"])} / {cell(result["top5"])}'
-
-
-def _several(result):
-  return result and result['top1']['sd'] is not None
-
-
-def _row(config, line, workdir, failures) -> dict[str, Any]:
+def _summaries(workdir, run):
+  """Returns `{seed: summary}` of the finished runs, {} for a run of ''."""
   found = {}
-  if line.run:
-    for path in (workdir / line.run).glob('seed*/summary.json'):
-      if (seed := path.parent.name.removeprefix('seed')).isdecimal():
-        found[int(seed)] = _read_summary(path.parent)
-  found = dict(sorted(found.items()))
-  results = [summary['results'].get(f'test/{line.network}') for summary in found.values()]
-  if found and None in results:
-    raise UserError(
-      f'config.table.lines: run {line.run!r} has no network {line.network!r}; it has '
-      f'{", ".join(next(iter(found.values()))["results"])}'
-    )
+  for path in (workdir / run).glob('seed*/summary.json') if run else ():
+    if (seed := path.parent.name.removeprefix('seed')).isdecimal():
+      found[int(seed)] = _read_summary(path.parent)
+  return dict(sorted(found.items()))
+
+
+def _results(summaries, run, network):
+  """Returns `{seed: result on the test split}` of a network."""
+  results = {seed: summary['results'].get(f'test/{network}') for seed, summary in summaries.items()}
+  if None in results.values():
+    has = ', '.join(next(iter(summaries.values()))['results'])
+    raise UserError(f'config.table.lines: run {run!r} has no network {network!r}; it has {has}')
+  return results
+
+
+def _row(config, line, workdir, baseline, failures) -> dict[str, Any]:
+  found = _summaries(workdir, line.run)
+  results = _results(found, line.run, line.network)
   of = lambda which: (
-    {kind: _statistics([result[which][kind] for result in results]) for kind in ('top1', 'top5')} if results else None
+    {kind: _statistics([result[which][kind] for result in results.values()]) for kind in ('top1', 'top5')}
+    if results
+    else None
   )
   about = lambda key: sorted({summary[key] for summary in found.values()})
   configured = lambda *fields: sorted(
@@ -208,6 +135,7 @@ def _row(config, line, workdir, failures) -> dict[str, Any]:
     'seeds': list(found),
     'last': of('last'),
     'best': of('best'),
+    'difference': None if line.run == config.table.baseline else _difference(results, baseline, config.table.baseline),
     'epochs': about('epochs'),
     'commits': about('commit'),
     'devices': about('device'),
@@ -245,6 +173,15 @@ def _statistics(values):
   }
 
 
+def _difference(results, baseline, name):
+  """Top-1 of the last epoch minus that of the baseline, over the seeds that both have; None where there are none."""
+  seeds = [seed for seed in results if seed in baseline]
+  top1 = lambda result: result['last']['top1']
+  if not seeds:
+    return None
+  return {'baseline': name, **_statistics([top1(results[seed]) - top1(baseline[seed]) for seed in seeds])}
+
+
 def _note(config, line, workdir, found, failures):
   if not line.run:
     return 'cited, not run here'
@@ -276,7 +213,7 @@ def _lines(config):
     if len(line) != len(Line._fields):
       raise UserError(f'config.table.lines: {line!r} must be ({", ".join(Line._fields)})')
   lines = [Line(*line) for line in table.lines]
-  for name in [*table.only, *(line.run for line in lines if line.run)]:
+  for name in [*table.only, *filter(None, [table.baseline]), *(line.run for line in lines if line.run)]:
     if name not in table.runs:
       raise UserError(f'config.table: there is no run {name!r}; runs are {", ".join(table.runs)}')
   return [line for line in lines if not table.only or line.run in table.only]

@@ -13,7 +13,7 @@ from cmtkd_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Distillation from the average of trained teachers, the students of the runs in `config.teachers`."""
+  """Distillation from the average of trained teachers, the students of the runs in `config.teacher_workdirs`."""
 
   alpha: float = option(1.0, 'weight of the cross entropy')
   beta: float = option(1.0, 'weight of the distillation term, `config.logit_loss`')

@@ -49,7 +49,7 @@ class Method(nn.Module, kw_only=True):
 
   @property
   def frozen(self):
-    """Names of the networks that stay as they are; their variables come from `config.teachers` or `init_from`."""
+    """Networks that are not trained; their variables come from `config.teacher_workdirs` or `init_from`."""
     return ()
 
   @property
@@ -247,4 +247,4 @@ def check_teachers(teachers, method, least, most):
       if not most
       else (f'{least if most == least else f"at least {least}"} of them; name the work directories of finished runs')
     )
-    raise UserError(f'config.teachers={given!r}; config.method.name={method!r} takes {wanted}')
+    raise UserError(f'config.teacher_workdirs={given!r}; config.method.name={method!r} takes {wanted}')

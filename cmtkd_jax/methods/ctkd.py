@@ -27,7 +27,7 @@ from cmtkd_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """CTKD: a scratch teacher beside the student, and an expert, the student of the run in `config.teachers`."""
+  """CTKD: a scratch teacher beside the student, and an expert, the student of the run in `config.teacher_workdirs`."""
 
   teacher_model: str = option('wrn40_1', 'the scratch teacher', choices=models.MODELS)
   teacher_bits: int = option(FULL_PRECISION, 'bits of the scratch teacher', choices=BIT_WIDTHS)

@@ -17,7 +17,7 @@ from cmtkd_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
-  """Distillation from one trained teacher, the student of the run in `config.teachers`, at any bit-width."""
+  """Distillation from one trained teacher, the student of the run in `config.teacher_workdirs`, at any bit-width."""
 
   alpha: float = option(1.0, 'weight of the cross entropy')
   beta: float = option(1.0, 'weight of the distillation term, `config.logit_loss`')

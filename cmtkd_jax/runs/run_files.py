@@ -26,7 +26,7 @@ MUTABLE_FIELDS = (
   'data.num_workers',
   'data.workers',
   'data.max_corrupt_fraction',
-  'data.resident',
+  'data.on_device',
   'eval_batch_size',
   'log_every',
   'eval_every',

@@ -1,4 +1,4 @@
-"""Trained teachers: networks of finished runs, `config.teachers`, that another run learns from."""
+"""Trained teachers: networks of finished runs, `config.teacher_workdirs`, that another run learns from."""
 
 import json
 import os
@@ -45,8 +45,8 @@ def open_all(config, workdir):
       ),
     )
     return tuple(Teacher(entry['directory'], config_lib.from_json(json.dumps(entry['config']))) for entry in entries)
-  directories = map(os.path.expanduser, config.teachers)
-  return tuple(Teacher(directory, run_files.read_config(directory, 'config.teachers')) for directory in directories)
+  workdirs = map(os.path.expanduser, config.teacher_workdirs)
+  return tuple(Teacher(workdir, run_files.read_config(workdir, 'config.teacher_workdirs')) for workdir in workdirs)
 
 
 def check_compatible(teachers, config, class_names):
@@ -57,13 +57,13 @@ def check_compatible(teachers, config, class_names):
     for field in SHARED:
       if here[field] != there[field]:
         raise UserError(
-          f'config.teachers: {teacher.directory} was trained with config.{field}={there[field]!r}, this '
+          f'config.teacher_workdirs: {teacher.directory} was trained with config.{field}={there[field]!r}, this '
           f'run has {here[field]!r}; make them equal or name another teacher'
         )
     path = epath.Path(teacher.directory) / run_files.CLASSES
     if path.exists() and run_files.read_classes(teacher.directory) != list(class_names):
       raise UserError(
-        f'config.teachers: {teacher.directory} was trained for other classes than those of '
+        f'config.teacher_workdirs: {teacher.directory} was trained for other classes than those of '
         f'config.data.name={config.data.name!r}; name a teacher for the same data'
       )
 
@@ -87,11 +87,11 @@ def load(teachers, names, abstract):
     try:
       variables, _, step = checkpoint.load_variables(f'{teacher.directory}/{run_files.CHECKPOINTS}')
     except UserError as e:
-      raise UserError(f'config.teachers: {e}') from None
+      raise UserError(f'config.teacher_workdirs: {e}') from None
     for collection, networks in abstract.items():
       if name in networks:
         found = variables.get(collection, {}).get(STUDENT, {})
-        checkpoint.check_same_structure(networks[name], found, f'config.teachers: {teacher.directory}')
+        checkpoint.check_same_structure(networks[name], found, f'config.teacher_workdirs: {teacher.directory}')
         loaded.setdefault(collection, {})[name] = found
     bits = teacher.config.student
     report.append(

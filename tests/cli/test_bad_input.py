@@ -211,7 +211,7 @@ def test_environment_of_processes(refused, monkeypatch):
     ('method.cmtkd.temperature=0', ['config.method.cmtkd.temperature=0', 'must be positive']),
     ('method.cmtkd.alpha=-1', ['config.method.cmtkd.alpha=-1', 'must not be negative']),
     ('feature_loss.attention.norm=x', ["config.feature_loss.attention.norm='x'", "'l1'"]),
-    ('method.name=kd', ['config.teachers=()', 'name the work directories']),
+    ('method.name=kd', ['config.teacher_workdirs=()', 'name the work directories']),
     ('data.mean=("a",)', ["config.data.mean=('a',)", 'like 0.5']),
     ('data.std=(0.0,)', ['config.data.std=(0.0,)', 'must be positive']),
     ('data.pad=100', ['config.data.pad=100', 'below config.data.image_size=8']),
@@ -219,7 +219,7 @@ def test_environment_of_processes(refused, monkeypatch):
     ('data.image_size=9', ['config.data.image_size=9', 'set image_size=8']),
     ('init_from_ignore=(', ["config.init_from_ignore='('", 'fix or empty it']),
     ('init_from={nope}', ['config.init_from', "no run 'nope'"]),
-    ('teachers=(3,)', ['config.teachers=(3,)', "'runs/teacher'"]),
+    ('teacher_workdirs=(3,)', ['config.teacher_workdirs=(3,)', "'runs/teacher'"]),
   ],
 )
 def test_fields(refused, tmp_path, field, words):
@@ -254,15 +254,21 @@ def test_durations_are_checked_wherever_a_configuration_is(refused, mode):
 @pytest.mark.parametrize(
   'field, words',
   [
-    ('first.techer.seed=3', ['--config.first.techer.seed', "no run 'techer'", 'runs of config.first are teacher']),
+    (
+      'prerequisites.techer.seed=3',
+      ['--config.prerequisites.techer.seed', "no run 'techer'", 'runs of config.prerequisites are teacher'],
+    ),
     ('table.runs.a.seed=3', ["no run 'a'", 'runs of config.table.runs are none']),
-    ('first.teacher.sed=3', ['config.sed: there is no such field, perhaps config.seed']),
-    ('first=dict(a=1)', ['--config.first: a whole dict cannot be set on the command line', 'change the config file']),
-    ('first={}', ['--config.first: a whole dict cannot be set']),
-    ('first.teacher=3', ['--config.first.teacher: a whole dict cannot be set']),
+    ('prerequisites.teacher.sed=3', ['config.sed: there is no such field, perhaps config.seed']),
+    (
+      'prerequisites=dict(a=1)',
+      ['--config.prerequisites: a whole dict cannot be set on the command line', 'change the config file'],
+    ),
+    ('prerequisites={}', ['--config.prerequisites: a whole dict cannot be set']),
+    ('prerequisites.teacher=3', ['--config.prerequisites.teacher: a whole dict cannot be set']),
     ('table.runs.a={}', ['--config.table.runs.a: a whole dict cannot be set']),
-    ('first.teacher.duration=9', ["config.duration='9' is not a duration"]),
-    ('first.teacher.seed=x', ['--config.first.teacher.seed=x', 'give a whole number']),
+    ('prerequisites.teacher.duration=9', ["config.duration='9' is not a duration"]),
+    ('prerequisites.teacher.seed=x', ['--config.prerequisites.teacher.seed=x', 'give a whole number']),
   ],
 )
 def test_fields_of_the_runs_of_a_chain(refused, tmp_path, field, words):
@@ -287,11 +293,11 @@ BASE = 'from cmtkd_jax import config as base\ndef get_config(argument=""):\n  co
     (BASE + '  config.neew = 3\n  return config\n', ['config.neew', 'no such field', 'seed']),
     (BASE + '  config.seed = "a"\n  return config\n', ['--config', "'seed'", 'fix the config file']),
     (BASE + '  del config.seed\n  return config\n', ['config.seed is missing', 'cmtkd_jax.config.default()']),
-    (BASE + '  config.first.a = 3\n  return config\n', ['a=3', "dict(method=dict(name='single'))"]),
-    (BASE + '  config.first.a = dict(nope=3)\n  return config\n', ['config.nope', 'no such field']),
+    (BASE + '  config.prerequisites.a = 3\n  return config\n', ['a=3', "dict(method=dict(name='single'))"]),
+    (BASE + '  config.prerequisites.a = dict(nope=3)\n  return config\n', ['config.nope', 'no such field']),
     (
-      BASE + '  config.first = dict(a=dict(init_from="{b}"), b=dict(init_from="{a}"))\n  return config\n',
-      ['config.first: a -> b -> a', 'circle; take one reference out of init_from or teachers'],
+      BASE + '  config.prerequisites = dict(a=dict(init_from="{b}"), b=dict(init_from="{a}"))\n  return config\n',
+      ['config.prerequisites: a -> b -> a', 'circle; take one reference out of init_from or teacher_workdirs'],
     ),
   ],
 )
@@ -388,9 +394,9 @@ FOLDERS = {
 }
 
 
-@pytest.mark.parametrize('resident', ['auto', 'no'])
+@pytest.mark.parametrize('on_device', ['auto', 'no'])
 @pytest.mark.parametrize('damage, words', FOLDERS.values(), ids=FOLDERS)
-def test_folders_of_images(refused, tmp_path, damage, words, resident):
+def test_folders_of_images(refused, tmp_path, damage, words, on_device):
   images(tmp_path / 'data')
   damage(tmp_path / 'data')
   refused(
@@ -399,7 +405,7 @@ def test_folders_of_images(refused, tmp_path, damage, words, resident):
       f'--workdir={tmp_path}/run',
       f'--config.data.name=folder:{tmp_path}/data',
       '--config.batch_size=8',
-      f'--config.data.resident={resident}',
+      f'--config.data.on_device={on_device}',
     ],
     words,
     alone=False,
@@ -677,7 +683,7 @@ def test_runs_with_class_names_from_macos_resume(tmp_path):
     ([*SINGLE, '--workdir={run}/config.json/deeper'], ['cannot be written (Not a directory)', 'choose another one']),
     ([*SINGLE, '--workdir=/proc/nope'], ['/proc/nope cannot be written', 'choose another one']),
     (
-      ['--mode=collect', '--config=configs/table2_resnet18_cifar100.py', '--workdir={run}/config.json'],
+      ['--mode=summarize', '--config=configs/table2_resnet18_cifar100.py', '--workdir={run}/config.json'],
       ['there is no directory', 'train the table first'],
     ),
   ],
@@ -713,12 +719,16 @@ def test_networks_to_start_from(refused, finished, tmp_path, start, words):
 
 
 TEACHERS = {
-  'none': (lambda run: shutil.rmtree(run), [], ['config.teachers: there is no config.json', 'train one first']),
-  'damaged': (text('config.json', '{'), [], ['config.teachers', 'config.json is damaged', 'restore it']),
-  'unfinished': (lambda run: shutil.rmtree(run / 'checkpoints'), [], ['config.teachers: no checkpoint', 'train first']),
-  'other classes': (text('classes.json', '["a"]'), [], ['config.teachers', 'other classes', 'the same data']),
+  'none': (lambda run: shutil.rmtree(run), [], ['config.teacher_workdirs: there is no config.json', 'train one first']),
+  'damaged': (text('config.json', '{'), [], ['config.teacher_workdirs', 'config.json is damaged', 'restore it']),
+  'unfinished': (
+    lambda run: shutil.rmtree(run / 'checkpoints'),
+    [],
+    ['config.teacher_workdirs: no checkpoint', 'train first'],
+  ),
+  'other classes': (text('classes.json', '["a"]'), [], ['config.teacher_workdirs', 'other classes', 'the same data']),
   'other images': (lambda run: None, ['--config.data.mean=(0.1,)'], ['config.data.mean=(0.305,)', 'make them equal']),
-  'misfit': (wider, [], ['config.teachers', 'does not fit', 'use the configuration']),
+  'misfit': (wider, [], ['config.teacher_workdirs', 'does not fit', 'use the configuration']),
   'damaged summary': (text('summary.json', '{'), [], ['summary.json is damaged', 'delete it']),
 }
 
@@ -728,7 +738,8 @@ def test_teachers(refused, finished, tmp_path, damage, more, words):
   copy = shutil.copytree(finished, tmp_path / 'teacher')
   damage(copy)
   refused(
-    [SMOKE, '--config.method.name=kd', f'--config.teachers=("{copy}",)', f'--workdir={tmp_path}/run', *more], words
+    [SMOKE, '--config.method.name=kd', f'--config.teacher_workdirs=("{copy}",)', f'--workdir={tmp_path}/run', *more],
+    words,
   )
 
 
@@ -889,7 +900,7 @@ def pipe_of_teacher(name):
   def arguments(folder):
     (folder / 'teacher').mkdir()
     into_pipe(folder / 'teacher' / name)
-    return f'--config.teachers=("{folder / "teacher"}",)', name
+    return f'--config.teacher_workdirs=("{folder / "teacher"}",)', name
 
   return arguments
 

@@ -44,13 +44,13 @@ BASE = {
 }
 # What a choice needs next to it; {run} is a finished run, {teachers} one that also has a network 'teacher'.
 NEEDS = {
-  ('method.name', 'kd'): {'teachers': ('{run}',)},
-  ('method.name', 'average_teacher'): {'teachers': ('{run}', '{run}')},
-  ('method.name', 'ctkd'): {'teachers': ('{run}',)},
+  ('method.name', 'kd'): {'teacher_workdirs': ('{run}',)},
+  ('method.name', 'average_teacher'): {'teacher_workdirs': ('{run}', '{run}')},
+  ('method.name', 'ctkd'): {'teacher_workdirs': ('{run}',)},
   ('method.name', 'guided'): {'init_from': '{run}'},
   ('method.kdcl.ensemble', 'general'): {'data.minival': 0.4},
-  ('method.apprentice.scheme', 'B'): {'teachers': ('{run}',)},
-  ('method.apprentice.scheme', 'C'): {'teachers': ('{run}',), 'init_from': '{run}'},
+  ('method.apprentice.scheme', 'B'): {'teacher_workdirs': ('{run}',)},
+  ('method.apprentice.scheme', 'C'): {'teacher_workdirs': ('{run}',), 'init_from': '{run}'},
   ('method.qkd.phase', 'tutoring'): {'init_from': '{teachers}'},
   ('data.augment', 'resize_crop_flip'): {'data.resize': 8},
   ('optimizer.schedule', 'cosine'): {'optimizer.decay_at': ''},

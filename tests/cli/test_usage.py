@@ -39,11 +39,19 @@ def test_arguments_that_are_not_flags():
   assert flags.parse(['main', '--mode=predict', '--workdir=/a', 'b.png', '--output=csv']).output == 'csv'
 
 
-@pytest.mark.parametrize('flag, mode', [('--output=csv', 'predict'), ('--topology=v5e:2x2', 'plan')])
-def test_flags_of_another_mode_are_refused(flag, mode):
+@pytest.mark.parametrize(
+  'flag, modes', [('--output=csv', '--mode=predict or --mode=summarize'), ('--topology=v5e:2x2', '--mode=plan')]
+)
+def test_flags_of_another_mode_are_refused(flag, modes):
   name = flag.partition('=')[0]
-  with pytest.raises(UserError, match=f'{name}=.* belongs to --mode={mode}, not to --mode=train'):
+  with pytest.raises(UserError, match=f'{name}=.* belongs to {modes}, not to --mode=train'):
     flags.parse(['main', '--workdir=/a', flag])
+
+
+@pytest.mark.parametrize('mode, output', [('predict', 'markdown'), ('summarize', 'csv')])
+def test_forms_that_a_mode_does_not_print(mode, output):
+  with pytest.raises(UserError, match=rf'--output={output}: --mode={mode} prints text, \w+, json; choose one'):
+    flags.parse(['main', '--workdir=/a', f'--mode={mode}', f'--output={output}'])
 
 
 def test_fields_that_are_not_flags():
@@ -74,12 +82,12 @@ def test_config_prints_what_is_asked_for(capsys):
   ],
 )
 def test_fields_of_a_run_of_a_chain(monkeypatch, argument, field, value):
-  arguments = ['main', f'--config={ROOT}/configs/digits_kd.py', f'--config.first.teacher.{argument}']
+  arguments = ['main', f'--config={ROOT}/configs/digits_kd.py', f'--config.prerequisites.teacher.{argument}']
   monkeypatch.setattr(sys, 'argv', arguments)  # where config flags look
   config = flags.parse(arguments).config
-  found = chain.first_run(config, 'teacher').to_dict()
+  found = chain.prerequisite(config, 'teacher').to_dict()
   default = config.to_dict()
   for name in field.split('.'):
     found, default = found[name], default[name]
   assert found == value != default and type(found) is type(value)
-  assert chain.first_run(config, 'teacher').method.name == 'single' and config.is_locked
+  assert chain.prerequisite(config, 'teacher').method.name == 'single' and config.is_locked

@@ -1,5 +1,6 @@
 """Durations, the checks of a configuration, its JSON, and the files in configs/."""
 
+import json
 import pathlib
 import runpy
 
@@ -194,6 +195,21 @@ def test_json_round_trip(method):
     'method.cmtkd.taps',
     'optimizer.grad_clip_norm',
   }
+
+
+def test_fields_of_earlier_versions_have_their_new_names():
+  old = {
+    'teachers': ['runs/a'],
+    'data': {'resident': 'no'},
+    'first': {'teachers': {'data': {'resident': 'yes'}, 'teachers': ['{b}']}},
+    'table': {'runs': {'first': {'first': {'resident': {'seed': 3}}}}},
+  }
+  config = config_lib.from_json(json.dumps(old))
+  assert config.teacher_workdirs == ('runs/a',) and config.data.on_device == 'no'
+  # Runs may have any names.
+  assert config.prerequisites.teachers.to_dict() == {'data': {'on_device': 'yes'}, 'teacher_workdirs': ('{b}',)}
+  assert config.table.runs.first.to_dict() == {'prerequisites': {'resident': {'seed': 3}}}
+  assert not {'first', 'teachers'} & config.keys() and 'resident' not in config.data
 
 
 # Files.

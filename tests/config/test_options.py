@@ -117,7 +117,7 @@ def test_fields_are_those_of_the_base_configuration():
   config = config_lib.default()
   known = {name: field.default for name, field in config_lib.fields().items() if not isinstance(field.default, dict)}
   assert config_lib.flat(config) == known
-  assert config.first.to_dict() == config.table.runs.to_dict() == {}
+  assert config.prerequisites.to_dict() == config.table.runs.to_dict() == {}
 
 
 def test_description_of_a_configuration():

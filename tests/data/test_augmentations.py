@@ -117,11 +117,11 @@ def test_recipes_without_them_keep_their_bits():
   assert str(jax.make_jaxpr(off)(key, image)) == str(jax.make_jaxpr(plain)(key, image))
 
 
-def test_the_same_streamed_or_resident_on_any_number_of_devices():
+def test_the_same_streamed_or_kept_on_any_number_of_devices():
   fields = dict(name='generated:12x12x3:3:32', image_size=12, mean=(0.5,) * 3, std=(0.25,) * 3, mixup=1.0, cutmix=1.0)
   runs = []
-  for resident, devices in (('yes', 1), ('no', 8)):
-    dataset = load(batch_size=16, devices=devices, resident=resident, augment='pad_crop_flip', **fields, **ALL)
+  for on_device, devices in (('yes', 1), ('no', 8)):
+    dataset = load(batch_size=16, devices=devices, on_device=on_device, augment='pad_crop_flip', **fields, **ALL)
     (batch,) = itertools.islice(dataset.train.batches(0), 1)
     assert batch['image'].dtype == np.uint8 and len(batch['image'].sharding.device_set) == devices
 

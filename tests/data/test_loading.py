@@ -14,7 +14,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.data import sampling
 from cmtkd_jax.data.loading import loaders, streaming
 from cmtkd_jax.data.transforms import augment, crop_boxes, decode_pil
-from tests.batches import assert_equal, is_resident, load, take
+from tests.batches import assert_equal, is_on_device, load, take
 
 
 @pytest.fixture(scope='module')
@@ -61,18 +61,18 @@ def test_order_depends_on_the_seed_and_minival_does_not():
   np.testing.assert_array_equal(*images)
 
 
-@pytest.mark.parametrize('resident', ['yes', 'no'])
-def test_order_is_the_same_on_any_number_of_devices(npy_dir, resident):
-  fields = npy_fields(npy_dir, resident=resident)
+@pytest.mark.parametrize('on_device', ['yes', 'no'])
+def test_order_is_the_same_on_any_number_of_devices(npy_dir, on_device):
+  fields = npy_fields(npy_dir, on_device=on_device)
   runs = [take(load(batch_size=24, devices=d, **fields).train, 11, 3) for d in (1, 2, 4, 8)]
   for run in runs[1:]:
     assert_equal(run, runs[0])
 
 
-@pytest.mark.parametrize('resident', ['yes', 'no'])
-def test_batches_are_the_indexed_records_sharded_over_the_mesh(npy_dir, resident):
-  dataset = load(batch_size=40, **npy_fields(npy_dir, resident=resident))
-  assert is_resident(dataset) == (resident == 'yes')
+@pytest.mark.parametrize('on_device', ['yes', 'no'])
+def test_batches_are_the_indexed_records_sharded_over_the_mesh(npy_dir, on_device):
+  dataset = load(batch_size=40, **npy_fields(npy_dir, on_device=on_device))
+  assert is_on_device(dataset) == (on_device == 'yes')
   images = np.load(npy_dir / 'train_images.npy')
   iterator = dataset.train.batches(5)
   for step in (5, 6, 7):  # Steps 0..6 are the first epoch.
@@ -86,9 +86,9 @@ def test_batches_are_the_indexed_records_sharded_over_the_mesh(npy_dir, resident
   iterator.close()
 
 
-@pytest.mark.parametrize('resident', ['yes', 'no'])
-def test_resuming_is_the_tail_of_an_undisturbed_run(npy_dir, resident):
-  loader = load(batch_size=64, minival=0.1, **npy_fields(npy_dir, resident=resident)).train
+@pytest.mark.parametrize('on_device', ['yes', 'no'])
+def test_resuming_is_the_tail_of_an_undisturbed_run(npy_dir, on_device):
+  loader = load(batch_size=64, minival=0.1, **npy_fields(npy_dir, on_device=on_device)).train
   assert loader.steps_per_epoch == 4
   assert_equal(take(loader, 0, 10)[7:], take(loader, 7, 3))
 
@@ -102,7 +102,7 @@ def test_resuming_is_the_tail_of_an_undisturbed_run(npy_dir, resident):
   ],
 )
 def test_resuming_and_threads_do_not_change_host_crops(npy_dir, fields):
-  fields = npy_fields(npy_dir, resident='no', **fields)
+  fields = npy_fields(npy_dir, on_device='no', **fields)
   whole = take(load(batch_size=48, num_workers=0, **fields).train, 0, 6)
   assert_equal(whole[4:], take(load(batch_size=48, num_workers=3, devices=2, **fields).train, 4, 2))
   if fields['augment'] != 'pad_crop':
@@ -111,7 +111,7 @@ def test_resuming_and_threads_do_not_change_host_crops(npy_dir, fields):
 
 
 def test_host_crops_differ_between_epochs():
-  fields = dict(name='generated:40x40x1:2:8', augment='inception_crop_flip', resize=8, resident='no')
+  fields = dict(name='generated:40x40x1:2:8', augment='inception_crop_flip', resize=8, on_device='no')
   loader = load(batch_size=8, **fields).train
   epochs = [b['image'][np.argsort(loader.indices(i))] for i, b in enumerate(take(loader, 0, 2))]
   assert all(not np.array_equal(a, b) for a, b in zip(*epochs))
@@ -127,7 +127,7 @@ def test_host_crops_depend_on_seed_position_and_record():
 
 
 def test_each_process_reads_its_own_rows(npy_dir, monkeypatch):
-  loader = load(batch_size=80, **npy_fields(npy_dir, resident='no')).train
+  loader = load(batch_size=80, **npy_fields(npy_dir, on_device='no')).train
   monkeypatch.setattr(loaders, 'own_rows', lambda *_: slice(40, 80))  # As in the second of two processes.
   chunks = streaming._Chunks(loader._reader, loader.indices, 2, None)
   assert chunks.per_batch == 2
@@ -136,10 +136,10 @@ def test_each_process_reads_its_own_rows(npy_dir, monkeypatch):
   np.testing.assert_array_equal(labels, expected)
 
 
-def test_streaming_equals_resident(npy_dir):
+def test_streaming_equals_on_device(npy_dir):
   runs = []
-  for resident in ('yes', 'no'):
-    dataset = load(batch_size=56, eval_batch_size=24, minival=0.2, **npy_fields(npy_dir, resident=resident))
+  for on_device in ('yes', 'no'):
+    dataset = load(batch_size=56, eval_batch_size=24, minival=0.2, **npy_fields(npy_dir, on_device=on_device))
     batches = itertools.chain(*(dataset.evals[k].batches() for k in ('minival', 'test')))
     # What padding rows hold is left open.
     evals = [{k: v[b['mask']] for k, v in b.items()} for b in jax.device_get(list(batches))]
@@ -150,7 +150,7 @@ def test_streaming_equals_resident(npy_dir):
 
 def test_streaming_closes_its_threads(npy_dir):
   before = set(threading.enumerate())
-  iterator = load(batch_size=8, **npy_fields(npy_dir, resident='no')).train.batches(0)
+  iterator = load(batch_size=8, **npy_fields(npy_dir, on_device='no')).train.batches(0)
   next(iterator)
   started = set(threading.enumerate()) - before
   assert started
@@ -160,7 +160,7 @@ def test_streaming_closes_its_threads(npy_dir):
   assert not any(t.is_alive() for t in started)
 
 
-def test_resident_gather_moves_nothing_between_devices(npy_dir):
+def test_on_device_gather_moves_nothing_between_devices(npy_dir):
   loader = load(batch_size=64, **npy_fields(npy_dir)).train
   reader = loader._reader
   batch = next(loader.batches(0))
@@ -173,10 +173,10 @@ def test_resident_gather_moves_nothing_between_devices(npy_dir):
 @pytest.mark.parametrize(
   'fields',
   [
-    dict(resident='yes'),
-    dict(resident='no'),
-    dict(resident='yes', augment='resize_crop_flip', resize=5, image_size=4),
-    dict(resident='no', augment='resize_crop_flip', resize=5, image_size=4),
+    dict(on_device='yes'),
+    dict(on_device='no'),
+    dict(on_device='yes', augment='resize_crop_flip', resize=5, image_size=4),
+    dict(on_device='no', augment='resize_crop_flip', resize=5, image_size=4),
   ],
 )
 def test_the_specification_of_a_batch_is_that_of_a_batch_and_reads_none(npy_dir, fields, monkeypatch):
@@ -210,10 +210,10 @@ def test_minival_is_spread_over_the_training_set():
 # --- Evaluation.
 
 
-@pytest.mark.parametrize('resident', ['yes', 'no'])
+@pytest.mark.parametrize('on_device', ['yes', 'no'])
 @pytest.mark.parametrize('batch_size, devices', [(1, 1), (13, 1), (13, 8), (70, 8), (200, 4)])
-def test_evaluation_sees_every_example_once(npy_dir, resident, batch_size, devices):
-  fields = npy_fields(npy_dir, resident=resident, minival=0.21)
+def test_evaluation_sees_every_example_once(npy_dir, on_device, batch_size, devices):
+  fields = npy_fields(npy_dir, on_device=on_device, minival=0.21)
   dataset = load(batch_size=8, eval_batch_size=batch_size, devices=devices, **fields)
   seen = {}
   for split, loader in dataset.evals.items():
@@ -315,7 +315,7 @@ def test_augment_pads_before_standardizing():
 def test_augment_does_not_depend_on_sharding(npy_dir, fields):
   outs = []
   for devices in (1, 8):
-    dataset = load(batch_size=16, devices=devices, **npy_fields(npy_dir, resident='yes', **fields))
+    dataset = load(batch_size=16, devices=devices, **npy_fields(npy_dir, on_device='yes', **fields))
     image = next(dataset.train.batches(0))['image']
     augment_fn = jax.jit(dataset.augment)
     out = augment_fn(jax.random.key(5), image)
@@ -325,13 +325,13 @@ def test_augment_does_not_depend_on_sharding(npy_dir, fields):
   np.testing.assert_allclose(*outs, atol=1e-6)
 
 
-def test_resident_evaluation_crops_the_center(npy_dir):
+def test_on_device_evaluation_crops_the_center(npy_dir):
   # Shorter side 6 -> 6 leaves the pixels alone, so the crop can be read off.
   dataset = load(**npy_fields(npy_dir, resize=6, image_size=4))
   image = np.load(npy_dir / 'test_images.npy')
   expected = numpy_standardize(image[:, 1:5, 1:5], (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
   np.testing.assert_allclose(jax.jit(dataset.normalize)(image), expected, atol=1e-4)
-  streamed = load(**npy_fields(npy_dir, resize=6, image_size=4, resident='no'))
+  streamed = load(**npy_fields(npy_dir, resize=6, image_size=4, on_device='no'))
   batch = next(streamed.evals['test'].batches())
   np.testing.assert_allclose(streamed.normalize(batch['image'])[:70], expected, atol=1e-4)
 

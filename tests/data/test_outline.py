@@ -20,7 +20,7 @@ COLOR = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
     dict(minival=0.1),
     dict(name='generated:8x8x3:7:160', **COLOR),
     dict(name='generated:12x9x3:7:160', resize=10, **COLOR),
-    dict(name='generated:12x9x3:7:160', resize=10, resident='no', **COLOR),
+    dict(name='generated:12x9x3:7:160', resize=10, on_device='no', **COLOR),
     dict(name='generated:12x9x3:7:160', augment='inception_crop_flip', resize=9, **COLOR),
   ],
   ids=str,
@@ -38,7 +38,7 @@ def test_as_when_it_is_read(changes):
   ]
   assert augmented[0].shape == augmented[1].shape == (16, *read.input_shape)
   pixels = sum(read.num_examples.values()) * _pixels(read.train.batch_spec['image'].shape[1:])
-  assert described.resident_bytes == (0 if settings.resident == 'no' else pixels)
+  assert described.on_device_bytes == (0 if settings.on_device == 'no' else pixels)
 
 
 def _image(dataset):
@@ -54,12 +54,12 @@ def test_data_sets_that_are_known():
   settings, mesh = config_lib.default().data, build.make_mesh()
   settings.update(name='imagenet2012', image_size=224, resize=256, augment='inception_crop_flip', **COLOR)
   imagenet = outline(settings, batch_size=256, mesh=mesh)
-  assert (imagenet.num_classes, imagenet.steps_per_epoch, imagenet.resident_bytes) == (1000, 5004, 0)
+  assert (imagenet.num_classes, imagenet.steps_per_epoch, imagenet.on_device_bytes) == (1000, 5004, 0)
   assert imagenet.batch_spec['image'].shape == (256, 224, 224, 3)
   settings.update(name='tfds:cifar100:3.*.*', image_size=32, resize=0, augment='pad_crop_flip')
   cifar = outline(settings, batch_size=250, mesh=build.make_mesh(jax.devices()[:2]))
   assert (cifar.num_classes, cifar.steps_per_epoch) == (100, 200)
-  assert cifar.resident_bytes == 60_000 * 32 * 32 * 3
+  assert cifar.on_device_bytes == 60_000 * 32 * 32 * 3
   assert known.describe('digits') is None
 
 

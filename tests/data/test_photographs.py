@@ -25,10 +25,10 @@ from cmtkd_jax.data.transforms import crop_boxes, decode_pil
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import tensorflow_host
 from tests import batches
-from tests.batches import assert_equal, is_resident, take
+from tests.batches import assert_equal, is_on_device, take
 
 IMAGENET = dict(
-  augment='inception_crop_flip', resize=64, image_size=56, mean=(0.5,) * 3, std=(0.25,) * 3, resident='no', pad=0
+  augment='inception_crop_flip', resize=64, image_size=56, mean=(0.5,) * 3, std=(0.25,) * 3, on_device='no', pad=0
 )
 
 
@@ -433,30 +433,30 @@ def load_small(folder, **fields):
 
 
 @pytest.mark.parametrize('first', [0, 9])  # Its place among the files does not matter.
-def test_resident_sets_replace_broken_images_as_streams_do(small, first):
+def test_on_device_sets_replace_broken_images_as_streams_do(small, first):
   paths = sorted((small / 'train').glob('*/*.png'))
   for record, content in ((first, b''), (first + 1, b'no image'), (21, paths[21].read_bytes()[:50]), (39, b'\0')):
     paths[record].write_bytes(content)
-  resident, streamed = load_small(small, resident='yes'), load_small(small, resident='no')
-  assert is_resident(resident) and not is_resident(streamed)
-  assert resident.train.broken == {r: f'file {paths[r]}' for r in (first, first + 1, 21, 39)}
-  drawn = take(resident.train, 0, 5)
+  on_device, streamed = load_small(small, on_device='yes'), load_small(small, on_device='no')
+  assert is_on_device(on_device) and not is_on_device(streamed)
+  assert on_device.train.broken == {r: f'file {paths[r]}' for r in (first, first + 1, 21, 39)}
+  drawn = take(on_device.train, 0, 5)
   assert_equal(drawn, take(streamed.train, 0, 5))
-  assert resident.train.broken == streamed.train.broken
+  assert on_device.train.broken == streamed.train.broken
   replaced = {first: first + 2, first + 1: first + 2, 21: 22, 39: 2 if first == 0 else 0}
   for step, batch in enumerate(drawn):
-    records = np.array([replaced.get(r, r) for r in resident.train.indices(step).tolist()])
+    records = np.array([replaced.get(r, r) for r in on_device.train.indices(step).tolist()])
     np.testing.assert_array_equal(batch['image'][:, 3, 3, 0], 5 * records)
     np.testing.assert_array_equal(batch['label'], records // 20)
 
 
-@pytest.mark.parametrize('resident', ['yes', 'no'])
-def test_held_out_images_are_neither_replaced_nor_stand_in(small, resident):
+@pytest.mark.parametrize('on_device', ['yes', 'no'])
+def test_held_out_images_are_neither_replaced_nor_stand_in(small, on_device):
   paths = sorted((small / 'train').glob('*/*.png'))
   records, held_out = sampling.split_minival(40, 0.1)
   before = next(int(r) for r in held_out if r - 1 in records and r + 1 in records)
   paths[before - 1].write_bytes(b'no image')
-  dataset = load_small(small, resident=resident, minival=0.1)
+  dataset = load_small(small, on_device=on_device, minival=0.1)
   asked = np.concatenate([dataset.train.indices(step) for step in range(10)])
   given = np.concatenate([batch['image'][:, 0, 0, 0] // 5 for batch in take(dataset.train, 0, 10)])
   np.testing.assert_array_equal(given, np.where(asked == before - 1, before + 1, asked))
@@ -464,23 +464,23 @@ def test_held_out_images_are_neither_replaced_nor_stand_in(small, resident):
   next(iter(dataset.evals['minival'].batches()))
   paths[before].write_bytes(b'no image')
   with pytest.raises(UserError, match=f'{paths[before]} cannot be decoded.*repair or remove it'):
-    list(load_small(small, resident=resident, minival=0.1).evals['minival'].batches())
+    list(load_small(small, on_device=on_device, minival=0.1).evals['minival'].batches())
 
 
-@pytest.mark.parametrize('resident', ['yes', 'no'])
-def test_broken_images_that_are_too_many_are_refused(small, resident):
+@pytest.mark.parametrize('on_device', ['yes', 'no'])
+def test_broken_images_that_are_too_many_are_refused(small, on_device):
   paths = sorted((small / 'train').glob('*/*.png'))
   for path in paths[:3]:
     path.write_bytes(b'no image')
   with pytest.raises(
     UserError, match='config.data.max_corrupt_fraction: 3 training images cannot be decoded.*ant/0'
   ) as e:
-    take(load_small(small, resident=resident, max_corrupt_fraction=0.07).train, 0, 5)
+    take(load_small(small, on_device=on_device, max_corrupt_fraction=0.07).train, 0, 5)
   assert '\n' not in str(e.value)
   for path in paths:
     path.write_bytes(b'no image')
   with pytest.raises(UserError, match='ant/00.png cannot be decoded'):
-    take(load_small(small, resident=resident, max_corrupt_fraction=0.99).train, 0, 5)
+    take(load_small(small, on_device=on_device, max_corrupt_fraction=0.99).train, 0, 5)
 
 
 def test_turned_files_make_up_one_size(tmp_path):
@@ -491,12 +491,12 @@ def test_turned_files_make_up_one_size(tmp_path):
     (tmp_path / split / name).mkdir(parents=True)
     Image.new('RGB', (12, 8), 50).save(tmp_path / split / name / '0.png')
     Image.new('RGB', (8, 12), 99).save(tmp_path / split / name / '1.png', exif=tag)
-  resident, _streamed = (load_small(tmp_path, batch_size=4, resize=8, resident=r) for r in ('auto', 'no'))
-  assert is_resident(resident)
-  evaluated = jax.device_get(next(resident.evals['test'].batches()))
+  on_device, _streamed = (load_small(tmp_path, batch_size=4, resize=8, on_device=r) for r in ('auto', 'no'))
+  assert is_on_device(on_device)
+  evaluated = jax.device_get(next(on_device.evals['test'].batches()))
   assert evaluated['image'].shape == (8, 8, 12, 3)
   Image.new('RGB', (8, 12), 99).save(tmp_path / 'train' / 'bee' / '1.png')
-  assert not is_resident(load_small(tmp_path, batch_size=4, resize=8, resident='auto'))
+  assert not is_on_device(load_small(tmp_path, batch_size=4, resize=8, on_device='auto'))
 
 
 def test_substitutes_leave_the_held_out_images_alone():

@@ -16,7 +16,7 @@ from PIL import Image
 from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.errors import UserError
 from tests import batches
-from tests.batches import is_resident, take
+from tests.batches import is_on_device, take
 
 load = functools.partial(batches.load, batch_size=4, eval_batch_size=4, devices=2)
 
@@ -42,7 +42,7 @@ def test_digits():
 
   raw = load_digits()
   dataset = load(batch_size=2, eval_batch_size=500)
-  assert dataset.class_names == tuple('0123456789') and dataset.num_classes == 10 and is_resident(dataset)
+  assert dataset.class_names == tuple('0123456789') and dataset.num_classes == 10 and is_on_device(dataset)
   assert dataset.input_shape == (8, 8, 1)
   images, labels = test_set(dataset)
   assert images.dtype == np.uint8 and len(labels) + dataset.train.num_examples == 1797
@@ -240,11 +240,11 @@ def save_folder(root, *, test='test', sizes=((8, 8),) * 4, inner=''):
   return f'folder:{root}'
 
 
-@pytest.mark.parametrize('test, inner, resident', [('test', '', 'auto'), ('val', 'images', 'no')])
-def test_folder(tmp_path, test, inner, resident):
-  dataset = load(**rgb(name=save_folder(tmp_path, test=test, inner=inner), resident=resident))
+@pytest.mark.parametrize('test, inner, on_device', [('test', '', 'auto'), ('val', 'images', 'no')])
+def test_folder(tmp_path, test, inner, on_device):
+  dataset = load(**rgb(name=save_folder(tmp_path, test=test, inner=inner), on_device=on_device))
   assert dataset.class_names == ('ant', 'bee') and dataset.train.num_examples == 8
-  assert is_resident(dataset) == (resident == 'auto')
+  assert is_on_device(dataset) == (on_device == 'auto')
   images, labels = test_set(dataset)
   np.testing.assert_array_equal(labels, [0] * 4 + [1] * 4)
   np.testing.assert_allclose(images[:, 0, 0, 0], [50, 51, 52, 53, 150, 151, 152, 153], atol=1)
@@ -343,8 +343,8 @@ def test_tiny_imagenet_layout(tmp_path):
   np.testing.assert_array_equal(images[:, 3, 3], np.array([[9], [7], [8]]).repeat(3, 1))
 
 
-@pytest.mark.parametrize('resident', ['auto', 'no'])
-def test_tiny_imagenet_annotations_that_do_not_fit(tmp_path, in_time, resident):
+@pytest.mark.parametrize('on_device', ['auto', 'no'])
+def test_tiny_imagenet_annotations_that_do_not_fit(tmp_path, in_time, on_device):
   name, path = save_folder(tmp_path, inner='images'), tmp_path / 'val' / 'val_annotations.txt'
   save_images(tmp_path / 'val' / 'images', [(8, 8)] * 2)
   os.mkfifo(tmp_path / 'pipe')
@@ -357,7 +357,7 @@ def test_tiny_imagenet_annotations_that_do_not_fit(tmp_path, in_time, resident):
   ):
     path.write_text(text)
     with pytest.raises(UserError) as e:
-      test_set(load(**rgb(name=name, resident=resident)))
+      test_set(load(**rgb(name=name, on_device=on_device)))
     assert words in str(e.value)
 
 
@@ -365,7 +365,7 @@ def test_tiny_imagenet_annotations_that_do_not_fit(tmp_path, in_time, resident):
 def test_folder_of_mixed_sizes_streams(tmp_path, augment):
   name = save_folder(tmp_path, sizes=((9, 12), (20, 8), (8, 8), (30, 31)))
   dataset = load(**rgb(name=name, augment=augment, resize=9))
-  assert not is_resident(dataset)
+  assert not is_on_device(dataset)
   iterator = dataset.train.batches(0)
   batch = next(iterator)
   iterator.close()
@@ -377,7 +377,7 @@ def test_folder_of_mixed_sizes_streams(tmp_path, augment):
 
 def test_folder_mistakes(tmp_path):
   name = save_folder(tmp_path, sizes=((8, 8), (8, 9)))
-  expect(["config.data.resident='yes'", 'differ in size'], **rgb(name=name, resident='yes', resize=8))
+  expect(["config.data.on_device='yes'", 'differ in size'], **rgb(name=name, on_device='yes', resize=8))
   with pytest.raises(UserError, match='config.data.resize=0, but file .*test/ant/1.JPEG is 8x9, not 8x8'):
     for _ in load(**rgb(name=name)).evals['test'].batches():
       pass
@@ -400,7 +400,7 @@ def test_every_kind_of_image_file_is_found_and_the_rest_is_told(tmp_path):
     Image.new('L', (8, 8), 200).save(tmp_path / 'train' / 'bee' / f'y{suffix}')
   Image.new('1', (8, 8), 1).save(tmp_path / 'train' / 'bee' / 'z.pbm')
   dataset = load(**rgb(name=name))
-  assert dataset.num_examples == {'train': 8 + 15, 'test': 8} and is_resident(dataset)
+  assert dataset.num_examples == {'train': 8 + 15, 'test': 8} and is_on_device(dataset)
   assert dataset.summary == f'{name}: train 23 images, test 8, 2 classes'
 
   for hidden in ('.ipynb_checkpoints', 'ant/.ipynb_checkpoints'):
@@ -476,7 +476,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path):
   (tmp_path / 'train' / 'ant' / 'log2').symlink_to('log2')  # in a circle
   assert '1 file not read as images (no suffix)' in load(**rgb(name=name)).summary
   (tmp_path / 'train' / 'ant' / '5.png').symlink_to('5.png')
-  expect(['1 training image cannot be decoded', 'ant/5.png'], **rgb(name=name, resident='yes'))
+  expect(['1 training image cannot be decoded', 'ant/5.png'], **rgb(name=name, on_device='yes'))
   (tmp_path / 'train' / 'ant' / '5.png').unlink()
   os.mkfifo(tmp_path / 'train' / 'ant' / 'log')
   assert '1 special file' in load(**rgb(name=name)).summary
@@ -517,14 +517,14 @@ def test_names_of_files_are_told_in_one_line(tmp_path):
   expect([r"test/ant/a\nb.png' cannot be decoded (it is not an image)"], **rgb(name=name))
 
 
-@pytest.mark.parametrize('resident', ['auto', 'no'])
-def test_broken_images_are_named(tmp_path, resident):
+@pytest.mark.parametrize('on_device', ['auto', 'no'])
+def test_broken_images_are_named(tmp_path, on_device):
   name = save_folder(tmp_path)
   whole = (tmp_path / 'test' / 'bee' / '2.JPEG').read_bytes()
   for broken in (b'no image', whole[:-200]):
     (tmp_path / 'test' / 'bee' / '2.JPEG').write_bytes(broken)
     with pytest.raises(UserError, match=r'test/bee/2\.JPEG cannot be decoded') as e:
-      test_set(load(**rgb(name=name, resident=resident)))
+      test_set(load(**rgb(name=name, on_device=on_device)))
     assert '\n' not in str(e.value)
 
 
@@ -563,12 +563,12 @@ def save_tfds(root, file_format, name='blobs', varied=False, unlabeled=0):
 
 @pytest.mark.filterwarnings('ignore')  # What tensorflow_datasets warns of while it writes is not ours.
 @pytest.mark.parametrize(
-  'file_format, resident', [('array_record', 'auto'), ('array_record', 'no'), ('tfrecord', 'auto'), ('tfrecord', 'no')]
+  'file_format, on_device', [('array_record', 'auto'), ('array_record', 'no'), ('tfrecord', 'auto'), ('tfrecord', 'no')]
 )
-def test_tfds(tmp_path, file_format, resident):
+def test_tfds(tmp_path, file_format, on_device):
   examples = save_tfds(tmp_path, file_format)
-  dataset = load(**rgb(name='blobs', dir=str(tmp_path), resident=resident))
-  assert dataset.class_names == ('ant', 'bee') and is_resident(dataset) == (resident == 'auto')
+  dataset = load(**rgb(name='blobs', dir=str(tmp_path), on_device=on_device))
+  assert dataset.class_names == ('ant', 'bee') and is_on_device(dataset) == (on_device == 'auto')
   images, labels = test_set(dataset)
   np.testing.assert_array_equal(images, [e['image'] for e in examples['validation']])
   np.testing.assert_array_equal(labels, [e['label'] for e in examples['validation']])
@@ -622,10 +622,10 @@ def test_tfds_pipes_in_place_of_files(tmp_path, in_time, file_format):
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('resident', ['auto', 'no'])
-def test_tfds_test_split_without_labels(tmp_path, resident):
+@pytest.mark.parametrize('on_device', ['auto', 'no'])
+def test_tfds_test_split_without_labels(tmp_path, on_device):
   """ImageNet's test labels are not public, so it is evaluated on validation; other sets are refused."""
-  fields = rgb(dir=str(tmp_path), resident=resident)
+  fields = rgb(dir=str(tmp_path), on_device=on_device)
   save_tfds(tmp_path, 'array_record', name='imagenet2012', unlabeled=3)
   assert load(**fields, name='imagenet2012').evals['test'].num_examples == 7
   save_tfds(tmp_path, 'array_record', name='blind', unlabeled=3)
@@ -638,7 +638,7 @@ def test_tfds_of_mixed_sizes(tmp_path):
   save_tfds(tmp_path, 'array_record', varied=True)
   fields = rgb(name='tfds:blobs', dir=str(tmp_path), resize=9, augment='inception_crop_flip')
   assert test_set(load(**fields))[0].shape == (7, 8, 8, 3)
-  expect(['differ in size'], **fields | {'resident': 'yes'})
+  expect(['differ in size'], **fields | {'on_device': 'yes'})
 
 
 def test_tfds_not_prepared(tmp_path):
@@ -692,7 +692,7 @@ import sys, jax
 from cmtkd_jax import data
 config = dict(
     name='digits', dir='', minival=0.1, augment='pad_crop', pad=1, pad_mode='zeros', image_size=8, resize=0, mean=(0.,),
-    std=(1.,), resident='auto', num_workers=1, workers='threads', decoder='pil', max_corrupt_fraction=0.01)
+    std=(1.,), on_device='auto', num_workers=1, workers='threads', decoder='pil', max_corrupt_fraction=0.01)
 mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
 data.load(config, batch_size=4, eval_batch_size=4, seed=0, mesh=mesh)
 print([m for m in ('tensorflow', 'tensorflow_datasets', 'grain') if m in sys.modules])
@@ -723,7 +723,7 @@ def expect(words, **fields):
     ({'minival': 0.0001}, ['config.data.minival=0.0001 of', 'raise it']),
     ({'augment': 'flip'}, ["config.data.augment='flip'", 'pad_crop_flip']),
     ({'augment': 'resize_crop_flip'}, ['config.data.resize=0', 'resize_crop_flip']),
-    ({'resident': 'maybe'}, ["config.data.resident='maybe'", "'auto', 'yes', 'no'"]),
+    ({'on_device': 'maybe'}, ["config.data.on_device='maybe'", "'auto', 'yes', 'no'"]),
     ({'image_size': 32}, ['config.data.image_size=32', '8x8', 'set image_size=8', 'config.data.resize=32 or more']),
     ({'image_size': 0}, ['config.data.image_size=0']),
     ({'image_size': 10**9}, ['config.data.image_size=1000000000', 'must lie in [1, 16384]']),
@@ -743,8 +743,8 @@ def expect(words, **fields):
     ({'name': 'generated:8x8:10:100'}, ["config.data.name='generated:8x8:10:100'", 'HxWxC:CLASSES:N']),
     ({'name': 'generated:8x8x1:0:100'}, ['positive whole numbers']),
     (
-      {'name': 'generated:8x8x2:2:9', 'mean': (0.5,) * 2, 'std': (0.5,) * 2, 'resident': 'no', 'resize': 9},
-      ["config.data.resident='no'", '1 or 3 channels'],
+      {'name': 'generated:8x8x2:2:9', 'mean': (0.5,) * 2, 'std': (0.5,) * 2, 'on_device': 'no', 'resize': 9},
+      ["config.data.on_device='no'", '1 or 3 channels'],
     ),
     ({'batch_size': 2000}, ['config.batch_size=2000', '1442 training examples']),
     ({'batch_size': 13, 'devices': 8}, ['config.batch_size=13', '8 devices', 'use 8 or 16']),

@@ -11,7 +11,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import commands
 from cmtkd_jax.cli.flags import Command
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.experiments import chain, table
+from cmtkd_jax.experiments import chain, table, table_text
 from cmtkd_jax.runs import checkpoint
 from cmtkd_jax.training import evaluate
 
@@ -35,7 +35,7 @@ def variables(workdir):
 
 def test_kd_trains_its_teacher_first_keeps_it_and_can_be_evaluated_without_it(tmp_path):
   config = smoke_config()
-  config.method.name, config.teachers, config.first.teacher = 'kd', ('{teacher}',), FULL
+  config.method.name, config.teacher_workdirs, config.prerequisites.teacher = 'kd', ('{teacher}',), FULL
   summary = chain.train_chain(config, tmp_path / 'kd')
   assert set(summary['results']) == {'test/student', 'test/teacher'}
   teacher, student = variables(tmp_path / 'kd' / 'teacher'), variables(tmp_path / 'kd')
@@ -62,27 +62,28 @@ def _leaves(tree, path=()):
 
 def test_runs_come_after_those_they_refer_to():
   config = load('digits_qkd')
-  assert chain.in_order(config.first, config.first) == ['full_precision', 'self_studying', 'co_studying']
-  assert chain.in_order(config.first, ['self_studying']) == ['full_precision', 'self_studying']
-  config.first.full_precision.init_from = '{co_studying}'
+  runs = config.prerequisites
+  assert chain.in_order(runs, runs) == ['full_precision', 'self_studying', 'co_studying']
+  assert chain.in_order(runs, ['self_studying']) == ['full_precision', 'self_studying']
+  config.prerequisites.full_precision.init_from = '{co_studying}'
   with pytest.raises(UserError, match='in a circle'):
-    chain.in_order(config.first, config.first)
+    chain.in_order(runs, runs)
 
 
 def test_references_are_replaced_or_named():
   config = config_lib.default()
-  config.init_from, config.teachers = 'student={a},teacher={b}', ('{a}', 'runs/other')
+  config.init_from, config.teacher_workdirs = 'student={a},teacher={b}', ('{a}', 'runs/other')
   resolved = chain.resolve(config, {'a': 'runs/1', 'b': 'runs/2'})
-  assert (resolved.init_from, resolved.teachers) == ('student=runs/1,teacher=runs/2', ('runs/1', 'runs/other'))
+  assert (resolved.init_from, resolved.teacher_workdirs) == ('student=runs/1,teacher=runs/2', ('runs/1', 'runs/other'))
   with pytest.raises(UserError, match=r"config.init_from: there is no run 'b' before this one; there are a"):
     chain.resolve(config, {'a': 'runs/1'})
 
 
 def test_a_run_of_a_chain_has_its_changes_and_no_plans():
   config = load('digits_guided', 'smoke')
-  derived = config_lib.derive(config, config.first.w4a8.to_dict())
+  derived = config_lib.derive(config, config.prerequisites.w4a8.to_dict())
   assert (derived.student.weight_bits, derived.student.activation_bits) == (4, 8)
-  assert derived.duration == config.duration and not derived.first and config.first
+  assert derived.duration == config.duration and not derived.prerequisites and config.prerequisites
   with pytest.raises(UserError, match='config.student.weigth_bits: there is no such field'):
     config_lib.derive(config, {'student': {'weigth_bits': 4}})
 
@@ -91,9 +92,11 @@ def test_schedules_belong_to_the_loss_of_a_method():
   config = load('digits_kd')
   config.beta_schedule.warmup = config.temperature_schedule.warmup = '2 epochs'
   config.temperature_schedule.first_factor = 0.5
-  config.first.student = dict(student=dict(weight_bits=4))
-  config.first.scheduled = dict(method=dict(name='average_teacher'), beta_schedule=dict(warmup='3 epochs'))
-  warmups = lambda name: tuple(chain.first_run(config, name)[f'{x}_schedule'].warmup for x in ('beta', 'temperature'))
+  config.prerequisites.student = dict(student=dict(weight_bits=4))
+  config.prerequisites.scheduled = dict(method=dict(name='average_teacher'), beta_schedule=dict(warmup='3 epochs'))
+  warmups = lambda name: tuple(
+    chain.prerequisite(config, name)[f'{x}_schedule'].warmup for x in ('beta', 'temperature')
+  )
   assert warmups('teacher') == ('', '')  # trained alone, which has neither
   assert warmups('student') == ('2 epochs', '2 epochs')
   assert warmups('scheduled') == ('3 epochs', '')
@@ -113,10 +116,12 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path, field, value, words):
     {'method.name': 'single', 'duration': '1 steps', 'eval_every': '1 steps', 'optimizer.decay_at': ''}
   )
   chain.train_chain(config, tmp_path / 'teacher')
-  config.update_from_flattened_dict({'method.name': 'kd', 'teachers': (str(tmp_path / 'teacher'),), field: value})
+  config.update_from_flattened_dict(
+    {'method.name': 'kd', 'teacher_workdirs': (str(tmp_path / 'teacher'),), field: value}
+  )
   with pytest.raises(UserError, match=words):
     chain.train_chain(config, tmp_path / 'student')
-  config.teachers = (str(tmp_path / 'nothing'),)
+  config.teacher_workdirs = (str(tmp_path / 'nothing'),)
   with pytest.raises(UserError, match='there is no config.json'):
     chain.train_chain(config, tmp_path / 'student')
 
@@ -127,7 +132,7 @@ def table_config(only=()):
   config.table.runs = dict(
     full=FULL,
     apot=dict(method=dict(name='single'), quantizer=dict(name='apot_of_tomorrow')),
-    kd=dict(method=dict(name='kd'), teachers=('{full}',)),
+    kd=dict(method=dict(name='kd'), teacher_workdirs=('{full}',)),
     lost=dict(method=dict(name='single'), data=dict(name='npy:/nowhere')),
   )
   config.table.lines = (
@@ -149,7 +154,7 @@ def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing
   assert 'apot_of_tomorrow does not exist' in rows['not yet']['note']
   assert '/nowhere' in rows['lost']['note'] and rows['cited']['note'] == 'cited, not run here'
   summary = json.loads((tmp_path / 'kd' / 'seed0' / 'summary.json').read_text())
-  assert summary['config']['teachers'] == [f'{tmp_path}/full/seed0']
+  assert summary['config']['teacher_workdirs'] == [f'{tmp_path}/full/seed0']
   assert rows['its teacher']['last']['top1']['values'] == [summary['results']['test/teacher']['last']['top1']]
   # A teacher is evaluated as it was when its own run ended.
   assert rows['its teacher']['last']['top1']['mean'] == rows['full precision']['last']['top1']['mean']
@@ -163,15 +168,15 @@ def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing
   (tmp_path / 'full' / 'seed_old').mkdir()  # a folder of the user's own
   (tmp_path / 'full' / 'seed_old' / 'summary.json').write_text('{}')
   collected = table.collect(config, tmp_path)
-  table.write(config.table.title, collected, tmp_path)
   row = collected[0]
   assert row['last']['top1']['mean'] == pytest.approx(rows['full precision']['last']['top1']['mean'] + 1)
   top1 = row['last']['top1']
   assert top1['sd'] == pytest.approx(2**0.5) and top1['standard_error'] == pytest.approx(1)
-  text = table.render(config.table.title, collected)
+  text = table_text.render(config.table.title, collected)
   assert '75.3 / 93.1' in text and '70.0 / -' in text and f'{row["last"]["top1"]["mean"]:.2f} ± 1.00' in text
-  assert json.loads((tmp_path / 'table.json').read_text())['lines'][0] == row | {'published': [75.3, 93.1]}
-  assert f'| {row["last"]["top1"]["mean"]:.2f} ± 1.00 /' in (tmp_path / 'table.md').read_text()
+  stored = json.loads(table_text.as_json(config.table.title, collected))
+  assert stored['lines'][0] == row | {'published': [75.3, 93.1]}
+  assert f'| {row["last"]["top1"]["mean"]:.2f} ± 1.00 /' in table_text.markdown(config.table.title, collected)
 
 
 def test_rows_as_arguments_and_unknown_ones():

@@ -97,7 +97,7 @@ found = requirements.Requirements(
   batch=64,
   held=300 * MIB,
   temporary=600 * MIB,
-  resident=100 * MIB,
+  images=100 * MIB,
   available=16 * 2**30,
   chip=chips.Chip(memory=16 * 2**30, flops=2e14, bandwidth=8e11, links=4e11),
   flops=8e11,

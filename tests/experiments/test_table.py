@@ -7,7 +7,7 @@ import runpy
 import pytest
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.experiments import table
+from cmtkd_jax.experiments import table, table_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RANDOM = 'these accuracies mean nothing'
@@ -27,9 +27,9 @@ def config():
   return config
 
 
-def finish(workdir, run, seed=0, epochs=40.0, widths=(2, 2), data='digits', **more):
+def finish(workdir, run, seed=0, epochs=40.0, widths=(2, 2), data='digits', top1=99.0, **more):
   """Writes the summary of a finished run."""
-  result = {'last': {'top1': 99.0, 'top5': 100.0}, 'best': {'top1': 99.0, 'top5': 100.0, 'epoch': 1}}
+  result = {'last': {'top1': top1, 'top5': 100.0}, 'best': {'top1': 99.0, 'top5': 100.0, 'epoch': 1}}
   summary = {
     'config': {
       'model': {'name': 'resnet8'},
@@ -51,30 +51,29 @@ def test_epochs_and_bits_are_those_that_were_run(config, tmp_path):
   finish(tmp_path, 'single', widths=(3, 4))
   finish(tmp_path, 'cmtkd')
   rows = table.collect(config, tmp_path)
-  text = table.render(config.table.title, rows).splitlines()
+  text = table_text.render(config.table.title, rows).splitlines()
   assert text[1:3] == ['Digits, ResNet8, 40 epochs', 'run: 40 epochs, network resnet8, digits']
   bits = {line[:16].strip(): line for line in text[4:8]}
   assert '3/4' in bits['single'] and '2/2' not in bits['single']
   assert '2/2' in bits['CMT-KD'] and '4, 6, 8' in bits['combined teacher'] and '1/1' in bits['later']
   assert RANDOM not in '\n'.join(text) and 'test:' not in '\n'.join(text)
-  table.write(config.table.title, rows, tmp_path)
-  # What a recipe says stays in table.json, next to what was run.
-  stored = json.loads((tmp_path / 'table.json').read_text())
+  # What a recipe says stays in the JSON form, next to what was run.
+  stored = json.loads(table_text.as_json(config.table.title, rows))
   assert stored['title'] == 'Digits, ResNet8, 10 epochs' and stored['printed_title'] == 'Digits, ResNet8, 40 epochs'
   assert stored['lines'][0]['bits'] == '2/2' and stored['lines'][0]['run_bits'] == ['3/4']
-  assert '**Digits, ResNet8, 40 epochs**\n\nrun: 40 epochs' in (tmp_path / 'table.md').read_text()
+  assert table_text.markdown(config.table.title, rows).startswith('**Digits, ResNet8, 40 epochs**\n\nrun: 40 epochs')
 
 
 def test_differing_runs_are_all_named(config, tmp_path):
   finish(tmp_path, 'single', epochs=10.0)
   finish(tmp_path, 'single', seed=1, widths=(4, 4), epochs=2.5, data='npy:other')
-  text = table.render(config.table.title, table.collect(config, tmp_path)).splitlines()
+  text = table_text.render(config.table.title, table.collect(config, tmp_path)).splitlines()
   assert text[1:3] == ['Digits, ResNet8, 2.5, 10 epochs', 'run: 2.5, 10 epochs, network resnet8, digits, npy:other']
   assert '2/2, 4/4' in text[4]
 
 
 def test_without_a_finished_run_the_recipe_speaks(config, tmp_path):
-  text = table.render(config.table.title, table.collect(config, tmp_path)).splitlines()
+  text = table_text.render(config.table.title, table.collect(config, tmp_path)).splitlines()
   assert text[1] == 'Digits, ResNet8, 10 epochs' and not any(line.startswith('run:') for line in text)
   assert '2/2' in text[3]
   # None can be trained: each says why, and so does the last line, where there is not even a directory.
@@ -97,10 +96,31 @@ def test_random_images_and_a_held_out_test_are_said_once(config, tmp_path):
   finish(tmp_path, 'single', data='generated:8x8x1:10:48', test=held_out)
   finish(tmp_path, 'cmtkd', test=held_out)
   rows = table.collect(config, tmp_path)
-  text = table.render(config.table.title, rows)
-  table.write(config.table.title, rows, tmp_path)
-  for printed in (text, (tmp_path / 'table.md').read_text()):
+  for form in (table_text.render, table_text.markdown):
+    printed = form(config.table.title, rows)
     assert printed.count(f'test: {held_out}') == 1 and printed.count(RANDOM) == 1
+
+
+def test_differences_are_paired_by_seed(config, tmp_path):
+  for seed, top1 in enumerate((90.0, 80.0, 70.0)):
+    finish(tmp_path, 'single', seed, top1=top1)
+  for seed, top1 in ((1, 82.0), (2, 73.0), (3, 99.0)):  # Seed 3 has no partner.
+    finish(tmp_path, 'cmtkd', seed, top1=top1)
+  finish(tmp_path, 'later', 0, top1=88.5)
+  assert [row['difference'] for row in table.collect(config, tmp_path)] == [None] * 4
+  config.table.baseline = 'single'
+  rows = table.collect(config, tmp_path)
+  single, student, combined, later = (row['difference'] for row in rows)
+  assert single is None and student == combined and student['values'] == [2.0, 3.0]
+  assert (student['mean'], student['standard_error']) == pytest.approx((2.5, 0.5))
+  assert (later['mean'], later['standard_error']) == (-1.5, None)
+  text = table_text.markdown(config.table.title, rows)
+  assert text.splitlines()[4].split(' | ')[4] == 'difference to single'
+  assert [line.split(' | ')[4] for line in text.splitlines()[6:10]] == ['-', '+2.50 ± 0.50', '+2.50 ± 0.50', '-1.50']
+  assert 'over the seeds of both runs' in text
+  config.table.baseline = 'singel'
+  with pytest.raises(UserError, match="there is no run 'singel'"):
+    table.collect(config, tmp_path)
 
 
 def test_only_training_writes_the_table(config, tmp_path, monkeypatch):
@@ -111,7 +131,7 @@ def test_only_training_writes_the_table(config, tmp_path, monkeypatch):
   assert {(tmp_path / name).read_text() for name in ('table.md', 'table.json')} == {'as it was'}
   monkeypatch.setattr(table.chain, 'train_chain', lambda *unused: None)
   rows = table.train_table(config, tmp_path)
-  assert (tmp_path / 'table.md').read_text() == table.markdown(config.table.title, rows)
+  assert (tmp_path / 'table.md').read_text() == table_text.markdown(config.table.title, rows)
   assert json.loads((tmp_path / 'table.json').read_text())['lines'][0]['seeds'] == [0]
 
 

@@ -416,7 +416,7 @@ def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer)
 def test_ctkds_recipes_pad_and_start_every_network_as_its_code_does():
   for path in sorted(CONFIGS.glob('ctkd_*.py')):
     config = runpy.run_path(str(path))['get_config']('')
-    runs = (config, config_lib.derive(config, config.first.expert.to_dict()))
+    runs = (config, config_lib.derive(config, config.prerequisites.expert.to_dict()))
     assert {(run.model.init, run.data.pad_mode) for run in runs} == {('ctkd', 'symmetric')}, path
   method = build.create_method(make_config('ctkd', **{'model.init': 'ctkd'}), CLASSES, trained(32))
   params = jax.jit(lambda: method.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), train=True)['params'])()
@@ -511,9 +511,9 @@ def test_guidance_by_logits_compares_no_maps():
 @pytest.mark.parametrize(
   'name, settings, widths, words',
   [
-    ('kd', {}, (), r"config.teachers=\(\); config.method.name='kd' takes 1"),
+    ('kd', {}, (), r"config.teacher_workdirs=\(\); config.method.name='kd' takes 1"),
     ('average_teacher', {}, (4,), "config.method.name='average_teacher' takes at least 2"),
-    ('single', {}, (4,), "config.teachers=.'runs/4',.; config.method.name='single' takes no trained"),
+    ('single', {}, (4,), "config.teacher_workdirs=.'runs/4',.; config.method.name='single' takes no trained"),
     ('kdcl', {'method.kdcl.ensemble': 'general'}, (), 'config.data.minival'),
     ('kdcl', {'method.kdcl.peer_bits': ()}, (), 'config.method.kdcl.peer_bits'),
     ('dml', {'method.dml.peer_bits': (9,)}, (), 'config.method.dml.peer_bits=9'),

@@ -49,11 +49,11 @@ def test_two_processes_read_the_batches_of_one(probes):
   """Row by row, over the border of an epoch, from memory and streamed; each process holds its own half."""
   _, (one,), two = probes
   assert [p['processes'] for p in two] == [2, 2] and one['devices'] == two[0]['devices'] == 4
-  for resident in ('yes', 'no'):
+  for on_device in ('yes', 'no'):
     for batch in range(2):
-      rows = [dict(map(tuple_of, p['labels'][resident][batch])) for p in two]
+      rows = [dict(map(tuple_of, p['labels'][on_device][batch])) for p in two]
       assert not rows[0].keys() & rows[1].keys() and max(rows[0]) < min(rows[1])
-      assert rows[0] | rows[1] == dict(map(tuple_of, one['labels'][resident][batch]))
+      assert rows[0] | rows[1] == dict(map(tuple_of, one['labels'][on_device][batch]))
   assert one['labels']['yes'] == one['labels']['no']
 
 

@@ -1,4 +1,4 @@
-"""Loaders: which records make up which batch. How a batch is made is for `resident` or `streaming`."""
+"""Loaders: which records make up which batch. How a batch is made is for `on_device` or `streaming`."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ Batch = dict[str, jax.Array]
 
 
 class Reader(Protocol):
-  """Makes batches of given records; `resident.Reader` and `streaming.Reader`."""
+  """Makes batches of given records; `on_device.Reader` and `streaming.Reader`."""
 
   broken: Mapping[int, str]
   shape: tuple[int, int, int]  # (h, w, C) of an image in a batch

@@ -104,7 +104,7 @@ def build(
     pad, pad_mode: for pad_crop.
     mean: C floats on the 0..1 scale.
     std: C floats on the 0..1 scale.
-    raw: whether images come unresized (resident); otherwise the host has resized and cropped them already.
+    raw: whether images come unresized (kept on the device); otherwise the host has resized and cropped them already.
     trivial_augment: whether to apply it after crop and flip.
     cutout: side of the square in pixels, 0 for none.
     random_erasing: probability, 0 for none.

@@ -11,7 +11,7 @@ class Augment(NamedTuple):
 
   pad_crop: pads each image and crops it at random to the old size, on the device.
   random_box: function (xp, u, height, width, resize, size) -> box of a random crop that is resampled, see `crop_boxes`:
-    where images are decoded, or on the device for images that are resident.
+    where images are decoded, or on the device for images that are kept there.
   flip: mirrors each image with probability 1/2, on the device.
   needs_resize: the random box is that of a resized image, so that config.data.resize must be set.
   """

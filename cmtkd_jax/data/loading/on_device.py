@@ -50,7 +50,7 @@ def read_all(
           image = image_file.to_array(opened[row], source.shape[-1])
           if image.shape != source.shape:
             raise UserError(
-              "config.data.name: {} is {}x{}, but the data set says {}x{}; set config.data.resident='no'".format(
+              "config.data.name: {} is {}x{}, but the data set says {}x{}; set config.data.on_device='no'".format(
                 source.describe(record), *image.shape[:2], *source.shape[:2]
               )
             )

@@ -1,0 +1,95 @@
+"""Tables of runs as text, Markdown and JSON, from the rows of `table.collect`."""
+
+import json
+import re
+
+from cmtkd_jax.errors import printable
+from cmtkd_jax.runtime import text_table
+
+
+def render(title, rows):
+  """Returns the table as text."""
+  header, body = _cells(rows)
+  lines = text_table.lines(header, body, left=(0, len(header) - 1))
+  above = [printed_title(title, rows), *_what_was_run(rows)]
+  return '\n'.join(['', *map(printable, above), *lines, '', *map(printable, _below(rows))])
+
+
+def markdown(title, rows):
+  """Returns the table as Markdown."""
+  header, body = _cells(rows)
+  paragraphs = [
+    f'**{text_table.markdown_cell(printed_title(title, rows))}**',
+    *map(text_table.markdown_cell, _what_was_run(rows)),
+    '\n'.join(text_table.markdown(header, body)),
+    *map(text_table.markdown_cell, _below(rows)),
+  ]
+  return '\n\n'.join(paragraphs) + '\n'
+
+
+def as_json(title, rows):
+  """Returns the table as JSON; what its configuration says stays next to what was run."""
+  return json.dumps({'title': title, 'printed_title': printed_title(title, rows), 'lines': rows}, indent=1)
+
+
+FORMATS = {'text': render, 'markdown': markdown, 'json': as_json}
+
+
+def printed_title(title, rows):
+  """Returns the recipe's title; where it tells a number of epochs, with the one that was run."""
+  epochs = _joined(rows, 'epochs')
+  return re.sub(r'\b\d+(\.\d+)? epochs?\b', f'{epochs} epochs', title) if epochs else title
+
+
+def _joined(rows, key):
+  """The distinct values of a list field of the rows, '' without any."""
+  values = sorted({value for row in rows for value in row.get(key, ())})
+  return ', '.join(f'{value:g}' if isinstance(value, (int, float)) else value for value in values)
+
+
+def _what_was_run(rows):
+  """The line below the title, from the finished runs themselves: a recipe may have been run otherwise."""
+  if not (epochs := _joined(rows, 'epochs')):
+    return []
+  about = [f'{epochs} epochs', f'network {_joined(rows, "networks")}', _joined(rows, 'data')]
+  return [f'run: {", ".join(about)}']
+
+
+def _below(rows):
+  tests = dict.fromkeys(test for row in rows for test in row.get('tests', ()))
+  random = any(name.startswith('generated:') for row in rows for name in row.get('data', ()))
+  compared = any(row['difference'] for row in rows)
+  return [
+    'Top-1 / top-5 in percent on the test split: mean over seeds ± standard error (sd: standard deviation of one '
+    'seed). The best epoch is chosen on the test split, as papers print it.',
+    *(['Difference: top-1 of the last epoch, mean over the seeds of both runs ± standard error.'] if compared else []),
+    *(f'test: {test}' for test in tests),
+    *(['The images are random (generated data): these accuracies mean nothing.'] if random else []),
+  ]
+
+
+def _cells(rows):
+  compared = next((row['difference']['baseline'] for row in rows if row['difference']), None)
+  header = ['row', 'W/A', 'published', 'last epoch', 'sd', 'best epoch', 'seeds', 'note']
+  if compared:
+    header.insert(4, f'difference to {compared}')
+  body = []
+  for row in rows:
+    published = ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-'
+    last, best = row['last'], row['best']
+    sd = f'{last["top1"]["sd"]:.2f}' if last and last['top1']['sd'] is not None else '-'
+    bits = ', '.join(row.get('run_bits', ())) or row['bits']
+    cells = [row['title'], bits, published, _pair(last), sd, _pair(best), str(len(row['seeds'])), row['note']]
+    if compared:
+      cells.insert(4, _cell(row['difference'], sign='+') if row['difference'] else '-')
+    body.append(cells)
+  return header, body
+
+
+def _pair(result):
+  return f'{_cell(result["top1"])} / {_cell(result["top5"])}' if result else '-'
+
+
+def _cell(value, sign=''):
+  error = f' ± {value["standard_error"]:.2f}' if value['standard_error'] is not None else ''
+  return f'{value["mean"]:{sign}.2f}{error}'
