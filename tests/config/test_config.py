@@ -209,7 +209,7 @@ def test_fields_of_earlier_versions_have_their_new_names():
   # Runs may have any names.
   assert config.prerequisites.teachers.to_dict() == {'data': {'on_device': 'yes'}, 'teacher_workdirs': ('{b}',)}
   assert config.table.runs.first.to_dict() == {'prerequisites': {'resident': {'seed': 3}}}
-  assert not {'first', 'teachers'} & config.keys() and 'resident' not in config.data
+  assert not {'first', 'teachers'} & set(config.keys()) and 'resident' not in config.data
 
 
 # Files.
