@@ -24,7 +24,7 @@ from PIL import Image
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import export, main
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.experiments import table
+from cmtkd_jax.experiments import table_text
 from cmtkd_jax.runs import checkpoint, metric_log, run_files
 from cmtkd_jax.runtime import local_file, text_table, topology
 
@@ -1043,10 +1043,8 @@ def test_object_storage_that_cannot_be_reached(refused, tmp_path, monkeypatch, e
 def test_names_of_users_cannot_rewrite_a_terminal_or_a_table():
   assert text_table.printable('a\x1b[2Jb\nc\u202ed é') == 'a\\x1b[2Jb\\nc\\u202ed é'
   assert text_table.lines(['x'], [['\x07y']]) == ['x', '\\x07y']
-  line = table.markdown(
-    'a|b',
-    [{'title': '<b>x</b>|*y*\n', 'bits': '2/2', 'published': (), 'last': None, 'best': None, 'seeds': [], 'note': ''}],
-  ).splitlines()
+  row = {'title': '<b>x</b>|*y*\n', 'bits': '2/2', 'published': (), 'last': None, 'best': None, 'difference': None}
+  line = table_text.markdown('a|b', [row | {'seeds': [], 'note': ''}]).splitlines()
   assert line[0] == r'**a\|b**' and line[4].startswith(r'| \<b\>x\</b\>\|\*y\*\\n | 2/2 |')
 
 
