@@ -37,3 +37,4 @@ class Freezing(Options):
     0.0, 'frequency of oscillation above which a weight is frozen, such as 0.02; 0 = none is', least=0, below=1
   )
   momentum: float = option(0.01, 'weight of the newest step in the frequency', above=0, most=1)
+  max_bits: int = option(4, 'most bits of weights that are frozen', least=1, most=8)

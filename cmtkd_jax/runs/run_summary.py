@@ -67,7 +67,7 @@ def results(rows, steps_per_epoch):
         )
     found[network] = {'last': _accuracies(evaluations[-1], network), 'best': _best(evaluations, network, name)}
     if held_out != name and all(held_out in row for row in evaluations):
-      found[network]['chosen'] = _best(evaluations, network, held_out)
+      found[network]['chosen'] = _best(evaluations[::-1], network, held_out)  # of equal ones, checkpoints keep the last
     for which in found[network].keys() - {'last'}:
       found[network][which]['epoch'] = round(found[network][which].pop('step') / steps_per_epoch, 3)
   return found
@@ -78,6 +78,7 @@ def _accuracies(row, network):
 
 
 def _best(evaluations, network, by):
+  """The first of the evaluations with the highest value of `by`."""
   row = max(evaluations, key=lambda row: row[by])
   return {**_accuracies(row, network), 'step': row['step']}
 

@@ -15,19 +15,21 @@ class EarlyStopping:
 
   def __init__(self, patience, metric):
     self._patience, self._metric = patience, metric
-    self._best, self._best_step, self._last_step = float('-inf'), 0, 0
+    self._best, self._best_step, self._since, self._last_step = float('-inf'), 0, 0, 0
 
   def add(self, step, results):
     """Takes the results of the evaluation of `step` into account."""
     if self._metric in results:
       self._last_step = step
       if results[self._metric] > self._best:
+        self._since = step
+      if results[self._metric] >= self._best:  # of equal networks, checkpoints keep the last
         self._best, self._best_step = results[self._metric], step
 
   @property
   def is_due(self):
     """Whether training ends after the last evaluation."""
-    return bool(self._patience) and self._last_step - self._best_step >= self._patience
+    return bool(self._patience) and self._last_step - self._since >= self._patience
 
   def describe(self):
     """Returns the reason in words."""
@@ -50,12 +52,17 @@ def patience(config, **sizes):
   """Returns `config.early_stopping` in steps; sizes: as for `durations.parse`.
 
   Raises:
-    UserError: it is not a duration, or the run has no minival.
+    UserError: it is not a duration, or the run has no minival or no evaluations.
   """
   steps = durations.parse_one(config.early_stopping, 'config.early_stopping', **sizes)
   if steps and not config.data.minival:
     raise UserError(
       f'config.early_stopping={config.early_stopping!r} chooses on a held-out slice of train, but '
       'config.data.minival=0.0; set it to e.g. 0.1'
+    )
+  if steps and not durations.parse_one(config.eval_every, 'config.eval_every', **sizes):
+    raise UserError(
+      f'config.early_stopping={config.early_stopping!r} decides at evaluations, but '
+      f"config.eval_every={config.eval_every!r}; set it to e.g. '1 epochs'"
     )
   return steps

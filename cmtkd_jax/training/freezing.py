@@ -7,11 +7,12 @@ forth, and with them the statistics of the batch normalizations. For every quant
     f_t = m o_t + (1 - m) f_{t-1}
     e_t = m c_t + (1 - m) e_{t-1}
 
-A weight whose frequency f_t is above the threshold is frozen as soon as its code is the one where it mostly is,
-round(e_t). From then on it is the value of this code under the scale of the moment, so that the code stays while scales
-move. That needs a quantizer that maps its levels to themselves.
+A weight whose frequency f_t is above the threshold is frozen at the code where it mostly was, round(e_{t-1}). From then
+on it is the value of this code under the scale of the moment, so that the code stays while scales move. That needs a
+quantizer that maps its levels to themselves. Weights of more bits than `freezing.max_bits` change their codes at almost
+every step, which is no oscillation; they are left alone.
 
-Source: algorithm 1 there.
+Source: algorithm 1 there, and its published code (Qualcomm-AI-research/oscillations-qat), whose limit is 4 bits, too.
 """
 
 import functools
@@ -31,8 +32,8 @@ from cmtkd_jax.quantizers.base import dequantize
 class Track(NamedTuple):
   """What is known of the weights of one layer; each an array of the shape of its kernel.
 
-  code: int16, of the last step. direction: int8, of the last change of the code, 0 before the first.
-  frequency: float32, f_t. mean: float32, e_t. frozen: bool.
+  code: int16, of the last step; of a frozen weight the one that it keeps. direction: int8, of the last change of the
+  code, 0 before the first. frequency: float32, f_t. mean: float32, e_t. frozen: bool.
   """
 
   code: jax.Array
@@ -73,13 +74,13 @@ def observe(before, codes, momentum, threshold):
   oscillates = (change != 0) & (change == -before.direction)
   frequency = momentum * oscillates + (1 - momentum) * before.frequency
   mean = momentum * codes.astype(jnp.float32) + (1 - momentum) * before.mean
-  at_home = codes == jnp.round(mean).astype(codes.dtype)
+  freezes = (frequency > threshold) & ~before.frozen
   return Track(
-    codes.astype(jnp.int16),
+    jnp.where(freezes, jnp.round(before.mean), codes).astype(jnp.int16),
     jnp.where(change != 0, change, before.direction),
     frequency,
     mean,
-    before.frozen | ((frequency > threshold) & at_home),
+    before.frozen | freezes,
   )
 
 
@@ -103,18 +104,19 @@ def freeze_oscillations(optimizer, quantizers, momentum, threshold):
 
   def update(gradients, state, params):
     updates, inner = optimizer.update(gradients, state.inner, params)
-    known = {path: _at(state.tracks, path) for path in quantizers}
-    moved, updates = optax.apply_updates(params, updates), traverse_util.flatten_dict(updates)
-    for path, before in known.items():
-      coded = quantize(path, moved)
-      held = dequantize(coded._replace(codes=before.code.astype(coded.codes.dtype)))
+    updates, tracks = traverse_util.flatten_dict(updates), {}
+    for path in quantizers:  # a frozen weight does not move
+      frozen = _at(state.tracks, path).frozen
+      updates[*path, 'kernel'] = jnp.where(frozen, 0, updates[*path, 'kernel'])
+    moved = optax.apply_updates(params, traverse_util.unflatten_dict(updates))
+    for path in quantizers:  # but for what keeps its code
+      before, coded = _at(state.tracks, path), quantize(path, moved)
+      known = observe(before, jnp.where(before.frozen, before.code, coded.codes), momentum, threshold)
+      held = dequantize(coded._replace(codes=known.code.astype(coded.codes.dtype)))
       kernel = updates[*path, 'kernel']
-      updates[*path, 'kernel'] = jnp.where(before.frozen, held - _at(params, path)['kernel'], kernel)
+      updates[*path, 'kernel'] = jnp.where(known.frozen, held - _at(params, path)['kernel'], kernel)
+      tracks[path] = known
     updates = traverse_util.unflatten_dict(updates)
-    moved, tracks = optax.apply_updates(params, updates), {}
-    for path, before in known.items():
-      codes = jnp.where(before.frozen, before.code, quantize(path, moved).codes)
-      tracks[path] = observe(before, codes, momentum, threshold)
     return updates, FreezingState(inner, traverse_util.unflatten_dict(tracks))
 
   return optax.GradientTransformation(init, update)
@@ -145,7 +147,7 @@ def add(optimizer, config, method, input_shape):
   quantizers = {
     path: quantizer
     for path, quantizer in inspect.weight_quantizers(lambda: method.init(jax.random.key(0), images, train=True)).items()
-    if path.split('/')[0] not in method.frozen
+    if path.split('/')[0] not in method.frozen and quantizer.bits <= options.max_bits
   }
   keep_levels = functools.cache(maps_levels_to_themselves)
   for path, quantizer in quantizers.items():

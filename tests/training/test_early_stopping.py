@@ -2,10 +2,12 @@
 
 import types
 
+import jax.numpy as jnp
 import pytest
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import checkpoint, run_summary
 from cmtkd_jax.runs.metric_log import MetricLog
 from cmtkd_jax.training import early_stopping
 
@@ -28,6 +30,20 @@ def test_it_stops_when_the_best_is_so_old(patience, steps):
   assert stopped_at(patience) == steps  # 60 % again is not better
 
 
+def test_the_network_that_it_names_is_the_one_that_is_kept(tmp_path):
+  """Of equal networks the last; `chosen` of the summary is the same one."""
+  stopping, rows = early_stopping.EarlyStopping(6, NAME), []
+  with checkpoint.Checkpoints(tmp_path, keep=2, best_metric=NAME) as checkpoints:
+    for step, value in ((2, 90.0), (4, 95.0), (6, 95.0), (8, 94.0), (10, 94.0)):
+      found = {NAME: value, 'minival/student/top5': 99.0, 'test/student/top1': float(step), 'test/student/top5': 99.0}
+      stopping.add(step, found)
+      checkpoints.save(step, {'variables': {'x': jnp.zeros(1)}, 'step': jnp.int32(step)}, {}, found)
+      rows.append({'step': step, **found})
+    assert stopping.is_due and '--step=6 evaluates' in stopping.describe()
+  assert {int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()} == {6, 8, 10}
+  assert run_summary.results(rows, 1)['test/student']['chosen']['epoch'] == 6
+
+
 def test_a_resumed_run_decides_as_before(tmp_path):
   with MetricLog(tmp_path, tensorboard=False) as log:
     for step, value in ROWS:
@@ -46,3 +62,6 @@ def test_it_needs_a_held_out_slice():
     early_stopping.patience(config, steps_per_epoch=10, batch_size=4)
   config.data.minival = 0.1
   assert early_stopping.patience(config, steps_per_epoch=10, batch_size=4) == 200
+  config.eval_every = ''
+  with pytest.raises(UserError, match="decides at evaluations, but config.eval_every=''; set it"):
+    early_stopping.patience(config, steps_per_epoch=10, batch_size=4)

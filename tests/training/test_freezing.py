@@ -22,21 +22,22 @@ def test_by_hand():
   for code in (2, 1, 1, 2):
     known = freezing.observe(known, jnp.array([code]), 0.5, 0.6)
     seen.append((float(known.frequency[0]), float(known.mean[0]), bool(known.frozen[0])))
-  # f: 0, 1/2, 1/4, 5/8; e: 3/2, 5/4, 9/8, 25/16, which rounds to 2, the code itself.
+  # f: 0, 1/2, 1/4, 5/8; e: 3/2, 5/4, 9/8, 25/16. It is frozen where it was before the last step, at round(9/8).
   assert seen == [(0, 1.5, False), (0.5, 1.25, False), (0.25, 1.125, False), (0.625, 1.5625, True)]
+  assert int(known.code[0]) == 1
   assert bool(freezing.observe(known, jnp.array([1]), 0.5, 0.6).frozen[0])  # for good
 
 
 def reference(codes, m, threshold):
-  """Step at which one weight is frozen, or None."""
+  """Step at which one weight is frozen, and its code there; or None."""
   last, direction, f, e = codes[0], 0, 0.0, float(codes[0])
   for t, code in enumerate(codes[1:], 1):
     change = int(np.sign(code - last))
     f = m * (change != 0 and change == -direction) + (1 - m) * f
+    if f > threshold:
+      return t, round(e)
     e = m * code + (1 - m) * e
     direction, last = change or direction, code
-    if f > threshold and code == round(e):
-      return t
   return None
 
 
@@ -44,13 +45,15 @@ def test_against_a_loop_over_single_weights():
   codes = np.random.default_rng(0).integers(0, 3, (60, 5, 4))
   codes[:, 0] = 1  # never changes
   codes[:, 1] = np.arange(60)[:, None] // 20  # changes in one direction
-  known, frozen_at = freezing.track(jnp.asarray(codes[0])), np.full((5, 4), -1)
+  known, frozen_at, kept = freezing.track(jnp.asarray(codes[0])), np.full((5, 4), -1), np.full((5, 4), -1)
   step = jax.jit(lambda known, codes: freezing.observe(known, codes, 0.1, 0.4))
   for t in range(1, 60):
-    known = step(known, jnp.asarray(codes[t]))
-    frozen_at[np.asarray(known.frozen) & (frozen_at < 0)] = t
-  expected = [[reference(list(codes[:, i, j]), 0.1, 0.4) or -1 for j in range(4)] for i in range(5)]
-  np.testing.assert_array_equal(frozen_at, expected)
+    known = step(known, jnp.asarray(np.where(known.frozen, known.code, codes[t])))
+    new = np.asarray(known.frozen) & (frozen_at < 0)
+    frozen_at[new], kept[new] = t, np.asarray(known.code)[new]
+  expected = [[reference(list(codes[:, i, j]), 0.1, 0.4) or (-1, -1) for j in range(4)] for i in range(5)]
+  np.testing.assert_array_equal(np.stack([frozen_at, kept], -1), expected)
+  np.testing.assert_array_equal(np.asarray(known.code)[kept >= 0], kept[kept >= 0])
   assert (frozen_at[:2] == -1).all() and (frozen_at[2:] > 0).any()
 
 
@@ -106,7 +109,7 @@ def make_config(**fields):
       'data.name': 'generated:8x8x1:5:64',
       'model.name': 'tiny',
       'quantizer.name': 'lsq',
-      'method.cmtkd.teacher_bits': (8,),
+      'method.cmtkd.teacher_bits': (4, 5),
       'batch_size': 16,
       'duration': '6 steps',
       'eval_every': '',
@@ -125,15 +128,17 @@ def make_config(**fields):
 def test_a_run_freezes_weights_and_logs_how_many(tmp_path):
   loop.train_and_evaluate(make_config(), tmp_path)
   rows = [row for row in metric_log.read(tmp_path) if 'train/loss' in row]
-  for network in ('student', 'teacher1_8bit'):
+  for network in ('student', 'teacher1_4bit'):
     frozen = [row[f'train/{network}/frozen_weights'] for row in rows]
     assert frozen == sorted(frozen) and frozen[0] == 0 < frozen[-1] <= 100
+  # Five bits are more than the limit.
+  assert not any('teacher2_5bit/frozen_weights' in name for row in rows for name in row)
 
 
 def test_what_is_refused_and_what_is_left_alone():
   method = build.create_method(make_config(**{'quantizer.weights': 'lq_nets'}), 5)
   transform = optax.sgd(0.1)
-  with pytest.raises(UserError, match='config.freezing.threshold=0.01: .* teacher1_8bit/stage2/conv1 fits its levels'):
+  with pytest.raises(UserError, match='config.freezing.threshold=0.01: .* teacher1_4bit/stage2/conv1 fits its levels'):
     freezing.add(transform, make_config(), method, (8, 8, 1))
   assert freezing.add(transform, make_config(**{'freezing.threshold': 0.0}), method, (8, 8, 1)) is transform
 
