@@ -177,6 +177,8 @@ class Table(Options):
 
   def __post_init__(self):
     super().__post_init__()
+    if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+      raise ValueError(f'seeds={self.seeds!r}; give one or more different numbers')
     for name in self.only:
       if name not in self.runs:
         raise ValueError(f'only={self.only!r}: there is no run {name!r}; runs are {", ".join(self.runs) or "none"}')

@@ -17,8 +17,15 @@ def open_splits(config) -> base.Splits:
   """Returns the splits of the data set that `config`, a `Settings`, names.
 
   Raises:
-    UserError: there is none of that name, or it cannot be read.
+    UserError: there is none of that name, it cannot be read, or it has fewer than two classes.
   """
+  splits = _open(config)
+  if len(splits.class_names) < 2:
+    raise UserError(f'config.data.name={config.name!r}: there is one class; give images of two or more')
+  return splits
+
+
+def _open(config) -> base.Splits:
   kind, _, rest = config.name.partition(':')
   if config.name == 'digits':
     return base.digits()

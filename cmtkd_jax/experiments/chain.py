@@ -32,17 +32,17 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   Raises:
     UserError: a reference has no run, or a run cannot be trained.
   """
-  directories = dict(directories)
-  last = config_lib.derive(config, {})
-  names = in_order(config.prerequisites, config.prerequisites)
-  runs = {name: (prerequisite(config, name), f'{workdir}/{name}') for name in names}
-  for name, (run, directory) in runs.items():
-    report(f'\n== {name} -> {directory}')
-    _train(resolve(run, directories), directory, report)
-    directories[name] = directory
+  directories, runs = dict(directories), {}
+  for name in in_order(config.prerequisites, config.prerequisites):
+    runs[name] = resolve(prerequisite(config, name), directories)
+    directories[name] = f'{workdir}/{name}'
+  last = resolve(config_lib.derive(config, {}), directories)  # a reference without a run is found before any training
+  for name, run in runs.items():
+    report(f'\n== {name} -> {directories[name]}')
+    _train(run, directories[name], report)
   if runs:
     report(f'\n== {config.method.name} -> {workdir}')
-  return _train(resolve(last, directories), workdir, report)
+  return _train(last, workdir, report)
 
 
 def prerequisite(config, name):
@@ -111,6 +111,6 @@ def _train(config, workdir, report):
   if summary is None:
     summary = loop.train_and_evaluate(config, workdir)
   else:
-    report(f'{workdir} is finished')
+    report(f'{workdir} is finished; its data were not looked at again')
   report(run_summary.closing_table(summary))
   return summary

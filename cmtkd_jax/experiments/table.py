@@ -10,6 +10,7 @@ import math
 import statistics
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 
 from cmtkd_jax import config as config_lib
@@ -67,16 +68,21 @@ def train_table(config, workdir, report=lambda text: None):
         chain.train_chain(run_config, directory, directories, report)
         directories[run] = directory
       except UserError as e:
+        if jax.process_count() > 1:  # the others wait for this one in the same run
+          raise
         failed[run] = str(e)
         failures.setdefault(run, str(e))
         report(f'not run: {e}')
   if failures and not epath.Path(workdir).is_dir():
     run, reason = next(iter(failures.items()))  # the first one: it needs no other
     raise UserError(f'--mode=table: no run could be trained; {run}: {reason}')
-  rows = collect(config, workdir, failures)
-  for suffix, text in (('json', table_text.as_json), ('md', table_text.markdown)):
-    run_files.write(epath.Path(workdir) / f'table.{suffix}', text(config.table.title, rows))
-  return rows
+  whole = config.copy_and_resolve_references()
+  whole.table.only = ()  # files have all rows, also where only some are trained
+  rows = collect(whole, workdir, failures)
+  with run_files.disk_errors_as_user_errors(workdir):
+    for suffix, text in (('json', table_text.as_json), ('md', table_text.markdown)):
+      run_files.write(epath.Path(workdir) / f'table.{suffix}', text(config.table.title, rows))
+  return [row for row in rows if not config.table.only or row['run'] in config.table.only]
 
 
 def collect(config, workdir, failures=None):
@@ -191,7 +197,8 @@ def _note(config, line, workdir, found, failures):
     return failures[line.run]
   if len(found) < len(config.table.seeds):
     started = len(list((workdir / line.run).glob('seed*/config.json')))
-    return 'not finished' if started > len(found) else f'{len(config.table.seeds) - len(found)} seeds not run'
+    missing = len(config.table.seeds) - len(found)
+    return 'not finished' if started > len(found) else f'{missing} seed{"s" * (missing > 1)} not run'
   return ''
 
 

@@ -43,7 +43,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     if self.directory.exists() and not self.directory.is_dir():
       raise UserError(f'{self.directory} is not a directory; remove it, or choose another --workdir')
     self._metric, self._saving = best_metric, None
-    if best_metric and self.directory.is_dir():
+    if best_metric:  # in all processes, which wait for each other
       _drop_damaged_metrics(self.directory)
     score = lambda metrics: metrics.get(best_metric, float('-inf'))
     policies = [

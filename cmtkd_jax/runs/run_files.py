@@ -19,6 +19,7 @@ from cmtkd_jax.runs.lock import Lock
 from cmtkd_jax.runtime import distributed, local_file
 
 CONFIG, BITS, CLASSES, RECORDS = 'config.json', 'bits.json', 'classes.json', 'records.json'
+SUMMARY = 'summary.json'  # of a finished run, see `run_summary`
 CHECKPOINTS = 'checkpoints'
 # Fields that may change when a run resumes: they do not touch what is trained.
 MUTABLE_FIELDS = (
@@ -39,35 +40,48 @@ MUTABLE_FIELDS = (
 )
 
 
-def open_run(workdir, config, dataset, rows):
-  """Writes what describes a run into its locked work directory; returns the path.
+@contextlib.contextmanager
+def claim(workdir, config, dataset):
+  """Locks a work directory and checks that the run may go on there; yields the path. Nothing is written yet.
 
-  A directory with a checkpoint must belong to this configuration and these data. Without one nothing is lost: a run
-  that failed at its start may be started again with any other configuration.
+  A directory with a checkpoint or with results must belong to this configuration and these data. Without them nothing
+  is lost: a run that failed at its start may be started again with any other configuration.
 
   Raises:
     UserError: the directory cannot be written, or holds a run of another configuration or other data.
   """
-  workdir = epath.Path(workdir)
-  if has_checkpoint(workdir):
-    check_configuration(workdir, config)
-    check_data(workdir, dataset, config.allow_config_changes)
-  distributed.wait_for_all('the configuration is compared')
+  with Lock(workdir):
+    workdir = epath.Path(workdir)
+    if has_checkpoint(workdir) or (workdir / SUMMARY).exists():
+      check_configuration(workdir, config)
+      check_data(workdir, dataset, config.allow_config_changes)
+    distributed.wait_for_all('the configuration is compared')
+    yield workdir
+
+
+def describe(workdir, config, dataset, rows):
+  """Writes what describes a run that is about to train into its claimed work directory.
+
+  The summary of a shorter training goes.
+
+  Args:
+    workdir: an `epath.Path`.
+    config: a `ConfigDict`.
+    dataset: the `data.Dataset`.
+    rows: of `bit_table.collect`.
+
+  Raises:
+    UserError: the directory cannot be written.
+  """
   try:
     write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
     write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
     write(workdir / RECORDS, json.dumps(dataset.num_examples))
     write(workdir / CONFIG, config_lib.to_json(config))
+    if distributed.is_first():
+      (workdir / SUMMARY).unlink(missing_ok=True)
   except OSError as e:
     raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror or e}); choose another one') from None
-  return workdir
-
-
-@contextlib.contextmanager
-def claim(workdir, config, dataset, rows):
-  """Locks a work directory, then opens the run in it, see `open_run`; yields the path."""
-  with Lock(workdir):
-    yield open_run(workdir, config, dataset, rows)
 
 
 def has_checkpoint(workdir):
@@ -86,8 +100,14 @@ def check_configuration(workdir, config):
       f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same '
       'configuration, or set config.allow_config_changes=True'
     )
+  kept = any(line.startswith(('init_from', 'teacher_workdirs')) for line in differing) and has_checkpoint(workdir)
   if distributed.is_first():
-    logging.getLogger(__name__).warning('%s continues with another configuration: %s', workdir, '; '.join(differing))
+    logging.getLogger(__name__).warning(
+      '%s continues with another configuration: %s%s',
+      workdir,
+      '; '.join(differing),
+      '. Teachers and weights to start from are read when a run starts: it keeps those that it has' if kept else '',
+    )
 
 
 def check_data(workdir, dataset, allow_config_changes=False):
@@ -98,7 +118,8 @@ def check_data(workdir, dataset, allow_config_changes=False):
   Args:
     workdir: directory of the run.
     dataset: the `data.Dataset` as it is now.
-    allow_config_changes: whether the number of records may differ.
+    allow_config_changes: whether the number of records may differ; never where test images are held out of the same
+      ones, since another number of images moves them.
   """
   workdir = epath.Path(workdir)
   before, now = read_classes(workdir), list(dataset.class_names)
@@ -109,12 +130,19 @@ def check_data(workdir, dataset, allow_config_changes=False):
     )
   path = workdir / RECORDS
   counts = read_json(path, dict) if path.exists() else dataset.num_examples
-  if counts != dataset.num_examples and not allow_config_changes:
+  if counts == dataset.num_examples or (allow_config_changes and not dataset.held_out):
+    return
+  found = f'{dataset.num_examples} now, {counts} in its {RECORDS}'
+  if dataset.held_out:
     raise UserError(
-      f'config.data.name: the number of images is not that of the run in {workdir}: '
-      f'{dataset.num_examples} now, {counts} in its {RECORDS}; restore the data, choose another '
-      '--workdir, or set config.allow_config_changes=True'
+      f'config.data.name: the number of images is not that of the run in {workdir}: {found}. Test images are held out '
+      'of them, and others would be now, on which the run was trained; restore the images, put new ones into another '
+      'folder, or choose another --workdir'
     )
+  raise UserError(
+    f'config.data.name: the number of images is not that of the run in {workdir}: {found}; restore the data, choose '
+    'another --workdir, or set config.allow_config_changes=True'
+  )
 
 
 def _listed(classes, most=6):
@@ -248,13 +276,12 @@ def versions():
 def commit():
   """Returns the commit of the checkout this package runs from, '' elsewhere."""
   package = epath.Path(cmtkd_jax.__file__).parent
+  git = lambda *words: subprocess.run(['git', '-C', str(package), *words], capture_output=True, text=True, check=False)
   try:
-    git = subprocess.run(
-      ['git', '-C', str(package), 'describe', '--always', '--dirty', '--exclude=*'],
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    # Installed into a folder of another repository, the package is none of its files.
+    if git('ls-files', '--error-unmatch', '__init__.py').returncode:
+      return ''
+    described = git('describe', '--always', '--dirty', '--exclude=*')
   except OSError:  # no git here
     return ''
-  return git.stdout.strip() if git.returncode == 0 else ''
+  return described.stdout.strip() if described.returncode == 0 else ''

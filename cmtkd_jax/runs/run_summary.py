@@ -10,7 +10,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import metric_log, run_files
 from cmtkd_jax.runtime import distributed
 
-FILE = 'summary.json'
+FILE = run_files.SUMMARY
 
 
 def write(workdir, config, dataset):

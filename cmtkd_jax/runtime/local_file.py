@@ -48,14 +48,14 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def write_whole(path: str | os.PathLike, data: bytes | str):
-  """Writes a file whole or not at all, by a rename.
+  """Writes a file whole or not at all, by a rename; of several processes that write it, the last one wins.
 
   Raises:
     OSError: it cannot be written.
-    UserError: something else than a file lies at `path`.tmp, where it is written first.
+    UserError: something else than a file lies at `path`.PROCESS.tmp, where it is written first.
   """
   target = epath.Path(path)
-  temporary = target.parent / f'{target.name}.tmp'
+  temporary = target.parent / f'{target.name}.{os.getpid()}.tmp'
   refuse(temporary)
   temporary.write_bytes(data.encode() if isinstance(data, str) else data)
   temporary.replace(target)

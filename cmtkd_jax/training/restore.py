@@ -64,7 +64,8 @@ def open_run(workdir, config=None, step=None):
 
   Args:
     workdir: directory of the run.
-    config: a `ConfigDict` whose `data` and `eval_batch_size` replace the run's; None for the run's own.
+    config: a `ConfigDict` whose `data` and `eval_batch_size` replace the run's, of images of the same size, mean and
+      deviation; None for the run's own.
     step: which checkpoint; None for the newest.
 
   Raises:
@@ -73,6 +74,7 @@ def open_run(workdir, config=None, step=None):
   run_config = run_files.read_config(workdir)
   if config is not None:
     config_lib.check(config)
+    _check_same_images(config, run_config, workdir)
     run_config.data, run_config.eval_batch_size = config.data, config.eval_batch_size
   mesh = build.make_mesh()
   run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
@@ -83,6 +85,17 @@ def open_run(workdir, config=None, step=None):
   variables, _, step = _load(workdir, method, dataset.input_shape, step)
   replicated = build.replicated(mesh)
   return Opened(method, jax.device_put(variables, replicated), dataset, replicated, step)
+
+
+def _check_same_images(config, run_config, workdir):
+  """Raises `UserError` where `config` gives the networks other numbers than those that they were trained on."""
+  here, there = config_lib.flat(config), config_lib.flat(run_config)
+  for field in teachers.SHARED:
+    if here[field] != there[field]:
+      raise UserError(
+        f'config.{field}={here[field]!r}: the run in {workdir} was trained with {there[field]!r}; make them equal, or '
+        'leave --config out'
+      )
 
 
 def _load(workdir, method, input_shape, step):

@@ -146,6 +146,14 @@ def table_config(only=()):
   return config
 
 
+def test_a_reference_without_a_run_is_found_before_any_training(tmp_path):
+  config = load('digits_kd', 'smoke')
+  config.teacher_workdirs = ('{typo}',)
+  with pytest.raises(UserError, match="config.teacher_workdirs: there is no run 'typo' before this one; there are tea"):
+    chain.train_chain(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing(tmp_path):
   config = table_config()
   config.table.seeds = (0,)

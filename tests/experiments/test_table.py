@@ -6,6 +6,7 @@ import runpy
 
 import pytest
 
+from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import table, table_text
 
@@ -133,6 +134,43 @@ def test_only_training_writes_the_table(config, tmp_path, monkeypatch):
   rows = table.train_table(config, tmp_path)
   assert (tmp_path / 'table.md').read_text() == table_text.markdown(config.table.title, rows)
   assert json.loads((tmp_path / 'table.json').read_text())['lines'][0]['seeds'] == [0]
+
+
+def test_files_have_all_rows_also_where_one_is_trained(config, tmp_path, monkeypatch):
+  finish(tmp_path, 'single')
+  finish(tmp_path, 'cmtkd')
+  config.table.only = ('cmtkd',)
+  monkeypatch.setattr(table.chain, 'train_chain', lambda *unused: None)
+  assert [row['title'] for row in table.train_table(config, tmp_path)] == ['CMT-KD', 'combined teacher']
+  written = json.loads((tmp_path / 'table.json').read_text())['lines']
+  assert [(row['title'], row['seeds'], row['note']) for row in written] == [
+    ('single', [0], '1 seed not run'),
+    ('CMT-KD', [0], '1 seed not run'),
+    ('combined teacher', [0], '1 seed not run'),
+    ('later', [], '2 seeds not run'),
+  ]
+  assert not list(tmp_path.glob('*.tmp'))
+
+
+def test_of_several_processes_none_goes_on_alone(config, tmp_path, monkeypatch):
+  """An error of one process would leave the others waiting in a run that it has left."""
+
+  def locked(*unused):
+    raise UserError('is in use')
+
+  finish(tmp_path, 'single')
+  monkeypatch.setattr(table.chain, 'train_chain', locked)
+  assert {row['note'] for row in table.train_table(config, tmp_path)} == {'is in use'}
+  monkeypatch.setattr(table.jax, 'process_count', lambda: 2)
+  with pytest.raises(UserError, match='is in use'):
+    table.train_table(config, tmp_path)
+
+
+@pytest.mark.parametrize('seeds', [(), (0, 0)])
+def test_seeds_are_different_numbers(config, seeds):
+  config.table.seeds = seeds
+  with pytest.raises(UserError, match=r'config.table.seeds=.*; give one or more different numbers'):
+    config_lib.check(config)
 
 
 def test_a_summary_of_an_earlier_version(config, tmp_path):

@@ -1,0 +1,121 @@
+"""What a second start finds, keeps and replaces in a work directory."""
+
+import logging
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cmtkd_jax
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.experiments import chain
+from cmtkd_jax.runs import metric_log, run_files, run_summary
+from cmtkd_jax.runtime.preemption import Preempted, Preemption
+from cmtkd_jax.training import evaluate, loop
+
+
+def make_config(**changes):
+  config = config_lib.default()
+  config_lib.smoke(config, 8, channels=1)
+  config.method.name, config.model.width = 'single', 4 / 64
+  config.optimizer.decay_at = ''
+  config.duration, config.checkpoint_every, config.eval_every = '2 steps', '1 steps', '2 steps'
+  config.update_from_flattened_dict(changes)
+  return config_lib.derive(config, {})  # without the table of smoke
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  loop.train_and_evaluate(make_config(), workdir)
+  return workdir
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+  """Work directory of a finished run, a copy."""
+  return shutil.copytree(trained, tmp_path / 'run')
+
+
+def contents(workdir):
+  return {path.name: path.read_bytes() for path in workdir.glob('*.json*')}
+
+
+def test_a_start_that_does_not_fit_the_checkpoint_changes_nothing(finished):
+  before = contents(finished)
+  with pytest.raises(UserError, match='does not fit'):
+    loop.train_and_evaluate(
+      make_config(**{'model.width': 0.25, 'duration': '3 steps', 'allow_config_changes': True}), finished
+    )
+  assert contents(finished) == before and evaluate.evaluate_run(finished)['step'] == 2
+
+
+def test_results_without_checkpoints_are_not_overwritten(finished):
+  shutil.rmtree(finished / run_files.CHECKPOINTS)
+  before = contents(finished)
+  with pytest.raises(UserError, match='holds a run of another configuration .*learning_rate'):
+    loop.train_and_evaluate(make_config(**{'optimizer.learning_rate': 0.003}), finished)
+  assert contents(finished) == before
+
+
+def test_a_run_that_is_extended_has_no_summary_until_it_ends(finished, monkeypatch):
+  longer = make_config(duration='4 steps', allow_config_changes=True)
+  monkeypatch.setattr(Preemption, 'requested', lambda self, step: step == 3)
+  with pytest.raises(Preempted, match='step 3 of 4 is saved'):
+    loop.train_and_evaluate(longer, finished)
+  assert run_summary.read(finished) is None
+  monkeypatch.undo()
+  assert loop.train_and_evaluate(longer, finished)['steps'] == 4 == run_summary.read(finished)['steps']
+
+
+def test_a_finished_run_says_that_its_data_were_not_read(finished):
+  said = []
+  chain.train_chain(make_config(), finished, report=said.append)
+  assert said[0] == f'{finished} is finished; its data were not looked at again'
+
+
+def test_what_only_a_start_reads_is_said_to_stay(finished, caplog):
+  with caplog.at_level(logging.WARNING):
+    loop.train_and_evaluate(make_config(init_from='elsewhere', duration='3 steps', allow_config_changes=True), finished)
+  assert 'init_from' in caplog.text and 'it keeps those that it has' in caplog.text
+
+
+def test_images_of_another_mean_are_not_evaluated(finished):
+  with pytest.raises(UserError, match=r'config.data.mean=\(0.9,\): the run in .* was trained with \(0.5,\); make'):
+    evaluate.evaluate_run(finished, make_config(**{'data.mean': (0.9,)}))
+
+
+def test_images_that_move_held_out_ones_are_refused(tmp_path):
+  """One image more, and others are held out: the run has been trained on them."""
+  rng = np.random.default_rng(0)
+  for name in ('ant', 'bee'):
+    (tmp_path / 'data' / name).mkdir(parents=True)
+    for k in range(12):
+      Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / 'data' / name / f'{k:02}.png')
+  config = make_config(**{'data.name': f'folder:{tmp_path}/data', 'duration': '1 steps'})
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / 'data' / 'ant' / 'new.png')
+  config.duration, config.allow_config_changes = '2 steps', True
+  for start in (loop.train_and_evaluate, lambda config, run: evaluate.evaluate_run(run, config)):
+    with pytest.raises(UserError, match='number of images is not .* Test images are held out of them.*another folder'):
+      start(config, tmp_path / 'run')
+  assert [row['step'] for row in metric_log.read(tmp_path / 'run') if 'train/loss' in row] == [1]
+
+
+def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
+  """Installed below the root of another repository, the package has none."""
+  git = lambda *words: subprocess.run(['git', '-C', tmp_path, *words], check=True, capture_output=True)
+  package = tmp_path / 'venv' / 'cmtkd_jax'
+  package.mkdir(parents=True)
+  (package / '__init__.py').touch()
+  (tmp_path / 'README').touch()
+  git('init')
+  git('add', 'README')
+  git('-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-m', 'x')
+  monkeypatch.setattr(cmtkd_jax, '__file__', str(package / '__init__.py'))
+  assert run_files.commit.__wrapped__() == ''
+  git('add', '-f', 'venv')
+  assert run_files.commit.__wrapped__().endswith('-dirty')
