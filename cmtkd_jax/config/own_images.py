@@ -148,7 +148,10 @@ def apply(config, argument):
     smoke(config, 32)
     return config
   if unknown := set(words) - {'cpu', 'accelerator'}:
-    raise UserError(f'--config=...:{argument}: {sorted(unknown)[0]!r} is not one of cpu, accelerator, smoke')
+    raise UserError(
+      f'--config=...:{argument}: {sorted(unknown)[0]!r} is not one of cpu, accelerator, smoke, the words after a '
+      "comma; a folder's name cannot have a comma here, so rename it"
+    )
   if not path:
     raise UserError('--config: the folder of images is missing; name it after a colon, e.g. --config=FILE.py:DIR')
   found = look(path, config.data.test_fraction)

@@ -119,13 +119,18 @@ def parse_rules(rules):
   """Returns `Rule`s from `(pattern, weight_bits, activation_bits)` triples, or raises `UserError`."""
   parsed = []
   for rule in rules:
+    field = f'config.bits.rules={rules!r}: {rule!r}'
+    if not isinstance(rule, (tuple, list)) or len(rule) != 3 or not isinstance(rule[0], str):
+      raise UserError(
+        f"{field} is not (regex, weight bits, activation bits); write rules such as (('student/stage1/.*', 4, 4),)"
+      )
+    pattern, weight_bits, activation_bits = rule
     try:
-      pattern, weight_bits, activation_bits = rule
       re.compile(pattern)
-    except (ValueError, TypeError, re.error) as e:
-      raise UserError(f'config.bits.rules={rule!r} is not (regex, weight bits, activation bits): {e}') from None
+    except re.error as e:
+      raise UserError(f'{field} is not (regex, weight bits, activation bits): {e}; fix the regex') from None
     for bits in (weight_bits, activation_bits):
-      check_bits(bits, f'config.bits.rules={rule!r}')
+      check_bits(bits, f'{field}: width')
     parsed.append(Rule(pattern, weight_bits, activation_bits))
   return tuple(parsed)
 

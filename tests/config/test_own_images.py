@@ -111,7 +111,8 @@ def test_the_config_file_looks_into_the_folder_and_says_what_it_chose(photos, ca
 def test_mistakes(photos):
   for argument, words in (
     ('', 'the folder of images is missing; name it after a colon'),
-    (f'{photos},gpu', "'gpu' is not one of cpu, accelerator, smoke"),
+    (f'{photos},gpu', "'gpu' is not one of cpu, accelerator, smoke, the words after a comma"),
+    ('a,b', "'b' is not one of .*; a folder's name cannot have a comma here, so rename it"),
     (f'{photos}/absent', f'there is no folder {photos}/absent'),
     (f'{photos}/ant', f'folder {photos}/ant holds no class folders'),
   ):
