@@ -1,41 +1,53 @@
 """Command line: `python -m cmtkd_jax.main --config=configs/digits_resnet8.py [--workdir=DIR] [--mode=evaluate]`."""
 
-import contextlib
 import os
 import select
+import signal
 import sys
+
+# As a program: until `run` answers Ctrl-C, it ends the process, which has nothing to lose yet, without a trace. In the
+# background it may be ignored, and stays so.
+if (__name__ == '__main__' or os.path.basename(sys.argv[0]) == 'cmtkd-jax') and (
+  signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import jax
 
-from cmtkd_jax.cli import commands, flags, interrupts
+from cmtkd_jax.cli import commands, flags, interrupts, output
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import allocator, distributed, peers, preemption, silencers
 
 _READER_LEFT = 141  # as of a program that SIGPIPE ends
+_RESUMING = ('train', 'table')
 
 
 def main(argv):
   """Runs one mode; returns the exit status."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is imported, if ever it is
   silencers.install()
+  command = None
   try:
     command = flags.parse(argv)
     if command.mode in commands.ON_DEVICES:
       distributed.initialize(command.cluster)
-    status = commands.MODES[command.mode](command) or 0
-    sys.stdout.flush()  # here, and not when Python ends
-    return status
+    return commands.MODES[command.mode](command) or 0
   except BrokenPipeError:
     if not _reader_left():
       raise
     return _READER_LEFT
   except UserError as e:
+    if isinstance(e, output.NotWrittenError):
+      output.close()
     return _end(2, f'error: {e}')
   except preemption.Preempted as e:
     print(e, file=sys.stderr)
     return preemption.EXIT_STATUS
   except KeyboardInterrupt:
-    return _end(interrupts.EXIT_STATUS, 'interrupted; the same command continues from the last checkpoint')
+    resumes = command is not None and command.mode in _RESUMING
+    return _end(
+      interrupts.EXIT_STATUS, 'interrupted' + '; the same command continues from the last checkpoint' * resumes
+    )
   except jax.errors.JaxRuntimeError as e:
     if not peers.installed():
       raise
@@ -44,12 +56,11 @@ def main(argv):
 
 def _reader_left():
   """Whether nobody reads standard output any more, as with `| head`; closes it then, or Python would write again."""
-  output = select.poll()
-  output.register(sys.stdout.fileno(), 0)  # errors are always reported
-  if not output.poll(0):
+  reader = select.poll()
+  reader.register(sys.stdout.fileno(), 0)  # errors are always reported
+  if not reader.poll(0):
     return False
-  with contextlib.suppress(BrokenPipeError):
-    sys.stdout.close()
+  output.close()
   return True
 
 
@@ -64,6 +75,8 @@ def _end(status, line):
 def run():
   """Runs the command line of this process and ends it with the exit status; the command `cmtkd-jax`."""
   allocator.keep_memory()
+  if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   interrupts.watch()
   sys.exit(main(sys.argv))
 

@@ -1,9 +1,11 @@
 """What `--mode` can be: one function of a `flags.Command` each."""
 
 import json
+import shlex
 import sys
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.cli import output
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
 from cmtkd_jax.training import evaluate
@@ -11,12 +13,12 @@ from cmtkd_jax.training import evaluate
 
 def run_train(command):
   """Trains, first the runs that have to come first; resumes what is in the work directory."""
-  chain.train_chain(_single_run(command), command.workdir, report=_report)
-  run = 'python -m cmtkd_jax.main --workdir='
-  _report(f'\n{command.workdir} holds the run. Next:')
-  _report(f'  {run}{command.workdir} --mode=report     curves, weights and errors as an HTML page')
-  _report(f'  {run}{command.workdir} --mode=export     files to deploy')
-  _report(f'  {run}{command.workdir} --mode=predict a.png     classes of images')
+  chain.train_chain(_single_run(command), command.workdir, report=output.write)
+  run = f'python -m cmtkd_jax.main --workdir={shlex.quote(command.workdir)}'
+  output.write(f'\n{command.workdir} holds the run. Next:')
+  output.write(f'  {run} --mode=report     curves, weights and errors as an HTML page')
+  output.write(f'  {run} --mode=export     files to deploy')
+  output.write(f'  {run} --mode=predict a.png     classes of images')
 
 
 def run_evaluate(command):
@@ -26,15 +28,21 @@ def run_evaluate(command):
     from cmtkd_jax.export import compare
 
     results |= compare.integer_against_training(command.workdir, command.config, command.step)
-  print(json.dumps(results, indent=1))
+  output.write(json.dumps(results, indent=1))
 
 
 def run_table(command):
-  """Trains the missing runs of a table and prints it."""
+  """Trains the missing runs of a table and prints it.
+
+  Returns 1 where one of its lines lacks a run.
+  """
   from cmtkd_jax.experiments import table, table_text
 
   config = _config(command)
-  print(table_text.render(config.table.title, table.train_table(config, command.workdir, report=_report)))
+  rows = table.train_table(config, command.workdir, report=output.write)
+  output.write(table_text.render(config.table.title, rows))
+  # A line has a note, too, where its run could not be trained and an earlier one is in its place.
+  return int(any(row['run'] and (row['note'] or set(config.table.seeds) - set(row['seeds'])) for row in rows))
 
 
 def run_summarize(command):
@@ -42,7 +50,7 @@ def run_summarize(command):
   from cmtkd_jax.experiments import table, table_text
 
   config = _config(command)
-  print(table_text.FORMATS[command.output](config.table.title, table.collect(config, command.workdir)))
+  output.write(table_text.FORMATS[command.output](config.table.title, table.collect(config, command.workdir)))
 
 
 def run_report(command):
@@ -50,14 +58,14 @@ def run_report(command):
   from cmtkd_jax import report  # needs matplotlib
 
   run, *others = command.workdir.split(',')
-  print(report.write(run, others))
+  output.write(str(report.write(run, others)))
 
 
 def run_config(command):
   """Prints every field with its value, allowed values and meaning."""
   config = config_lib.default() if command.config is None else command.config
   config_lib.check(config)
-  print(config_lib.describe(config, selected_only=command.config is not None, wanted=command.arguments))
+  output.write(config_lib.describe(config, selected_only=command.config is not None, wanted=command.arguments))
 
 
 def run_bits(command):
@@ -65,7 +73,7 @@ def run_bits(command):
   from cmtkd_jax.experiments import cost
 
   config = _config(command)
-  print(cost.render(cost.compare(config), config.method.name))
+  output.write(cost.render(cost.compare(config), config.method.name))
 
 
 def run_plan(command):
@@ -74,15 +82,15 @@ def run_plan(command):
 
   config = _single_run(command)
   where = f'{command.topology}, which takes minutes' if command.topology else 'the devices at hand'
-  _report(f'compiling the train step for {where}')
-  print(requirements.render(requirements.find(config, command.workdir, command.topology)))
+  output.write(f'compiling the train step for {where}')
+  output.write(requirements.render(requirements.find(config, command.workdir, command.topology)))
 
 
 def run_export(command):
   """Writes the files of a run's network, and evaluates each on the test images."""
   from cmtkd_jax.export import compare
 
-  print(compare.export_and_compare(command.workdir, command.format, command.config, command.step))
+  output.write(compare.export_and_compare(command.workdir, command.format, command.config, command.step))
 
 
 def run_predict(command):
@@ -104,12 +112,8 @@ def run_predict(command):
   for line in predict.render(
     read(predict.predict(command.workdir, [*(command.images or ()), *command.arguments])), command.output
   ):
-    print(line)
+    output.write(line)
   return 1 if unreadable else 0
-
-
-def _report(text):
-  print(text, flush=True)
 
 
 def _config(command):

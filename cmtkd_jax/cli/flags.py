@@ -13,13 +13,23 @@ from etils import epath
 from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.cli import commands, usage
+from cmtkd_jax.cli import commands, output, usage
 from cmtkd_jax.config import validation
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.runtime.distributed import Cluster
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/digits_resnet8.py[:smoke].')
+
+
+class _NumberParser(flags.FloatParser):
+  """Reads a number, or None: the value of an optional one."""
+
+  def convert(self, argument):
+    return None if argument == 'None' else super().convert(argument)
+
+
+config_flags.register_flag_parser_for_type(float, _NumberParser())
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -101,7 +111,7 @@ def parse(argv):
   if _HELP.intersection(argv[1:]):
     own = (_CONFIG, _WORKDIR, _STEP, _INTEGER, _FORMAT, _IMAGES, _OUTPUT, _TOPOLOGY)
     own += (_COORDINATOR, _PROCESSES, _PROCESS, _INIT_TIMEOUT)
-    print(usage.text(commands.MODES, [flags.FLAGS[holder.name] for holder in own]), flush=True)
+    output.write(usage.text(commands.MODES, [flags.FLAGS[holder.name] for holder in own]))
     sys.exit()
   fields = re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE)
   for field in fields:
@@ -129,9 +139,13 @@ def parse(argv):
         f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
         f'--mode={_MODE.value}; leave it out'
       )
+  if _WORKDIR.value is not None and not all(_WORKDIR.value.split(',')):
+    raise UserError(f'--workdir={_WORKDIR.value} lacks a directory; name it, or leave the flag out')
+  if _FORMAT.value is not None and not all(_FORMAT.value or ['']):
+    raise UserError(f'--format={",".join(_FORMAT.value)} lacks a format; name it, or leave the flag out')
   outputs = _OUTPUTS.get(_MODE.value, ('text',))
-  if (output := _OUTPUT.value or 'text') not in outputs:
-    raise UserError(f'--output={output}: --mode={_MODE.value} prints {", ".join(outputs)}; choose one of them')
+  if (form := _OUTPUT.value or 'text') not in outputs:
+    raise UserError(f'--output={form}: --mode={_MODE.value} prints {", ".join(outputs)}; choose one of them')
   # `--workdir=~/x`: a shell expands ~ at the beginning of a word only.
   workdir = ','.join(map(os.path.expanduser, (_WORKDIR.value or _default_workdir()).split(',')))
   _check_store('--workdir', workdir)
@@ -145,7 +159,7 @@ def parse(argv):
     _INTEGER.value,
     _FORMAT.value,
     _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
-    output,
+    form,
     _TOPOLOGY.value,
     tuple(rest[1:]),
     Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),
@@ -159,7 +173,9 @@ def _config_files(argv):
 
 
 def _check_config_files(argv):
-  """Raises `UserError` where --config names something else than a file: reading a pipe would never end."""
+  """Raises `UserError` where --config names nothing, or something else than a file: reading a pipe would never end."""
+  if re.search(r'^--?config[=\n](?::|$)', '\n'.join(argv), re.MULTILINE):
+    raise UserError('--config= lacks a config file; name one, e.g. --config=configs/digits_resnet8.py')
   for path in _config_files(argv):
     if kind := local_file.not_a_file(path):
       raise UserError(
@@ -206,6 +222,11 @@ def _one_line(error, argv):
 
 def _unknown_flag(error, argv):
   name = error.flagname
+  if match := re.match(r'(?:no)?(config\..*)', name):
+    return (
+      f'--{match[1]} changes a field of a config file, and --config is missing; give the file, too, e.g. '
+      '--config=configs/digits_resnet8.py'
+    )
   if name in ('resume', 'noresume'):
     return f'--{name} is not a flag; the same command with the same --workdir resumes'
   if field := config_lib.suggest(name, settable=True):

@@ -111,6 +111,21 @@ def finished(tmp_path_factory):
     ([SMOKE, '--coordinator_address=nonsense', '--num_processes=2', '--process_id=0'], ["'nonsense' is not HOST:PORT"]),
     ([SMOKE, '--num_processes=abc'], ['--num_processes=abc', 'give a whole number']),
     ([SMOKE, '--init_timeout=-1'], ['--init_timeout=-1', 'positive integer']),
+    *[
+      (
+        ['--mode=evaluate', '--workdir=x', f'--{prefix}config.{field}'],
+        [f'--config.{field.partition("=")[0]} changes a field of a config file, and --config is missing'],
+      )
+      for prefix, field in (('', 'eval_batch_size=32'), ('', 'prerequisites.teacher.seed=1'), ('no', 'tensorboard'))
+    ],
+    # A variable of the shell that is not set.
+    ([SMOKE, '--workdir='], ['--workdir= lacks a directory', 'name it, or leave the flag out']),
+    (['--mode=report', '--workdir=a,'], ['--workdir=a, lacks a directory']),
+    (['--config=', '--mode=bits'], ['--config= lacks a config file', 'name one, e.g.']),
+    (['--mode=bits', '--config', ''], ['--config= lacks a config file']),
+    (['--config=:smoke', '--mode=bits'], ['--config= lacks a config file']),
+    (['--mode=export', '--workdir=a', '--format='], ['--format= lacks a format']),
+    (['--mode=export', '--workdir=a', '--format=packed,'], ['--format=packed, lacks a format']),
   ],
 )
 def test_flags(refused, arguments, words):
@@ -175,9 +190,21 @@ def test_environment_of_processes(refused, monkeypatch):
     ('student.weight_bits=9', ['config.student.weight_bits=9', '1, 2, 3']),
     ('student.activation_bits=0', ['config.student.activation_bits=0', 'is not one of 1, 2,']),
     ('bits.first_last=16', ['config.bits.first_last=16', '32, 8']),
-    ("bits.rules=(('(',2,2),)", ['config.bits.rules', '(regex, weight bits, activation bits)']),
-    ("bits.rules=(('.*',2),)", ['config.bits.rules', '(regex, weight bits, activation bits)']),
-    ("bits.rules=(('.*',2,99),)", ['config.bits.rules', '99', 'allowed']),
+    ("bits.rules=(('(',2,2),)", ['config.bits.rules', '(regex, weight bits, activation bits)', 'fix the regex']),
+    *[
+      (
+        f'bits.rules={rules}',
+        [f'{rule} is not (regex, weight bits, activation bits); write rules such as ((', '4, 4),)'],
+      )
+      for rules, rule in (
+        ("(('.*',2),)", "('.*', 2)"),
+        ('abc', "('abc',): 'abc'"),  # three letters
+        ("('.*',2,2)", "('.*', 2, 2): '.*'"),
+        ('((1,2,3),)', '(1, 2, 3)'),
+        ('3', '(3,): 3'),
+      )
+    ],
+    ("bits.rules=(('.*',2,99),)", ["config.bits.rules=(('.*', 2, 99),)", 'width=99 is not a bit-width; allowed']),
     ("bits.rules=(('nothing',2,2),)", ["'nothing' matches no layer", 'named like']),
     ('optimizer.learning_rate=0', ['config.optimizer.learning_rate=0', 'positive']),
     ('optimizer.learning_rate=nan', ['config.optimizer.learning_rate=nan', 'finite']),
@@ -185,6 +212,7 @@ def test_environment_of_processes(refused, monkeypatch):
     ('optimizer.momentum=1.5', ['config.optimizer.momentum=1.5', '[0, 1)']),
     ('optimizer.weight_decay=-1', ['config.optimizer.weight_decay=-1', 'not be negative']),
     ('optimizer.grad_clip_norm=abc', ['config.optimizer.grad_clip_norm=abc', 'give a number']),
+    ('optimizer.learning_rate=None', ['config.optimizer.learning_rate=None', 'must be float']),
     ('optimizer.decay_at=2 steps', ['config.optimizer.decay_at', "contradicts config.optimizer.schedule='cosine'"]),
     ('optimizer.warmup=5 steps', ['config.optimizer.warmup', 'shorten it']),
     ('duration=', ["config.duration=''", "'120 epochs'"]),
@@ -797,8 +825,8 @@ def test_pipes_in_place_of_what_is_written(tmp_path, in_time):
   into_pipe(tmp_path / 'a')
   local_file.write_whole(tmp_path / 'a', 'é')
   assert (tmp_path / 'a').read_text(encoding='utf-8') == 'é'
-  into_pipe(tmp_path / 'a.tmp')
-  with pytest.raises(UserError, match='a.tmp is a pipe, socket or device, not a file; remove it'):
+  into_pipe(tmp_path / f'a.{os.getpid()}.tmp')
+  with pytest.raises(UserError, match='a.*.tmp is a pipe, socket or device, not a file; remove it'):
     local_file.write_whole(tmp_path / 'a', b'')
 
 

@@ -1,6 +1,9 @@
 """How a command ends when it is interrupted, asked to stop, or loses the other processes of its run."""
 
+import ast
+import contextlib
 import importlib.util
+import io
 import os
 import pathlib
 import signal
@@ -13,7 +16,8 @@ import pytest
 from absl.testing import flagsaver
 
 from cmtkd_jax import main
-from cmtkd_jax.cli import commands
+from cmtkd_jax.cli import commands, output
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import peers
 from cmtkd_jax.runtime.preemption import Preemption
 
@@ -59,7 +63,104 @@ def test_another_broken_pipe_is_no_quiet_end(monkeypatch):
       main.main(['main', '--mode=config'])
 
 
+# --- Standard output.
+
+
+@pytest.mark.parametrize('mode', ['config', 'evaluate'])
+def test_a_full_disk_for_the_output_is_one_line(monkeypatch, capsys, mode):
+  def write(command):
+    for _ in range(2):  # as where the first failure is that of one run of a table
+      with contextlib.suppress(UserError):
+        output.write('x')
+    output.write('x')
+
+  monkeypatch.setitem(commands.MODES, mode, write)
+  with open('/dev/full', 'w') as full, flagsaver.flagsaver():
+    monkeypatch.setattr(sys, 'stdout', full)
+    assert main.main(['main', f'--mode={mode}', '--workdir=x']) == 2
+    assert full.closed  # or Python would write again at its end
+  error = 'error: standard output cannot be written (No space left on device); make room, or send it to another place\n'
+  assert capsys.readouterr().err == error
+
+
+def test_modes_print_through_the_function_that_says_so():
+  for path in (ROOT / 'cmtkd_jax').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call) and ast.unparse(node.func) == 'print':
+        assert path.name == 'output.py' or 'file=sys.stderr' in ast.unparse(node), (path, node.lineno)
+
+
+@pytest.mark.parametrize('encoding, shown', [('utf-8', 'é\\udcff'), ('ascii', '\\xe9\\udcff')])
+def test_names_that_the_output_cannot_hold_become_escapes(monkeypatch, encoding, shown):
+  """As of a file whose name is not UTF-8."""
+  stream = io.TextIOWrapper(io.BytesIO(), encoding)
+  monkeypatch.setattr(sys, 'stdout', stream)
+  output.write('é\udcff')
+  assert stream.buffer.getvalue().decode(encoding) == f'{shown}\n'
+  monkeypatch.setattr(sys, 'stdout', None)  # closed by who started the command
+  output.write('é')
+
+
 # --- Ctrl-C.
+
+IMPORTING = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+"""
+
+
+@pytest.mark.parametrize(
+  'code, quiet',
+  [
+    ("runpy.run_module('cmtkd_jax.main', run_name='__main__')", True),
+    ("sys.argv = ['/bin/cmtkd-jax']; import cmtkd_jax.main", True),
+    ('import cmtkd_jax.main', False),  # a program of others
+  ],
+)
+def test_ctrl_c_while_libraries_are_imported(tmp_path, monkeypatch, code, quiet):
+  (tmp_path / 'jax.py').write_text(
+    "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+  )
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+  process = start(['-c', IMPORTING + code])
+  assert process.stderr.readline() == 'importing\n'
+  process.send_signal(signal.SIGINT)
+  text = process.communicate(timeout=10)[1]
+  assert ('Traceback' in text, process.returncode) == ((not quiet), -signal.SIGINT)
+  assert not quiet or not text
+
+
+def test_ctrl_c_once_the_command_runs():
+  code = """
+import time
+sys.argv = ['/bin/cmtkd-jax', '--mode=config']
+import cmtkd_jax.main
+from cmtkd_jax.cli import commands, output
+from cmtkd_jax.errors import UserError
+def mode(command):
+  print('running', file=sys.stderr, flush=True)
+  time.sleep(60)
+commands.MODES['config'] = mode
+cmtkd_jax.main.run()
+"""
+  process = start(['-c', IMPORTING + code])
+  assert process.stderr.readline() == 'running\n'
+  process.send_signal(signal.SIGINT)
+  text = process.communicate(timeout=20)[1]
+  assert process.returncode == 130 and 'Traceback' not in text and text.endswith('\ninterrupted\n')
+
+
+@pytest.mark.parametrize('mode', commands.MODES)
+def test_what_an_interrupted_command_says(monkeypatch, capsys, mode):
+  def interrupt(command):
+    raise KeyboardInterrupt
+
+  monkeypatch.setitem(commands.MODES, mode, interrupt)
+  with flagsaver.flagsaver():
+    assert main.main(['main', f'--mode={mode}', '--workdir=x']) == 130
+  resumes = '; the same command continues from the last checkpoint' * (mode in ('train', 'table'))
+  assert capsys.readouterr().err == f'interrupted{resumes}\n'
+
 
 LONG = """
 import signal, sys, jax

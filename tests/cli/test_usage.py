@@ -1,15 +1,17 @@
 """`--help`, and arguments that are not flags."""
 
 import pathlib
+import shlex
 import sys
 
 import pytest
 from absl.testing import flagsaver
 
+from cmtkd_jax import config as config_lib
 from cmtkd_jax import main
 from cmtkd_jax.cli import commands, flags
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.experiments import chain
+from cmtkd_jax.experiments import chain, table, table_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -91,3 +93,52 @@ def test_fields_of_a_run_of_a_chain(monkeypatch, argument, field, value):
     found, default = found[name], default[name]
   assert found == value != default and type(found) is type(value)
   assert chain.prerequisite(config, 'teacher').method.name == 'single' and config.is_locked
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+@pytest.mark.parametrize('place', ['', 'prerequisites.teacher.'])
+def test_an_optional_number_can_be_unset(monkeypatch, tmp_path, place):
+  """As `--mode=config` shows it, also where the config file sets it."""
+  (tmp_path / 'file.py').write_text(
+    'from cmtkd_jax import config as base\n\n\ndef get_config(argument=""):\n'
+    '  config = base.default()\n  config.optimizer.grad_clip_norm = 2.0\n'
+    '  config.prerequisites.teacher = dict(optimizer=dict(grad_clip_norm=3.0))\n  return config\n'
+  )
+  arguments = ['main', f'--config={tmp_path}/file.py', f'--config.{place}optimizer.grad_clip_norm=None']
+  monkeypatch.setattr(sys, 'argv', arguments)
+  config = flags.parse(arguments).config
+  found = [config.optimizer.grad_clip_norm, chain.prerequisite(config, 'teacher').optimizer.grad_clip_norm]
+  assert found == ([2.0, None] if place else [None, 3.0])
+
+
+@pytest.mark.parametrize('workdir, quoted', [('runs/a', 'runs/a'), ("my runs/o'a;b", "'my runs/o'\"'\"'a;b'")])
+def test_what_comes_next_can_be_pasted(monkeypatch, capsys, workdir, quoted):
+  monkeypatch.setattr(chain, 'train_chain', lambda *unused, report: None)
+  commands.run_train(flags.Command('train', config_lib.default(), workdir))
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[1] == f'{workdir} holds the run. Next:' and len(lines) == 5
+  for line, mode in zip(lines[2:], ('report', 'export', 'predict')):
+    assert line.startswith(f'  python -m cmtkd_jax.main --workdir={quoted} --mode={mode} ')
+    assert shlex.split(line)[3:5] == [f'--workdir={workdir}', f'--mode={mode}']
+
+
+@pytest.mark.parametrize(
+  'asked, there, note, status',
+  [
+    ((0, 1), (0, 1), '', 0),
+    ((0,), (0, 1), '', 0),
+    ((0, 1), (0,), 'not finished', 1),
+    ((0,), (), 'config.data.name is broken', 1),
+    ((3,), (0, 1), '', 1),  # of another seed
+    ((0,), (0,), 'holds a run of another configuration', 1),  # an earlier one
+  ],
+)
+def test_a_table_says_whether_every_run_is_there(monkeypatch, capsys, asked, there, note, status):
+  rows = [{'run': '', 'seeds': [], 'note': 'cited'}, {'run': 'a', 'seeds': list(asked), 'note': ''}]
+  rows.append({'run': 'b', 'seeds': list(there), 'note': note})
+  monkeypatch.setattr(table, 'train_table', lambda *unused, report: rows)
+  monkeypatch.setattr(table_text, 'render', lambda title, rows: 'the table')
+  config = config_lib.default()
+  config.table.seeds = asked
+  assert commands.run_table(flags.Command('table', config, 'x')) == status
+  assert capsys.readouterr().out == 'the table\n'

@@ -1,0 +1,34 @@
+"""Standard output: lines that appear at once, and a failure that is one line."""
+
+import contextlib
+import sys
+
+from cmtkd_jax.errors import UserError
+
+
+class NotWrittenError(UserError):
+  """Standard output cannot be written, as on a full disk."""
+
+
+def write(text):
+  """Prints `text` and a line end; what the encoding lacks, such as a file name that is not UTF-8, becomes an escape.
+
+  Raises:
+    NotWrittenError: it cannot be written.
+    BrokenPipeError: nobody reads it any more.
+  """
+  encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'  # there may be no standard output
+  try:
+    print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
+  except BrokenPipeError:
+    raise
+  except OSError as e:
+    raise NotWrittenError(
+      f'standard output cannot be written ({e.strerror or e}); make room, or send it to another place'
+    ) from None
+
+
+def close():
+  """Gives up what could not be written; Python would try again at its end."""
+  with contextlib.suppress(OSError):
+    sys.stdout.close()
