@@ -14,7 +14,7 @@ from cmtkd_jax.runtime import text_table
 
 
 class Row(NamedTuple):
-  """One layer. activation_bits are those of its input: 32 for images, pooled maps and mixtures of several grids."""
+  """One layer. activation_bits are those of its input: 32 for images, averaged maps and mixtures of several grids."""
 
   layer: str
   weight_bits: int
@@ -36,17 +36,22 @@ def collect(method, input_shape, rules=()):
   """
   rows, seen, quantized = [], [], []
   for path, module, x, result in inspect.layer_calls(
-    lambda: method.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=True),
+    # Not training: there a stage that is computed again, see `Network.remat`, gets a copy of its map.
+    lambda: method.init(jax.random.key(0), jnp.zeros((1, *input_shape)), train=False),
     layers.Activation,
+    layers.MaxPool,
     layers.Conv,
     layers.Dense,
   ):
+    # The map itself, not an equal one: whatever was done to it since took it off its grid. Maxima stay on it.
+    bits = next((bits for map_, bits in quantized if map_ is x), FULL_PRECISION)
+    if isinstance(module, layers.MaxPool):
+      quantized.append((result, bits))
+      continue
     seen.append(path)
     if isinstance(module, layers.Activation):
       quantized.append((result, module.policy.resolve_activation_bits(path)))
       continue
-    # The map itself, not an equal one: whatever was done to it since took it off its grid.
-    bits = next((bits for map_, bits in quantized if map_ is x), FULL_PRECISION)
     if isinstance(module, layers.Conv):
       fan_in = module.kernel**2 * (x.shape[-1] // module.groups)
     else:

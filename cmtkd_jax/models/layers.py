@@ -13,8 +13,8 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.models.convolution import convolve
-from cmtkd_jax.models.products import flatten, product, values
-from cmtkd_jax.quantizers import Quantizer
+from cmtkd_jax.models.products import flatten, product
+from cmtkd_jax.quantizers import Quantized, Quantizer
 
 QUANTIZER_STATE = 'quantizer_state'  # the variable collection of values that are fitted, not trained
 QUANTIZER_SUFFIX = '_quantizer'  # ends the names of the modules that hold a quantizer, and of no others
@@ -177,14 +177,21 @@ class Activation(nn.Module):
 
 
 class MaxPool(nn.Module):
-  """`max_pool` as a layer, so that whoever walks through a network meets it by name."""
+  """`max_pool` as a layer, so that whoever walks through a network meets it by name.
+
+  x is an array, or the `Quantized` of an `Activation`, whose maxima are on its grid: the result is of the same kind.
+  """
 
   window: int
   stride: int
   padding: int = 0
 
   def __call__(self, x):
-    return max_pool(values(x), self.window, self.stride, self.padding)
+    pool = functools.partial(max_pool, window=self.window, stride=self.stride, padding=self.padding)
+    if not isinstance(x, Quantized) or x.level is None:
+      return jax.tree.map(pool, x)
+    sign = jnp.where(x.scale < 0, -1.0, 1.0)  # below 0, the greatest value is that of the least level
+    return Quantized(pool(x.value), sign * pool(sign * x.level), x.scale)
 
 
 @dataclasses.dataclass(frozen=True)

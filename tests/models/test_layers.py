@@ -14,7 +14,16 @@ import pytest
 from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy, Rule, check_bits, parse_rules
-from cmtkd_jax.models.layers import INITIALIZERS, QUANTIZER_STATE, Activation, Conv, Dense, LayerFactory, max_pool
+from cmtkd_jax.models.layers import (
+  INITIALIZERS,
+  QUANTIZER_STATE,
+  Activation,
+  Conv,
+  Dense,
+  LayerFactory,
+  MaxPool,
+  max_pool,
+)
 from cmtkd_jax.models.products import values
 from cmtkd_jax.quantizers import Quantized
 
@@ -468,6 +477,34 @@ def test_max_pool_by_hand():
   np.testing.assert_array_equal(max_pool(x, 2, 2)[0, :, :, 0], [[3, 5]])
   gradient = pull_back(lambda x: max_pool(x, 2, 2), x, np.float32([[7, 9]])[None, :, :, None])[0]
   np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 7, 0, 0], [0, 0, 0, 9]])
+
+
+@pytest.mark.parametrize('scale', [0.3, -0.3, 0.0, [0.7, -0.2]])
+def test_a_maximum_stays_on_its_grid(scale):
+  """Value and level are those of the greatest value, also where a learned scale has become negative."""
+  level = np.random.default_rng(0).integers(-3, 4, (2, 7, 7, 2)).astype(np.float32) + np.float32(0.5)
+  scale = np.broadcast_to(np.float32(scale), (1, 1, 1, 2)) if np.ndim(scale) else np.float32(scale)
+  x = Quantized(jnp.asarray(scale * level), jnp.asarray(level), jnp.asarray(scale))
+  pool = MaxPool(3, 2, padding=1)
+  y = pool.apply({}, x)
+  np.testing.assert_array_equal(y.value, max_pool(scale * level, 3, 2, 1))
+  np.testing.assert_array_equal(y.value, y.scale * y.level)
+  assert np.isin(y.level, level).all() and y.level.shape == (2, 4, 4, 2)
+  g = normal(1, *y.shape)
+  of_value = lambda value: pool.apply({}, dataclasses.replace(x, value=value)).value
+  expected = pull_back(lambda x: max_pool(x, 3, 2, 1), x.value, g)[0]
+  np.testing.assert_array_equal(pull_back(of_value, x.value, g)[0], expected)
+
+
+def test_a_maximum_of_what_has_no_levels_or_is_not_a_number():
+  x = jnp.asarray(normal(0, 1, 4, 4, 2))
+  y = MaxPool(2, 2).apply({}, Quantized(x))
+  np.testing.assert_array_equal(y.value, max_pool(x, 2, 2))
+  assert y.level is None and y.scale is None
+  level = jnp.round(x).at[0, 1, 1, 0].set(jnp.nan)
+  y = MaxPool(2, 2).apply({}, Quantized(2 * level, level, jnp.float32(2)))
+  np.testing.assert_array_equal(np.isnan(y.value), np.isnan(y.level))
+  assert np.argwhere(np.isnan(y.level)).tolist() == [[0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize('window, stride, padding', POOLS)
