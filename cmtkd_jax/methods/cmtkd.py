@@ -7,6 +7,7 @@ into the target of mutual learning.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -74,6 +75,7 @@ class CMTKD(Method):
   teacher_names: tuple[str, ...]
   teacher_weight_bits: tuple[int, ...]
   student_weight_bits: int
+  make_norm: Callable  # as in the networks
   taps: tuple[int, ...]  # the taps in use
   settings: Settings
   feature_loss: losses.FeatureLoss | None
@@ -89,7 +91,7 @@ class CMTKD(Method):
     self.importance = self.param(self.importance_group, lambda _: {f'tap{tap}': theta for tap in self.taps})
     if self.feature_loss is not None:
       for tap in self.taps:
-        setattr(self, f'adaptor_tap{tap}', Adaptor(self.feature_loss.adaptor))
+        setattr(self, f'adaptor_tap{tap}', Adaptor(self.feature_loss.adaptor, self.make_norm))
 
   @property
   def weight_bits(self):
@@ -163,6 +165,7 @@ class Adaptor(nn.Module):
   """r of eq. (6): brings the student's map [B, H, W, C] to the shared map's channels, see `losses.FeatureLoss`."""
 
   kind: str
+  make_norm: Callable
 
   @nn.compact
   def __call__(self, x, features, train):
@@ -170,7 +173,7 @@ class Adaptor(nn.Module):
     if self.kind == 'identity':
       return x
     x = nn.Conv(features, (1, 1), use_bias=False, name='conv')(x)
-    return BatchNorm(name='norm')(x, train) if self.kind == 'conv_norm' else x
+    return self.make_norm(name='norm')(x, train) if self.kind == 'conv_norm' else x
 
 
 def cmtkd_loss(
@@ -245,6 +248,7 @@ def create(config, settings, num_classes, teachers=()):
     teacher_names=tuple(f'teacher{i}_{_bits_name(*pair)}' for i, pair in enumerate(bits, 1)),
     teacher_weight_bits=tuple(weight_bits for weight_bits, _ in bits),
     student_weight_bits=student.weight_bits,
+    make_norm=functools.partial(BatchNorm, config.model.bn_groups, config.model.bn_momentum, config.model.bn_affine),
     taps=_taps(config, settings, make_student().taps),
     settings=settings,
     feature_loss=configured_feature_loss(config),

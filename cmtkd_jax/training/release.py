@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from cmtkd_jax.training import build
-from cmtkd_jax.training.step import parts_of
+from cmtkd_jax.training.step import SAMPLING, parts_of
 
 _STATISTICS = 'batch_stats'
 _KEY = 2**31 - 4  # a stream of the run's key that no step uses
@@ -30,15 +30,16 @@ class Release:
     self._averages, self._batches = plan.averaging.weight is not None, config.bn_reestimation
     self._loader, self._frozen = plan.dataset.train, plan.method.frozen
     if self._batches:
-      # Without momentum, the running statistics are those of the last batch.
+      # Without momentum, the running statistics are those of the last rows normalized together; of several groups they
+      # would be a mean, without what the groups differ by.
       same = config.copy_and_resolve_references()
-      same.model.bn_momentum = 0.0
+      same.model.bn_momentum, same.model.bn_groups = 0.0, 1
       add = functools.partial(
         add_batch,
         method=build.create_method(same, plan.dataset.num_classes, plan.teachers),
         augment=plan.dataset.augment,
         seed=config.seed,
-        grad_accum_steps=config.grad_accum_steps,
+        parts=config.grad_accum_steps * config.model.bn_groups,
       )
       self._add = jax.jit(add, out_shardings=plan.sharding)
       self._result = jax.jit(Statistics.result, out_shardings=plan.sharding)
@@ -110,7 +111,7 @@ class Statistics(NamedTuple):
     return traverse_util.unflatten_dict(average)
 
 
-def add_batch(total, variables, index, batch, *, method, augment, seed, grad_accum_steps=1):
+def add_batch(total, variables, index, batch, *, method, augment, seed, parts=1):
   """Returns `total`, a `Statistics`, with what every batch normalization measures on one more batch.
 
   Args:
@@ -118,16 +119,19 @@ def add_batch(total, variables, index, batch, *, method, augment, seed, grad_acc
     variables: of all networks.
     index: number of the batch, which decides its augmentation.
     batch: as that of `train_step`.
-    method: a `methods.Method` whose normalizations have no momentum.
-    augment, seed, grad_accum_steps: as those of training.
+    method: a `methods.Method` whose normalizations have neither momentum nor groups.
+    augment, seed: as those of training.
+    parts: into how many parts, as `parts_of` cuts them, the batch is normalized.
   """
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _KEY), index)
   images = augment(key, batch['image'])
   collections = [name for name in variables if name != 'params']
 
-  def add(total, images):
+  def add(total, part):
+    images, key = part
     views = jnp.stack([images] * method.views) if method.views > 1 else images
     _, changed = method.apply(variables, views, train=True, mutable=collections, rngs={'sampling': key})
     return total.add(changed.get(_STATISTICS, {})), None
 
-  return jax.lax.scan(add, total, parts_of(images, grad_accum_steps, 0))[0]
+  keys = jax.random.split(jax.random.fold_in(key, SAMPLING), parts)
+  return jax.lax.scan(add, total, (parts_of(images, parts, 0), keys))[0]

@@ -25,6 +25,7 @@ def restore_or_create(plan, checkpoints, is_apart=False):
     optimizer=plan.optimizer,
     augment=plan.dataset.augment,
     seed=plan.config.seed,
+    grad_accum_steps=plan.config.grad_accum_steps,
     averaging=plan.averaging,
   )
   abstract = lambda: abstract_state(plan.dataset.train.batch_spec, plan.sharding, **parts)

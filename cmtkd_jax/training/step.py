@@ -3,12 +3,13 @@
 import functools
 from typing import Any, NamedTuple
 
+import flax.core
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
 
+from cmtkd_jax.models import layers
 from cmtkd_jax.training.averaging import Averaging
 from cmtkd_jax.training.freezing import frozen_fractions
 
@@ -16,7 +17,7 @@ NO_AVERAGE = Averaging()
 _NO_STEP = 2**31 - 1  # a number that no step has
 # Streams of a step's key, next to that of the first view, which is the key itself. Augmentations split their key, and
 # `split(key, n)[i]` is `fold_in(key, i)`: a stream with a small number would meet their keys.
-_SAMPLING, _OTHER_VIEWS, _MIXING = 2**31 - 1, 2**31 - 2, 2**31 - 3
+SAMPLING, _OTHER_VIEWS, _MIXING = 2**31 - 1, 2**31 - 2, 2**31 - 3
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -62,13 +63,14 @@ class TrainState(flax.struct.PyTreeNode):
     return cls(tree['step'], params, model_state, tree['optimizer'], tree['key'], tree.get('average', ()))
 
 
-def initial_state(trained, batch, *, method, optimizer, augment, seed, averaging=NO_AVERAGE):
+def initial_state(trained, batch, *, method, optimizer, augment, seed, grad_accum_steps=1, averaging=NO_AVERAGE):
   """The state before the first step.
 
   Args:
     trained: variables that networks start from, may be empty or hold a part only; see `initialize`.
-    batch: the first training batch: learned quantizer values start from what the networks make of it.
-    method, optimizer, augment, averaging: as in `train_step`.
+    batch: the first training batch: learned and fitted quantizer values start from what the networks make of its first
+      part.
+    method, optimizer, augment, grad_accum_steps, averaging: as in `train_step`.
     seed: of parameters, augmentation and everything else that is random in the run.
 
   Returns:
@@ -76,15 +78,14 @@ def initial_state(trained, batch, *, method, optimizer, augment, seed, averaging
   """
   key = jax.random.key(seed)
   images = _views(jax.random.fold_in(key, 0), batch['image'], method, augment)
+  images = parts_of(images, grad_accum_steps, images.ndim - 4)[0]  # a step's memory has room for no more
   init_key = jax.random.fold_in(key, _NO_STEP)
   rngs = {'params': init_key, 'sampling': jax.random.fold_in(init_key, 1)}
-  if trained:
-    # Whatever is missing in `trained` is created from it and the images; what is there stays as it was.
-    _, created = method.apply(trained, images, train=True, mutable=True, rngs=rngs)
-    flat = traverse_util.flatten_dict(created) | traverse_util.flatten_dict(trained)
-    model_state = traverse_util.unflatten_dict(flat)
-  else:
-    model_state = dict(method.init(rngs, images, train=True))
+  # As `method.init`, from the variables there are: what is missing is created from them and the images, and what is
+  # there stays as it was. `method.apply` would also train what it has just created on them.
+  run = lambda scope: method.clone(parent=scope)(images, train=True)
+  create = flax.core.apply(run, mutable=flax.core.DenyList('intermediates'), flags={'initializing': True})
+  model_state = dict(create(trained, rngs=rngs)[1])
   average = averaging.init(model_state)
   params = model_state.pop('params')
   return TrainState(jnp.int32(0), params, model_state, optimizer.init(params), jax.random.key_data(key), average)
@@ -129,7 +130,7 @@ def train_step(
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   images = _views(key, batch['image'], method, augment)
-  sampling = jax.random.fold_in(key, _SAMPLING)
+  sampling = jax.random.fold_in(key, SAMPLING)
   labels = batch['label']
   if mix is not None:
     images, share = mix(jax.random.fold_in(key, _MIXING), images)
@@ -150,6 +151,8 @@ def train_step(
 
     def add(carry, part):
       total, model_state = carry
+      # A part quantizes and fits its weights as the whole batch would: they are the same in all parts.
+      model_state = _with_weight_quantizers(model_state, state.model_state)
       gradients, (metrics, model_state) = gradients_of(state.params, model_state, *part)
       return (jax.tree.map(lambda t, g: t + g / grad_accum_steps, total, gradients), model_state), metrics
 
@@ -168,6 +171,13 @@ def train_step(
     step=state.step + 1, params=optax.apply_updates(state.params, updates), model_state=model_state, opt_state=opt_state
   )
   return state.replace(average=averaging.update(state.average, state.variables, state.step)), metrics
+
+
+def _with_weight_quantizers(model_state, before):
+  """`model_state` with what weight quantizers have fitted in `before`."""
+  name = layers.quantizer_name('weight')
+  is_theirs = lambda path: any(entry.key == name for entry in path)
+  return jax.tree_util.tree_map_with_path(lambda path, x, old: old if is_theirs(path) else x, model_state, before)
 
 
 def _metrics(loss, outputs, labels):

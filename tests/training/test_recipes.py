@@ -1,6 +1,7 @@
 """Runs with averages, re-estimated statistics, smoothing, schedules, early stopping: resumed, evaluated, read again."""
 
 import copy
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.runs import checkpoint, metric_log
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
-from cmtkd_jax.training import build, evaluate, loop, release
+from cmtkd_jax.training import averaging, build, evaluate, loop, release
 from cmtkd_jax.training.step import MixedLabels, mixed
 from tests import networks
 
@@ -96,20 +97,33 @@ def test_the_checkpoint_holds_the_average(whole, tmp_path):
   assert np.abs(kernel(whole, STEPS) - kernel(tmp_path, STEPS)).max() > 2e-3
 
 
-@pytest.mark.parametrize('parts', [1, 2])
-def test_statistics_of_several_batches_are_those_of_all_their_rows(parts):
-  config = make_config(**{'model.bn_momentum': 0.0, 'method.name': 'single', 'student.weight_bits': 32})
+@pytest.mark.parametrize('parts, groups', [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_statistics_of_several_batches_are_those_of_all_their_rows(parts, groups):
+  config = make_config(
+    **{
+      'bn_reestimation': 3,
+      'grad_accum_steps': parts,
+      'model.bn_groups': groups,
+      'averaging.name': 'none',
+      'method.name': 'single',
+      'student.weight_bits': 32,
+    }
+  )
   method = build.create_method(config, 5)
   images = jnp.asarray(np.random.default_rng(0).normal(1, 2, (24, 8, 8, 1)), jnp.float32)
   variables = dict(method.init(jax.random.key(0), images[:8], train=True))
   before = copy.deepcopy(jax.device_get(variables['batch_stats']))
-  total = release.Statistics.start(variables['batch_stats'])
-  for i in range(3):
-    batch = {'image': images[8 * i : 8 * i + 8]}
-    total = release.add_batch(
-      total, variables, i, batch, method=method, augment=lambda key, x: x, seed=0, grad_accum_steps=parts
-    )
-  found = total.result()['student']['stage1']['norm1']
+  loader = types.SimpleNamespace(batches=lambda start: ({'image': part} for part in jnp.split(images, 3)))
+  plan = types.SimpleNamespace(
+    config=config,
+    averaging=averaging.Averaging(),
+    dataset=types.SimpleNamespace(train=loader, augment=lambda key, x: x, num_classes=5),
+    method=method,
+    teachers=(),
+    sharding=build.replicated(build.make_mesh(jax.devices()[:1])),
+  )
+  released = release.Release(plan)(types.SimpleNamespace(variables=variables))
+  found = released['batch_stats']['student']['stage1']['norm1']
   rows = np.asarray(
     jax.lax.conv_general_dilated(
       images,

@@ -401,6 +401,26 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
   assert int(parts.step) == int(whole.step) == 1
 
 
+def test_weights_are_fitted_once_a_batch(monkeypatch):
+  """They are the same in all parts; activations are not."""
+  monkeypatch.setitem(models.MODELS, 'tiny', TINY)
+  config = config_lib.default()
+  config.model.name, config.quantizer.name, config.method.name = 'tiny', 'lq_nets', 'single'
+  method = build.create_method(config, CLASSES)
+  parts = dict(method=method, optimizer=optimizer.create(config, method, lambda step: 0.1), augment=augment)
+
+  @jax.jit
+  def run(batch):
+    state = initial_state({}, batch, **parts, seed=0)
+    return [train_step(state, batch, **parts, grad_accum_steps=count)[0].model_state for count in (1, 4)]
+
+  whole, cut = (state['quantizer_state']['student'] for state in run(make_batch()))
+  weight, activation = (lambda tree: tree['stage2']['conv1'], lambda tree: tree['stage1_activation'])
+  assert_trees_close(weight(cut), weight(whole), rtol=1e-6, atol=0)
+  assert weight(cut)['weight_quantizer']['updates'] == 1
+  assert activation(cut)['activation_quantizer']['updates'] == 4
+
+
 def test_parts_of_a_batch_are_spread_over_the_devices():
   """Row r goes into part r mod k: with rows in blocks by device, each part has rows of each device."""
   x = np.arange(16).reshape(16, 1)
