@@ -75,7 +75,6 @@ def create(config, workdir):
   if method.uses_minival and 'minival' not in dataset.evals:
     raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')
   layers = bit_table.collect(method, dataset.input_shape, parse_rules(config.bits.rules))
-  _check_remat(config, layers)
   return Plan(
     config=config,
     sharding=build.replicated(mesh),
@@ -98,7 +97,11 @@ def learning(config, method, input_shape, total_steps, **sizes):
     input_shape: (H, W, C) of the images.
     total_steps: of the training.
     **sizes: as for `durations.parse`.
+
+  Raises:
+    UserError: a field that they come from cannot be honored by these networks.
   """
+  _check_remat(config, method)
   learning_rate = optimizer.learning_rate(config, total_steps, **sizes)
   return dict(
     learning_rate=learning_rate,
@@ -108,7 +111,11 @@ def learning(config, method, input_shape, total_steps, **sizes):
   )
 
 
-def _check_remat(config, layers):
-  networks = sorted({row.layer.partition('/')[0] for row in layers})
+def _check_remat(config, method):
+  """Refuses what no network heeds: only stages in training have activations to compute again, see `Network.stage`."""
+  networks = method.weight_bits
   if config.remat and not any(re.fullmatch(config.remat, name) for name in networks):
-    raise UserError(f"config.remat={config.remat!r} matches none of {', '.join(networks)}; name one of them, or '.*'")
+    raise UserError(
+      f'config.remat={config.remat!r} matches none of the networks whose stages are trained, '
+      f"{', '.join(networks)}; name one of them, or '.*'"
+    )
