@@ -26,6 +26,7 @@ def get_config(argument=''):
   rows = base.load_config(__file__, '../configs/table1_alexnet_cifar100').table  # the same systems
   optimal = dict(quantizer=dict(hwgq=dict(activation=dict(step='optimal'))))
   config.table.title = 'Ten classes of CIFAR-100, ResNet8, 10 epochs; the published figures are ResNet18, 100 classes'
+  config.table.baseline = 'single2'
   config.table.runs = dict(
     rows.runs.to_dict(),
     cmtkd_gamma5=dict(feature_loss=dict(attention=dict(weight=5.0))),

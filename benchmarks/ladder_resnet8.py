@@ -19,7 +19,6 @@ def get_config(argument=''):
   config = base.load_config(__file__, 'cifar10c_resnet8')
   config.duration = '20 epochs'
   config.table.seeds = (0, 1, 2, 3, 4)
-  config.table.baseline = 'single2'
   rows = config.table.runs.to_dict()
   singles = ('full_precision', 'single8', 'single6', 'single4', 'single2')
   without_attention, trained = rows['without_attention'], rows['trained_teachers']

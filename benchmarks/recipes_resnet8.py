@@ -43,7 +43,7 @@ def get_config(argument=''):
     run['optimizer']['weight_decay_low_bits'] = 0.0025  # a quarter, as of SGD
   line = lambda title, run, network: (title, '2/2' if network == 'student' else '4, 6, 8', run, network, (None, None))
   config.table.title = 'Recipes, one at a time: ten classes of CIFAR-100, ResNet8, 20 epochs'
-  config.table.runs = runs
+  config.table.runs, config.table.baseline = runs, 'single_plain'
   config.table.lines = (
     *(line(f'2-bit network alone, {title}', f'single_{name}', 'student') for name, (title, _) in RECIPES.items()),
     *(line(f'CMT-KD, {title}', f'cmtkd_{name}', 'student') for name, (title, _) in RECIPES.items()),

@@ -58,32 +58,37 @@ def _what_was_run(rows):
 def _below(rows):
   tests = dict.fromkeys(test for row in rows for test in row.get('tests', ()))
   random = any(name.startswith('generated:') for row in rows for name in row.get('data', ()))
-  compared = any(row['difference'] for row in rows)
+  baselines = dict.fromkeys(row['difference']['baseline'] for row in rows if row['difference'])
   return [
     'Top-1 / top-5 in percent on the test split: mean over seeds ± standard error (sd: standard deviation of one '
     'seed). The best epoch is chosen on the test split, as papers print it.',
-    *(['Difference: top-1 of the last epoch, mean over the seeds of both runs ± standard error.'] if compared else []),
+    *(
+      f'Difference to {run}: top-1 of the last epoch, mean ± standard error over the seeds of both.'
+      for run in baselines
+    ),
     *(f'test: {test}' for test in tests),
     *(['The images are random (generated data): these accuracies mean nothing.'] if random else []),
   ]
 
 
 def _cells(rows):
-  compared = next((row['difference']['baseline'] for row in rows if row['difference']), None)
-  header = ['row', 'W/A', 'published', 'last epoch', 'sd', 'best epoch', 'seeds', 'note']
-  if compared:
-    header.insert(4, f'difference to {compared}')
-  body = []
-  for row in rows:
-    published = ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-'
-    last, best = row['last'], row['best']
-    sd = f'{last["top1"]["sd"]:.2f}' if last and last['top1']['sd'] is not None else '-'
-    bits = ', '.join(row.get('run_bits', ())) or row['bits']
-    cells = [row['title'], bits, published, _pair(last), sd, _pair(best), str(len(row['seeds'])), row['note']]
-    if compared:
-      cells.insert(4, _cell(row['difference'], sign='+') if row['difference'] else '-')
-    body.append(cells)
-  return header, body
+  """(header, cells of each row); what no row has is left out."""
+  columns = {
+    'row': lambda row: row['title'],
+    'W/A': lambda row: ', '.join(row.get('run_bits', ())) or row['bits'],
+    'published': lambda row: ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-',
+    'last epoch': lambda row: _pair(row['last']),
+    'difference': lambda row: _cell(row['difference'], sign='+') if row['difference'] else '-',
+    'sd': lambda row: f'{row["last"]["top1"]["sd"]:.2f}' if row['last'] and row['last']['top1']['sd'] else '-',
+    'best epoch': lambda row: _pair(row['best']),
+    'seeds': lambda row: str(len(row['seeds'])),
+    'note': lambda row: row['note'],
+  }
+  if not any(value is not None for row in rows for value in row['published']):
+    del columns['published']
+  if not any(row['difference'] for row in rows):
+    del columns['difference']
+  return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
 
 
 def _pair(result):

@@ -116,9 +116,9 @@ def test_differences_are_paired_by_seed(config, tmp_path):
   assert (student['mean'], student['standard_error']) == pytest.approx((2.5, 0.5))
   assert (later['mean'], later['standard_error']) == (-1.5, None)
   text = table_text.markdown(config.table.title, rows)
-  assert text.splitlines()[4].split(' | ')[4] == 'difference to single'
+  assert text.splitlines()[4].split(' | ')[4] == 'difference'
   assert [line.split(' | ')[4] for line in text.splitlines()[6:10]] == ['-', '+2.50 ± 0.50', '+2.50 ± 0.50', '-1.50']
-  assert 'over the seeds of both runs' in text
+  assert 'Difference to single: top-1 of the last epoch' in text
   config.table.baseline = 'singel'
   with pytest.raises(UserError, match="there is no run 'singel'"):
     table.collect(config, tmp_path)
