@@ -43,10 +43,7 @@ def attention_map(features: jax.Array, p: float = 2) -> jax.Array:
     is_zero = features == 0
     power = jnp.where(is_zero, 0.0, jnp.abs(jnp.where(is_zero, 1.0, features)) ** p)
   q = jnp.sum(power, axis=-1).reshape(features.shape[0], -1)
-  squared_norm = jnp.sum(jnp.square(q), axis=-1, keepdims=True)
-  has_norm = squared_norm >= jnp.finfo(jnp.float32).tiny
-  norm = jnp.sqrt(jnp.where(has_norm, squared_norm, 1.0))
-  return jnp.where(has_norm, q / norm, 0.0)
+  return base.unit(q)
 
 
 def attention_loss(teacher: jax.Array, student: jax.Array, p: float = 2, norm: str = 'mean_square') -> jax.Array:

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
+
 from cmtkd_jax.losses.mean_softmax import mean_softmax
 from cmtkd_jax.options import Options, option
 
@@ -15,12 +18,36 @@ def check_maps(teacher, student):
     raise ValueError(f'teacher and student must both be [B, H, W, C]; got {teacher.shape} and {student.shape}')
 
 
-def check_logits(target_logits, logits, labels=None):
-  """Raises `ValueError` unless both are [B, C] and equal, and labels, if given, [B]."""
+def check_logits(target_logits, logits):
+  """Raises `ValueError` unless both are [B, C] and equal."""
   if logits.ndim != 2 or target_logits.shape != logits.shape:
-    raise ValueError(f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}')
-  if labels is not None and labels.shape != logits.shape[:1]:
-    raise ValueError(f'labels must be [B]; got {labels.shape} for logits {logits.shape}')
+    raise ValueError(f'targets and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}')
+
+
+def check_labels(logits, labels):
+  """Raises `ValueError` unless logits are [B, C], and labels [B] and integers."""
+  if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    raise ValueError(f'logits must be [B, C] and labels [B]; got {logits.shape} and {labels.shape}')
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(f'labels must be integers; got {labels.dtype}')
+
+
+def unit(v):
+  """Returns v / ||v||_2 along the last axis of `v`, float32; zero, without a gradient, where ||v||^2 underflows."""
+  squared_norm = jnp.sum(jnp.square(v), axis=-1, keepdims=True)
+  has_norm = squared_norm >= jnp.finfo(jnp.float32).tiny
+  # The inner `where` keeps the infinite slope of the root at 0 out of the gradient.
+  return jnp.where(has_norm, v / jnp.sqrt(jnp.where(has_norm, squared_norm, 1.0)), 0.0)
+
+
+def of_class(x, labels, keepdims=False):
+  """Returns x[..., b, c_b] of `x` [..., B, C] and labels c [B]; 0 where a label lies outside [0, C).
+
+  A masked sum, whose gradient is a select: that of an indexed read would be a scatter.
+  """
+  true_class = jax.nn.one_hot(labels, x.shape[-1], dtype=jnp.bool_)
+  true_class = true_class.reshape((1,) * (x.ndim - 2) + true_class.shape)
+  return jnp.sum(jnp.where(true_class, x, 0.0), axis=-1, keepdims=keepdims)
 
 
 def weight_option(default):

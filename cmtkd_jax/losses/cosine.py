@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from cmtkd_jax.losses import base
+
 
 def cosine_loss(target: jax.Array, x: jax.Array) -> jax.Array:
   """Mean cosine distance of a batch of vectors.
@@ -23,14 +25,6 @@ def cosine_loss(target: jax.Array, x: jax.Array) -> jax.Array:
 
   Source: Boo et al., "Stochastic Precision Ensemble", AAAI 2021.
   """
-  if x.ndim != 2 or target.shape != x.shape:
-    raise ValueError(f'target and x must both be [B, C]; got {target.shape} and {x.shape}')
-
-  def unit(v):
-    v = v.astype(jnp.float32)
-    squared_norm = jnp.sum(jnp.square(v), axis=-1, keepdims=True)
-    has_norm = squared_norm >= jnp.finfo(jnp.float32).tiny
-    # The inner `where` keeps the infinite slope of the root at 0 out of the gradient.
-    return jnp.where(has_norm, v / jnp.sqrt(jnp.where(has_norm, squared_norm, 1.0)), 0.0)
-
-  return 1 - jnp.mean(jnp.sum(unit(target) * unit(x), axis=-1))
+  base.check_logits(target, x)
+  t, x = target.astype(jnp.float32), x.astype(jnp.float32)
+  return 1 - jnp.mean(jnp.sum(base.unit(t) * base.unit(x), axis=-1))

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from cmtkd_jax.losses import base
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, temperature: float = 1.0, smoothing: float = 0.0) -> jax.Array:
   """Mean cross entropy of a batch.
@@ -30,11 +32,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, temperature: float = 1.0
 
   Source: the terms L_CE of CMT-KD eq. (10); smoothing of Szegedy et al., CVPR 2016, section 7.
   """
-  if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-    raise ValueError(f'logits must be [B, C] and labels [B]; got {logits.shape} and {labels.shape}')
-  if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(f'labels must be integers; got {labels.dtype}')
+  base.check_labels(logits, labels)
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
-  true_class = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.bool_)
-  hard = -jnp.mean(jnp.sum(jnp.where(true_class, log_p, 0.0), axis=-1))
+  hard = -jnp.mean(base.of_class(log_p, labels))
   return (1 - smoothing) * hard - smoothing * jnp.mean(log_p) if smoothing else hard

@@ -57,8 +57,8 @@ def correlation_loss(
     target_logits, logits: [B, C], floating, finite.
     temperature: tau > 0.
     beta, gamma: weights >= 0 of the relations between classes, and of those between examples.
-    epsilon: >= 0, in the denominator of rho. 1e-8 is the published code's: classes that no example is predicted to be
-      have hardly any deviation, and then count as uncorrelated. 0 is the paper's formula.
+    epsilon: >= 0, in the denominator of rho. 1e-8 is the published code's: classes with near-zero predicted
+      probability hardly vary, and then count as uncorrelated. 0 is the paper's formula.
 
   Returns:
     Scalar, float32, in [0, 2 tau^2 (beta + gamma)] up to rounding.

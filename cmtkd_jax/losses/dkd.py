@@ -34,11 +34,12 @@ def decoupled_loss(
     Scalar, float32, >= 0 up to rounding.
 
   Raises:
-    ValueError: the shapes do not fit.
+    ValueError: the shapes do not fit, or `labels` is not of an integer dtype.
 
   Source: DKD eqs. (5)-(7).
   """
-  base.check_logits(target_logits, logits, labels)
+  base.check_logits(target_logits, logits)
+  base.check_labels(logits, labels)
   is_label = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None]
   binary_p, rest_p = _decouple(target_logits, is_label, temperature)
   binary_q, rest_q = _decouple(logits, is_label, temperature)

@@ -38,10 +38,7 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
   """
   if norm not in NORMS:
     raise ValueError(f'norm must be one of {", ".join(NORMS)}; got {norm!r}')
-  if teacher.ndim != 4 or teacher.shape != adapted_student.shape:
-    raise ValueError(
-      f'teacher and adapted_student must both be [B, H, W, C]; got {teacher.shape} and {adapted_student.shape}'
-    )
+  base.check_maps(teacher, adapted_student)
   difference = teacher.astype(jnp.float32) - adapted_student.astype(jnp.float32)
   if norm == 'mean_square':
     return jnp.mean(jnp.square(difference))

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cmtkd_jax.losses import base
+
 ITERATIONS = 100  # of the search for the linear mixture
 
 
@@ -24,8 +26,8 @@ def naive_target(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """
   _check(logits, labels)
   logits = logits.astype(jnp.float32)
-  own = _of_class(jax.nn.log_softmax(logits, axis=-1), labels)
-  best = jax.nn.one_hot(jnp.argmax(own[..., 0], axis=0), logits.shape[0], axis=0, dtype=jnp.bool_)
+  own = base.of_class(jax.nn.log_softmax(logits, axis=-1), labels)
+  best = jax.nn.one_hot(jnp.argmax(own, axis=0), logits.shape[0], axis=0, dtype=jnp.bool_)
   return jnp.sum(jnp.where(best[..., None], logits, 0.0), axis=0)
 
 
@@ -58,11 +60,11 @@ def linear_weights(logits: jax.Array, labels: jax.Array) -> jax.Array:
   step = 1 / jnp.maximum(bound, jnp.finfo(jnp.float32).tiny)
 
   def loss(a):
-    return -jnp.mean(_of_class(jax.nn.log_softmax(jnp.tensordot(a, z, 1), axis=-1), labels))
+    return -jnp.mean(base.of_class(jax.nn.log_softmax(jnp.tensordot(a, z, 1), axis=-1), labels))
 
   def iterate(k, state):
     a, ahead = state
-    with jax.numpy_dtype_promotion('standard'):  # optax does not live under a stricter one
+    with jax.numpy_dtype_promotion('standard'):  # optax fails under strict type promotion
       new = optax.projections.projection_simplex(ahead - step * jax.grad(loss)(ahead))
     k = jnp.asarray(k, jnp.float32)
     return new, new + k / (k + 3) * (new - a)
@@ -97,7 +99,7 @@ def min_logit_target(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """
   _check(logits, labels)
   logits = logits.astype(jnp.float32)
-  return jnp.min(logits - _of_class(logits, labels), axis=0)
+  return jnp.min(logits - base.of_class(logits, labels, keepdims=True), axis=0)
 
 
 def error_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
@@ -184,10 +186,3 @@ def _check(logits, labels):
     raise ValueError(f'logits must be [M, B, C] and labels [B]; got {logits.shape} and {labels.shape}')
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(f'labels must be integers; got {labels.dtype}')
-
-
-def _of_class(x, labels):
-  """x[..., b, c_b], kept as the last axis of size 1; as a masked sum, whose gradient needs no scatter."""
-  true_class = jax.nn.one_hot(labels, x.shape[-1], dtype=jnp.bool_)
-  true_class = true_class.reshape((1,) * (x.ndim - 2) + true_class.shape)
-  return jnp.sum(jnp.where(true_class, x, 0.0), axis=-1, keepdims=True)

@@ -31,8 +31,7 @@ def kl_divergence(target_logits: jax.Array, logits: jax.Array, temperature: floa
 
   Source: CMT-KD eqs. (8) and (9); Hinton et al., "Distilling the Knowledge in a Neural Network", 2014.
   """
-  if logits.ndim != 2 or target_logits.shape != logits.shape:
-    raise ValueError(f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}')
+  base.check_logits(target_logits, logits)
   log_p = jax.nn.log_softmax(target_logits.astype(jnp.float32) / temperature, axis=-1)
   log_q = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
   return temperature**2 * jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))

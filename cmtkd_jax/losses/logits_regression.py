@@ -34,8 +34,7 @@ def logits_regression(target_logits: jax.Array, logits: jax.Array, reduction: st
   """
   if reduction not in REDUCTIONS:
     raise ValueError(f'reduction must be one of {", ".join(REDUCTIONS)}; got {reduction!r}')
-  if logits.ndim != 2 or target_logits.shape != logits.shape:
-    raise ValueError(f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}')
+  base.check_logits(target_logits, logits)
   squared = jnp.square(target_logits.astype(jnp.float32) - logits.astype(jnp.float32))
   return jnp.mean(squared) if reduction == 'mean' else jnp.mean(jnp.sum(squared, axis=-1))
 

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from cmtkd_jax.losses import base
+
 
 def from_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Counts logits from the true class, whose own logit becomes 0: zt = z - z[c]. Their softmax is the same.
@@ -19,14 +21,9 @@ def from_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Source: CMT-KD eq. (7).
   """
-  if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-    raise ValueError(f'logits must be [B, C] and labels [B]; got {logits.shape} and {labels.shape}')
-  if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(f'labels must be integers; got {labels.dtype}')
+  base.check_labels(logits, labels)
   z = logits.astype(jnp.float32)
-  # A masked sum reads z[c]; its gradient is a select, where that of an indexed read would be a scatter.
-  true_class = jax.nn.one_hot(labels, z.shape[-1], dtype=jnp.bool_)
-  return z - jnp.sum(jnp.where(true_class, z, 0.0), axis=-1, keepdims=True)
+  return z - base.of_class(z, labels, keepdims=True)
 
 
 def min_logit(teacher_logits: jax.Array, student_logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -51,8 +48,5 @@ def min_logit(teacher_logits: jax.Array, student_logits: jax.Array, labels: jax.
 
   Source: CMT-KD eq. (7); Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020.
   """
-  if teacher_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
-    raise ValueError(
-      f'teacher_logits and student_logits must both be [B, C]; got {teacher_logits.shape} and {student_logits.shape}'
-    )
+  base.check_logits(teacher_logits, student_logits)
   return jnp.minimum(from_true_class(teacher_logits, labels), from_true_class(student_logits, labels))

@@ -14,7 +14,7 @@ def overhaul_margin(mean: jax.Array, deviation: jax.Array) -> jax.Array:
       m = E[t | t < 0] = mu - sigma phi(mu / sigma) / Phi(-mu / sigma),  or -3 sigma where Phi(-mu / sigma) <= 0.001
 
   Args:
-    mean, deviation: mu and sigma, [C], float32; sigma > 0. Of a feature map after batch normalization they are its
+    mean, deviation: mu and sigma, [C], floating; sigma > 0. Of a feature map after batch normalization they are its
       bias and the magnitude of its scale.
 
   Returns:
@@ -22,6 +22,7 @@ def overhaul_margin(mean: jax.Array, deviation: jax.Array) -> jax.Array:
 
   Source: OFD section 3.2 and its published code.
   """
+  mean, deviation = mean.astype(jnp.float32), deviation.astype(jnp.float32)
   ratio = mean / deviation
   mass = jax.scipy.stats.norm.cdf(-ratio)
   exact = mean - deviation * jax.scipy.stats.norm.pdf(ratio) / jnp.maximum(mass, 1e-3)

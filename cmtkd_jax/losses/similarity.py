@@ -23,9 +23,7 @@ def similarity_matrix(features: jax.Array) -> jax.Array:
   """
   flat = features.astype(jnp.float32).reshape(features.shape[0], -1)
   gram = jnp.matmul(flat, flat.T, precision='highest')
-  squared_norm = jnp.sum(jnp.square(gram), axis=-1, keepdims=True)
-  has_norm = squared_norm >= jnp.finfo(jnp.float32).tiny
-  return jnp.where(has_norm, gram / jnp.sqrt(jnp.where(has_norm, squared_norm, 1.0)), 0.0)
+  return base.unit(gram)
 
 
 def similarity_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from cmtkd_jax.losses import base
+
 
 def soft_cross_entropy(target_logits: jax.Array, logits: jax.Array, temperature: float = 1.0) -> jax.Array:
   """Mean cross entropy of a batch with a predicted target.
@@ -26,8 +28,7 @@ def soft_cross_entropy(target_logits: jax.Array, logits: jax.Array, temperature:
 
   Source: Mishra and Marr, "Apprentice", ICLR 2018.
   """
-  if logits.ndim != 2 or target_logits.shape != logits.shape:
-    raise ValueError(f'target_logits and logits must both be [B, C]; got {target_logits.shape} and {logits.shape}')
+  base.check_logits(target_logits, logits)
   p = jax.nn.softmax(target_logits.astype(jnp.float32) / temperature, axis=-1)
   log_q = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=-1)
   return -jnp.mean(jnp.sum(p * log_q, axis=-1))

@@ -237,6 +237,11 @@ def test_dkd_with_a_certain_teacher_is_finite():
   assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+def test_dkd_takes_no_labels_but_classes():
+  with pytest.raises(ValueError, match='labels must be integers'):
+    losses.decoupled_loss(*map(f32, logit_pair()), f32(LABELS), 2.0)
+
+
 def test_pearson():
   a, b = logit_pair()
   expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]

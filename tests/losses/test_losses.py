@@ -318,9 +318,9 @@ def test_gradients_of_the_logit_losses_hold_no_scatter():
 @pytest.mark.parametrize(
   'teacher_shape, student_shape, labels, match',
   [
-    ((2, 3), (2, 4), [0, 1], 'teacher_logits and student_logits'),
-    ((2, 3), (1, 3), [0, 1], 'teacher_logits and student_logits'),
-    ((3,), (3,), [0, 1, 2], 'teacher_logits and student_logits'),
+    ((2, 3), (2, 4), [0, 1], r'both be \[B, C\]; got \(2, 3\) and \(2, 4\)'),
+    ((2, 3), (1, 3), [0, 1], r'both be \[B, C\]'),
+    ((3,), (3,), [0, 1, 2], r'both be \[B, C\]'),
     ((2, 3), (2, 3), [0], 'labels'),
     ((2, 3), (2, 3), [0.0, 1.0], 'integers'),
   ],
@@ -506,7 +506,7 @@ def test_fitnet_loss_and_its_gradient_are_zero_at_equality(norm):
 
 @pytest.mark.parametrize('student_shape', [(2, 3, 4, 6), (2, 4, 3, 5), (1, 3, 4, 5), (2, 3, 4, 1)])
 def test_fitnet_loss_rejects_shapes(student_shape):
-  with pytest.raises(ValueError, match='adapted_student'):
+  with pytest.raises(ValueError, match=r'both be \[B, H, W, C\]'):
     fitnet_loss(jnp.ones((2, 3, 4, 5)), jnp.ones(student_shape))
 
 
@@ -592,23 +592,58 @@ def test_shared_knowledge_rejects():
 # What holds for all of them.
 
 LABELS = np.array([2, 0], np.int32)
-ON_LOGITS = {
-  'cross_entropy': lambda t, s: cross_entropy(s, jnp.asarray(LABELS), 2.0),
-  'kl_divergence': lambda t, s: kl_divergence(t, s, 2.0),
-  'min_logit': lambda t, s: min_logit(t, s, jnp.asarray(LABELS)),
-}
-ON_FEATURES = {
-  'attention_map': lambda t, s: attention_map(s),
-  'attention_map_p3': lambda t, s: attention_map(s, p=3),
-  **{f'attention_{n}': lambda t, s, n=n: attention_loss(t, s, norm=n) for n in ATTENTION_NORMS},
-  **{f'fitnet_{n}': lambda t, s, n=n: fitnet_loss(t, s, norm=n) for n in FITNET_NORMS},
+two = lambda z: jnp.stack([z, z[::-1]])  # logits of two networks
+constant = jax.lax.stop_gradient
+# Functions of two arrays, teacher and student, by the shape of the arrays.
+ON_SHAPE = {
+  (2, 5): {
+    'correlation_loss': lambda t, s: losses.correlation_loss(t, s, 2.0),
+    'cosine_loss': losses.cosine_loss,
+    'cross_entropy': lambda t, s: losses.cross_entropy(s, jnp.asarray(LABELS), 2.0),
+    'decoupled_loss': lambda t, s: losses.decoupled_loss(t, s, jnp.asarray(LABELS), 2.0),
+    'error_sums': lambda t, s: losses.error_sums(two(s), jnp.asarray(LABELS), jnp.array([True, True])),
+    'from_true_class': lambda t, s: losses.from_true_class(s, jnp.asarray(LABELS)),
+    'general_target': lambda t, s: losses.general_target(two(s), f32([0.3, 0.7])),
+    'kl_divergence': lambda t, s: losses.kl_divergence(t, s, 2.0),
+    'linear_target': lambda t, s: losses.linear_target(constant(two(s)), jnp.asarray(LABELS)),
+    'linear_weights': lambda t, s: losses.linear_weights(constant(two(s)), jnp.asarray(LABELS)),
+    'logits_regression': losses.logits_regression,
+    'mean_softmax': lambda t, s: losses.mean_softmax([t, s], 2.0),
+    'min_logit': lambda t, s: losses.min_logit(t, s, jnp.asarray(LABELS)),
+    'min_logit_target': lambda t, s: losses.min_logit_target(two(s), jnp.asarray(LABELS)),
+    'naive_target': lambda t, s: losses.naive_target(two(s), jnp.asarray(LABELS)),
+    'soft_cross_entropy': losses.soft_cross_entropy,
+    'standardize': lambda t, s: losses.standardize(s),
+    'standardized_kl': lambda t, s: losses.standardized_kl(t, s, 2.0),
+    **{
+      f'LOGIT_LOSSES {name}': lambda t, s, of=of: of()(t, s, jnp.asarray(LABELS), 2.0)
+      for name, of in losses.LOGIT_LOSSES.items()
+    },
+  },
+  (2, 3, 2, 4): {
+    'activation_boundary_loss': losses.activation_boundary_loss,
+    'attention_map': lambda t, s: losses.attention_map(s),
+    'attention_map p=3': lambda t, s: losses.attention_map(s, p=3),
+    **{f'attention_loss {n}': lambda t, s, n=n: losses.attention_loss(t, s, norm=n) for n in ATTENTION_NORMS},
+    **{f'fitnet_loss {n}': lambda t, s, n=n: losses.fitnet_loss(t, s, norm=n) for n in FITNET_NORMS},
+    'overhaul_loss': lambda t, s: losses.overhaul_loss(t, s, f32([-1, -0.5, -2, -1])),
+    'similarity_loss': losses.similarity_loss,
+    'similarity_matrix': lambda t, s: losses.similarity_matrix(s),
+    **{f'FEATURE_LOSSES {name}': lambda t, s, of=of: of()(t, s) for name, of in losses.FEATURE_LOSSES.items()},
+  },
+  (2, 2): {'general_weights': lambda t, s: losses.general_weights(s)},
+  (3,): {'overhaul_margin': lambda t, s: losses.overhaul_margin(t, jnp.abs(s))},
 }
 
 
-@pytest.mark.parametrize('name', [*ON_LOGITS, *ON_FEATURES])
-def test_computes_in_float32_from_bfloat16(name):
-  loss = ON_LOGITS.get(name) or ON_FEATURES[name]
-  shape = (2, 5) if name in ON_LOGITS else (2, 3, 2, 4)
+def test_every_loss_is_tried_with_bfloat16():
+  tried = {name.split()[0] for group in ON_SHAPE.values() for name in group}
+  assert tried == {name for name in losses.__all__ if name not in ('FeatureLoss', 'LogitLoss')}
+
+
+@pytest.mark.parametrize('shape, name', [(shape, name) for shape, group in ON_SHAPE.items() for name in group])
+def test_computes_in_float32_from_bfloat16(shape, name):
+  loss = ON_SHAPE[shape][name]
   teacher, student = (normal(seed, *shape).astype(jnp.bfloat16) for seed in (70, 71))
 
   @jax.jit
