@@ -21,16 +21,17 @@ def train_and_evaluate(config, workdir):
   parts = plan.create(config, workdir)
   announce(parts.dataset.summary)
   with (
-    run_files.claim(workdir, config, parts.dataset, parts.layers) as run,
+    run_files.claim(workdir, config, parts.dataset) as run,
     run_files.disk_errors_as_user_errors(run),
     memory.errors_as_advice(config),
     Checkpoints(run / run_files.CHECKPOINTS, config.max_checkpoints, parts.best_metric) as checkpoints,
   ):
-    teachers.save(run, parts.teachers)
     announce(f'preparing {parts.config.model.name}, {len(parts.layers)} layers in all networks')
     released = Release(parts)
     state, report = start.restore_or_create(parts, checkpoints, released.is_apart)
     run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(released.tree(state))))
+    run_files.describe(run, config, parts.dataset, parts.layers)
+    teachers.save(run, parts.teachers)
     with Journal(parts, run, int(state.step)) as journal, Preemption() as preemption:
       for line in report:
         journal.note(line)
@@ -58,7 +59,8 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
     batch = window.next_batch(batches)
     stops = preemption.requested(step)
     if learn and step % data.steps_per_epoch == 0:
-      state = learn(state)
+      with _evaluating(parts.config, state):
+        state = jax.block_until_ready(learn(state))
     if stops or schedule.logs(step):
       journal.trained(step, window.close(step, checkpoints.latest()), state)
     else:
@@ -67,7 +69,8 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
       results = {}
       variables = released(state, journal.meanwhile) if schedule.saves(step) else released.in_haste(state)
       if schedule.evaluates(step):
-        results = evaluator.run(variables, journal.meanwhile)
+        with _evaluating(parts.config, variables):
+          results = evaluator.run(variables, journal.meanwhile)
         journal.evaluated(step, results)
         stopping.add(step, results)
       meta = run_files.meta(parts.config, step, parts.layers)
@@ -79,6 +82,12 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
     if stopping.is_due:
       journal.note(stopping.describe())
       return
+
+
+def _evaluating(config, ready):
+  """The context of an evaluation, which is not blamed for a lack of memory in what makes `ready`."""
+  jax.block_until_ready(ready)
+  return memory.evaluation_errors_as_advice(config)
 
 
 def _compile(parts, state, batch, journal):

@@ -9,19 +9,30 @@ from cmtkd_jax.errors import UserError
 ADVICE = "raise config.grad_accum_steps, set config.remat='.*', or lower config.batch_size"
 
 
-@contextlib.contextmanager
 def errors_as_advice(config):
-  """Turns a device's lack of memory into one line that says what to change."""
+  """Within the block, turns a device's lack of memory into one line that says what to change in training."""
+  return _errors_as(
+    f'config.batch_size={config.batch_size} does not fit into the memory of a device with '
+    f'config.grad_accum_steps={config.grad_accum_steps} and config.remat={config.remat!r}; {ADVICE}'
+  )
+
+
+def evaluation_errors_as_advice(config):
+  """The same for an evaluation within training."""
+  return _errors_as(
+    f'config.eval_batch_size={config.eval_batch_size} does not fit into the memory of a device next to what is '
+    'trained; lower it'
+  )
+
+
+@contextlib.contextmanager
+def _errors_as(advice):
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
-    raise UserError(
-      f'config.batch_size={config.batch_size} does not fit into the memory of a device with '
-      f'config.grad_accum_steps={config.grad_accum_steps} and config.remat={config.remat!r}; {ADVICE} '
-      f'({" ".join(str(e).split())[:120]})'
-    ) from None
+    raise UserError(f'{advice} ({" ".join(str(e).split())[:120]})') from None
 
 
 def describe(compiled):
