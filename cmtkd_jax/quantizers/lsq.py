@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base
 
-SMALLEST_STEP = 1e-6
-
 
 def bounds(bits, signed):
   """Returns (Q_N, Q_P): (0, 2^b - 1) unsigned, (2^(b-1), 2^(b-1) - 1) signed."""
@@ -37,14 +35,15 @@ def init_step(v, bits, signed, per_channel=False):
   """
   magnitude = jnp.mean(jnp.abs(v) if signed else jnp.maximum(v, 0), base.reduction_axes(v, per_channel))
   s = magnitude if is_binary(bits, signed) else 2 * magnitude / math.sqrt(bounds(bits, signed)[1])
-  return jnp.where(s > SMALLEST_STEP, s, 1.0)
+  return jnp.where(s > base.SMALLEST, s, 1.0)
 
 
 def gradient_scale(v, bits, signed, per_channel=False, count='features'):
   """Factor on the step's gradient: 1 / sqrt(N Q_P), with Q_P = 1 for binary weights.
 
   N is the number of weights that share the step; for activations the number of features of one example
-  (count='features', the paper) or of the whole batch (count='batch', as public codes have it).
+  (count='features', the paper) or of the batch (count='batch', as public codes have it). That batch is the `v` at hand:
+  with `config.grad_accum_steps` k it is one of k parts, so that the factor is sqrt(k) times that of the whole batch.
   """
   n = v.size
   if signed and per_channel:
@@ -59,14 +58,14 @@ def quantize(v, step, bits, signed):
 
   Args:
     v: float32 [..., C].
-    step: float32 scalar or [C]; values below `SMALLEST_STEP` count as that.
+    step: float32 scalar or [C]; values below `base.SMALLEST` count as that.
     bits: 1..8.
     signed: see `bounds`.
 
   Returns:
     `QTensor` with codes in -Q_N..Q_P (binary: 0..1).
   """
-  s = base.broadcast_to_channels(jnp.maximum(step, SMALLEST_STEP), v)
+  s = base.broadcast_to_channels(jnp.maximum(step, base.SMALLEST), v)
   if is_binary(bits, signed):
     return base.QTensor((v >= 0).astype(jnp.int32), 2 * s, 0.5)
   q_n, q_p = bounds(bits, signed)
@@ -76,7 +75,7 @@ def quantize(v, step, bits, signed):
 def _ratio(v, step):
   # v / s. The reciprocal is written out: compilers may or may not replace a division by one value with it, and the
   # codes must be the same wherever they are computed.
-  return v * (1 / base.broadcast_to_channels(jnp.maximum(step, SMALLEST_STEP), v))
+  return v * (1 / base.broadcast_to_channels(jnp.maximum(step, base.SMALLEST), v))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -86,7 +85,7 @@ def fake_quantize(v, step, bits, signed, step_gradient_scale=1.0):
   Gradients:
     dv_hat/dv = 1 inside (-Q_N < v/s < Q_P), 0 outside
     dv_hat/ds = round(v/s) - v/s inside, -Q_N below, Q_P above; times `step_gradient_scale`
-  A step that training has pushed below `SMALLEST_STEP` still receives its gradient, so that it can come back.
+  A step that training has pushed below `base.SMALLEST` still receives its gradient, so that it can come back.
   Binary weights: v_hat = s * sign(v), sign(0) = 1, dv_hat/dv = 1, dv_hat/ds = sign(v).
 
   Args: as `quantize`. Returns float32 of v's shape.
@@ -124,7 +123,7 @@ class Activation(base.Quantizer):
 
   count: str = option(
     'features',
-    "N in the gradient's factor: features of one example, or of the batch",
+    "N in the gradient's factor: features of one example, or of the batch (of a part of it with grad_accum_steps)",
     choices=('features', 'batch'),
   )
   learned = ('step',)

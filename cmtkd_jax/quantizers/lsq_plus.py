@@ -28,7 +28,7 @@ class Weight(base.Quantizer):
   def init(self, x):
     mean, spread = jnp.mean(x), 3 * jnp.std(x)
     step = jnp.maximum(jnp.abs(mean - spread), jnp.abs(mean + spread)) / 2 ** (self.bits - 1)
-    return {'step': jnp.where(step > lsq.SMALLEST_STEP, step, 1.0)}
+    return {'step': jnp.where(step > base.SMALLEST, step, 1.0)}
 
   def quantize(self, x, parameters):
     return lsq.quantize(x, parameters['step'], self.bits, signed=True)

@@ -12,7 +12,7 @@ from cmtkd_jax.options import option
 from cmtkd_jax.quantizers import base, hwgq
 
 
-def transform(magnitude, center, distance, gamma=1.0):
+def transform(magnitude, center, distance, gamma=None):
   """Transformer of a magnitude to [0, 1]: values below the interval are pruned, those above it clipped.
 
       t = clip((|x| - (c - d)) / (2 d), 0, 1)^gamma;   0 below c - d, 1 above c + d
@@ -20,14 +20,17 @@ def transform(magnitude, center, distance, gamma=1.0):
   Args:
     magnitude: |x|, float32 >= 0, any shape.
     center, distance: c and d, float32 scalars; d > 0.
-    gamma: float32 scalar > 0.
+    gamma: number or float32 scalar, > 0; None for 1, without a power.
+
+  Returns:
+    float32, shape of `magnitude`, in [0, 1].
 
   Source: QIL eq. (3).
   """
   # The reciprocal is written out, and no product is added to anything: a compiler could fuse the two, and the codes
   # must be the same wherever they are computed.
   t = base.clip((magnitude - (center - distance)) * (1 / (2 * distance)), 0, 1)
-  if isinstance(gamma, float):
+  if gamma is None:
     return t
   inside = (t > 0) & (t < 1)  # elsewhere t^gamma = t, and its slopes have no limit
   return jnp.where(inside, jnp.where(inside, t, 0.5) ** gamma, t)

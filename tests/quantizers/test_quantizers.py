@@ -751,6 +751,8 @@ def test_qil_gamma(gamma):
   for i, h in itertools.product(range(3), [1e-3]):
     step = f32(h * np.eye(3)[i])
     np.testing.assert_allclose(jacobian[:, i], (value(p + step) - value(p - step)) / (2 * h), rtol=2e-2, atol=1e-3)
+  np.testing.assert_allclose(qil.transform(magnitude, 0.25, 0.15, gamma), t**gamma, rtol=1e-5)  # a Python number
+  np.testing.assert_allclose(qil.transform(magnitude, 0.25, 0.15), t, rtol=1e-5)
 
 
 def test_ewgs_rounding():
