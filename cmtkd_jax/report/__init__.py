@@ -60,6 +60,6 @@ def _write(folder, html, sections):
     local_file.write_whole(path, html)
   except OSError as e:
     raise UserError(
-      f'{folder} cannot be written ({e.strerror or e}); make it writable, or copy the run to another place'
+      f'{folder} cannot be written ({e.strerror or e}); make room or make it writable, or copy the run to another place'
     ) from None
   return path

@@ -52,6 +52,9 @@ def collect(trained, input_shape):
   Args:
     trained: a `restore.Trained`.
     input_shape: (H, W, C) of one image.
+
+  Raises:
+    UserError: weights or levels are not finite, as of a run that has diverged.
   """
   calls = inspect.layer_calls(
     lambda: trained.method.apply(trained.variables, jnp.zeros((1, *input_shape)), train=False),
@@ -85,17 +88,20 @@ def _at(tree, path):
 def _describe(path, bits, weights, coded):
   used, number = np.unique(coded.codes, return_counts=True)
   tables = coded.levels is not None and coded.levels.ndim == 2  # one for each output channel
-  one_scale = coded._replace(
-    codes=used,
-    scale=np.mean(coded.scale),
-    offset=None if coded.offset is None else np.mean(coded.offset),
-    levels=np.mean(coded.levels, 0) if tables else coded.levels,
-  )
-  levels = np.asarray(dequantize(one_scale))
+  with np.errstate(all='ignore'):  # of a run that has diverged
+    one_scale = coded._replace(
+      codes=used,
+      scale=np.mean(coded.scale),
+      offset=None if coded.offset is None else np.mean(coded.offset),
+      levels=np.mean(coded.levels, 0) if tables else coded.levels,
+    )
+    levels = np.asarray(dequantize(one_scale))
+  if not (np.isfinite(weights).all() and np.isfinite(levels).all()):
+    raise UserError(f'weights or levels of {"/".join(path)} are not finite')
   order = np.argsort(levels)
   levels, number = levels[order], number[order]
-  reach = 1.1 * max(np.quantile(np.abs(weights), 0.998), np.max(np.abs(levels)))
-  counts, edges = np.histogram(weights, _BINS, (-reach, reach))
+  reach = 1.1 * max(float(np.quantile(np.abs(weights), 0.998)), float(np.max(np.abs(levels))))
+  counts, edges = np.histogram(np.float64(weights), _BINS, (-reach, reach))
   return LayerWeights(
     '/'.join(path), bits, levels, number / weights.size, np.size(coded.scale) > 1 or tables, counts, edges
   )
@@ -108,7 +114,11 @@ def section(run):
     trained = load_trained(run)
   except UserError as e:
     return Section(title, f'This part is missing, because there is nothing to read the weights from: {escape(e)}.')
-  found = collect(trained, (run.config.data.image_size, run.config.data.image_size, len(run.config.data.mean)))
+  size = run.config.data.image_size
+  try:
+    found = collect(trained, (size, size, len(run.config.data.mean)))
+  except UserError as e:
+    return Section(title, f'This part is missing, because {escape(e)}.')
   if not found:
     return Section(title, 'This network has no quantized layer: all of its weights are full-precision numbers.')
   chosen = np.linspace(0, len(found) - 1, min(len(found), MAX_PANELS)).round().astype(int)

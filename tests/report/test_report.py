@@ -231,6 +231,34 @@ def test_lq_nets_levels_are_the_mean_of_those_of_the_channels():
   np.testing.assert_allclose(layer.levels, of_channels.mean(0), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+  'name, leaf, value',
+  [('hwgq', 'kernel', np.inf), ('hwgq', 'kernel', np.nan), ('lsq', 'step', np.inf), ('lsq', 'step', np.nan)],
+)
+def test_weights_of_a_run_that_has_diverged(monkeypatch, name, leaf, value):
+  config = smoke_config()
+  config.method.name, config.quantizer.name = 'single', name
+  method, variables = filled(config)
+  flat = traverse_util.flatten_dict(variables['params'], sep='/')
+  layer = 'student/stage2/block1/conv2'
+  (path,) = (path for path in flat if path.startswith(f'{layer}/') and path.endswith(leaf))
+  flat[path].flat[-1] = value
+  variables['params'] = traverse_util.unflatten_dict(flat, sep='/')
+  monkeypatch.setattr(weight_histograms, 'load_trained', lambda run: restore.Trained(method, variables, {}, 0))
+  section = weight_histograms.section(made_run())
+  assert section.text == f'This part is missing, because weights or levels of {layer} are not finite.'
+  assert not section.images and not section.table
+
+
+def test_weights_as_large_as_float32_have_a_histogram():
+  config = smoke_config()
+  config.method.name, config.quantizer.name = 'single', 'lsq'
+  method, variables = filled(config)
+  variables = jax.tree.map(lambda leaf: np.full_like(leaf, 3e38), variables)
+  for layer in weight_histograms.collect(restore.Trained(method, variables, {}, 0), (8, 8, 1)):
+    assert layer.counts.sum() > 0 and np.isfinite(layer.edges).all()
+
+
 def test_model_sizes_by_hand(run, alone):
   rows = json.loads((run / 'bits.json').read_text())
   size = lambda member: sum(row['parameters'] * row['weight_bits'] for row in rows if member(row['layer']))
@@ -267,6 +295,15 @@ def test_what_is_not_there_is_said(run, tmp_path):
   assert titles(page) == [title for title in SECTIONS if title != 'Importance factors']
   check_images(page, tmp_path / 'report', set())
   assert 'nothing was logged yet' in page and 'no checkpoint in' in page
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+  def full(path, data):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(report.local_file, 'write_whole', full)
+  with pytest.raises(UserError, match=f'^{tmp_path}/report cannot be written .No space left on device.; make room or'):
+    report._write(tmp_path / 'report', '', [])
 
 
 def test_directory_without_a_run_is_refused(run, tmp_path):
