@@ -5,6 +5,7 @@ of any of them.
 """
 
 import importlib.util
+import shlex
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -18,6 +19,10 @@ from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import restore
 
 FOLDER = 'export'
+
+
+class NotWrittenError(UserError):
+  """The disk, and not the network, keeps a file from being written."""
 
 
 class Exported(NamedTuple):
@@ -126,8 +131,8 @@ def write(exported, folder, formats, calibration=None):
   calibration: images uint8 [N, H, W, C], for formats that round feature maps to 8 bits.
 
   Raises:
-    UserError: a format is unknown or cannot hold the network, the images are not the network's, or the folder cannot
-      be written.
+    UserError: a format is unknown or cannot hold the network, or the images are not the network's.
+    NotWrittenError: the folder cannot be written.
   """
   if calibration is not None:
     calibration = images.check(calibration, exported.graph.image_shape, 'calibration')
@@ -148,7 +153,7 @@ def write(exported, folder, formats, calibration=None):
       FORMATS[name].write(paths[name], exported.graph, exported.about, calibration)
       manifest.write(folder, exported.about, [FORMATS[name].file])
   except OSError as e:
-    raise UserError(f'{folder} cannot be written ({e.strerror or e}); make it writable') from None
+    raise NotWrittenError(f'{folder} cannot be written ({e.strerror or e}); make room, or make it writable') from None
   return paths
 
 
@@ -166,7 +171,8 @@ def open_network(path):
     if not (path / run_files.CHECKPOINTS).exists() and hub.is_folder(path):
       return _read_hub(path)
     if (there := _readable_in(path)) and not (path / run_files.CONFIG).exists():
-      raise UserError(f'{path} is a folder of exported files; name one of them, e.g. --workdir={there[0]}')
+      example = shlex.quote(str(there[0]))
+      raise UserError(f'{path} is a folder of exported files; name one of them, e.g. --workdir={example}')
     graph, about, _ = from_run(path)
     return interpreter.Network(graph), about
   if path.name.endswith(FORMATS['onnx_qonnx'].file.partition('.')[2]):

@@ -94,7 +94,7 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
     try:
       paths |= export.write(exported, epath.Path(workdir) / export.FOLDER, [name], calibration)
     except UserError as e:
-      if asked or not paths:  # the first can hold every network
+      if asked or not paths or isinstance(e, export.NotWrittenError):  # the first can hold every network
         raise
       notes.append(f'{name} is left out: {e}')
   header, body = ['file', 'KiB'], [[str(path), f'{_size(path) / 1024:,.1f}'] for path in paths.values()]

@@ -17,18 +17,34 @@ _TASK = 'image-classification'
 _SPLITS = {'last': 'last epoch', 'best': 'best epoch', 'chosen': 'as minival chooses'}
 
 
-def public(value):
-  """Returns a JSON-able value in which absolute paths and addresses in texts are their last part only.
+# Fields of paths; a run of a chain or table has them, too.
+_PATHS = re.compile(r'.*\.(data\.dir|data\.name|init_from|teacher_workdirs)')
+
+
+def public(value, field=''):
+  """Returns a JSON-able configuration in which paths are their last part only, and so are absolute ones in other texts.
 
   A folder for others says nothing about the disk that it was made on: 'folder:/home/me/flowers' is 'folder:flowers'.
   """
   if isinstance(value, dict):
-    return {name: public(item) for name, item in value.items()}
+    return {name: public(item, f'{field}.{name}') for name, item in value.items()}
   if isinstance(value, (list, tuple)):
-    return [public(item) for item in value]
-  if isinstance(value, str):
-    return re.sub(r'(^|[:=,])(?:~[^/:=,]*|[a-z][a-z0-9]*:/)?/[^:=,]*?([^/:=,]*)/*(?=$|[:=,])', r'\1\2', value)
-  return value
+    return [public(item, field) for item in value]
+  if not isinstance(value, str):
+    return value
+  if _PATHS.fullmatch(field):
+    kind, colon, path = value.partition(':')
+    if field.endswith('.data.name'):
+      return f'{kind}:{_last_part(path)}' if colon and kind in ('folder', 'npy') else value
+    if field.endswith('.init_from') and re.match(r'\s*\w+\s*=', value):  # network=DIR,network=DIR
+      pairs = [part.partition('=') for part in value.split(',')]
+      return ','.join(f'{name}{equal}{_last_part(path)}' for name, equal, path in pairs)
+    return _last_part(value)
+  return re.sub(r'(^|[:=,])(?:~[^/:=,]*|[a-z][a-z0-9]*:/)?/[^:=,]*?([^/:=,]*)/*(?=$|[:=,])', r'\1\2', value)
+
+
+def _last_part(path):
+  return re.split(r'[/\\]', path.rstrip('/\\'))[-1]
 
 
 def text(graph, about, summary, file_bytes):
@@ -43,18 +59,22 @@ def text(graph, about, summary, file_bytes):
   config = config_lib.flat(about.get('config', {}))
   height, width, channels = about['image_shape']
   bits = {role: config.get(f'student.{role}_bits') for role in ('weight', 'activation')}
+  low = quantized(graph)
   data = config.get('data.name')
+  but = ', but for layers of `bits.rules`' if config.get('bits.rules') else ''
   title = ', '.join(
-    filter(None, [_code(config.get('model.name')), _words_of_bits(bits), f'trained on {_code(data)}' if data else ''])
+    filter(
+      None, [_code(config.get('model.name')), _words_of_bits(bits, but), f'trained on {_code(data)}' if data else '']
+    )
   )
   facts = {
     'architecture': _code(config.get('model.name')),
     'images': f'{height} x {width} x {channels}, uint8',
     'classes': f'{len(about["classes"])}, named in `config.json`',
-    'weights': _words_of_one(bits['weight']),
-    'activations': _words_of_one(bits['activation']),
-    'first and last layer': _words_of_one(config.get('bits.first_last')),
-    'quantizer': _quantizers(config),
+    'weights': _words_of_one(bits['weight'], but),
+    'activations': _words_of_one(bits['activation'], but),
+    'first and last layer': _words_of_one(first_last_bits(config), but),
+    'quantizer': _quantizers(config, low),
     'method': _code(config.get('method.name')),
     'data': _code(data),
     'test images': summary.get('test'),
@@ -68,12 +88,11 @@ def text(graph, about, summary, file_bytes):
   }
   facts = {name: value for name, value in facts.items() if value not in (None, '')}
   parts = [
-    _front_matter(about, summary, data, title),
+    _front_matter(about, summary, data, title, low),
     f'# {title or "Exported network"}',
-    'An image classifier whose weights and activations have few bits, exported by `cmtkd_jax`. `model.safetensors` '
-    'holds the weights as packed codes; `config.json` their operations and the names of the classes.',
+    _introduction(graph, low),
     _table(['', ''], [[name, str(value)] for name, value in facts.items()]),
-    _figures(about, summary),
+    _figures(about, summary, data),
     _sizes(graph, file_bytes),
     _settings(about),
     _use(about),
@@ -81,9 +100,37 @@ def text(graph, about, summary, file_bytes):
   return '\n\n'.join(filter(None, parts)) + '\n'
 
 
-def _front_matter(about, summary, data, title):
+def quantized(graph):
+  """Returns which of 'weights' and 'activations' have codes in some layer."""
+  weights = min(sizes.by_bits(graph), default=FULL_PRECISION) < FULL_PRECISION
+  activations = any(node.op == 'quantize' for node in graph.nodes)
+  return [name for name, found in (('weights', weights), ('activations', activations)) if found]
+
+
+def first_last_bits(config):
+  """Returns the weight bits of the first and last layer by a flat configuration, None where it does not say."""
+  full = config.get('student.weight_bits') == FULL_PRECISION
+  return FULL_PRECISION if full else config.get('bits.first_last')
+
+
+def _introduction(graph, low):
+  kind = f'whose {" and ".join(low)} have few bits' if low else 'in full precision'
+  held = 'float32'
+  if 'weights' in low:
+    held = 'packed codes' + ' and, in full precision, as float32' * (FULL_PRECISION in sizes.by_bits(graph))
+  return (
+    f'An image classifier {kind}, exported by `{LIBRARY}`. `model.safetensors` holds the weights as {held}; '
+    '`config.json` their operations and the names of the classes.'
+  )
+
+
+def _is_random(data):
+  return (data or '').startswith('generated:')
+
+
+def _front_matter(about, summary, data, title, low):
   quoted = lambda value: json.dumps(printable(str(value)), ensure_ascii=False)
-  tags = [_TASK, 'quantization', 'low-bit', 'jax']
+  tags = [_TASK, *(['quantization', 'low-bit'] if low else []), 'jax']
   lines = ['---', f'library_name: {LIBRARY}', f'pipeline_tag: {_TASK}', 'tags:', *(f'- {tag}' for tag in tags)]
   found = _own_results(about)
   # The figures of the last epoch are those of these weights only where the last step was exported.
@@ -94,7 +141,7 @@ def _front_matter(about, summary, data, title):
     for kind, name in (('top-1 accuracy', 'top1'), ('top-5 accuracy', 'top5'))
     if split == 'test'
   ]
-  if exact and data and values:
+  if exact and data and values and not _is_random(data):
     lines += [
       *(
         'metrics:',
@@ -118,7 +165,7 @@ def _own_results(about):
   return {name.removesuffix(own): result for name, result in about.get('metrics', {}).items() if name.endswith(own)}
 
 
-def _figures(about, summary):
+def _figures(about, summary, data):
   found = _own_results(about)
   if not found:
     return ''
@@ -130,6 +177,8 @@ def _figures(about, summary):
     if (which := result.get(key))
   ]
   notes = ['"Best" is the highest top-1 of all evaluations on that split, which no choice could have found in advance.']
+  if _is_random(data):
+    notes.insert(0, 'The images are random (generated data): these accuracies mean nothing.')
   if not summary:
     notes.append('The run was not finished: these are its evaluations so far.')
   elif about.get('step') != summary.get('steps'):
@@ -205,19 +254,20 @@ def _code(value):
   return f'`{printable(str(value)).replace("`", "")}`' if value not in (None, '') else ''
 
 
-def _words_of_one(bits):
-  return bits if bits is None else 'float32' if bits == FULL_PRECISION else f'{bits} bit{"s" if bits != 1 else ""}'
+def _words_of_one(bits, but=''):
+  if bits is None:
+    return None
+  return ('float32' if bits == FULL_PRECISION else f'{bits} bit{"s" if bits != 1 else ""}') + but
 
 
-def _words_of_bits(bits):
+def _words_of_bits(bits, but):
   if None in bits.values():
     return ''
-  return f'weights of {_words_of_one(bits["weight"])}, activations of {_words_of_one(bits["activation"])}'
+  return f'weights of {_words_of_one(bits["weight"])}, activations of {_words_of_one(bits["activation"], but)}'
 
 
-def _quantizers(config):
-  name = config.get('quantizer.name')
-  weights, activations = (config.get(f'quantizer.{role}') or name for role in ('weights', 'activations'))
-  if weights == activations:
-    return _code(weights)
-  return f'{_code(weights)} of weights, {_code(activations)} of activations'
+def _quantizers(config, low):
+  names = {role: config.get(f'quantizer.{role}') or config.get('quantizer.name') for role in low}
+  if len(set(names.values())) == 1 and len(names) == 2:
+    return _code(names['weights'])
+  return ', '.join(f'{_code(name)} of {role}' for role, name in names.items() if name)

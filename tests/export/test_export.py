@@ -1,10 +1,13 @@
 """Exported networks: folding, exact sums, packing, archive, StableHLO, and the command that makes and reads them."""
 
+import errno
 import functools
 import io
 import json
+import os
 import pickle
 import re
+import shutil
 import zipfile
 
 import flax.linen as nn
@@ -23,6 +26,7 @@ from cmtkd_jax.export.graph import Graph, Node
 from cmtkd_jax.models import resnet, wide_resnet
 from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.quantizers import base
+from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import build
 from cmtkd_jax.training import loop as train
 from tests.networks import small_mobilenet
@@ -668,6 +672,25 @@ def test_images_are_classified_alike_by_every_file(run, tmp_path):
   assert [prediction.file for prediction in first] == images
   probabilities = [probability for _, probability in first[0].classes]
   assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.001
+
+
+def test_a_full_disk_ends_the_export(run, tmp_path, monkeypatch):
+  """And does not leave out what did not fit."""
+  copy, write = shutil.copytree(run, tmp_path / 'run'), local_file.write_whole
+
+  def full(path, data):
+    if path.name == 'student.stablehlo':
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write(path, data)
+
+  monkeypatch.setattr(local_file, 'write_whole', full)
+  config = json.loads((copy / 'config.json').read_text())
+  config['data']['name'] = 'npy:/absent'  # so that nothing is evaluated
+  (copy / 'config.json').write_text(json.dumps(config))
+  said = rf'^{copy}/export cannot be written \(No space left on device\); make room, or make it writable$'
+  with pytest.raises(UserError, match=said):
+    compare.export_and_compare(copy)
+  assert (copy / 'export' / 'student.npz').exists()
 
 
 def test_bad_input_of_export(run, tmp_path):

@@ -16,6 +16,7 @@ from cmtkd_jax import export
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import interpreter, model_card, predict
 from cmtkd_jax.export.formats import hub, packed
+from cmtkd_jax.export.graph import Graph, Node
 from cmtkd_jax.runtime import local_file
 from tests.export.test_files import INSTALLED, graph, images, line
 
@@ -173,6 +174,75 @@ def test_what_is_not_known_is_left_out(tmp_path):
   assert 'model-index' not in text
 
 
+def with_fields(about, **fields):
+  """`about` with other values of its configuration; '__' for the dot."""
+  config = config_lib.from_json(json.dumps(about['config']))
+  config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+  return about | {'config': json.loads(config_lib.to_json(config))}
+
+
+def card(made, **fields):
+  return model_card.text(made.graph, model_card.public(with_fields(made.about, **fields)), SUMMARY, 1)
+
+
+def full_precision(quantize=False):
+  """A graph whose weights are float32, and its activations too unless they are to be quantized."""
+  rng = np.random.default_rng(0)
+  dense = Node('dense', ('a0',), 's1', {'bits': 32}, {'kernel': np.float32(rng.normal(size=(4 * 4 * 4, 5)))})
+  nodes = graph().nodes[:3]
+  if quantize:
+    nodes += (Node('quantize', ('a0',), 'q0', {'levels': 4}), Node('lookup', ('q0',), 'a1', arrays={'values': VALUES}))
+    dense = Node('dense', ('a1',), 's1', dense.attributes, dense.arrays)
+  affine = Node('affine', ('s1',), 'logits', arrays={'bias': np.zeros(5, np.float32), 'scale': np.ones(5, np.float32)})
+  return Graph((*nodes, dense, affine), (8, 8, 3))
+
+
+VALUES = np.float32([0, 1, 2, 3])
+WIDTHS = {'student__weight_bits': 32, 'student__activation_bits': 32, 'bits__first_last': 8}
+
+
+def test_a_network_in_full_precision_is_not_called_quantized(tmp_path):
+  made = exported()._replace(graph=full_precision())
+  made = made._replace(about=with_fields(made.about, **WIDTHS))
+  folder = export.write(made, tmp_path, ['hub'])['hub']
+  text = (folder / hub.CARD).read_text()
+  assert 'An image classifier in full precision, exported by' in text and 'holds the weights as float32;' in text
+  assert '| weights | float32 |' in text and '| first and last layer | float32 |' in text
+  assert not any(word in text for word in ('few bits', 'codes', '| quantizer |', '- quantization', '- low-bit'))
+  assert 'quantization_config' not in json.loads((folder / hub.CONFIG).read_text())
+  assert export.open_network(folder)[0](images()).shape == (3, 5)
+
+  made = made._replace(graph=full_precision(quantize=True), about=with_fields(made.about, student__activation_bits=2))
+  text = card(made)
+  assert 'An image classifier whose activations have few bits' in text and 'as float32;' in text
+  assert '| quantizer | `lsq` of activations |' in text and '- low-bit' in text
+  found = json.loads((export.write(made, tmp_path, ['hub'])['hub'] / hub.CONFIG).read_text())['quantization_config']
+  assert (found['weight_quantizer'], found['activation_quantizer'], found['first_last_bits']) == (None, 'lsq', 32)
+
+
+def test_weights_in_codes_and_in_full_precision(whole):
+  text = (whole[0] / hub.CARD).read_text()
+  assert 'whose weights and activations have few bits' in text
+  assert 'holds the weights as packed codes and, in full precision, as float32;' in text
+  only = exported()._replace(graph=Graph(graph().nodes[3:], (4, 4, 4)))  # the layers of 2 and 4 bits
+  assert 'holds the weights as packed codes;' in card(only)
+
+
+def test_a_card_of_random_images_claims_nothing():
+  text = card(exported(), data__name='generated:8x8x3:5:16')
+  assert 'The images are random (generated data): these accuracies mean nothing.' in text
+  assert 'model-index' not in text and 'metrics:' not in text and '| 91.25 % |' in text
+  assert 'random' not in card(exported())
+
+
+def test_a_card_names_layers_of_other_bits():
+  text = card(exported(), bits__rules=(('student/stage1/.*', 4, 4),))
+  for row in ('weights | 2 bits', 'activations | 2 bits', 'first and last layer | float32'):
+    assert f'| {row}, but for layers of `bits.rules` |' in text
+  assert '# `resnet8`, weights of 2 bits, activations of 2 bits, but for layers of `bits.rules`, trained on' in text
+  assert 'bits.rules`' not in card(exported())
+
+
 def test_class_names_that_look_like_paths_stay(tmp_path):
   names = ['/m/01abc', '/', '~/x', 'a=/b', 'gs://bucket/c']
   folder = export.write(exported(classes=names), tmp_path / 'a', ['hub'])['hub']
@@ -198,6 +268,41 @@ def test_public_by_hand():
     ('', ''),
   ):
     assert model_card.public({'a': (private, 1)}) == {'a': [shown, 1]}
+
+
+@pytest.mark.parametrize(
+  'field, private, shown',
+  [
+    ('data.name', 'folder:../clients/acme/photos', 'folder:photos'),
+    ('data.name', 'npy:data/secret/x/', 'npy:x'),
+    ('data.name', r'folder:C:\Users\me\x', 'folder:x'),
+    ('data.name', 'imagenet_resized/32x32:0.1.0', 'imagenet_resized/32x32:0.1.0'),  # of TensorFlow Datasets
+    ('data.name', 'generated:8x8x1:4:16', 'generated:8x8x1:4:16'),
+    ('data.name', 'digits', 'digits'),
+    ('data.dir', '../clients/acme', 'acme'),
+    ('data.dir', r'C:\Users\me\x', 'x'),
+    ('data.dir', '/home/me/a,b=c:d/e', 'e'),
+    ('data.dir', '', ''),
+    ('init_from', 'clients/acme/a', 'a'),
+    ('init_from', 'clients/lr=0.1/a.npz', 'a.npz'),
+    ('init_from', r'student=clients/acme/a,teacher1_4bit=..\acme\b', 'student=a,teacher1_4bit=b'),
+    ('init_from', '{teacher}', '{teacher}'),
+    ('prerequisites.teacher.init_from', 'clients/acme/a', 'a'),
+    ('prerequisites.teacher.data.dir', 'clients/acme', 'acme'),
+    ('init_from_ignore', 'student/head/.*', 'student/head/.*'),
+    ('optimizer.name', 'sgd', 'sgd'),
+  ],
+)
+def test_paths_by_hand(field, private, shown):
+  nested, flat = private, {field: shown}
+  for name in reversed(field.split('.')):
+    nested = {name: nested}
+  assert config_lib.flat(model_card.public(nested)) == flat
+
+
+def test_paths_of_teachers_by_hand():
+  private = {'teacher_workdirs': ('clients/acme/t4', r'C:\me\t8', '{teacher}')}
+  assert model_card.public(private) == {'teacher_workdirs': ['t4', 't8', '{teacher}']}
 
 
 def changed(path, change):

@@ -1,6 +1,5 @@
 """ONNX files: the exact form to the last code, the fast form, the one for circuits, and what is refused."""
 
-import collections
 import itertools
 import json
 
@@ -16,6 +15,7 @@ from cmtkd_jax.export.formats import onnx_common, onnx_qdq, onnx_qlinear, onnx_q
 from cmtkd_jax.export.graph import Graph, Node
 from cmtkd_jax.runs import checkpoint
 from cmtkd_jax.training import build, loop
+from tests.export.test_export import reference_convolution
 from tests.networks import small_mobilenet
 from tests.pruned_network import make_pruned
 
@@ -217,19 +217,40 @@ def test_depthwise_networks(bits, order, quantizer, tmp_path, monkeypatch):
 
 
 def test_sums_that_need_more_than_a_byte_are_exact(tmp_path):
-  """As the reader runs it, and in a session of ONNX Runtime with all its optimizations."""
+  """In a session of ONNX Runtime with all its optimizations: every sum is that of the codes before it."""
   changes = {'model.width': 1.0, 'student.weight_bits': 4, 'student.activation_bits': 4, 'model.block_order': 'pre'}
   graph, path = make_graph(**changes), tmp_path / 'student.onnx'
   images = images_of(graph.image_shape, 32)
-  expected = np.asarray(interpreter.Network(graph)(images))
   onnx_qlinear.write(path, graph, about_of(graph), images)
-  operations = collections.Counter(node.op_type for node in onnx.load(path).graph.node)
-  assert operations['MatMulInteger'] >= 4 and operations['QLinearConv'] >= 2
-  session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
-  for found in (onnx_common.read(path)[0](images), session.run(None, {'images': images})[0]):
-    same = (np.abs(found - expected) < 1e-4).all(1)
-    assert same.mean() >= 0.5  # a rounded bias may put a sum on the other side of a threshold
-    assert np.mean(found.argmax(1) == expected.argmax(1)) >= 0.9
+  model = onnx.load(path)
+  kinds = [node.op_type for node in model.graph.node]
+  assert kinds.count('MatMulInteger') >= 4 and kinds.count('QLinearConv') >= 2
+  summed = [node for node in graph.nodes if f'{node.output}/integers' in [made.name for made in model.graph.node]]
+  assert len(summed) == kinds.count('MatMulInteger')
+  types = {f'{node.output}/integers': onnx.TensorProto.INT32 for node in summed}
+  types |= {node.inputs[0]: onnx.TensorProto.UINT8 for node in summed}
+  for name, kind in types.items():
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+  session = runtime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+  logits, *values = session.run(['logits', *types], {'images': images})
+  values = dict(zip(types, values, strict=True))
+  for node in summed:
+    codes, geometry = (
+      np.moveaxis(values[node.inputs[0]], 1, -1),
+      (node.attributes['stride'], node.attributes['padding']),
+    )
+    sums = reference_convolution(codes, node.weights, *geometry)
+    np.testing.assert_array_equal(values[f'{node.output}/integers'].reshape(sums.shape), sums)
+    assert np.ptp(sums) > 255
+  # Reading the sums does not change them.
+  plain = runtime.InferenceSession(path, providers=['CPUExecutionProvider']).run(None, {'images': images})[0]
+  np.testing.assert_array_equal(plain, logits)
+  # A rounded bias of QLinearConv puts a code in a thousand on the other side of a threshold.
+  first = 'student/stage1_activation'
+  expected = np.asarray(interpreter.Network(graph).with_codes(images)[1][first])
+  assert np.mean(np.moveaxis(values[first], 1, -1) != expected) < 0.01
+  for found in (onnx_common.read(path)[0](images), plain):
+    assert np.mean(found.argmax(1) == np.asarray(interpreter.Network(graph)(images)).argmax(1)) >= 0.9
 
 
 def make_graph(move_offsets=0.0, **changes):

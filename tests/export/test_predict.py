@@ -97,6 +97,14 @@ def test_csv_and_json(tmp_path, capsys):
   assert second['file'] == '/absent.png' and 'no such file' in second['error']
 
 
+def test_names_that_are_not_utf8(tmp_path, capsys):
+  path = tmp_path / 'a\udcff.png'
+  save(path, 51)
+  for output, quote in (('text', ''), ('csv', ''), ('json', '"')):
+    status, out, err = run(capsys, str(path), output=output)
+    assert status == 0 and not err and f'{tmp_path}/a\\udcff.png{quote}' in out
+
+
 def test_no_images(tmp_path):
   with pytest.raises(UserError, match='--images is missing'):
     next(predict.predict('', []))

@@ -10,7 +10,7 @@
                             image_std are in its first layer
   README.md                 the model card, see `model_card`; nothing reads it back
 
-A folder is made for others, so absolute paths in the configuration are cut to their last part.
+A folder is made for others, so paths in the configuration are cut to their last part.
 
 Whatever a folder holds is checked before it is used, as in `packed`: digests, then the header with its sizes, then
 `schema` and `graph_check`. A damaged or foreign folder gives one line and can run no code.
@@ -82,7 +82,7 @@ def write(path, graph, about, summary):
     files = {WEIGHTS: weights, PREPROCESSOR: strict_json.dump(_preprocessor_of(about, config), indent=2).encode()}
     found = {
       'model_type': model_card.LIBRARY,
-      **_known_to_the_hub(config),
+      **_known_to_the_hub(config, model_card.quantized(graph)),
       'id2label': {str(i): name for i, name in enumerate(about['classes'])},
       'format': FORMAT,
       'version': head['version'],
@@ -183,21 +183,23 @@ def _arrays(data):
   return found
 
 
-def _known_to_the_hub(config):
+def _known_to_the_hub(config, quantized):
   """What pages of the hub show of a `config.json`, as far as the flat configuration says it."""
   if not config:
     return {}
-  name = config['quantizer.name']
-  return {
-    'architectures': [config['model.name']],
+  found = {'architectures': [config['model.name']]}
+  if not quantized:
+    return found
+  name = lambda role: (config[f'quantizer.{role}'] or config['quantizer.name']) if role in quantized else None
+  return found | {
     'quantization_config': {
       'quant_method': model_card.LIBRARY,
       'weight_bits': config['student.weight_bits'],
       'activation_bits': config['student.activation_bits'],
-      'first_last_bits': config['bits.first_last'],
-      'weight_quantizer': config['quantizer.weights'] or name,
-      'activation_quantizer': config['quantizer.activations'] or name,
-    },
+      'first_last_bits': model_card.first_last_bits(config),
+      'weight_quantizer': name('weights'),
+      'activation_quantizer': name('activations'),
+    }
   }
 
 
