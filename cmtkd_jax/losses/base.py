@@ -94,7 +94,10 @@ class LogitLoss(Options):
   The loss has its minimum where both are equal. It is 0 there, but for DIST, which counts what hardly varies as
   uncorrelated. Methods give it logits of one kind on both sides: those that the
   networks return, with a target from `combine`, or both counted from the true class (CMT-KD eq. (7)).
+  `reads_temperature` says whether the temperature matters.
   """
+
+  reads_temperature: ClassVar[bool] = True
 
   def combine(self, teacher_logits, temperature):
     """Returns the target logits, float32 [B, C], of one or more teachers, a sequence of [B, C].

@@ -44,6 +44,7 @@ class LogitsRegression(base.LogitLoss):
   """Squared distance of logits, without a temperature. The target of several teachers is the mean of their logits."""
 
   reduction: str = option('mean', 'reduction of the squared differences over the classes', choices=REDUCTIONS)
+  reads_temperature = False
 
   def combine(self, teacher_logits, temperature):
     return jnp.mean(jnp.stack([z.astype(jnp.float32) for z in teacher_logits]), axis=0)

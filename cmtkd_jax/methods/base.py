@@ -53,6 +53,14 @@ class Method(nn.Module, kw_only=True):
     return ()
 
   @property
+  def unread_settings(self):
+    """`{setting: the field of the configuration, with its value, because of which the loss does not read it}`.
+
+    These settings cannot follow a schedule of the loss.
+    """
+    return {}
+
+  @property
   def views(self):
     """How many augmentations of each image a step sees; above 1, `images` is [views, B, H, W, C] in training."""
     return 1
@@ -236,6 +244,14 @@ def configured_feature_loss(config):
 def configured_logit_loss(config):
   """Returns the `losses.LogitLoss` of `config.logit_loss`."""
   return losses.LOGIT_LOSSES[config.logit_loss.name](**config.logit_loss[config.logit_loss.name])
+
+
+def unread_with(logit_loss):
+  """Returns `Method.unread_settings` of a method whose temperature is that of `logit_loss` alone."""
+  if logit_loss.reads_temperature:
+    return {}
+  name = next(name for name, cls in losses.LOGIT_LOSSES.items() if cls is type(logit_loss))
+  return {'temperature': f'config.logit_loss.name={name!r}'}
 
 
 def check_teachers(teachers, method, least, most):

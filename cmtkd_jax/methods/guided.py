@@ -39,6 +39,10 @@ class Settings(Options):
 class Guided(MultiNetwork):
   """The low-precision student and the full-precision teacher."""
 
+  @property
+  def unread_settings(self):
+    return {'temperature': "config.method.guided.hint='features'"} if self.settings.hint == 'features' else {}
+
   def __call__(self, images, train):
     _, student_maps, student = run_stages(self.student, self.student.embed(images, train), train)
     before, _, teacher = run_stages(self.teacher, self.teacher.embed(images, train), train)
@@ -58,18 +62,27 @@ class Guided(MultiNetwork):
 
 
 def guided_loss(logits, labels, pairs, settings, cross_entropy=losses.cross_entropy):
-  """Returns (L, terms): L = CE(z_T, y) + CE(z_S, y) + w_T R_T + w_S R_S.
+  """Total loss of the low-precision student S and the full-precision teacher T, which hint at each other.
 
-  Features: R_S = sum_k mean (Q(F_T^k) - F_S^k)^2 with Q(F_T) a constant, R_T the same with F_S a constant.
-  Predictions: R_S = tau^2 KL(p_T || p_S), R_T = tau^2 KL(p_S || p_T), their first argument a constant.
+      L = CE(z_T, y) + CE(z_S, y) + w_T R_T + w_S R_S
+      features:  R_S = R_T = sum_k mean (Q(F_T^k) - F_S^k)^2,  with Q(F_T) a constant in R_S, F_S in R_T
+      logits:    R_S = tau^2 KL(p_T || p_S),  R_T = tau^2 KL(p_S || p_T),  their first argument a constant
 
   Args:
     logits: `{'student': z_S, 'teacher': z_T}`, float [B, C].
     labels: int32 [B].
     pairs: `{tap: (Q(F_T), F_S)}`, the teacher's map through the student's quantizer, and the student's; for hints by
       features only.
-    settings: `Settings`.
+    settings: `Settings`: the hint, w_T and w_S >= 0, tau > 0.
     cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
+
+  Returns:
+    (L, terms): float32 scalar >= 0, and every unweighted term by name.
+
+  Raises:
+    ValueError: the shapes do not fit.
+
+  Source: guided training (Zhuang et al., CVPR 2018).
   """
   constant = jax.lax.stop_gradient
   z_s, z_t = logits[STUDENT], logits['teacher']

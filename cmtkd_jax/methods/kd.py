@@ -10,6 +10,7 @@ from cmtkd_jax.methods.base import (
   configured_logit_loss,
   student_network,
   trained_networks,
+  unread_with,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.options import Options, option
@@ -29,6 +30,10 @@ class Distillation(MultiNetwork):
 
   target_name: str  # of what the teachers say together, among the logits
   logit_loss: losses.LogitLoss = losses.LOGIT_LOSSES['kl_divergence']()
+
+  @property
+  def unread_settings(self):
+    return unread_with(self.logit_loss)
 
   def __call__(self, images, train):
     logits = self.logits(images, train)

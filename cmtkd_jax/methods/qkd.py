@@ -29,6 +29,12 @@ class Settings(Options):
 class QKD(MultiNetwork):
   """The student, and in the later phases its full-precision teacher."""
 
+  @property
+  def unread_settings(self):
+    if self.settings.phase != 'self_studying':
+      return {}
+    return dict.fromkeys(('distillation_weight', 'temperature'), "config.method.qkd.phase='self_studying'")
+
   def loss(self, outputs, labels):
     return qkd_loss(outputs.logits, labels, self.settings, self.cross_entropy)
 

@@ -1,4 +1,7 @@
-"""Weights and temperatures of the loss that change during training: `config.beta_schedule` and its siblings."""
+"""Weights and temperatures of the loss that change during training.
+
+They follow `config.beta_schedule`, `config.gamma_schedule` and `config.temperature_schedule`.
+"""
 
 import copy
 from collections.abc import Callable
@@ -6,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from cmtkd_jax.config import durations
+from cmtkd_jax.config import durations, recipes
 from cmtkd_jax.errors import UserError
 
 # By section: where a method holds the value, (attribute of the method, field), the first that exists. Each is named as
@@ -35,7 +38,8 @@ def create(config, method, total_steps, **sizes):
     **sizes: as for `durations.parse`.
 
   Raises:
-    UserError: a field is not a duration or lies after the training, or the method has no such value.
+    UserError: a field is not a duration, lies after the training, or changes nothing; or the method has no such value,
+      or does not read it.
   """
   changes = [
     _Change(_place(method, section, config.method.name), factor)
@@ -73,6 +77,11 @@ def _factor(options, section, total_steps, **sizes):
         f'config.{section}.{field}={options[field]!r} does not lie before the end of training, step {total_steps}; '
         'lower it'
       )
+  for factor, field, steps in (('first_factor', 'warmup', warmup), ('change_factor', 'change_at', change_at)):
+    if not steps and options[factor] != getattr(recipes.LossSchedule, factor):
+      raise UserError(
+        f'config.{section}.{factor}={options[factor]!r} changes nothing without config.{section}.{field}; set that, too'
+      )
   if section == 'temperature_schedule' and warmup and not options.first_factor:
     raise UserError(
       f'config.{section}.first_factor={options.first_factor!r} makes the first temperature 0; give a positive factor'
@@ -85,6 +94,11 @@ def _factor(options, section, total_steps, **sizes):
 def _place(method, section, name):
   for holder, field in _PLACES[section]:
     if hasattr(getattr(method, holder, None), field):
+      if holder == 'settings' and (cause := method.unread_settings.get(field)):
+        raise UserError(
+          f'config.{section}: with {cause}, the loss does not read config.method.{name}.{field}; leave the schedule '
+          'empty'
+        )
       return holder, field
   value = section.removesuffix('_schedule')
   raise UserError(f'config.{section}: the method {name!r} has no {value} that could change; leave its fields empty')
