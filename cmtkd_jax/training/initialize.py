@@ -11,7 +11,7 @@ import re
 from flax import traverse_util
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import inspect, pytorch_weights
+from cmtkd_jax.models import STUDENT, inspect, pytorch_weights
 from cmtkd_jax.runs import checkpoint, run_files
 
 
@@ -52,12 +52,12 @@ def load(text, allow, abstract, method, config=None):
     if target and target not in networks:
       raise UserError(f'config.init_from: there is no network {target!r}; there are {", ".join(sorted(networks))}')
     source, meta, where = _read(directory, config)
-    same_grids = config is not None and _same_grids(config.to_dict(), meta.get('config', {}))
+    same_grids = () if config is None else _same_grids(networks, config.to_dict(), meta.get('config', {}))
     origins = {path: _origin(path, source, method) for path in wanted if target in ('', path[1])}
     used = {
       path: origin
       for path, origin in origins.items()
-      if origin in source and (not inspect.is_quantizer_path(path) or (same_grids and origin[1] == path[1]))
+      if origin in source and (not inspect.is_quantizer_path(path) or (path[1] in same_grids and origin[1] == path[1]))
     }
     found |= {path: source[origin] for path, origin in used.items()}
     read = set(used.values())
@@ -119,12 +119,15 @@ def _starts_fresh(path, method):
   return inspect.is_quantizer_path(path) or len(method.pretrained_candidates(path[1])) == 1
 
 
-def _same_grids(here, there):
-  """Whether networks of one name are quantized alike in both configurations; names of teachers hold their widths."""
+def _same_grids(networks, here, there):
+  """The `networks` that are quantized alike in both configurations."""
 
-  def described(config):
-    quantizer = config['quantizer']
+  def described(config, network):
+    quantizer, method = config['quantizer'], config['method'][config['method']['name']]
     used = {role: quantizer.get(role) or quantizer['name'] for role in ('weights', 'activations')}
-    return json.dumps([config['student'], config['bits'], used, [quantizer.get(name) for name in used.values()]])
+    # Names of several teachers hold their widths; that of a single one, which in some schemes comes trained, does not.
+    one_teacher = network != STUDENT and isinstance(method.get('teacher_bits'), int)
+    widths = [config['student'], *([method['teacher_bits'], method.get('scheme')] if one_teacher else [])]
+    return json.dumps([widths, config['bits'], used, [quantizer.get(name) for name in used.values()]])
 
-  return 'quantizer' in there and described(here) == described(there)
+  return {name for name in networks if 'quantizer' in there and described(here, name) == described(there, name)}
