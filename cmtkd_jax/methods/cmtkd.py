@@ -23,6 +23,7 @@ from cmtkd_jax.methods.base import (
   configured_feature_loss,
   configured_logit_loss,
   network_builder,
+  unread_with,
 )
 from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
 from cmtkd_jax.models import STUDENT
@@ -96,6 +97,10 @@ class CMTKD(Method):
   @property
   def weight_bits(self):
     return {STUDENT: self.student_weight_bits, **dict(zip(self.teacher_names, self.teacher_weight_bits))}
+
+  @property
+  def unread_settings(self):
+    return unread_with(self.mutual_loss)
 
   def pretrained_candidates(self, name):
     return (name, f'{STUDENT}/head') if name == 'combined_head' else super().pretrained_candidates(name)
@@ -195,6 +200,9 @@ def cmtkd_loss(
   Returns:
     (L, terms): float32 scalar, and every unweighted term by name.
 
+  Raises:
+    ValueError: the shapes do not fit, or `labels` is not of an integer dtype.
+
   Source: CMT-KD eqs. (4)-(10).
   """
   ce_s = cross_entropy(student_logits, labels, settings.ce_temperature)
@@ -290,6 +298,12 @@ def _check_combinations(settings, num_teachers):
 def _check_normalizing(config, settings):
   """Refuses what assumes that nothing but the quantizer lies between a tap and the next stage."""
   backbone = f'config.model.name={config.model.name!r}, whose taps lie before a normalization'
+  feature_loss = configured_feature_loss(config)
+  if feature_loss is not None and feature_loss.maps == 'pre_quantizer':
+    raise UserError(
+      f'config.feature_loss.name={config.feature_loss.name!r} would compare maps that are not normalized with '
+      f"{backbone}; use 'attention', 'fitnet' or 'similarity'"
+    )
   if settings.requantize:
     raise UserError(
       f'config.method.cmtkd.requantize=True would normalize the mixture twice with {backbone}; set it to False'
@@ -304,6 +318,8 @@ def _check_normalizing(config, settings):
 def _taps(config, settings, of_backbone):
   """The taps in use, of those that the backbone has."""
   taps = tuple(settings.taps) or of_backbone
+  if len(set(taps)) < len(taps):
+    raise UserError(f'config.method.cmtkd.taps={taps!r} names a layer twice; name each once')
   if not set(taps) <= set(of_backbone):
     raise UserError(f'config.method.cmtkd.taps={taps!r}; {config.model.name} can be tapped at {of_backbone!r}')
   if settings.combined_head == 'shared' and of_backbone[-1] not in taps:

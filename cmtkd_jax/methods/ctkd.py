@@ -7,6 +7,7 @@ before and frozen, shows the student by its attention maps where to look.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
@@ -43,6 +44,10 @@ class Settings(Options):
 
 class CTKD(MultiNetwork):
   """Student, scratch teacher and expert, in this order."""
+
+  @property
+  def unread_settings(self):
+    return {} if self.settings.alpha else {'temperature': f'config.method.ctkd.alpha={self.settings.alpha!r}'}
 
   def __call__(self, images, train):
     stem = self.student.embed(images, train)
@@ -105,7 +110,7 @@ def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`.
 
   Raises:
-    UserError: the networks cannot be compared, or have no stem to share.
+    UserError: the networks or their maps cannot be compared, or have no stem to share.
   """
   check_teachers(teachers, 'ctkd', 1, 1)
   scratch_config = config.copy_and_resolve_references()
@@ -124,4 +129,25 @@ def create(config, settings, num_classes, teachers=()):
       'config.method.ctkd.shared_stem=True needs wide residual networks (wrn16_1, ...), whose stem stands '
       'apart; set it to False'
     )
-  return CTKD(specs, settings)
+  method = CTKD(specs, settings)
+  _check_sizes(config, method, teachers[0].config.model)
+  return method
+
+
+def _check_sizes(config, method, expert):
+  """Raises `UserError` unless the maps of the expert, whose `model` is given, have the size of the receiver's."""
+  data, receiver = config.data, method.settings.attention_to
+  images = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, len(data.mean)), jnp.float32)
+  maps = jax.eval_shape(lambda x: method.init_with_output(jax.random.key(0), x, train=False)[0].aux, images)
+  own, other = ([f'{f.shape[1]}x{f.shape[2]}' for f in maps[name]] for name in (receiver, 'expert'))
+  if own == other:
+    return
+  field, value, of_expert = 'model.stem', config.model.stem, expert.stem
+  if value == of_expert:
+    field, value, of_expert = 'model.name', config.model.name, expert.name
+    if receiver != STUDENT:
+      field, value = 'method.ctkd.teacher_model', method.settings.teacher_model
+  raise UserError(
+    f"config.{field}={value!r} gives maps of {', '.join(own)}, the expert's {of_expert!r} maps of {', '.join(other)}; "
+    'make them equal, or name another expert in config.teacher_workdirs'
+  )

@@ -14,7 +14,7 @@ from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import MultiNetwork, Outputs, check_teachers, student_network
 from cmtkd_jax.models import STUDENT, inspect
-from cmtkd_jax.models.bit_policy import BIT_WIDTHS, quantizer_class, quantizer_names
+from cmtkd_jax.models.bit_policy import BIT_WIDTHS, create_quantizer, parse_rules, quantizer_class, quantizer_names
 from cmtkd_jax.models.layers import Activation
 from cmtkd_jax.options import Options, option
 from cmtkd_jax.quantizers import Quantized
@@ -65,7 +65,26 @@ class SPEQ(MultiNetwork):
 
 
 def speq_loss(teacher, student, labels, settings, cross_entropy=losses.cross_entropy):
-  """Returns (L, terms): L = CE(z_S, y) + w mean_b [1 - cos(f_T, f_S)]; f: probabilities or logits, f_T constant."""
+  """Total loss of the student S, taught by itself at randomly higher precision, T.
+
+      L = CE(z_S, y) + w mean_b (1 - cos(f(z_T), f(z_S))),  f the softmax or the identity
+
+  with f(z_T) a constant.
+
+  Args:
+    teacher, student: z_T and z_S, float [B, C], finite.
+    labels: y, int32 [B] in 0..C-1.
+    settings: `Settings`: f and w >= 0.
+    cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
+
+  Returns:
+    (L, terms): float32 scalar >= 0, and every unweighted term by name.
+
+  Raises:
+    ValueError: the shapes do not fit.
+
+  Source: SPEQ (Boo et al., AAAI 2021). That f is the softmax by default is chosen here.
+  """
   ce = cross_entropy(student, labels)
   of = jax.nn.softmax if settings.cosine_of == 'probabilities' else lambda z: z
   cosine = losses.cosine_loss(jax.lax.stop_gradient(of(teacher)), of(student))
@@ -76,7 +95,8 @@ def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`.
 
   Raises:
-    UserError: the quantizer has values of its own for each width, or a width or probability does not exist.
+    UserError: the quantizer has values of its own for each width, or lacks `high_bits`, or the student's activations
+      have as many bits.
   """
   check_teachers(teachers, 'speq', 0, 0)
   name = quantizer_names(config.quantizer)['activation']
@@ -85,5 +105,13 @@ def create(config, settings, num_classes, teachers=()):
     raise UserError(
       f'config.quantizer: {name!r} has values of its own for each width, so that '
       "config.method.name='speq' cannot switch widths; use 'hwgq'"
+    )
+  create_quantizer(name, 'activation', settings.high_bits, layer='config.method.speq.high_bits')
+  widths = [config.student.activation_bits, *(rule.activation_bits for rule in parse_rules(config.bits.rules))]
+  if min(widths) >= settings.high_bits:
+    raise UserError(
+      f'config.student.activation_bits={config.student.activation_bits!r} is not below '
+      f'config.method.speq.high_bits={settings.high_bits!r}, so that the teacher would be no more precise than the '
+      'student; lower the first or raise the second'
     )
   return SPEQ((student_network(config, num_classes),), settings)

@@ -327,6 +327,7 @@ def test_importance_starts_where_it_should_and_is_summarized():
     (dict(bits=(4, 9)), 'teacher_bits'),
     (dict(bits=((4, 4, 4),)), 'teacher_bits'),
     (dict(taps=(4,)), 'taps'),
+    (dict(taps=(3, 2, 3)), r'taps=\(3, 2, 3\) names a layer twice'),
     (dict(taps=(1, 2)), 'combined_head'),
     (dict(importance_init=(0.0,)), 'importance_init'),
   ],
@@ -339,15 +340,17 @@ def test_refused(options, field):
 @pytest.mark.parametrize(
   'options, field',
   [
-    (dict(requantize=True), 'requantize=True'),
-    (dict(requantize=True, combined_head='mean'), 'requantize=True'),
-    (dict(fused='pre_quantizer'), "fused='pre_quantizer'.*combined_head to 'mean'"),
+    (dict(requantize=True), 'method.cmtkd.requantize=True'),
+    (dict(requantize=True, combined_head='mean'), 'method.cmtkd.requantize=True'),
+    (dict(fused='pre_quantizer'), "method.cmtkd.fused='pre_quantizer'.*combined_head to 'mean'"),
+    (dict(feature_loss='ab'), "feature_loss.name='ab' would compare maps that are not normalized"),
+    (dict(feature_loss='ofd', fused='pre_quantizer'), "feature_loss.name='ofd'.*use 'attention', 'fitnet'"),
   ],
 )
 def test_refused_where_a_normalization_follows_the_taps(options, field):
   config = make_config(**options)
   config.model.name = 'wrn16_1'
-  with pytest.raises(UserError, match=f'config.method.cmtkd.{field}'):
+  with pytest.raises(UserError, match=f'config.{field}'):
     make_method(config)
 
 

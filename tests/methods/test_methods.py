@@ -12,10 +12,11 @@ import pytest
 from flax import traverse_util
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import losses
+from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods import METHODS, apprentice, average_teacher, ctkd, dml, guided, kd, kdcl, qkd, speq
-from cmtkd_jax.training import build, optimizer
+from cmtkd_jax.runs import checkpoint
+from cmtkd_jax.training import build, initialize, optimizer
 from cmtkd_jax.training.step import eval_step, initial_state, train_step
 from cmtkd_jax.training.teachers import Teacher
 from tests import networks
@@ -36,9 +37,9 @@ def make_config(method, bits=2, **settings):
   return config
 
 
-def trained(*widths):
+def trained(*widths, **settings):
   """Trained teachers of these widths, as far as building them goes."""
-  return tuple(Teacher(f'runs/{bits}', make_config('single', bits)) for bits in widths)
+  return tuple(Teacher(f'runs/{bits}', make_config('single', bits, **settings)) for bits in widths)
 
 
 def logits(*names, seed=0):
@@ -348,7 +349,7 @@ def test_regression_on_the_mean_of_the_teachers_logits():
 
 # One step of each.
 
-TEACHERS = {'kd': (32,), 'average_teacher': (4, 8), 'ctkd': (32,)}
+TEACHERS = {'kd': (4,), 'average_teacher': (4, 8), 'ctkd': (32,)}
 NETWORKS = {  # trained, frozen
   'single': ({'student'}, set()),
   'kd': ({'student'}, {'teacher1'}),
@@ -369,7 +370,14 @@ def test_every_method_is_tried():
 
 
 @pytest.mark.parametrize(
-  'name, quantizer', [*((name, 'hwgq') for name in NETWORKS), ('kd', 'lsq'), ('ctkd', 'lsq'), ('cmtkd', 'lsq')]
+  'name, quantizer',
+  [
+    *((name, 'hwgq') for name in NETWORKS),
+    ('kd', 'lsq'),
+    ('kd', 'lq_nets'),
+    ('ctkd', 'lsq'),
+    ('cmtkd', 'lsq'),
+  ],
 )
 def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer):
   config = make_config(
@@ -381,7 +389,7 @@ def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer)
       'quantizer.name': quantizer,
     },
   )
-  method = build.create_method(config, CLASSES, trained(*TEACHERS.get(name, ())))
+  method = build.create_method(config, CLASSES, trained(*TEACHERS.get(name, ()), **{'quantizer.name': quantizer}))
   transform = optimizer.create(config, method, lambda step: 0.1)
   augment = lambda key, images: images / 255 + 0.01 * jax.random.normal(key, images.shape)
   rng = np.random.default_rng(0)
@@ -405,9 +413,10 @@ def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer)
   changed = {n for n in before.params if not same(before.params[n], after.params[n])}
   learning, frozen = NETWORKS[name]
   assert (changed, set(method.frozen)) == (learning, frozen)
-  for network in frozen:
-    for collection in after.model_state.values():
-      assert same(after.model_state['batch_stats'][network], before.model_state['batch_stats'][network]), collection
+  for collection, networks_after in after.model_state.items():
+    for network in frozen & networks_after.keys():
+      assert same(networks_after[network], before.model_state[collection][network]), collection
+  assert quantizer != 'lq_nets' or frozen <= after.model_state['quantizer_state'].keys()
   assert all(np.isfinite(value) for value in metrics.values())
   assert {n.removesuffix('/gradient_norm') for n in metrics if n.endswith('/gradient_norm')} == learning
   assert 'student' in sums and all(total['count'] == 4 for total in sums.values())
@@ -521,6 +530,15 @@ def test_guidance_by_logits_compares_no_maps():
     ('apprentice', {'method.apprentice.scheme': 'D'}, (), 'config.method.apprentice.scheme'),
     ('qkd', {'method.qkd.phase': 'tutoring'}, (), 'config.init_from'),
     ('speq', {'quantizer.name': 'lsq'}, (), "config.quantizer: 'lsq'"),
+    ('speq', {'student.activation_bits': 8}, (), 'activation_bits=8 is not below config.method.speq.high_bits=8'),
+    ('speq', {'student.activation_bits': 32}, (), 'activation_bits=32 is not below config.method.speq.high_bits=8'),
+    ('speq', {'method.speq.high_bits': 1}, (), 'config.student.activation_bits=2 is not below .*high_bits=1'),
+    (
+      'speq',
+      {'quantizer.activations': 'xnor'},
+      (),
+      'bits=8 is not supported; allowed: 1 .*config.method.speq.high_bits',
+    ),
     ('speq', {'method.speq.high_probability': 1.5}, (), 'config.method.speq.high_probability=1.5'),
     ('guided', {'model.name': 'wrn16_1'}, (), "config.method.guided.hint='features' does not fit .*use 'logits'"),
     ('ctkd', {'method.ctkd.teacher_model': 'vgg'}, (32,), "config.method.ctkd.teacher_model='vgg'"),
@@ -530,6 +548,51 @@ def test_guidance_by_logits_compares_no_maps():
 def test_what_cannot_be_honored_is_named(name, settings, widths, words):
   with pytest.raises(UserError, match=words):
     build.create_method(make_config(name, **settings), CLASSES, trained(*widths))
+
+
+@pytest.mark.parametrize(
+  'settings, words',
+  [
+    ({}, "config.model.name='tiny' gives maps of 4x4, 2x2, the expert's 'strided' maps of 2x2, 1x1"),
+    ({'method.ctkd.attention_to': 'scratch_teacher'}, "config.method.ctkd.teacher_model='tiny' gives maps of 4x4, 2x2"),
+    ({'model.stem': 'imagenet'}, "config.model.stem='imagenet' gives maps of 4x4, 2x2, the expert's 'cifar' maps of"),
+  ],
+)
+def test_an_expert_whose_maps_have_other_sizes_is_refused(monkeypatch, settings, words):
+  monkeypatch.setitem(models.MODELS, 'strided', networks.tiny((4, 4, 'body'), (6, 2, 'body'), stem=3))
+  monkeypatch.setitem(models.MODELS, 'tiny', networks.tiny((4, 2, 'body'), (6, 2, 'body'), stem=3))
+  expert = trained(32, **{'model.name': 'strided'})
+  with pytest.raises(UserError, match=words):
+    build.create_method(make_config('ctkd', **settings), CLASSES, expert)
+  # The scratch teacher's maps count where they are compared, and no others.
+  config = make_config('ctkd', **{'method.ctkd.attention_to': 'scratch_teacher'})
+  config.method.ctkd.teacher_model = 'strided'
+  build.create_method(config, CLASSES, expert)
+
+
+def test_speq_switches_widths_that_only_rules_lower():
+  config = make_config('speq', bits=32, **{'bits.rules': (('student/stage1_.*', 32, 2),)})
+  build.create_method(config, CLASSES)
+
+
+@pytest.mark.parametrize('method, network', [('apprentice', 'teacher'), ('ctkd', 'scratch_teacher')])
+def test_a_teacher_of_another_width_does_not_take_over_the_values_of_quantizers(monkeypatch, method, network):
+  """Its name does not hold its width. The student's values, whose width is the same, are taken over."""
+
+  def of(bits):
+    config = make_config(method, **{f'method.{method}.teacher_bits': bits, 'quantizer.name': 'lsq'})
+    created = build.create_method(config, CLASSES, trained(*TEACHERS.get(method, ())))
+    variables = jax.eval_shape(lambda: created.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), train=True))
+    return config, created, variables
+
+  there, _, variables = of(4)
+  found = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), variables)
+  monkeypatch.setattr(checkpoint, 'load_variables', lambda directory: (found, {'config': there.to_dict()}, 5))
+  for bits in (4, 8):
+    config, created, variables = of(bits)
+    loaded, _ = initialize.load('runs/4', '', variables, created, config)
+    steps = {path[0] for path in traverse_util.flatten_dict(loaded['params']) if path[-1] == 'step'}
+    assert ('student' in steps, network in steps) == (True, bits == 4)
 
 
 def test_settings_are_frozen_and_have_defaults():

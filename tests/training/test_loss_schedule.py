@@ -1,15 +1,18 @@
 """Factors on loss weights by hand; a scheduled loss equals that of a method with the value of the step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import models
+from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods import Outputs
+from cmtkd_jax.methods import METHODS, Outputs
 from cmtkd_jax.training import build, loss_schedule
+from cmtkd_jax.training.teachers import Teacher
 from tests import networks
 
 SIZES = dict(steps_per_epoch=10, batch_size=4)
@@ -97,8 +100,65 @@ def test_without_a_schedule_it_is_the_loss_of_the_method():
     ({'beta_schedule.warmup': '100 steps'}, "warmup='100 steps' does not lie before the end of training, step 100"),
     ({'beta_schedule.change_at': '5, 200 steps'}, "change_at='5, 200 steps' does not lie before"),
     ({'temperature_schedule.warmup': '5 steps'}, 'first_factor=0.0 makes the first temperature 0'),
+    ({'beta_schedule.first_factor': 0.5}, 'first_factor=0.5 changes nothing without config.beta_schedule.warmup'),
+    (
+      {'gamma_schedule.change_factor': 0.1, 'gamma_schedule.warmup': '5 steps'},
+      'change_factor=0.1 changes nothing without config.gamma_schedule.change_at',
+    ),
+    (
+      {'method.name': 'qkd', 'method.qkd.phase': 'self_studying', 'beta_schedule.warmup': '5 steps'},
+      "with config.method.qkd.phase='self_studying', the loss does not read config.method.qkd.distillation_weight",
+    ),
+    (
+      {'logit_loss.name': 'logits_regression', 'temperature_schedule.change_at': '5 steps'},
+      "with config.logit_loss.name='logits_regression', the loss does not read config.method.cmtkd.temperature; leave",
+    ),
   ],
 )
 def test_what_is_refused(fields, message):
   with pytest.raises(UserError, match=message):
     loss_of(make_config(**fields), 0)
+
+
+SETTINGS = {'beta_schedule': ('beta', 'distillation_weight'), 'gamma_schedule': ('gamma',)}
+SETTINGS['temperature_schedule'] = ('temperature',)
+TRAINED = {'kd': 1, 'average_teacher': 2, 'ctkd': 1}
+
+
+@pytest.mark.parametrize(
+  'name, fields',
+  [
+    *((name, {}) for name in METHODS),
+    *((name, {'logit_loss.name': loss}) for name in ('kd', 'cmtkd') for loss in losses.LOGIT_LOSSES),
+    ('qkd', {'method.qkd.phase': 'self_studying'}),
+    ('qkd', {'method.qkd.phase': 'tutoring', 'init_from': 'run'}),
+    ('guided', {'method.guided.hint': 'logits'}),
+    ('ctkd', {'method.ctkd.alpha': 0.5}),
+  ],
+)
+def test_what_is_accepted_changes_the_loss(name, fields):
+  """A setting has a schedule where the loss depends on it, and nowhere else."""
+  fields = {'method.name': name, 'feature_loss.name': 'none', 'method.cmtkd.teacher_bits': (4,), **fields}
+  fields |= {'method.ctkd.teacher_model': 'tiny', 'method.ctkd.shared_stem': False}
+  teachers = (Teacher('run', make_config(**{'method.name': 'single'})),) * TRAINED.get(name, 0)
+  method = build.create_method(make_config(**fields), CLASSES, teachers)
+
+  def run():
+    images, keys = jnp.zeros((4, 8, 8, 1)), {'params': jax.random.key(0), 'sampling': jax.random.key(0)}
+    variables = method.init(keys, images, train=True)
+    return method.apply(variables, images, train=True, mutable=True, rngs={'sampling': jax.random.key(0)})[0]
+
+  rng = np.random.default_rng(0)
+  returned = jax.tree.map(lambda x: jnp.asarray(rng.uniform(size=x.shape), jnp.float32), jax.eval_shape(run))
+  total = lambda method: method.loss(returned, jnp.array([0, 1, 2, 4]))[0]
+  for section, settings in SETTINGS.items():
+    for setting in settings:
+      if hasattr(method.settings, setting):
+        values = dataclasses.replace(method.settings, **{setting: 0.5 * getattr(method.settings, setting)})
+        counts = total(method.clone(settings=values)) != total(method)
+        config = make_config(**fields, **{f'{section}.change_at': '5 steps'})
+        try:
+          loss_schedule.create(config, method, 100, **SIZES)
+          assert counts, section
+        except UserError:
+          assert not counts, section
