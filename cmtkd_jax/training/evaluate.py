@@ -4,9 +4,10 @@ import functools
 
 import jax
 
+from cmtkd_jax.runs import run_files
 from cmtkd_jax.runtime import distributed
 from cmtkd_jax.runtime.progress import Progress
-from cmtkd_jax.training import restore
+from cmtkd_jax.training import memory, restore
 from cmtkd_jax.training.step import eval_step
 
 _AHEAD = 2  # batches that may wait for the device, so that progress is true
@@ -66,6 +67,9 @@ class MinivalUpdate:
 def evaluate_run(workdir, config=None, step=None):
   """Returns step and `Evaluator.run`'s results of a checkpoint, as a JSON-able dict; the rest as `restore.open_run`."""
   run = restore.open_run(workdir, config, step)
-  with Progress(1, enabled=distributed.is_first()) as progress:
+  with (
+    Progress(1, enabled=distributed.is_first()) as progress,
+    memory.evaluation_errors_as_advice(config or run_files.read_config(workdir)),
+  ):
     results = Evaluator(run.method, run.dataset, run.sharding).run(run.variables, progress.meanwhile)
   return {'workdir': str(workdir), 'step': run.step, **results}

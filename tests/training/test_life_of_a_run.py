@@ -4,6 +4,7 @@ import logging
 import shutil
 import subprocess
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,6 +82,15 @@ def test_what_only_a_start_reads_is_said_to_stay(finished, caplog):
   with caplog.at_level(logging.WARNING):
     loop.train_and_evaluate(make_config(init_from='elsewhere', duration='3 steps', allow_config_changes=True), finished)
   assert 'init_from' in caplog.text and 'it keeps those that it has' in caplog.text
+
+
+def test_an_evaluation_without_room_names_its_batch_size(finished, monkeypatch):
+  def exhausted(*unused):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes')
+
+  monkeypatch.setattr(evaluate.Evaluator, 'run', exhausted)
+  with pytest.raises(UserError, match='^config.eval_batch_size=16 does not fit'):
+    evaluate.evaluate_run(finished)
 
 
 def test_images_of_another_mean_are_not_evaluated(finished):

@@ -111,7 +111,8 @@ def test_a_start_that_failed_may_be_repeated_with_another_configuration(tmp_path
 def test_teachers_of_a_failed_start_are_forgotten(finished, tmp_path):
   teachers.save(tmp_path, [teachers.Teacher('/gone', make_config())])
   named = str(finished / 'run')
-  assert [teacher.directory for teacher in teachers.open_all(make_config(teachers=(named,)), tmp_path)] == [named]
+  opened = teachers.open_all(make_config(teacher_workdirs=(named,)), tmp_path)
+  assert [teacher.directory for teacher in opened] == [named]
 
 
 def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch):
@@ -129,9 +130,9 @@ def test_a_resumed_run_reads_no_batch_twice(finished, tmp_path, monkeypatch):
 def test_processes_that_evaluate_are_compared_as_those_that_train(finished, monkeypatch):
   facts = []
   monkeypatch.setattr(restore.distributed, 'check_agreement', facts.append)
-  config = make_config(**{'data.name': f'npy:{finished}/data', 'data.std': (0.25,)})
+  config = make_config(**{'data.name': f'npy:{finished}/data', 'data.pad': 2})
   restore.open_run(finished / 'run', config)
-  assert facts[0]['config.data.std'] == '(0.25,)' and facts[0]['classes'] == "['ant', 'bee']"
+  assert facts[0]['config.data.pad'] == '2' and facts[0]['classes'] == "['ant', 'bee']"
 
 
 def test_renamed_classes_are_refused(finished, tmp_path):
