@@ -157,6 +157,8 @@ class _Folder:
 
   def max_pool(self, step):
     grid, module = self._grids.get(step.inputs[0]), step.module
+    if grid is not None and grid.values is None and grid.scale < 0:
+      grid = None  # the greatest value is that of the least code
     self.emit(
       'max_pool',
       step.inputs[0] if grid else self._as_real(step.inputs[0]),

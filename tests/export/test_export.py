@@ -207,6 +207,24 @@ def test_folded_network_is_the_trained_one(name):
     np.testing.assert_array_equal(ours[layer], other[layer])
 
 
+def test_maxima_of_values_that_fall_with_their_codes():
+  """N2UQ trains the scale of its outputs, which may become negative; the stem's maximum is over its values."""
+  fields = {'model.block_order': 'post', 'model.stem': 'imagenet', 'data.image_size': 16, 'quantizer.name': 'n2uq'}
+  config, method, variables, images = make_network(**fields)
+
+  def negate(path, x):
+    names = [entry.key for entry in path]
+    return -x if 'output_scale' in names and 'stem' in '/'.join(names) else x
+
+  variables = jax.tree_util.tree_map_with_path(negate, variables)
+  graph = make_graph(config, method, variables)
+  logits, codes = compare._forward_with_codes(method, variables, images, (0.5,), (0.5,))
+  ours = interpreter.run(graph.by_bytes(), images, next(iter(interpreter.SUMS)))
+  for layer, found in codes.items():
+    assert np.mean(np.asarray(found) != np.asarray(ours[layer])) <= 1e-3, layer
+  np.testing.assert_allclose(ours[graph.nodes[-1].output], logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
+
+
 def test_quantized_layers_are_summed_in_integers():
   """Uniform codes meet integer weights in exact sums everywhere but in the first and the last layer."""
   graph = make_graph(*make_network()[:3])
