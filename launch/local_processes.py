@@ -3,9 +3,10 @@
 
     python launch/local_processes.py --processes=2 -- --config=configs/digits_resnet8.py --workdir=runs/two
 
---devices=K gives each process K virtual CPU devices (for trying things out); --gpus gives process k the GPU k alone.
-Without either, processes see what `JAX_PLATFORMS` and `CUDA_VISIBLE_DEVICES` say. What the first process prints is
-shown; the last lines of one that fails, too. The exit status is that of the first process that failed.
+--devices=K gives each process K virtual CPU devices (for trying things out); --gpus gives each process one GPU, in the
+order of `CUDA_VISIBLE_DEVICES`, or of the machine where it is not set. Without either, processes see what
+`JAX_PLATFORMS` and `CUDA_VISIBLE_DEVICES` say. Paths are those of the folder that you are in. What the first process
+prints is shown; the last lines of one that fails, too. The exit status is that of the first process that failed.
 """
 
 import argparse
@@ -29,16 +30,34 @@ def free_port():
     return listener.getsockname()[1]
 
 
+def gpus_of(processes, environment):
+  """Returns the GPU of each process, as CUDA names it; exits where there are fewer."""
+  visible = environment.get('CUDA_VISIBLE_DEVICES')
+  names = list(map(str, range(processes))) if visible is None else list(filter(None, visible.split(',')))
+  if not 0 < processes <= len(names):
+    where = 'this machine' if visible is None else f'CUDA_VISIBLE_DEVICES={visible}'
+    print(
+      f'error: {processes} processes need a GPU each, and {where} has {len(names)}; change --processes, or GPUS of '
+      'launch/multi_gpu.sh',
+      file=sys.stderr,
+    )
+    sys.exit(2)
+  return names[:processes]
+
+
 def start(arguments, processes, devices=0, gpus=False, module='cmtkd_jax.main', environment=None):
   """Starts the processes; returns [(Popen, file of what it prints, None for the first)]."""
   address, started = f'127.0.0.1:{free_port()}', []
+  environment = dict(os.environ if environment is None else environment)
+  environment['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), environment.get('PYTHONPATH')]))
+  names = gpus_of(processes, environment) if gpus else ()
   for k in range(processes):
-    own = dict(os.environ if environment is None else environment)
+    own = dict(environment)
     if devices:
       own['JAX_PLATFORMS'] = 'cpu'
       own['XLA_FLAGS'] = f'{own.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
     if gpus:
-      own['CUDA_VISIBLE_DEVICES'] = str(k)
+      own['CUDA_VISIBLE_DEVICES'] = names[k]
     output = tempfile.TemporaryFile('w+') if k else None  # noqa: SIM115  read when the process has ended
     command = [
       sys.executable,
@@ -49,9 +68,7 @@ def start(arguments, processes, devices=0, gpus=False, module='cmtkd_jax.main', 
       f'--num_processes={processes}',
       f'--process_id={k}',
     ]
-    started.append(
-      (subprocess.Popen(command, cwd=ROOT, env=own, stdout=output, stderr=subprocess.STDOUT if k else None), output)
-    )
+    started.append((subprocess.Popen(command, env=own, stdout=output, stderr=subprocess.STDOUT if k else None), output))
   return started
 
 

@@ -12,6 +12,7 @@ import filecmp
 import hashlib
 import pathlib
 import pickle
+import shlex
 import sys
 import tarfile
 import tempfile
@@ -88,7 +89,7 @@ def main(arguments=None):
   options = parser.parse_args(arguments)
   found = read(options.ARCHIVE)
   write(found if options.classes is None else keep(found, options.classes), options.DIR)
-  print(f'train with --config.data.name=npy:{options.DIR}')
+  print(f'train with --config.data.name={shlex.quote(f"npy:{options.DIR}")}')
 
 
 if __name__ == '__main__':

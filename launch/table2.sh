@@ -39,8 +39,9 @@ done
 data="npy:$(realpath "${data#npy:}")"
 mkdir -p "$out" && out="$(realpath "$out")"
 workdir="$(realpath -m "${workdir:-$out/runs}")"
-cd "$(dirname "$0")/.."
-recipe=configs/table2_resnet18_cifar100.py
+checkout="$(cd "$(dirname "$0")/.." && pwd)"
+export PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}"
+recipe="$checkout/configs/table2_resnet18_cifar100.py"
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/cmtkd_jax/compiled}"
 [ "$jobs" = 1 ] || export XLA_PYTHON_CLIENT_PREALLOCATE=false
 decay="$(awk -v e="$epochs" 'BEGIN {printf "%g, %g epochs", e * 5 / 12, e * 10 / 12}')"
@@ -104,7 +105,7 @@ train() {  # The seeds $2... of row $1, at once; sets `took` to the seconds of s
 if [ -n "$benchmark" ] && [ ! -f "$out/train_step.md" ]; then
   say "benchmarks/train_step.py $benchmark"
   # shellcheck disable=SC2086  # several arguments
-  python benchmarks/train_step.py $benchmark --out="$workdir/train_step.json" >"$workdir/logs/train_step.log" 2>&1 &
+  python "$checkout/benchmarks/train_step.py" $benchmark --out="$workdir/train_step.json" >"$workdir/logs/train_step.log" 2>&1 &
   pids=($!)
   wait "${pids[0]}" || fail "benchmark: $(tail -n 1 "$workdir/logs/train_step.log"); --benchmark= leaves it out"
   pids=()

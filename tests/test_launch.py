@@ -93,6 +93,119 @@ def test_several_gpus_where_there_are_none(tmp_path):
   assert run.stderr == ('error: there is no nvidia-smi to count the GPUs; set GPUS=N, or use launch/single_host.sh\n')
 
 
+@pytest.fixture
+def programs(tmp_path):
+  """Function that puts programs, `{name: script}`, before those of the machine; returns an environment of them."""
+  folder = tmp_path / 'programs'
+  folder.mkdir()
+
+  def put(**scripts):
+    for name, script in scripts.items():
+      (folder / name).write_text(f'#!/bin/bash\n{script}\n')
+      (folder / name).chmod(0o755)
+    return {'PATH': f'{folder}:{os.environ["PATH"]}', 'HOME': str(tmp_path)}
+
+  return put
+
+
+def lines_of(*command, **more):
+  run = subprocess.run(command, capture_output=True, text=True, check=False, **more)
+  assert run.returncode == 0, run.stderr
+  return run.stdout.splitlines()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('script, before', [('single_host', '-m cmtkd_jax.main'), ('multi_gpu', '--gpus --')])
+def test_paths_are_those_of_the_folder_that_the_user_is_in(programs, tmp_path, script, before):
+  environment = programs(python='echo "$PWD"; echo "$PYTHONPATH"; echo "$@"') | {'PYTHONPATH': '/mine', 'GPUS': '2'}
+  where, path, arguments = lines_of(
+    LAUNCH / f'{script}.sh', '--config=mine.py', '--workdir=runs/a b', env=environment, cwd=tmp_path
+  )
+  assert where == str(tmp_path) and arguments.endswith(f'{before} --config=mine.py --workdir=runs/a b')
+  if script == 'single_host':
+    assert path == f'{LAUNCH.parent}:/mine'
+  else:
+    assert arguments.startswith(f'{LAUNCH}/local_processes.py --processes=2 ')
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+  'variables, processes',
+  [
+    ({}, 3),
+    ({'GPUS': '2'}, 2),
+    ({'CUDA_VISIBLE_DEVICES': '4,5'}, 2),
+    ({'CUDA_VISIBLE_DEVICES': 'GPU-a1b2,GPU-c3d4', 'GPUS': '1'}, 1),
+    ({'CUDA_VISIBLE_DEVICES': ''}, 0),  # a scheduler that gives none
+  ],
+)
+def test_gpus_are_those_that_a_scheduler_gives(programs, variables, processes):
+  listing = 'echo 0; echo 1; echo 2'
+  environment = programs(python='echo "$2"', **{'nvidia-smi': listing}) | variables
+  assert lines_of(LAUNCH / 'multi_gpu.sh', env=environment) == [f'--processes={processes}']
+
+
+def load(name):
+  spec = importlib.util.spec_from_file_location(name, LAUNCH / f'{name}.py')
+  spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+  return module
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, capsys):
+  module, started = load('local_processes'), []
+  monkeypatch.setattr(module.subprocess, 'Popen', lambda command, **more: started.append(more))
+
+  def gpus(processes, visible=None):
+    started.clear()
+    environment = {'PYTHONPATH': '/mine'} | ({} if visible is None else {'CUDA_VISIBLE_DEVICES': visible})
+    for _, output in module.start((), processes, gpus=True, environment=environment):
+      if output:
+        output.close()
+    assert all(more['env']['PYTHONPATH'] == f'{LAUNCH.parent}:/mine' and 'cwd' not in more for more in started)
+    return [more['env']['CUDA_VISIBLE_DEVICES'] for more in started]
+
+  assert gpus(2) == ['0', '1'] and gpus(2, '6,3,1') == ['6', '3'] and gpus(1, 'GPU-a1b2') == ['GPU-a1b2']
+  for processes, visible, words in ((3, '6,3', '6,3 has 2'), (0, None, 'this machine has 0'), (1, '', ' has 0')):
+    with pytest.raises(SystemExit, match='2'):
+      gpus(processes, visible)
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: {processes} processes need a GPU each') and error.count('\n') == 1
+    assert words in error and not started
+
+
+@pytest.mark.e2e
+def test_hosts_of_a_pod_get_the_files_as_they_are(programs, tmp_path):
+  """Not those of the last commit, and none of an earlier copy."""
+  checkout, hosts = tmp_path / 'checkout', tmp_path / 'hosts'
+  (checkout / 'launch').mkdir(parents=True), (checkout / 'cmtkd_jax').mkdir(), (hosts / 'cmtkd_jax').mkdir(parents=True)
+  shutil.copy(LAUNCH / 'tpu_pod.sh', checkout / 'launch')
+  for name in ('changed', 'gone', 'same'):
+    (checkout / 'cmtkd_jax' / f'{name}.py').write_text('before')
+  git = lambda *words: subprocess.run(
+    ['git', '-c', 'user.name=a', '-c', 'user.email=a', *words], cwd=checkout, check=True
+  )
+  git('init', '-q'), git('add', '.'), git('commit', '-q', '-m', 'a')
+  # scp copies to the hosts; ssh runs there up to the installation.
+  gcloud = f"""
+if [ "$4" = scp ]; then cp "$5" '{hosts}/cmtkd_jax.tar.gz'; exit; fi
+command="${{!#}}"; cd '{hosts}'; bash -c "${{command#--command=}}" """
+  environment = programs(
+    gcloud=gcloud, python3='mkdir -p .venv/bin; cp /bin/echo .venv/bin/pip; cp /bin/echo .venv/bin/python'
+  )
+  start = [checkout / 'launch' / 'tpu_pod.sh', 'name', 'zone', '--workdir=gs://a b']
+  shown = lambda: {path.name: path.read_text() for path in (hosts / 'cmtkd_jax' / 'cmtkd_jax').iterdir()}
+  lines_of(*start, env=environment)
+  assert shown() == {'changed.py': 'before', 'gone.py': 'before', 'same.py': 'before'}
+  (checkout / 'cmtkd_jax' / 'changed.py').write_text('after')
+  (checkout / 'cmtkd_jax' / 'gone.py').unlink()
+  (checkout / 'cmtkd_jax' / 'added.py').write_text('new')
+  git('add', 'cmtkd_jax/added.py')
+  assert lines_of(*start, env=environment)[-1] == '-m cmtkd_jax.main --workdir=gs://a b'
+  assert shown() == {'changed.py': 'after', 'added.py': 'new', 'same.py': 'before'}
+  assert (hosts / 'cmtkd_jax' / '.venv').is_dir()
+  assert not subprocess.run(['git', 'stash', 'list'], cwd=checkout, capture_output=True, check=True).stdout
+
+
 # --- Table 2. In place of the command most tests have a program that leaves the files of a run.
 
 STAND_IN = """#!{python} -S
@@ -170,7 +283,7 @@ def test_table2_goes_on_where_it_stopped(table2, tmp_path):
   status, said, _ = table2(*some, '--minutes=60', SECONDS_OF_cmtkd='60')
   assert status == 0 and 'stopped at cmtkd: about 82 min more would be past --minutes=60' in said
   benchmark, *runs = table2.calls()
-  table = ['configs/table2_resnet18_cifar100.py (0,1,2,)'] * 3  # as Markdown, as JSON, and printed
+  table = [f'{LAUNCH.parent}/configs/table2_resnet18_cifar100.py (0,1,2,)'] * 3  # as Markdown, as JSON, and printed
   assert benchmark == '' and runs[-3:] == table
   runs = runs[:-3]
   assert sorted(runs[:2]) == ['full_precision (0,)', 'full_precision (1,)'] and runs[2] == 'full_precision (2,)'
@@ -269,9 +382,7 @@ def archive_of(path, members):
 
 @pytest.fixture
 def prepare_cifar():
-  spec = importlib.util.spec_from_file_location('prepare_cifar', LAUNCH / 'prepare_cifar.py')
-  spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-  return module
+  return load('prepare_cifar')
 
 
 @pytest.mark.parametrize('classes', [10, 100])
@@ -309,8 +420,9 @@ def test_cifar_becomes_npy_files(prepare_cifar, tmp_path, capsys, classes):
   assert np.load(folder / 'test_labels.npy').tolist() == labels[20:]
 
   # The first classes only, with their names.
-  fewer = tmp_path / 'fewer'
+  fewer = tmp_path / 'fewer classes'
   prepare_cifar.main([str(path), str(fewer), f'--classes={classes // 2}'])
+  assert capsys.readouterr().out == f"train with --config.data.name='npy:{fewer}'\n"
   assert npy.read(str(fewer), 3).class_names == tuple(names[: classes // 2])
   for split, part in (('train', range(20)), ('test', range(20, 25))):
     kept = [k for k in part if labels[k] < classes // 2]
