@@ -148,6 +148,8 @@ def parse(argv):
     raise UserError(f'--output={form}: --mode={_MODE.value} prints {", ".join(outputs)}; choose one of them')
   # `--workdir=~/x`: a shell expands ~ at the beginning of a word only.
   workdir = ','.join(map(os.path.expanduser, (_WORKDIR.value or _default_workdir()).split(',')))
+  if re.search('[\ud800-\udfff]', workdir):  # which no checkpoint can be saved in
+    raise UserError(f'--workdir={workdir} is not UTF-8; choose another name')
   _check_store('--workdir', workdir)
   if config is not None:
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))

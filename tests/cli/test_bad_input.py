@@ -118,6 +118,7 @@ def finished(tmp_path_factory):
       )
       for prefix, field in (('', 'eval_batch_size=32'), ('', 'prerequisites.teacher.seed=1'), ('no', 'tensorboard'))
     ],
+    ([SMOKE, '--workdir=/a/b\udcff'], [r'--workdir=/a/b\udcff is not UTF-8; choose another name']),
     # A variable of the shell that is not set.
     ([SMOKE, '--workdir='], ['--workdir= lacks a directory', 'name it, or leave the flag out']),
     (['--mode=report', '--workdir=a,'], ['--workdir=a, lacks a directory']),
