@@ -1,1 +1,1 @@
-"""The command: its flags, what `--mode` can be, Ctrl-C."""
+"""The command: its flags, what `--mode` can be, its output, Ctrl-C."""
