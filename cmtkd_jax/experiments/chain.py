@@ -32,11 +32,12 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   Raises:
     UserError: a reference has no run, or a run cannot be trained.
   """
+  last = config_lib.derive(config, {})  # checks that it is a whole configuration
   directories, runs = dict(directories), {}
   for name in in_order(config.prerequisites, config.prerequisites):
     runs[name] = resolve(prerequisite(config, name), directories)
     directories[name] = f'{workdir}/{name}'
-  last = resolve(config_lib.derive(config, {}), directories)  # a reference without a run is found before any training
+  last = resolve(last, directories)  # a reference without a run is found before any training
   for name, run in runs.items():
     report(f'\n== {name} -> {directories[name]}')
     _train(run, directories[name], report)
