@@ -4,7 +4,7 @@ Rows of Table 2 with teachers from scratch, the same with pretrained teachers, a
 precision. Five seeds: differences of two rows, paired by seed, had a standard deviation of 1.9 points in earlier runs
 (22 pairs of rows, 3 seeds each), so 3, 5 and 14 seeds show 2.2, 1.7 and 1.0 points at two standard errors.
 
-About 75 minutes a seed on one core.
+A run with teachers takes about 10 minutes on one idle core, a single network 3; a seed has 15 runs.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/ladder_resnet8.py --config.data.name=npy:DIR
 Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/ladder_resnet8.py \
            --workdir=benchmarks/results/ladder_resnet8

@@ -45,9 +45,8 @@ def main(argv):
     return preemption.EXIT_STATUS
   except KeyboardInterrupt:
     resumes = command is not None and command.mode in _RESUMING
-    return _end(
-      interrupts.EXIT_STATUS, 'interrupted' + '; the same command continues from the last checkpoint' * resumes
-    )
+    line = 'interrupted; the same command continues from the last checkpoint' if resumes else 'interrupted'
+    return _end(interrupts.EXIT_STATUS, line)
   except jax.errors.JaxRuntimeError as e:
     if not peers.installed():
       raise

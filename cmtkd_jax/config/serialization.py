@@ -8,8 +8,9 @@ from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.config.validation import check
 from cmtkd_jax.errors import UserError
 
-# What fields were called by the versions that wrote a configuration.
-_RENAMED = {'first': 'prerequisites', 'teachers': 'teacher_workdirs', 'data': {'resident': 'on_device'}}
+# What earlier versions called fields, and fields of `config.data`.
+_RENAMED = {'first': 'prerequisites', 'teachers': 'teacher_workdirs'}
+_RENAMED_DATA = {'resident': 'on_device'}
 
 
 def to_json(config):
@@ -41,14 +42,13 @@ def difference(a, b, exclude=()):
   ]
 
 
-def _with_new_names(changes, names=_RENAMED):
-  found = {}
-  for name, value in changes.items():
-    new = names.get(name, name)
-    found[name if isinstance(new, dict) else new] = _with_new_names(value, new) if isinstance(new, dict) else value
-  if names is _RENAMED:
-    for runs in (found.get('prerequisites', {}), found.get('table', {}).get('runs', {})):
-      runs |= {run: _with_new_names(changes) for run, changes in runs.items()}
+def _with_new_names(changes):
+  """The fields of a configuration, and of the runs in it, as they are called now."""
+  found = {_RENAMED.get(name, name): value for name, value in changes.items()}
+  if 'data' in found:
+    found['data'] = {_RENAMED_DATA.get(name, name): value for name, value in found['data'].items()}
+  for runs in (found.get('prerequisites', {}), found.get('table', {}).get('runs', {})):
+    runs |= {run: _with_new_names(changes) for run, changes in runs.items()}
   return found
 
 

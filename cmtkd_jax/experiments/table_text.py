@@ -79,7 +79,7 @@ def _cells(rows):
     'published': lambda row: ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-',
     'last epoch': lambda row: _pair(row['last']),
     'difference': lambda row: _cell(row['difference'], sign='+') if row['difference'] else '-',
-    'sd': lambda row: f'{row["last"]["top1"]["sd"]:.2f}' if row['last'] and row['last']['top1']['sd'] else '-',
+    'sd': lambda row: _deviation(row['last']),
     'best epoch': lambda row: _pair(row['best']),
     'seeds': lambda row: str(len(row['seeds'])),
     'note': lambda row: row['note'],
@@ -89,6 +89,10 @@ def _cells(rows):
   if not any(row['difference'] for row in rows):
     del columns['difference']
   return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
+
+
+def _deviation(result):
+  return f'{result["top1"]["sd"]:.2f}' if result and result['top1']['sd'] is not None else '-'
 
 
 def _pair(result):

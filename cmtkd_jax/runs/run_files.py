@@ -62,7 +62,7 @@ def claim(workdir, config, dataset):
 def describe(workdir, config, dataset, rows):
   """Writes what describes a run that is about to train into its claimed work directory.
 
-  The summary of a shorter training goes.
+  Removes the summary of a shorter training, which would no longer be true.
 
   Args:
     workdir: an `epath.Path`.
@@ -136,8 +136,8 @@ def check_data(workdir, dataset, allow_config_changes=False):
   if dataset.held_out:
     raise UserError(
       f'config.data.name: the number of images is not that of the run in {workdir}: {found}. Test images are held out '
-      'of them, and others would be now, on which the run was trained; restore the images, put new ones into another '
-      'folder, or choose another --workdir'
+      'of them, and another number holds out others, which the run was trained on; restore the images, or choose '
+      'another --workdir'
     )
   raise UserError(
     f'config.data.name: the number of images is not that of the run in {workdir}: {found}; restore the data, choose '
@@ -278,7 +278,7 @@ def commit():
   package = epath.Path(cmtkd_jax.__file__).parent
   git = lambda *words: subprocess.run(['git', '-C', str(package), *words], capture_output=True, text=True, check=False)
   try:
-    # Installed into a folder of another repository, the package is none of its files.
+    # Another repository does not track a package that is installed in one of its folders.
     if git('ls-files', '--error-unmatch', '__init__.py').returncode:
       return ''
     described = git('describe', '--always', '--dirty', '--exclude=*')

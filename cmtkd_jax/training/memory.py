@@ -20,8 +20,7 @@ def errors_as_advice(config):
 def evaluation_errors_as_advice(config):
   """The same for an evaluation."""
   return _errors_as(
-    f'config.eval_batch_size={config.eval_batch_size} does not fit into the memory of a device, next to what '
-    'else is there; lower it'
+    f'config.eval_batch_size={config.eval_batch_size} does not fit into the memory of a device; lower it'
   )
 
 

@@ -108,6 +108,7 @@ def test_differences_are_paired_by_seed(config, tmp_path):
   for seed, top1 in ((1, 82.0), (2, 73.0), (3, 99.0)):  # Seed 3 has no partner.
     finish(tmp_path, 'cmtkd', seed, top1=top1)
   finish(tmp_path, 'later', 0, top1=88.5)
+  finish(tmp_path, 'later', 9, top1=88.5)
   assert [row['difference'] for row in table.collect(config, tmp_path)] == [None] * 4
   config.table.baseline = 'single'
   rows = table.collect(config, tmp_path)
@@ -118,6 +119,7 @@ def test_differences_are_paired_by_seed(config, tmp_path):
   text = table_text.markdown(config.table.title, rows)
   assert text.splitlines()[4].split(' | ')[4] == 'difference'
   assert [line.split(' | ')[4] for line in text.splitlines()[6:10]] == ['-', '+2.50 ± 0.50', '+2.50 ± 0.50', '-1.50']
+  assert [line.split(' | ')[5] for line in text.splitlines()[6:10]] == ['10.00', '13.20', '13.20', '0.00']
   assert 'Difference to single: top-1 of the last epoch' in text
   config.table.baseline = 'singel'
   with pytest.raises(UserError, match="there is no run 'singel'"):

@@ -10,22 +10,12 @@ import pytest
 from PIL import Image
 
 import cmtkd_jax
-from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
 from cmtkd_jax.runs import metric_log, run_files, run_summary
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import evaluate, loop
-
-
-def make_config(**changes):
-  config = config_lib.default()
-  config_lib.smoke(config, 8, channels=1)
-  config.method.name, config.model.width = 'single', 4 / 64
-  config.optimizer.decay_at = ''
-  config.duration, config.checkpoint_every, config.eval_every = '2 steps', '1 steps', '2 steps'
-  config.update_from_flattened_dict(changes)
-  return config_lib.derive(config, {})  # without the table of smoke
+from tests.small_run import make_config
 
 
 @pytest.fixture(scope='module')
@@ -110,7 +100,9 @@ def test_images_that_move_held_out_ones_are_refused(tmp_path):
   Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / 'data' / 'ant' / 'new.png')
   config.duration, config.allow_config_changes = '2 steps', True
   for start in (loop.train_and_evaluate, lambda config, run: evaluate.evaluate_run(run, config)):
-    with pytest.raises(UserError, match='number of images is not .* Test images are held out of them.*another folder'):
+    with pytest.raises(
+      UserError, match='number of images .* Test images are held out of them.*another --workdir'
+    ):
       start(config, tmp_path / 'run')
   assert [row['step'] for row in metric_log.read(tmp_path / 'run') if 'train/loss' in row] == [1]
 

@@ -9,16 +9,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint, checksums, lock, metric_log, run_files
 from cmtkd_jax.training import evaluate, loop, plan, restore, teachers
-
-
-def make_config(**changes):
-  config = config_lib.default()
-  config_lib.smoke(config, 8, channels=1)
-  config.method.name, config.model.width = 'single', 4 / 64
-  config.optimizer.decay_at = ''
-  config.duration, config.checkpoint_every, config.eval_every = '2 steps', '1 steps', '2 steps'
-  config.update_from_flattened_dict(changes)
-  return config
+from tests.small_run import make_config
 
 
 @pytest.fixture(scope='module')
