@@ -100,9 +100,7 @@ def test_images_that_move_held_out_ones_are_refused(tmp_path):
   Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / 'data' / 'ant' / 'new.png')
   config.duration, config.allow_config_changes = '2 steps', True
   for start in (loop.train_and_evaluate, lambda config, run: evaluate.evaluate_run(run, config)):
-    with pytest.raises(
-      UserError, match='number of images .* Test images are held out of them.*another --workdir'
-    ):
+    with pytest.raises(UserError, match='number of images .* Test images are held out of them.*another --workdir'):
       start(config, tmp_path / 'run')
   assert [row['step'] for row in metric_log.read(tmp_path / 'run') if 'train/loss' in row] == [1]
 
