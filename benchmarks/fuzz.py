@@ -260,13 +260,15 @@ def main():
   sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
   import fuzz_targets
 
+  names = options.only.split(',') if options.only else list(fuzz_targets.TARGETS)
+  if unknown := [name for name in names if name not in fuzz_targets.TARGETS]:
+    parser.error(f'--only: there is no target {unknown[0]!r}; targets are {", ".join(fuzz_targets.TARGETS)}')
   begin = time.monotonic()
   with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
     options.scratch = pathlib.Path(scratch)
     fuzz_targets.prepare(options.scratch / 'originals')
     if options.case:
       return show_case(fuzz_targets, options)
-    names = options.only.split(',') if options.only else list(fuzz_targets.TARGETS)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
       futures = {name: pool.submit(run_target, options, name) for name in names}
       results = {name: future.result() for name, future in futures.items()}
