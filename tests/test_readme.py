@@ -1,12 +1,18 @@
 """The READMEs' tables name what there is, and their links and commands point at files that exist."""
 
+import math
 import pathlib
 import re
 import tomllib
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from cmtkd_jax import losses, methods, quantizers
+from cmtkd_jax import losses, methods, models, quantizers
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.models.bit_policy import BitPolicy
+from cmtkd_jax.models.layers import LayerFactory
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'cmtkd_jax'
@@ -25,6 +31,7 @@ def first_column(path):
     ('methods/README.md', methods.METHODS),
     ('quantizers/README.md', quantizers.QUANTIZERS),
     ('losses/README.md', losses.FEATURE_LOSSES),
+    ('models/README.md', models.MODELS),
   ],
 )
 def test_tables_name_everything(path, table):
@@ -53,6 +60,35 @@ def test_widths_of_quantizers():
       assert bits == set(cls.bit_widths), (name, role)
       claimed[name, role] = bits
   assert len(claimed) > 18
+
+
+FORMS = (('cifar', 10, lambda name: 32), ('imagenet', 1000, lambda name: 227 if name == 'alexnet' else 224))
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+def test_sizes_taps_and_orders_of_networks(name):
+  line = re.search(rf'^\| `{name}` \| (.*) \|$', first_column('models/README.md')[1], re.MULTILINE)[1]
+  *sizes, taps, orders = line.split(' | ')
+
+  def build(stem, classes, order='pre'):
+    layers = LayerFactory(BitPolicy(32, 32))
+    return models.MODELS[name](num_classes=classes, layers=layers, width=1.0, stem=stem, block_order=order)
+
+  for size, (stem, classes, pixels) in zip(sizes, FORMS, strict=True):
+    if size == '-':
+      with pytest.raises(UserError, match=stem):
+        build(stem, classes)
+      continue
+    network, images = build(stem, classes), jnp.zeros((2, pixels(name), pixels(name), 3))
+    parameters = jax.eval_shape(lambda n=network, x=images: n.init(jax.random.key(0), x, False))['params']
+    assert size == f'{sum(math.prod(p.shape) for p in jax.tree.leaves(parameters)) / 1e6:.2f}'
+    assert taps == ', '.join(map(str, network.taps))
+  for order in models.ORDERS:
+    if f'`{order}`' in orders:
+      build('cifar', 10, order)
+      continue
+    with pytest.raises(UserError, match='block_order'):
+      build('cifar', 10, order)
 
 
 def test_maps_name_every_room():
