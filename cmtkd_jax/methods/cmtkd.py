@@ -313,6 +313,11 @@ def _check_normalizing(config, settings):
       f"config.method.cmtkd.fused='pre_quantizer' has no normalized map for a shared head with {backbone}; set "
       "config.method.cmtkd.combined_head to 'mean'"
     )
+  if feature_loss is not None and settings.student_map != settings.fused:
+    raise UserError(
+      f'config.method.cmtkd.student_map={settings.student_map!r} and config.method.cmtkd.fused={settings.fused!r}: the '
+      f'feature loss would compare maps before and after the normalization of {backbone}; set both to the same value'
+    )
 
 
 def _taps(config, settings, of_backbone):

@@ -345,6 +345,8 @@ def test_refused(options, field):
     (dict(fused='pre_quantizer'), "method.cmtkd.fused='pre_quantizer'.*combined_head to 'mean'"),
     (dict(feature_loss='ab'), "feature_loss.name='ab' would compare maps that are not normalized"),
     (dict(feature_loss='ofd', fused='pre_quantizer'), "feature_loss.name='ofd'.*use 'attention', 'fitnet'"),
+    (dict(student_map='pre_quantizer'), "method.cmtkd.student_map='pre_quantizer'.*set both to the same value"),
+    (dict(fused='pre_quantizer', combined_head='mean'), "method.cmtkd.student_map='quantized'.*set both to the same"),
   ],
 )
 def test_refused_where_a_normalization_follows_the_taps(options, field):
@@ -352,6 +354,19 @@ def test_refused_where_a_normalization_follows_the_taps(options, field):
   config.model.name = 'wrn16_1'
   with pytest.raises(UserError, match=f'config.{field}'):
     make_method(config)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    dict(fused='pre_quantizer', student_map='pre_quantizer', combined_head='mean'),
+    dict(student_map='pre_quantizer', feature_loss='none'),
+  ],
+)
+def test_accepted_where_a_normalization_follows_the_taps(options):
+  config = make_config(**options)
+  config.model.name = 'wrn16_1'
+  make_method(config)
 
 
 @pytest.mark.parametrize('quantizer', ['lq_nets', 'lqw_caq'])
