@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Turns the official archive of CIFAR-10 or CIFAR-100 into the .npy files that --config.data.name=npy:DIR reads.
 
-    python launch/prepare_cifar.py cifar-100-python.tar.gz DIR [--classes=N]
+    python launch/prepare_cifar.py cifar-100-python.tar.gz DIR [--classes=N] [--images=N]
 
---classes=N keeps the images of the first N classes only, 0 to N-1 in the order of the archive's names.
+--classes=N keeps the images of the first N classes only, 0 to N-1 in the order of the archive's names; --images=N the
+first N training images of each class, and all test images.
 The archive is the "python version" of https://www.cs.toronto.edu/~kriz/cifar.html. Other files in DIR stay as they are.
 """
 
@@ -52,7 +53,7 @@ def read(path):
   return found
 
 
-def keep(found, classes):
+def keep_classes(found, classes):
   """Returns the arrays of the first classes only; exits where there are not so many."""
   names = found['class_names']
   if not 2 <= classes <= len(names):
@@ -62,6 +63,17 @@ def keep(found, classes):
     among = found[f'{split}_labels'] < classes
     kept |= {name: found[name][among] for name in (f'{split}_images', f'{split}_labels')}
   return kept
+
+
+def keep_images(found, images):
+  """Returns the arrays with the first training images of each class only; exits where a class has not so many."""
+  labels = found['train_labels']
+  places = [np.flatnonzero(labels == label) for label in range(len(found['class_names']))]
+  fewest = min(map(len, places))
+  if not 1 <= images <= fewest:
+    sys.exit(f'error: --images={images}: a class has only {fewest} training images; give a number from 1 to {fewest}')
+  kept = np.sort(np.concatenate([place[:images] for place in places]))
+  return found | {name: found[name][kept] for name in ('train_images', 'train_labels')}
 
 
 def write(found, folder):
@@ -86,9 +98,14 @@ def main(arguments=None):
   for name in ('ARCHIVE', 'DIR'):
     parser.add_argument(name, type=pathlib.Path)
   parser.add_argument('--classes', type=int, metavar='N', help='keep the first N classes only; default: all')
+  parser.add_argument('--images', type=int, metavar='N', help='keep the first N training images of each class')
   options = parser.parse_args(arguments)
   found = read(options.ARCHIVE)
-  write(found if options.classes is None else keep(found, options.classes), options.DIR)
+  if options.classes is not None:
+    found = keep_classes(found, options.classes)
+  if options.images is not None:
+    found = keep_images(found, options.images)
+  write(found, options.DIR)
   print(f'train with --config.data.name={shlex.quote(f"npy:{options.DIR}")}')
 
 

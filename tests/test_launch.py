@@ -385,6 +385,21 @@ def prepare_cifar():
   return load('prepare_cifar')
 
 
+def test_the_first_training_images_of_each_class(prepare_cifar):
+  labels = np.array([2, 0, 0, 1, 2, 0, 1, 2], np.int32)
+  found = dict(
+    class_names=np.array(['a', 'b', 'c']), train_labels=labels, train_images=np.arange(8), test_labels=labels
+  )
+  kept = prepare_cifar.keep_images(found, 2)
+  assert kept['train_images'].tolist() == [0, 1, 2, 3, 4, 6] and kept['train_labels'].tolist() == [2, 0, 0, 1, 2, 1]
+  assert kept['test_labels'] is labels and kept['class_names'] is found['class_names']
+  for wrong in (0, 3):
+    with pytest.raises(
+      SystemExit, match=f'^error: --images={wrong}: a class has only 2 training images; give a number'
+    ):
+      prepare_cifar.keep_images(found, wrong)
+
+
 @pytest.mark.parametrize('classes', [10, 100])
 def test_cifar_becomes_npy_files(prepare_cifar, tmp_path, capsys, classes):
   rows = np.random.default_rng(0).integers(0, 256, (25, 3072), np.uint8)
@@ -428,6 +443,10 @@ def test_cifar_becomes_npy_files(prepare_cifar, tmp_path, capsys, classes):
     kept = [k for k in part if labels[k] < classes // 2]
     assert kept and np.load(fewer / f'{split}_labels.npy').tolist() == [labels[k] for k in kept]
     assert np.load(fewer / f'{split}_images.npy')[:, 0, 0, 0].tolist() == [rows[k, 0] for k in kept]
+  if classes == 10:  # of 100 classes, these images show too few
+    prepare_cifar.main([str(path), str(tmp_path / 'one each'), '--classes=2', '--images=1'])
+    assert np.load(tmp_path / 'one each' / 'train_labels.npy').tolist() == [0, 1]
+    assert np.load(tmp_path / 'one each' / 'test_labels.npy').tolist() == [0, 1]
   for wrong in (1, classes + 1):
     with pytest.raises(SystemExit, match=f'^error: --classes={wrong}: the archive has {classes} classes; give a'):
       prepare_cifar.main([str(path), str(tmp_path / 'none'), f'--classes={wrong}'])
