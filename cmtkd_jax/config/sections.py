@@ -173,6 +173,9 @@ class Table(Options):
   only: tuple = option((), 'names of the runs to train; () = all', items='single')
   runs: dict = option({}, '{name: changes to this configuration}')
   baseline: str = option('', 'run that the others are compared with, seed by seed')
+  split: str = option(
+    'test', "images of the results; 'minival', held out of train, to choose a setting on", choices=('test', 'minival')
+  )
   lines: tuple = option((), 'what is printed, (title, W/A bits, run, network, published top-1 and top-5) each')
 
   def __post_init__(self):

@@ -102,7 +102,8 @@ def collect(config, workdir, failures=None):
   lines, workdir = _lines(config), epath.Path(workdir)
   if not workdir.is_dir():
     raise UserError(f'--workdir: there is no directory {workdir}; train the table first with --mode=table')
-  baseline = _results(_summaries(workdir, config.table.baseline), config.table.baseline, STUDENT)
+  table = config.table
+  baseline = _results(_summaries(workdir, table.baseline), table.baseline, table.split, STUDENT)
   return [_row(config, line, workdir, baseline, failures or {}) for line in lines]
 
 
@@ -115,18 +116,21 @@ def _summaries(workdir, run):
   return dict(sorted(found.items()))
 
 
-def _results(summaries, run, network):
-  """Returns `{seed: result on the test split}` of a network."""
-  results = {seed: summary['results'].get(f'test/{network}') for seed, summary in summaries.items()}
+def _results(summaries, run, split, network):
+  """Returns `{seed: result}` of a network on the images of a split."""
+  results = {seed: summary['results'].get(f'{split}/{network}') for seed, summary in summaries.items()}
   if None in results.values():
     has = ', '.join(next(iter(summaries.values()))['results'])
-    raise UserError(f'config.table.lines: run {run!r} has no network {network!r}; it has {has}')
+    raise UserError(
+      f'config.table: run {run!r} has no results of network {network!r} on {split}; it has {has}; correct '
+      'config.table.lines or config.table.split'
+    )
   return results
 
 
 def _row(config, line, workdir, baseline, failures) -> dict[str, Any]:
   found = _summaries(workdir, line.run)
-  results = _results(found, line.run, line.network)
+  results = _results(found, line.run, config.table.split, line.network)
   of = lambda which: (
     {kind: _statistics([result[which][kind] for result in results.values()]) for kind in ('top1', 'top5')}
     if results
@@ -138,6 +142,7 @@ def _row(config, line, workdir, baseline, failures) -> dict[str, Any]:
   )
   return {
     **line._asdict(),
+    'split': config.table.split,
     'seeds': list(found),
     'last': of('last'),
     'best': of('best'),
@@ -216,6 +221,11 @@ def _lines(config):
       '--mode=table: this configuration has no table; use a config file such as configs/table2_resnet18_cifar100.py'
     )
   config_lib.check_runs(table.runs)
+  if table.split == 'minival' and not config.data.minival:
+    raise UserError(
+      "config.table.split='minival' shows held-out training images, and config.data.minival=0.0 holds out none; set it "
+      'to e.g. 0.1'
+    )
   for line in table.lines:
     if len(line) != len(Line._fields):
       raise UserError(f'config.table.lines: {line!r} must be ({", ".join(Line._fields)})')

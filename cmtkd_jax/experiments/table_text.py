@@ -35,6 +35,13 @@ def as_json(title, rows):
 FORMATS = {'text': render, 'markdown': markdown, 'json': as_json}
 
 
+# {config.table.split: the images of the results, and on what the best epoch is chosen}
+_SPLITS = {
+  'test': ('the test split', 'the test split, as papers print it'),
+  'minival': ('held-out training images (minival)', 'the same images'),
+}
+
+
 def printed_title(title, rows):
   """Returns the recipe's title; where it tells a number of epochs, with the one that was run."""
   epochs = _joined(rows, 'epochs')
@@ -59,9 +66,10 @@ def _below(rows):
   tests = dict.fromkeys(test for row in rows for test in row.get('tests', ()))
   random = any(name.startswith('generated:') for row in rows for name in row.get('data', ()))
   baselines = dict.fromkeys(row['difference']['baseline'] for row in rows if row['difference'])
+  on, chosen = _SPLITS[rows[0]['split'] if rows else 'test']
   return [
-    'Top-1 / top-5 in percent on the test split: mean over seeds ± standard error (sd: standard deviation of one '
-    'seed). The best epoch is chosen on the test split, as papers print it.',
+    f'Top-1 / top-5 in percent on {on}: mean over seeds ± standard error (sd: standard deviation of one seed). The '
+    f'best epoch is chosen on {chosen}.',
     *(
       f'Difference to {run}: top-1 of the last epoch, mean ± standard error over the seeds of both.'
       for run in baselines

@@ -126,6 +126,27 @@ def test_differences_are_paired_by_seed(config, tmp_path):
     table.collect(config, tmp_path)
 
 
+def test_results_on_held_out_training_images(config, tmp_path):
+  of = lambda top1: {'last': {'top1': top1, 'top5': 100.0}, 'best': {'top1': top1, 'top5': 100.0, 'epoch': 1}}
+  for run, top1 in (('single', 60.0), ('cmtkd', 62.0)):
+    results = {'test/student': of(99.0), 'minival/student': of(top1), 'minival/combined_teacher': of(70.0)}
+    finish(tmp_path, run, results=results)
+  config.table.split, config.table.baseline = 'minival', 'single'
+  with pytest.raises(
+    UserError, match=r"^config.table.split='minival' .*config.data.minival=0.0 holds out none; set it"
+  ):
+    table.collect(config, tmp_path)
+  config.data.minival = 0.2
+  rows = table.collect(config, tmp_path)
+  assert [row['last'] and row['last']['top1']['mean'] for row in rows] == [60.0, 62.0, 70.0, None]
+  assert rows[1]['difference']['mean'] == 2.0
+  text = table_text.render(config.table.title, rows)
+  assert 'on held-out training images (minival): mean' in text and 'test split' not in text
+  finish(tmp_path, 'cmtkd', 1)
+  with pytest.raises(UserError, match="run 'cmtkd' has no results of network 'student' on minival; .*table.split$"):
+    table.collect(config, tmp_path)
+
+
 def test_only_training_writes_the_table(config, tmp_path, monkeypatch):
   finish(tmp_path, 'single')
   for name in ('table.md', 'table.json'):
