@@ -66,7 +66,7 @@ def _below(rows):
   tests = dict.fromkeys(test for row in rows for test in row.get('tests', ()))
   random = any(name.startswith('generated:') for row in rows for name in row.get('data', ()))
   baselines = dict.fromkeys(row['difference']['baseline'] for row in rows if row['difference'])
-  on, chosen = _SPLITS[rows[0]['split'] if rows else 'test']
+  on, chosen = _SPLITS[rows[0].get('split', 'test') if rows else 'test']
   return [
     f'Top-1 / top-5 in percent on {on}: mean over seeds ± standard error (sd: standard deviation of one seed). The '
     f'best epoch is chosen on {chosen}.',
