@@ -31,4 +31,5 @@ def get_config(argument=''):
   config.table.runs = runs
   config.table.lines = tuple((*line, 'student', (None, None)) for line in lines)
   config.table.seeds = (0, 1, 2)
+  config.table.baseline = ''
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32))

@@ -20,6 +20,7 @@ def get_config(argument=''):
   config = base.load_config(__file__, 'cifar10c_resnet8')
   config.duration, config.model.width = '20 epochs', 0.25
   config.method.name = 'single'
+  config.table.baseline = ''
   config.table.title = 'Networks alone, a quarter of their width: ten classes of CIFAR-100, 20 epochs'
   config.table.runs = {
     f'{name}_{bits}bit': dict(model=dict(name=name), student=dict(weight_bits=bits, activation_bits=bits), **changes)

@@ -44,6 +44,7 @@ def get_config(argument=''):
     f'{name}_after': runs[name] | dict(init_from='{full_precision}', optimizer=dict(learning_rate=0.01))
     for name in ('lsq', 'qil', 'ewgs')
   }
+  config.table.baseline = ''
   config.table.title = 'Quantizers, from scratch where not said otherwise: ten classes of CIFAR-100, ResNet8, 10 epochs'
   config.table.runs = runs
   config.table.lines = tuple(

@@ -182,9 +182,12 @@ class Table(Options):
     super().__post_init__()
     if not self.seeds or len(set(self.seeds)) < len(self.seeds):
       raise ValueError(f'seeds={self.seeds!r}; give one or more different numbers')
-    for name in self.only:
-      if name not in self.runs:
-        raise ValueError(f'only={self.only!r}: there is no run {name!r}; runs are {", ".join(self.runs) or "none"}')
+    for field, names in (('only', self.only), ('baseline', (self.baseline,) if self.baseline else ())):
+      for name in names:
+        if name not in self.runs:
+          raise ValueError(
+            f'{field}={getattr(self, field)!r}: there is no run {name!r}; runs are {", ".join(self.runs) or "none"}'
+          )
 
 
 def _selections():

@@ -1,7 +1,7 @@
 """Tables of runs: trains the rows of `config.table`, resumable, and compares them with the published figures.
 
-`config.table.runs` is `{run: changes to the configuration}`; '{run}' in the `init_from` and `teachers` of a later run
-is the directory of an earlier one at the same seed. `config.table.lines` are what is printed, each
+`config.table.runs` is `{run: changes to the configuration}`; '{run}' in the `init_from` and `teacher_workdirs` of a
+later run is the directory of an earlier one at the same seed. `config.table.lines` are what is printed, each
 `(title, W/A bits, run, network, (top-1, top-5) as published)`; a run of '' is a figure that is cited only. A run of the
 table lies in `WORKDIR/<run>/seed<k>`.
 """
@@ -220,6 +220,7 @@ def _lines(config):
     raise UserError(
       '--mode=table: this configuration has no table; use a config file such as configs/table2_resnet18_cifar100.py'
     )
+  config_lib.check(config)  # a run is checked as it begins, and knows nothing of the table
   config_lib.check_runs(table.runs)
   if table.split == 'minival' and not config.data.minival:
     raise UserError(
@@ -230,7 +231,7 @@ def _lines(config):
     if len(line) != len(Line._fields):
       raise UserError(f'config.table.lines: {line!r} must be ({", ".join(Line._fields)})')
   lines = [Line(*line) for line in table.lines]
-  for name in [*table.only, *filter(None, [table.baseline]), *(line.run for line in lines if line.run)]:
-    if name not in table.runs:
-      raise UserError(f'config.table: there is no run {name!r}; runs are {", ".join(table.runs)}')
+  for line in lines:
+    if line.run and line.run not in table.runs:
+      raise UserError(f'config.table.lines: there is no run {line.run!r}; runs are {", ".join(table.runs)}')
   return [line for line in lines if not table.only or line.run in table.only]

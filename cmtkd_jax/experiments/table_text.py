@@ -6,6 +6,12 @@ import re
 from cmtkd_jax.errors import printable
 from cmtkd_jax.runtime import text_table
 
+# {config.table.split: (the images of the results, the images that choose the best epoch)}
+_SPLITS = {
+  'test': ('the test split', 'the test split, as papers print it'),
+  'minival': ('held-out training images (minival)', 'the same images'),
+}
+
 
 def render(title, rows):
   """Returns the table as text."""
@@ -35,13 +41,6 @@ def as_json(title, rows):
 FORMATS = {'text': render, 'markdown': markdown, 'json': as_json}
 
 
-# {config.table.split: the images of the results, and on what the best epoch is chosen}
-_SPLITS = {
-  'test': ('the test split', 'the test split, as papers print it'),
-  'minival': ('held-out training images (minival)', 'the same images'),
-}
-
-
 def printed_title(title, rows):
   """Returns the recipe's title; where it tells a number of epochs, with the one that was run."""
   epochs = _joined(rows, 'epochs')
@@ -66,10 +65,13 @@ def _below(rows):
   tests = dict.fromkeys(test for row in rows for test in row.get('tests', ()))
   random = any(name.startswith('generated:') for row in rows for name in row.get('data', ()))
   baselines = dict.fromkeys(row['difference']['baseline'] for row in rows if row['difference'])
-  on, chosen = _SPLITS[rows[0].get('split', 'test') if rows else 'test']
+  splits = dict.fromkeys(row['split'] for row in rows)
   return [
-    f'Top-1 / top-5 in percent on {on}: mean over seeds ± standard error (sd: standard deviation of one seed). The '
-    f'best epoch is chosen on {chosen}.',
+    *(
+      f'Top-1 / top-5 in percent on {shown}: mean over seeds ± standard error (sd: standard deviation of one seed). '
+      f'The best epoch is chosen on {chosen}.'
+      for shown, chosen in map(_SPLITS.get, splits)
+    ),
     *(
       f'Difference to {run}: top-1 of the last epoch, mean ± standard error over the seeds of both.'
       for run in baselines

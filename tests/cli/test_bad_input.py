@@ -1073,7 +1073,7 @@ def test_names_of_users_cannot_rewrite_a_terminal_or_a_table():
   assert text_table.printable('a\x1b[2Jb\nc\u202ed é') == 'a\\x1b[2Jb\\nc\\u202ed é'
   assert text_table.lines(['x'], [['\x07y']]) == ['x', '\\x07y']
   row = {'title': '<b>x</b>|*y*\n', 'bits': '2/2', 'published': (), 'last': None, 'best': None, 'difference': None}
-  line = table_text.markdown('a|b', [row | {'seeds': [], 'note': ''}]).splitlines()
+  line = table_text.markdown('a|b', [row | {'split': 'test', 'seeds': [], 'note': ''}]).splitlines()
   assert line[0] == r'**a\|b**' and line[4].startswith(r'| \<b\>x\</b\>\|\*y\*\\n | 2/2 |')
 
 

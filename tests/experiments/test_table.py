@@ -12,6 +12,8 @@ from cmtkd_jax.experiments import table, table_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RANDOM = 'these accuracies mean nothing'
+FILES = sorted([*ROOT.glob('configs/*.py'), *ROOT.glob('benchmarks/*.py')])
+TABLES = [path for path in FILES if 'config.table' in path.read_text() and 'def get_config' in path.read_text()]
 
 
 @pytest.fixture
@@ -189,11 +191,29 @@ def test_of_several_processes_none_goes_on_alone(config, tmp_path, monkeypatch):
     table.train_table(config, tmp_path)
 
 
-@pytest.mark.parametrize('seeds', [(), (0, 0)])
-def test_seeds_are_different_numbers(config, seeds):
-  config.table.seeds = seeds
-  with pytest.raises(UserError, match=r'config.table.seeds=.*; give one or more different numbers'):
-    config_lib.check(config)
+@pytest.mark.parametrize('enter', [config_lib.check, table.train_table, table.collect])
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('seeds', (), 'give one or more different numbers'),
+    ('seeds', (0, 0), 'give one or more different numbers'),
+    ('split', 'train', "is not one of 'test', 'minival'"),
+    ('only', ('singel',), "there is no run 'singel'"),
+    ('baseline', 'singel', "there is no run 'singel'"),
+  ],
+)
+def test_wrong_values_are_refused_before_a_run_begins(config, tmp_path, monkeypatch, enter, field, value, message):
+  monkeypatch.setattr(table.chain, 'train_chain', lambda *unused: pytest.fail('a run has begun'))
+  config.table[field] = value
+  with pytest.raises(UserError, match=f'^config.table.{field}=.*{message}'):
+    enter(config, *([] if enter is config_lib.check else [tmp_path]))
+
+
+@pytest.mark.parametrize('path', [*TABLES], ids=lambda path: path.stem)
+@pytest.mark.parametrize('argument', ['', 'smoke'])
+def test_every_table_can_be_collected(path, argument, tmp_path):
+  config = runpy.run_path(str(path))['get_config'](argument)
+  assert len(table.collect(config, tmp_path)) == len(config.table.lines) > 0
 
 
 def test_a_summary_of_an_earlier_version(config, tmp_path):
