@@ -1,12 +1,20 @@
-"""Programs compiled as training compiles them, for tests of bits; conftest.py has all others compiled quickly."""
+"""Two ways of compiling: quickly, as most tests do, and as training does, for tests of bits.
+
+Most programs of tests run once, and compiling them is most of the time. So XLA's passes are those of training, but its
+older and quicker code generator is used, and LLVM does not optimize.
+"""
 
 import importlib.metadata
 
 import jax
 
+QUICK_FLAGS = '--xla_cpu_parallel_codegen_split_count=1'
 AS_IN_TRAINING = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
-if importlib.metadata.version('jaxlib').startswith('0.10.'):
+if importlib.metadata.version('jaxlib').startswith('0.10.'):  # XLA stops at flags that it does not know
+  QUICK_FLAGS += ' --xla_cpu_use_fusion_emitters=false'
   AS_IN_TRAINING['xla_cpu_use_fusion_emitters'] = True
+# For processes that compile quickly, too.
+QUICK = {'XLA_FLAGS': QUICK_FLAGS, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
 
 
 def jit(function):

@@ -1,19 +1,17 @@
 """Every test runs on eight virtual CPU devices, with implicit rank promotion refused.
 
-Most programs run once, and compiling them is most of the time. So XLA's passes are those of training, but its older and
-quicker code generator is used, LLVM does not optimize, and operations do not carry the lines of source they come from;
-tests of bits have `compiling.jit`. Processes that tests start compile as training does, unless a test says otherwise.
+Programs are compiled quickly, see `compiling`, and operations do not carry the lines of source they come from; tests of
+bits have `compiling.jit`. Processes that tests start compile as training does, unless they get `compiling.QUICK`.
 """
 
 import gc
-import importlib.metadata
 import os
 import pathlib
 import shutil
 import signal
 import tempfile
 
-# A worker and the processes that its tests start share what they compile; nothing is left for another session.
+# The processes that tests start share what they compile; nothing is left for another session.
 CACHE = tempfile.mkdtemp(prefix='cmtkd_jax_tests_')
 os.environ |= {
   'JAX_COMPILATION_CACHE_DIR': CACHE,
@@ -23,14 +21,15 @@ os.environ |= {
 }
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-flags = ['--xla_force_host_platform_device_count=8', '--xla_cpu_parallel_codegen_split_count=1']
-if importlib.metadata.version('jaxlib').startswith('0.10.'):  # XLA stops at flags that it does not know
-  flags.append('--xla_cpu_use_fusion_emitters=false')
-os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *flags])
 
 import jax
 import pytest
 
+from tests import compiling
+
+flags = (os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', compiling.QUICK_FLAGS)
+os.environ['XLA_FLAGS'] = ' '.join(flags)  # read with the first operation
+jax.config.update('jax_enable_compilation_cache', False)  # in one process it saves less than it takes
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_disable_most_optimizations', True)
 gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live, and collections walk over all of JAX's

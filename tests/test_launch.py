@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from cmtkd_jax.data.sources import npy
+from tests import compiling
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[1] / 'launch'
 
@@ -324,18 +325,16 @@ def test_table2_rehearsed(tmp_path):
   for split, count in (('train', 64), ('test', 8)):
     np.save(tmp_path / f'{split}_images.npy', rng.integers(0, 256, (count, 8, 8, 3), np.uint8))
     np.save(tmp_path / f'{split}_labels.npy', np.arange(count) % 4)
-  fields = ('model.name=resnet8', 'model.width=0.125', 'batch_size=8', 'eval_batch_size=8', 'dtype=float32')
+  fields = ('model.name=resnet8', 'model.width=0.0625', 'batch_size=8', 'eval_batch_size=8', 'dtype=float32')
   fields += ('data.image_size=8', 'data.pad=1', 'tensorboard=False', 'eval_every=', 'checkpoint_every=')
   out, programs = tmp_path / 'out', tmp_path / 'programs'
   programs.mkdir()
   (programs / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
   (programs / 'python').chmod(0o755)
-  flags = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
   options = (f'--data=npy:{tmp_path}', f'--out={out}', '--rows=single2', '--seeds=1', '--epochs=12', '--benchmark=')
-  quick = {'XLA_FLAGS': flags, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   run = subprocess.run(
     [LAUNCH / 'table2.sh', *options, '--', *(f'--config.{field}' for field in fields)],
-    env=os.environ | quick | {'PATH': f'{programs}:{os.environ["PATH"]}'},
+    env=os.environ | compiling.QUICK | {'PATH': f'{programs}:{os.environ["PATH"]}'},
     capture_output=True,
     text=True,
     check=False,

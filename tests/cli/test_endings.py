@@ -20,21 +20,21 @@ from cmtkd_jax.cli import commands, interrupts, output
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import peers
 from cmtkd_jax.runtime.preemption import Preemption
+from tests import compiling
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location('local_processes', ROOT / 'launch' / 'local_processes.py')
 local_processes = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(local_processes)
 pytestmark = pytest.mark.usefixtures('own_cache')
-SINGLE = ('--config=configs/digits_resnet8.py:smoke', '--config.method.name=single')
+SINGLE = ('--config=configs/digits_resnet8.py:smoke', '--config.method.name=single', '--config.model.width=0.0625')
 
 
 def start(arguments, **more):
-  environment = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   return subprocess.Popen(
     [sys.executable, *arguments],
     cwd=ROOT,
-    env=environment,
+    env=os.environ | compiling.QUICK,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,

@@ -30,8 +30,8 @@ def run(argument, platforms='cpu'):
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='it is for glibc')
 def test_freed_memory_is_used_again():
   kept, faults = run('keep')
-  assert kept == 'True' and int(faults) < 100
-  assert int(run('as it is')[1]) > 500
+  assert kept == 'True' and int(faults) < 64
+  assert int(run('as it is')[1]) >= 128  # one a page, of 2 MiB at most
 
 
 def test_processes_that_compute_elsewhere_are_left_alone():

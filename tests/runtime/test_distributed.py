@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from cmtkd_jax.runs import checkpoint, metric_log
 from cmtkd_jax.runtime import distributed
+from tests import compiling
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location('local_processes', ROOT / 'launch' / 'local_processes.py')
@@ -24,9 +25,7 @@ _spec.loader.exec_module(local_processes)
 @pytest.fixture(scope='module')
 def environment(own_cache):
   """Compiled programs are kept, so that a process that starts again does not compile again."""
-  return {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'} | {
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-  }
+  return os.environ | compiling.QUICK
 
 
 def probe(directory, processes, devices, environment):
@@ -93,6 +92,7 @@ def train(workdir, environment):
       '--config=configs/digits_resnet8.py:smoke',
       f'--workdir={workdir}',
       '--config.method.name=single',  # the probe has CMT-KD
+      '--config.model.width=0.0625',
       '--config.duration=12 steps',
       '--config.eval_every=100 steps',
       '--config.checkpoint_every=3 steps',

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cmtkd_jax.runs import checkpoint, metric_log
+from tests import compiling
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 24
@@ -21,7 +22,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures('own_cache')]
 
 
 def start(workdir):
-  environment = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   return subprocess.Popen(
     [
       sys.executable,
@@ -30,13 +30,14 @@ def start(workdir):
       '--config=configs/digits_resnet8.py:smoke',
       f'--workdir={workdir}',
       '--config.method.cmtkd.teacher_bits=(4,)',
+      '--config.model.width=0.0625',
       f'--config.duration={STEPS} steps',
       '--config.eval_every=100 steps',
       '--config.checkpoint_every=3 steps',
       '--config.quantizer.name=lsq',
     ],
     cwd=ROOT,
-    env=environment,
+    env=os.environ | compiling.QUICK,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
