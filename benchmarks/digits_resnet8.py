@@ -30,9 +30,7 @@ def get_config(argument=''):
     line('CMT-KD without mutual learning', '2/2', 'without_mutual_learning'),
     line('CMT-KD', '2/2', 'cmtkd'),
     line('combined teacher, without attention', '4, 6, 8', 'without_attention', 'combined_teacher'),
-    line(
-      'combined teacher, without mutual learning', '4, 6, 8', 'without_mutual_learning', 'combined_teacher'
-    ),
+    line('combined teacher, without mutual learning', '4, 6, 8', 'without_mutual_learning', 'combined_teacher'),
     line('combined teacher', '4, 6, 8', 'cmtkd', 'combined_teacher'),
   )
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 8, channels=1), confirm=_confirm)
