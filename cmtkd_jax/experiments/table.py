@@ -200,10 +200,9 @@ def _note(config, line, workdir, found, failures):
     return missing
   if line.run in failures:
     return failures[line.run]
-  if len(found) < len(config.table.seeds):
-    started = len(list((workdir / line.run).glob('seed*/config.json')))
-    missing = len(config.table.seeds) - len(found)
-    return 'not finished' if started > len(found) else f'{missing} seed{"s" * (missing > 1)} not run'
+  if missing := [seed for seed in config.table.seeds if seed not in found]:
+    started = any((workdir / line.run / f'seed{seed}' / 'config.json').exists() for seed in missing)
+    return 'not finished' if started else f'{len(missing)} seed{"s" * (len(missing) > 1)} not run'
   return ''
 
 

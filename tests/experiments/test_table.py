@@ -164,14 +164,15 @@ def test_only_training_writes_the_table(config, tmp_path, monkeypatch):
 def test_files_have_all_rows_also_where_one_is_trained(config, tmp_path, monkeypatch):
   finish(tmp_path, 'single')
   finish(tmp_path, 'cmtkd')
+  finish(tmp_path, 'cmtkd', seed=7)  # one more than is planned, in place of none
   config.table.only = ('cmtkd',)
   monkeypatch.setattr(table.chain, 'train_chain', lambda *unused: None)
   assert [row['title'] for row in table.train_table(config, tmp_path)] == ['CMT-KD', 'combined teacher']
   written = json.loads((tmp_path / 'table.json').read_text())['lines']
   assert [(row['title'], row['seeds'], row['note']) for row in written] == [
     ('single', [0], '1 seed not run'),
-    ('CMT-KD', [0], '1 seed not run'),
-    ('combined teacher', [0], '1 seed not run'),
+    ('CMT-KD', [0, 7], '1 seed not run'),
+    ('combined teacher', [0, 7], '1 seed not run'),
     ('later', [], '2 seeds not run'),
   ]
   assert not list(tmp_path.glob('*.tmp'))
