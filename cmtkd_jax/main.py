@@ -45,8 +45,9 @@ def main(argv):
     return preemption.EXIT_STATUS
   except KeyboardInterrupt:
     resumes = command is not None and command.mode in _RESUMING
-    line = 'interrupted; the same command continues from the last checkpoint' if resumes else 'interrupted'
-    return _end(interrupts.EXIT_STATUS, line)
+    interrupts.silence()
+    goes_on = '; the same command continues from the last checkpoint, if there is one' if resumes else ''
+    return _end(interrupts.EXIT_STATUS, f'interrupted{goes_on}')
   except jax.errors.JaxRuntimeError as e:
     if not peers.installed():
       raise

@@ -87,7 +87,6 @@ _FIXES = {  # what Python says of values that flags cannot take -> what to do
   r'could not convert string to float: .*': 'give a number',
   r"\('Non-boolean argument to boolean flag', .*\)": 'give True or False',
 }
-_UNAVAILABLE = 'Configuration is not available because of an earlier failure to load: '
 
 
 class Command(NamedTuple):
@@ -122,7 +121,7 @@ def parse(argv):
     rest = flags.FLAGS(argv)
     config = _CONFIG.value
     getattr(config, 'is_locked', None)  # raises what went wrong in reading the file
-  except Exception as e:  # a config file is Python, and may raise anything
+  except (Exception, SystemExit) as e:  # a config file is Python, and may raise anything
     raise UserError(_one_line(e, argv)) from e
   if flags.FLAGS['config'].present and not isinstance(config, ml_collections.ConfigDict):
     raise UserError(
@@ -150,8 +149,14 @@ def parse(argv):
   workdir = ','.join(map(os.path.expanduser, (_WORKDIR.value or _default_workdir()).split(',')))
   if re.search('[\ud800-\udfff]', workdir):  # which no checkpoint can be saved in
     raise UserError(f'--workdir={workdir} is not UTF-8; choose another name')
-  _check_store('--workdir', workdir)
+  for directory in workdir.split(','):
+    _check_store('--workdir', directory)
+  images = [*(_IMAGES.value or ()), *rest[1:]] if _MODE.value == 'predict' else ()
+  for image in images:
+    _check_store('--images', image)
   if config is not None:
+    for field, value in config_lib.flat(config).items():
+      local_file.check_schemes(f'config.{field}', str(value))
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
   return Command(
     _MODE.value,
@@ -189,6 +194,7 @@ def _check_store(field, path):
   """Raises `UserError` where a path on object storage cannot be reached."""
   if '://' not in str(path):
     return
+  local_file.check_schemes(field, path)
   try:
     epath.Path(path).exists()
   except ImportError as e:  # without TensorFlow, fsspec reads it, with a package for each kind of storage
@@ -215,11 +221,31 @@ def _one_line(error, argv):
   path = next(reversed(_config_files(argv)), '')
   if path and not os.path.isfile(path):
     return f'--config: there is no file {path}; name a config file, e.g. --config=configs/digits_resnet8.py'
-  place = traceback.extract_tb(error.__traceback__)[-1]
-  library = 'site-packages' in place.filename or place.filename.startswith('<')
-  where = '' if library or place.filename == __file__ else f' ({place.filename}, line {place.lineno})'
-  text = text.splitlines()[-1].strip().removeprefix(_UNAVAILABLE)
-  return f'--config: {text}{where}; fix the config file, or name another one'
+  error, line = _raised_in(path, error)
+  text = ' '.join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+  text = f'{type(error).__name__}: {text}' if text else type(error).__name__
+  if isinstance(error, AttributeError) and 'get_config' in text:
+    return f'--config: {path} has no function get_config(); write one that returns the configuration'
+  fix = 'fix the config file, or name another one'
+  if isinstance(error, ModuleNotFoundError):
+    fix = f'install the module, or set PYTHONPATH={os.path.dirname(path) or "."} if it lies beside the config file'
+  return f'--config: {path}{f", line {line}" if line else ""}: {text}; {fix}'
+
+
+def _raised_in(path, error):
+  """Returns the deepest exception in the chain of `error` that the file `path` raised, and its line; else the deepest
+  one that says something, and 0."""
+  same = lambda name: os.path.realpath(name) == os.path.realpath(path)
+  chain = []
+  while error is not None:
+    chain.append(error)
+    error = error.__cause__ or error.__context__
+  for error in reversed(chain):
+    if isinstance(error, SyntaxError) and error.filename and same(error.filename):
+      return error, error.lineno
+    if lines := [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if same(frame.filename)]:
+      return error, lines[-1]
+  return chain[-1], 0
 
 
 def _unknown_flag(error, argv):

@@ -6,6 +6,7 @@ import threading
 
 EXIT_STATUS = 130  # 128 + SIGINT
 _FIRST = b'\ninterrupted; waiting for the computation in flight, press Ctrl-C again to leave at once\n'
+_writing, _silent = threading.Lock(), threading.Event()
 
 
 def watch():
@@ -28,4 +29,12 @@ def _answer(read_end):
     if interrupted:
       os._exit(EXIT_STATUS)  # a checkpoint is complete or invisible, whenever the process ends
     interrupted = True
-    os.write(2, _FIRST)
+    with _writing:
+      if not _silent.is_set():
+        os.write(2, _FIRST)
+
+
+def silence():
+  """Ends what the thread says: the command has answered itself, and its line is to be the last."""
+  with _writing:
+    _silent.set()

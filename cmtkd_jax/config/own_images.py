@@ -9,7 +9,7 @@ from cmtkd_jax.config.variants import smoke
 from cmtkd_jax.data.loading.broken import CorruptImageError
 from cmtkd_jax.data.sources.folder import FolderSource, read
 from cmtkd_jax.errors import UserError, printable
-from cmtkd_jax.runtime import chips
+from cmtkd_jax.runtime import chips, local_file
 
 _LOOKED_AT = 200  # images whose size is read
 _FEW = 1500  # images of which a CPU can train on 64x64 pixels in ten minutes
@@ -154,6 +154,7 @@ def apply(config, argument):
     )
   if not path:
     raise UserError('--config: the folder of images is missing; name it after a colon, e.g. --config=FILE.py:DIR')
+  local_file.check_schemes('--config=...', path)
   found = look(path, config.data.test_fraction)
   accelerator = words[-1] == 'accelerator' if words else chips.expects_accelerator()
   choices = choose(found, accelerator)

@@ -64,11 +64,14 @@ def check_field(field):
   known = sections.fields()
   field = _RUN.sub('', field)
   if field not in known:
-    parent = field.rpartition('.')[0]
+    parent = field
     while parent and not any(name.startswith(f'{parent}.') for name in known):
       parent = parent.rpartition('.')[0]
     prefix = f'{parent}.' if parent else ''
     names = sorted({name.removeprefix(prefix).split('.')[0] for name in known if name.startswith(prefix)})
+    if parent == field:
+      fields = ', '.join(f'config.{field}.{name}' for name in sorted(names, key='name'.__ne__))
+      raise UserError(f'config.{field} is a section; set a field of it: {fields}')
     hint = f', perhaps config.{close}' if (close := suggest(field, settable=True)) else ''
     raise UserError(
       f'config.{field}: there is no such field{hint}; fields of config{prefix and "."}{parent} are {", ".join(names)}'

@@ -117,9 +117,8 @@ def render(predictions, output) -> Iterator[str]:
     if prediction.error:
       continue
     if output == 'csv':
-      yield _csv_line(
-        [prediction.file, *(cell for name, value in prediction.classes for cell in (name, f'{value:.6f}'))]
-      )
+      cells = [cell for name, value in prediction.classes for cell in (name, f'{value:.6f}')]
+      yield _csv_line([prediction.file, *cells, *[''] * (2 * _MOST - len(cells))])  # as many as the header has
     else:
       classes = ', '.join(f'{printable(name)} {100 * value:.1f} %' for name, value in prediction.classes)
       yield f'{printable(prediction.file)}: {classes}'

@@ -72,6 +72,7 @@ def section(run):
   except UserError as e:
     return Section(title, f'This part is missing, because the predictions could not be made: {escape(e)}.')
   counts = matrices[STUDENT]
+  names = run.classes or [str(label) for label in range(len(counts))]
   right, total = int(np.trace(counts)), int(counts.sum())
   text = (
     f'The {display_name(STUDENT)} of step {step} has {right:,} of {total:,} test images right '
@@ -86,16 +87,14 @@ def section(run):
       'from left to right in the order of classes.json.'
     )
   text += ' Shades grow with the square root of the share, so that rare confusions show.'
-  rows = [
-    (true, guess, images, f'{100 * share:.1f} %') for true, guess, images, share in most_frequent(counts, run.classes)
-  ]
+  rows = [(true, guess, images, f'{100 * share:.1f} %') for true, guess, images, share in most_frequent(counts, names)]
   if rows:
     text += ' The table has the confusions that happen most, each with its share of the class.'
     confusions = table(('class', 'taken for', 'test images', 'share'), rows)
   else:
     text += ' There is no confusion at all.'
     confusions = ''
-  return Section(title, text, {'confusion.png': plotting.png(draw(counts, run.classes))}, confusions)
+  return Section(title, text, {'confusion.png': plotting.png(draw(counts, names))}, confusions)
 
 
 def draw(counts, classes):

@@ -201,7 +201,8 @@ def _read_newest(directory, step, wanted):
   if not there or step not in [None, *there]:
     raise UserError(
       f'no checkpoint {"" if step is None else f"of step {step} "}in {directory}'
-      f'{f" (it has {there})" if there else ""}; train first, or name another directory'
+      f'{f" (it has {there})" if there else ""}; '
+      'train first (a finished run begins anew only without its summary.json), or name another directory'
     )
   for folder in [directory / str(candidate) for candidate in (there if step is None else [step])]:
     try:

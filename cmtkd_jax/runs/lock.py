@@ -46,7 +46,8 @@ class Lock(contextlib.AbstractContextManager):
       self.__exit__()
       where = self._path if os.path.lexists(self._path) else self._path.parent
       fix = 'remove it, or choose another one' if where == self._path else 'choose another one'
-      raise UserError(f'--workdir: {where} cannot be written ({e.strerror or e}); {fix}') from None
+      reason = 'it is a file, not a directory' if isinstance(e, FileExistsError) else e.strerror or e
+      raise UserError(f'--workdir: {where} cannot be written ({reason}); {fix}') from None
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,7 +14,7 @@ from etils import epath
 import cmtkd_jax
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import checkpoint
+from cmtkd_jax.runs import checkpoint, metric_log
 from cmtkd_jax.runs.lock import Lock
 from cmtkd_jax.runtime import distributed, local_file
 
@@ -48,15 +48,32 @@ def claim(workdir, config, dataset):
   is lost: a run that failed at its start may be started again with any other configuration.
 
   Raises:
-    UserError: the directory cannot be written, or holds a run of another configuration or other data.
+    UserError: the directory cannot be written, holds a run of another configuration or other data, or has files of
+      other programs in place of those of a run.
   """
   with Lock(workdir):
     workdir = epath.Path(workdir)
     if has_checkpoint(workdir) or (workdir / SUMMARY).exists():
       check_configuration(workdir, config)
       check_data(workdir, dataset, config.allow_config_changes)
+    else:
+      _check_free(workdir)
     distributed.wait_for_all('the configuration is compared')
     yield workdir
+
+
+def _check_free(workdir):
+  """Raises `UserError` where a directory without a run has files that a run would overwrite, and that are of no run."""
+  if (workdir / CONFIG).exists():
+    try:
+      read_config(workdir)
+    except UserError:
+      raise UserError(f'--workdir: {workdir / CONFIG} is not of a run; choose another --workdir') from None
+  elif found := [name for name in (BITS, CLASSES, RECORDS, metric_log.FILE) if (workdir / name).exists()]:
+    raise UserError(
+      f'--workdir: {workdir / found[0]} is not of a run, which would have a {CONFIG}, too; choose another --workdir, '
+      'or remove the file'
+    )
 
 
 def describe(workdir, config, dataset, rows):
@@ -74,10 +91,10 @@ def describe(workdir, config, dataset, rows):
     UserError: the directory cannot be written.
   """
   try:
+    write(workdir / CONFIG, config_lib.to_json(config))  # first: it says that the directory is a run's
     write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
     write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
     write(workdir / RECORDS, json.dumps(dataset.num_examples))
-    write(workdir / CONFIG, config_lib.to_json(config))
     if distributed.is_first():
       (workdir / SUMMARY).unlink(missing_ok=True)
   except OSError as e:
@@ -91,6 +108,8 @@ def has_checkpoint(workdir):
 
 def check_configuration(workdir, config):
   """Raises `UserError` if the run in `workdir` has another configuration, unless `config.allow_config_changes`."""
+  if not (path := epath.Path(workdir) / CONFIG).exists():
+    raise UserError(f'--workdir: {path} is missing beside what a run has made; restore it, or choose another --workdir')
   differing = config_lib.difference(read_config(workdir), config, exclude=MUTABLE_FIELDS)
   if not differing:
     return
@@ -129,7 +148,7 @@ def check_data(workdir, dataset, allow_config_changes=False):
       f'{_listed(before)} in its {CLASSES}; restore the class names, or choose another --workdir'
     )
   path = workdir / RECORDS
-  counts = read_json(path, dict) if path.exists() else dataset.num_examples
+  counts = read_json(path, dict, fix=WRITE_AGAIN) if path.exists() else dataset.num_examples
   if counts == dataset.num_examples or (allow_config_changes and not dataset.held_out):
     return
   found = f'{dataset.num_examples} now, {counts} in its {RECORDS}'
@@ -207,7 +226,11 @@ def read_config(workdir, field='--workdir'):
     raise UserError(f'{field}: {e}') from None
 
 
-def read_json(path, kind, needed=(), valid=lambda value: True):
+# For files that start anew with each training, also one that has nothing left to do.
+WRITE_AGAIN = f'restore it, or delete it and {SUMMARY}: then the training command writes both again'
+
+
+def read_json(path, kind, needed=(), valid=lambda value: True, fix='restore it'):
   """Returns what the JSON file `path` holds.
 
   Args:
@@ -215,6 +238,7 @@ def read_json(path, kind, needed=(), valid=lambda value: True):
     kind: dict or list, what it must be.
     needed: keys that a dict must have.
     valid: whether the content is as it was written; may raise what a wrong structure raises.
+    fix: what the user can do about a damaged file.
 
   Raises:
     UserError: it cannot be read, or holds something else.
@@ -226,7 +250,7 @@ def read_json(path, kind, needed=(), valid=lambda value: True):
   except (OSError, ValueError, RecursionError) as e:  # no file, not UTF-8, not JSON, nested too deeply
     problem = ' '.join(str(e).split())
   if problem:
-    raise UserError(f'{path} is damaged ({problem}); restore it, or delete it: its command writes it again')
+    raise UserError(f'{path} is damaged ({problem}); {fix}')
   return value
 
 
@@ -245,7 +269,7 @@ def read_classes(workdir):
   """
   path = epath.Path(workdir) / CLASSES
   are_names = lambda names: all(isinstance(name, str) for name in names)
-  names = read_json(path, list, valid=are_names) if path.exists() else []
+  names = read_json(path, list, valid=are_names, fix=WRITE_AGAIN) if path.exists() else []
   return [unicodedata.normalize('NFC', name) for name in names]
 
 

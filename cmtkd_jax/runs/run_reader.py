@@ -65,7 +65,7 @@ def read(workdir):
   config = run_files.read_config(directory)
   rows = metric_log.read(directory) if (directory / metric_log.FILE).exists() else []
   bits = directory / run_files.BITS
-  table = run_files.read_json(bits, list, valid=_are_layers) if bits.exists() else []
+  table = run_files.read_json(bits, list, valid=_are_layers, fix=run_files.WRITE_AGAIN) if bits.exists() else []
   return Run(
     directory,
     config,

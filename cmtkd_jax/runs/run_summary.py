@@ -117,7 +117,8 @@ def read(workdir, needed=('results',)):
     UserError: it is damaged.
   """
   path = epath.Path(workdir) / FILE
-  return run_files.read_json(path, dict, needed, _is_summary) if path.exists() else None
+  fix = 'restore it, or delete it: the training command writes it again'
+  return run_files.read_json(path, dict, needed, _is_summary, fix) if path.exists() else None
 
 
 def _is_number(value):

@@ -4,6 +4,7 @@ Whatever opens a path that a user names, or a file of a run, comes here first.
 """
 
 import os
+import re
 
 from etils import epath
 
@@ -23,6 +24,17 @@ def not_a_file(path: str | os.PathLike) -> str:
   if '://' in path or os.path.isfile(path) or not os.path.exists(path):
     return ''
   return 'a folder' if os.path.isdir(path) else 'a pipe, socket or device'
+
+
+def check_schemes(field: str, value: str):
+  """Raises `UserError` where `value` has a URL that is of no object store, such as http://."""
+  for scheme in re.findall(r'(?i)([a-z][a-z0-9+.-]*://)', value):
+    try:
+      epath.Path(f'{scheme}x')
+    except KeyError:
+      raise UserError(
+        f'{field}={value}: nothing is read from {scheme}; give a local path, or one of an object store such as gs://'
+      ) from None
 
 
 def check(path: str | os.PathLike):

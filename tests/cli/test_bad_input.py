@@ -158,7 +158,10 @@ def test_environment_of_processes(refused, monkeypatch):
   [
     ('nope.x=1', ['config.nope.x', 'no such field', 'optimizer']),
     ('method.cmtkd.gama=1', ['config.method.cmtkd.gama', 'alpha, beta']),
-    ('data=3', ['config.data', 'no such field']),
+    ('data=3', ['config.data is a section; set a field of it: config.data.name, config.data.augment']),
+    ('data.name=npy:http://a/b', ['config.data.name=npy:http://a/b: nothing is read from http://; give a local path']),
+    ('init_from=student=https://a', ['config.init_from=student=https://a: nothing is read from https://']),
+    ("teacher_workdirs=('ftp://a',)", ["config.teacher_workdirs=('ftp://a',): nothing is read from ftp://"]),
     ('optimizer.learnin_rate=1', ['no such field, perhaps config.optimizer.learning_rate']),
     ('epochs=3', ['no such field, perhaps config.duration']),
     ('seed', ['Missing value for flag --config.seed']),
@@ -313,14 +316,23 @@ BASE = 'from cmtkd_jax import config as base\ndef get_config(argument=""):\n  co
   'text, words',
   [
     ('def get_config(:\n', ['--config', 'file.py, line 1', 'fix the config file']),
-    ('x = 1\n', ['--config', 'get_config', 'fix the config file']),
+    ('x = 1\n', ['--config', 'file.py has no function get_config()']),
+    ('import sys\nsys.exit(0)\n', ['file.py, line 2: SystemExit: 0', 'fix the config file']),
+    ('\ndef get_config(argument=""): raise KeyError("boom")\n', ["file.py, line 2: KeyError: 'boom'"]),
+    ('raise ValueError\n', ['file.py, line 1: ValueError; fix']),
     (BASE + '  config.data = None\n  return config\n', ['config.data']),
     ('import ml_collections\ndef get_config(argument=""): return ml_collections.ConfigDict({"a": 1})\n', ['config.']),
     ('def get_config(argument=""): return {}\n', ['get_config() returns dict', 'cmtkd_jax.config.default()']),
-    ('def get_config(argument=""): return 1 / 0\n', ['division by zero', 'file.py, line 1', 'fix the config file']),
-    ('import no_such_module\n', ['no_such_module', 'file.py, line 1', 'fix the config file']),
+    (
+      'def get_config(argument=""): return 1 / 0\n',
+      ['file.py, line 1: ZeroDivisionError: division by zero; fix'],
+    ),
+    (
+      'import no_such_module\n',
+      ["line 1: ModuleNotFoundError: No module named 'no_such_module'; install"],
+    ),
     (BASE + '  config.neew = 3\n  return config\n', ['config.neew', 'no such field', 'seed']),
-    (BASE + '  config.seed = "a"\n  return config\n', ['--config', "'seed'", 'fix the config file']),
+    (BASE + '  config.seed = "a"\n  return config\n', ['file.py, line 4: TypeError: ', "'seed'", 'fix the config']),
     (BASE + '  del config.seed\n  return config\n', ['config.seed is missing', 'cmtkd_jax.config.default()']),
     (BASE + '  config.prerequisites.a = 3\n  return config\n', ['a=3', "dict(method=dict(name='single'))"]),
     (BASE + '  config.prerequisites.a = dict(nope=3)\n  return config\n', ['config.nope', 'no such field']),
@@ -407,6 +419,10 @@ FOLDERS = {
   'class without test images': (lambda root: without(root / 'test' / 'ant'), ["'ant'", 'same classes']),
   'class without training images': (lambda root: images(root, ['test'], ['cat']), ["'cat'", 'same classes']),
   'empty class': (lambda root: emptied(root / 'train' / 'ant'), ['train/ant holds no', 'fill or remove it']),
+  'splits of another name': (
+    lambda root: [(root / split).rename(root / split.capitalize()) for split in ('train', 'test')],
+    ['Test holds no image file', 'images lie in <class>/, in train/<class>/ and test/<class>/'],
+  ),
   'no image': (
     lambda root: (root / 'train' / 'ant' / '3.png').write_text('hello'),
     ['ant/3.png', 'cannot be decoded', 'repair'],
@@ -667,6 +683,21 @@ DAMAGED_RUNS = {
   'classes.json, numbers': ('report', text('classes.json', '[1, 2]'), ['classes.json is damaged', 'restore it']),
   'teachers.json, cut': ('evaluate', text('teachers.json', '['), ['teachers.json is damaged', 'restore it']),
   'teachers.json, other fields': ('evaluate', text('teachers.json', '[{}]'), ['teachers.json is damaged']),
+  'config.json, of another program': (
+    'train',
+    lambda run: (shutil.rmtree(run / 'checkpoints'), (run / 'config.json').write_text('{"model_type": "bert"}')),
+    ['config.json is not of a run; choose another --workdir'],
+  ),
+  'metrics.jsonl, of another program': (
+    'train',
+    lambda run: (shutil.rmtree(run), run.mkdir(), (run / 'metrics.jsonl').write_text('mine')),
+    ['metrics.jsonl is not of a run, which would have a config.json, too; choose another --workdir'],
+  ),
+  'config.json, none beside checkpoints': (
+    'train',
+    lambda run: (run / 'config.json').unlink(),
+    ['config.json is missing beside what a run has made; restore it'],
+  ),
   'no checkpoints': ('evaluate', lambda run: shutil.rmtree(run / 'checkpoints'), ['no checkpoint in', 'train first']),
   'empty checkpoints': ('evaluate', emptied_checkpoints, ['no readable checkpoint', 'use another one']),
   'a file for checkpoints': ('train', file_for_checkpoints, ['checkpoints is not a directory', 'remove it']),
@@ -681,6 +712,38 @@ def test_damaged_runs(refused, finished, tmp_path, mode, damage, words):
     (copy / 'summary.json').unlink()  # or it would be finished
   damage(copy)
   refused([*(SINGLE if mode == 'train' else ()), f'--mode={mode}', f'--workdir={copy}'], words)
+
+
+def test_what_a_damaged_file_asks_for_brings_it_back(refused, finished, tmp_path):
+  copy = shutil.copytree(finished, tmp_path / 'run')
+  (copy / 'classes.json').write_text('3')
+  refused(['--mode=report', f'--workdir={copy}'], ['delete it and summary.json: then the training command writes both'])
+  (copy / 'classes.json').unlink()
+  assert run('--mode=report', f'--workdir={copy}') == 0  # with numbers in place of names
+  (copy / 'summary.json').unlink()
+  assert run(*SINGLE, f'--workdir={copy}', '--config.checkpoint_every=1 steps') == 0
+  for name in ('classes.json', 'summary.json'):
+    assert (copy / name).read_text() == (finished / name).read_text()
+
+
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
+    (
+      ['--mode=predict', '--workdir={run}', 'http://a/b.png'],
+      ['--images=http://a/b.png: nothing is read from http://'],
+    ),
+    (
+      ['--mode=evaluate', '--workdir=file://{run}'],
+      ['--workdir=file://', 'nothing is read from file://; give a'],
+    ),
+    (['--mode=report', '--workdir={run},http://a/b'], ['--workdir=http://a/b: nothing is read from http://']),
+    (['--config=configs/folder.py:http://a/b'], ['http://a/b: nothing is read from http://; give a local path']),
+    ([*SINGLE, '--workdir={run}/config.json'], ['config.json cannot be written (it is a file, not a directory)']),
+  ],
+)
+def test_places_that_cannot_be_read_or_written(refused, finished, arguments, words):
+  refused([argument.replace('{run}', str(finished)) for argument in arguments], words)
 
 
 def test_runs_with_class_names_from_macos_resume(tmp_path):

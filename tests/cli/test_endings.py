@@ -159,7 +159,7 @@ def test_what_an_interrupted_command_says(monkeypatch, capsys, mode):
   monkeypatch.setitem(commands.MODES, mode, interrupt)
   with flagsaver.flagsaver():
     assert main.main(['main', f'--mode={mode}', '--workdir=x']) == 130
-  resumes = '; the same command continues from the last checkpoint' * (mode in ('train', 'table'))
+  resumes = '; the same command continues from the last checkpoint, if there is one' * (mode in ('train', 'table'))
   assert capsys.readouterr().err == f'interrupted{resumes}\n'
 
 

@@ -82,9 +82,12 @@ class Finder:
         self._others['image', 'next to a folder images/'] += 1
     if not files:
       kinds = sorted({os.path.splitext(name)[1].lower() or name for name, _ in listed})[:5]
+      fix = 'fill or remove it'
+      if any(is_folder for _, is_folder in listed):  # such as Train/ and Test/, or one folder above all classes
+        fix = 'images lie in <class>/, in train/<class>/ and test/<class>/, or in one of these with a folder images/'
       raise UserError(
         f'{self._name}: folder {place} holds no image file, such as .jpg or .png, '
-        f'{"but " + ", ".join(kinds) if kinds else "nor anything else"}; fill or remove it'
+        f'{"but " + ", ".join(kinds) if kinds else "nor anything else"}; {fix}'
       )
     return files
 
