@@ -51,10 +51,12 @@ def train_table(config, workdir, report=lambda text: None):
     UserError: the table itself is wrong, or there is no directory because no run could begin.
   """
   lines = _lines(config)
+  # Also where no line prints it: the baseline, and runs that are named.
+  wanted = list(config.table.only) or list(filter(None, [config.table.baseline, *(line.run for line in lines)]))
   failures = {}
   for seed in config.table.seeds:
     directories, failed = {}, {}
-    for run in chain.in_order(config.table.runs, [line.run for line in lines if line.run]):
+    for run in chain.in_order(config.table.runs, wanted):
       directory = f'{workdir}/{run}/seed{seed}'
       report(f'\n== {run}, seed {seed} -> {directory}')
       try:

@@ -44,18 +44,20 @@ class Guided(MultiNetwork):
     return {'temperature': "config.method.guided.hint='features'"} if self.settings.hint == 'features' else {}
 
   def __call__(self, images, train):
+    seen = None if self.is_initializing() else jax.tree.map(lambda x: x, self.variables)  # before the student fits it
     _, student_maps, student = run_stages(self.student, self.student.embed(images, train), train)
     before, _, teacher = run_stages(self.teacher, self.teacher.embed(images, train), train)
     pairs = {}
     if self.settings.hint == 'features':
-      pairs = {f'tap{tap}': (self._quantize(k, before[k]), student_maps[k]) for k, tap in enumerate(self.student.taps)}
+      quantized = [self._quantize(k, x, seen or self.variables) for k, x in enumerate(before)]
+      pairs = {f'tap{tap}': (q, s) for tap, q, s in zip(self.student.taps, quantized, student_maps)}
     return Outputs({STUDENT: student, 'teacher': teacher}, pairs)
 
-  def _quantize(self, k, x):
+  def _quantize(self, k, x, variables):
     """A map of the teacher through the student's quantizer of stage k, whose own values are constants there."""
     networks = MultiNetwork(self.networks, None, parent=None)
     apply = lambda networks, x: networks.student.activate(k, x, train=False)
-    return values(networks.apply(jax.lax.stop_gradient(self.variables), x, method=apply))
+    return values(networks.apply(jax.lax.stop_gradient(variables), x, method=apply))
 
   def loss(self, outputs, labels):
     return guided_loss(outputs.logits, labels, outputs.aux, self.settings, self.cross_entropy)

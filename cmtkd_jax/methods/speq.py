@@ -36,6 +36,7 @@ class SPEQ(MultiNetwork):
   """The student, which is its own teacher."""
 
   def __call__(self, images, train):
+    before = jax.tree.map(lambda x: x, self.variables)  # with the fitted values that the student is about to use
     logits = {STUDENT: self.student(images, train)}
     if not train or self.is_initializing():
       return Outputs(logits)
@@ -43,7 +44,7 @@ class SPEQ(MultiNetwork):
     teacher = MultiNetwork(self.networks, None, parent=None)
     rngs = {'sampling': self.make_rng('sampling')}
     with inspect.visit_layers(self._draw, Activation):
-      outputs, _ = teacher.apply(self.variables, images, train, mutable=True, rngs=rngs)
+      outputs, _ = teacher.apply(before, images, train, mutable=True, rngs=rngs)
     return Outputs(logits | {'teacher': jax.lax.stop_gradient(outputs.logits[STUDENT])})
 
   @nn.nowrap

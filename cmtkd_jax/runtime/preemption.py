@@ -1,6 +1,7 @@
 """Being asked to stop: SIGTERM or SIGHUP ends a run after its current step, with a checkpoint."""
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -9,6 +10,8 @@ import jax
 from jax.experimental import multihost_utils
 
 EXIT_STATUS = 143  # 128 + SIGTERM, as of a process that the signal ended
+# Processes agree on one of these numbers, so they rise through all runs of a table: each counts its steps from 1.
+_CALLS = itertools.count(1)
 
 
 class Preempted(Exception):  # noqa: N818  no error
@@ -43,6 +46,8 @@ class Preemption(contextlib.AbstractContextManager):
   def _ask(self, number, frame):
     self._asked = True
 
-  def requested(self, step):
-    """Returns whether the run shall end after `step`; to be called once a step."""
-    return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
+  def requested(self):
+    """Returns whether the run shall end now; to be called once a step, by all processes."""
+    if jax.process_count() == 1:
+      return self._asked
+    return multihost_utils.reached_preemption_sync_point(next(_CALLS))

@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import data, methods
@@ -10,9 +11,14 @@ from cmtkd_jax.runs import checkpoint
 
 
 def make_mesh(devices=None):
-  """Returns a mesh of `devices`, by default all, along one axis, 'data'; one device is a mesh of one."""
+  """Returns a mesh of `devices`, by default all, along one axis, 'data'; one device is a mesh of one.
+
+  The devices of a process lie side by side, so that its rows of a batch do. `jax.make_mesh` orders TPUs by their
+  network instead, and refuses GPUs of several hosts.
+  """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+  ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh):

@@ -57,7 +57,7 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
       state, metrics = step_fn(state, batch)
     window.add(metrics)
     batch = window.next_batch(batches)
-    stops = preemption.requested(step)
+    stops = preemption.requested()
     if learn and step % data.steps_per_epoch == 0:
       with _evaluating(parts.config, state):
         state = jax.block_until_ready(learn(state))

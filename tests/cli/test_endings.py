@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 from absl.testing import flagsaver
 
 from cmtkd_jax import main
 from cmtkd_jax.cli import commands, interrupts, output
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runtime import peers
+from cmtkd_jax.runtime import peers, preemption
 from cmtkd_jax.runtime.preemption import Preemption
 from tests import compiling
 
@@ -197,22 +198,33 @@ def test_ctrl_c_answers_during_a_computation_and_the_second_leaves_at_once():
 def test_signals_that_ask_to_stop(number):
   before = signal.signal(number, signal.SIG_DFL)  # the suite itself may run under nohup
   try:
-    with Preemption() as preemption:
-      assert not preemption.requested(1)
+    with Preemption() as asking:
+      assert not asking.requested()
       os.kill(os.getpid(), number)
-      assert preemption.requested(1)
+      assert asking.requested()
     assert signal.getsignal(number) == signal.SIG_DFL
   finally:
     signal.signal(number, before)
+
+
+def test_processes_agree_on_numbers_that_rise_through_all_runs(monkeypatch):
+  """JAX remembers the number that processes agreed on: were it a step of one run, the next run would wait for it."""
+  asked = []
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(preemption.multihost_utils, 'reached_preemption_sync_point', lambda n: asked.append(n) or False)
+  for steps in (3, 2):  # two runs of a table
+    with Preemption() as run:
+      assert not any(run.requested() for _ in range(steps))
+  assert asked == list(range(asked[0], asked[0] + 5))
 
 
 def test_a_hangup_that_is_switched_off_stays_off():
   """As under nohup."""
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
-    with Preemption() as preemption:
+    with Preemption() as asking:
       os.kill(os.getpid(), signal.SIGHUP)
-      assert not preemption.requested(1)
+      assert not asking.requested()
   finally:
     signal.signal(signal.SIGHUP, before)
 

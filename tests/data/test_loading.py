@@ -126,6 +126,21 @@ def test_host_crops_depend_on_seed_position_and_record():
   assert len(crops) == 8
 
 
+def test_rows_of_a_process_are_one_block():
+  """As of the second of two processes with two devices each; mixed up, it would read the rows of the other."""
+
+  class Sharding:
+    def __init__(self, *devices):
+      self.devices = devices
+
+    def addressable_devices_indices_map(self, shape):
+      return {i: (slice(4 * i, 4 * i + 4),) for i in self.devices}
+
+  assert loaders.own_rows(16, Sharding(3, 2)) == slice(8, 16)
+  with pytest.raises(ValueError, match=r'several blocks, \[\(4, 8\), \(12, 16\)\]; order the mesh by process'):
+    loaders.own_rows(16, Sharding(1, 3))
+
+
 def test_each_process_reads_its_own_rows(npy_dir, monkeypatch):
   loader = load(batch_size=80, **npy_fields(npy_dir, on_device='no')).train
   monkeypatch.setattr(loaders, 'own_rows', lambda *_: slice(40, 80))  # As in the second of two processes.

@@ -178,6 +178,18 @@ def test_files_have_all_rows_also_where_one_is_trained(config, tmp_path, monkeyp
   assert not list(tmp_path.glob('*.tmp'))
 
 
+@pytest.mark.parametrize('only, trained', [((), ['later', 'single']), (('cmtkd',), ['cmtkd'])])
+def test_runs_that_no_line_prints(config, tmp_path, monkeypatch, only, trained):
+  """The baseline and runs that are named are trained all the same."""
+  config.table.lines = config.table.lines[:1]
+  config.table.only, config.table.baseline, config.table.seeds = only, 'later', (0,)
+  seen = []
+  monkeypatch.setattr(table.chain, 'train_chain', lambda run, directory, *unused: seen.append(directory))
+  tmp_path.joinpath('table.md').touch()
+  table.train_table(config, tmp_path)
+  assert seen == [f'{tmp_path}/{name}/seed0' for name in trained]
+
+
 def test_of_several_processes_none_goes_on_alone(config, tmp_path, monkeypatch):
   """An error of one process would leave the others waiting in a run that it has left."""
 

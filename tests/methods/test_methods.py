@@ -485,6 +485,20 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
   np.testing.assert_allclose(relus['teacher'], plain.logits['student'], rtol=1e-5, atol=1e-6)
 
 
+def test_speq_teaches_with_the_weights_of_the_student():
+  """Also where a step fits the quantizer of the weights: both passes use the values from before it."""
+  config = make_config('speq', **{'quantizer.weights': 'lq_nets', 'quantizer.activations': 'hwgq'})
+  config.method.speq.high_probability = 0.0
+  images = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
+  keys = {name: jax.random.key(0) for name in ('params', 'sampling')}
+  method = build.create_method(config, CLASSES)
+  variables = jax.jit(functools.partial(method.init, train=True))(keys, images)
+  outputs, state = method.apply(variables, images, train=True, mutable=True, rngs={'sampling': jax.random.key(1)})
+  np.testing.assert_array_equal(outputs.logits['teacher'], outputs.logits['student'])
+  changed = jax.tree.map(lambda a, b: bool((a != b).any()), variables['quantizer_state'], state['quantizer_state'])
+  assert any(jax.tree.leaves(changed))
+
+
 @pytest.mark.parametrize('quantizer', ['lq_nets', 'lsq'])
 def test_guidance_leaves_the_students_quantizers_alone(quantizer):
   """The teacher's maps neither fit the values of the student's quantizers, nor train them."""

@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import time
+import types
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from flax import traverse_util
 
 from cmtkd_jax.runs import checkpoint, metric_log
 from cmtkd_jax.runtime import distributed
+from cmtkd_jax.training import build
 from tests import compiling
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -122,6 +124,13 @@ def test_a_process_that_is_killed_ends_the_run_and_both_resume(tmp_path, environ
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   steps = [row['step'] for row in metric_log.read(tmp_path / 'killed') if 'train/loss' in row]
   assert steps == list(range(1, 13))
+
+
+def test_a_mesh_has_the_devices_of_a_process_side_by_side(monkeypatch):
+  """`jax.devices()` of TPUs follow their network, which winds through the hosts; a process reads one block of rows."""
+  monkeypatch.setattr(build, 'Mesh', lambda devices, axes, axis_types: [(d.process_index, d.id) for d in devices])
+  devices = [types.SimpleNamespace(process_index=i % 2, id=i) for i in range(6)]
+  assert build.make_mesh(devices) == [(0, 0), (0, 2), (0, 4), (1, 1), (1, 3), (1, 5)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Loaders: which records make up which batch. How a batch is made is for `on_device` or `streaming`."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -98,13 +99,21 @@ class EvalLoader:
 
 @functools.lru_cache(maxsize=16)
 def own_rows(batch_size: int, sharding: jax.sharding.NamedSharding) -> slice:
-  """Returns the contiguous block of a batch's rows that lies on this process's devices."""
-  blocks = [
-    index[0].indices(batch_size)[:2]
-    for index in sharding.addressable_devices_indices_map((batch_size,)).values()
-    if index is not None
-  ]
-  return slice(min(lo for lo, _ in blocks), max(hi for _, hi in blocks))
+  """Returns the contiguous block of a batch's rows that lies on this process's devices.
+
+  Raises:
+    ValueError: they are no block, because the mesh does not have the devices of a process side by side.
+  """
+  blocks = sorted(
+    {
+      index[0].indices(batch_size)[:2]
+      for index in sharding.addressable_devices_indices_map((batch_size,)).values()
+      if index is not None
+    }
+  )
+  if any(before[1] != after[0] for before, after in itertools.pairwise(blocks)):
+    raise ValueError(f'the rows of this process are in several blocks, {blocks}; order the mesh by process')
+  return slice(blocks[0][0], blocks[-1][1])
 
 
 def to_global(rows: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
