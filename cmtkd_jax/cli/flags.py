@@ -69,6 +69,7 @@ _OF_MODES = {
   'output': ('predict', 'summarize'),
 }
 _OUTPUTS = {'predict': ('text', 'csv', 'json'), 'summarize': ('text', 'markdown', 'json')}
+_OF_RUNS = ('evaluate', 'export', 'predict', 'report')  # which need no config file
 _WITH_ARGUMENTS = ('config', 'predict')  # fields, images; a shell has expanded ~ in them
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
@@ -273,9 +274,9 @@ def _default_workdir():
   if _CONFIG.value is None:
     if _MODE.value == 'config':
       return ''
+    run = ', or the directory of a run' if _MODE.value in _OF_RUNS else ''
     raise UserError(
-      '--config and --workdir are missing; give a config file, e.g. --config=configs/digits_resnet8.py, '
-      'or the directory of a run'
+      f'--config and --workdir are missing; give a config file, e.g. --config=configs/digits_resnet8.py{run}'
     )
   path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
   words = [pathlib.PurePath(word).name for word in (path.removesuffix('.py'), *argument.split(','))]

@@ -31,6 +31,8 @@ def _open(config) -> base.Splits:
     return base.digits()
   if kind == 'generated':
     return base.generated(rest)
+  if kind in ('npy', 'folder') and not rest:
+    raise UserError(f'config.data.name={config.name!r} lacks the path of a folder; write {kind}:DIR')
   if kind == 'npy':
     return npy.read(rest, channels=len(config.mean))
   if kind == 'folder':

@@ -66,6 +66,8 @@ def predict(path, images) -> Iterator[Prediction]:
   """
   if not images:
     raise UserError('--images is missing; name image files or folders, e.g. --images=a.jpg,holiday')
+  if not all(images):
+    raise UserError('--images has an empty name; name image files or folders')
   network, about = export.open_network(path)
   files = find(images)
   if not files:

@@ -78,7 +78,8 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize(
   'arguments, words',
   [
-    ([], ['--config and --workdir are missing', 'give a config file']),
+    ([], ['--config and --workdir are missing', 'e.g. --config=configs/digits_resnet8.py']),
+    (['--mode=report'], ['--config and --workdir are missing', 'digits_resnet8.py, or the directory of a run']),
     (['--mode=nope', SMOKE], ['--mode=nope', 'should be one of', 'train|evaluate']),
     ([SMOKE, 'stray'], ["'stray' is not a flag", '--workdir']),
     (['--confg=x'], ["'confg'", 'Did you mean: config']),
@@ -548,6 +549,8 @@ def test_pickles_are_not_loaded(refused, tmp_path):
   'name, words',
   [
     ('', ["config.data.name=''", "such as 'digits'"]),
+    ('npy:', ["config.data.name='npy:' lacks the path of a folder; write npy:DIR"]),
+    ('folder:', ["config.data.name='folder:' lacks the path of a folder; write folder:DIR"]),
     ('generated:8x8:10:100', ['does not parse', "'generated:HxWxC:CLASSES:N'"]),
     ('generated:0x8x1:10:100', ['does not parse', 'positive whole numbers']),
     ('generated:100000x100000x3:10:1000000', ['more than 4 GiB', 'lower its numbers']),
@@ -729,6 +732,7 @@ def test_what_a_damaged_file_asks_for_brings_it_back(refused, finished, tmp_path
 @pytest.mark.parametrize(
   'arguments, words',
   [
+    (['--mode=predict', '--workdir={run}', ''], ['--images has an empty name; name image files or folders']),
     (
       ['--mode=predict', '--workdir={run}', 'http://a/b.png'],
       ['--images=http://a/b.png: nothing is read from http://'],
