@@ -1,7 +1,7 @@
 """Does distillation help a network with more capacity? ResNet8 of twice the width, on held-out training images.
 
-At width 1 the 2-bit network of ladder_resnet8.py underfits its training images (74 % right, seeds 0 and 1), and no
-teacher from scratch helps it measurably. Here the same rows have twice the channels. A fifth of the 5,000 training
+At width 1 the 2-bit network of ladder_resnet8.py underfits its training images (74 % right, seeds 0 and 1), and so far
+no distillation helps it measurably. Here the same rows have twice the channels. A fifth of the 5,000 training
 images is held out (`data.minival`), and the figures are those of the held-out images.
 
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/width_resnet8.py --config.data.name=npy:DIR

@@ -29,7 +29,7 @@ from tests import compiling
 
 flags = (os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8', compiling.QUICK_FLAGS)
 os.environ['XLA_FLAGS'] = ' '.join(flags)  # read with the first operation
-jax.config.update('jax_enable_compilation_cache', False)  # in one process it saves less than it takes
+jax.config.update('jax_enable_compilation_cache', False)  # in one process it saves no time
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_disable_most_optimizations', True)
 gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live, and collections walk over all of JAX's

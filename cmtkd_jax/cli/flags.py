@@ -225,7 +225,7 @@ def _one_line(error, argv):
   error, line = _raised_in(path, error)
   text = ' '.join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
   text = f'{type(error).__name__}: {text}' if text else type(error).__name__
-  if isinstance(error, AttributeError) and 'get_config' in text:
+  if not line and isinstance(error, AttributeError) and 'get_config' in text:
     return f'--config: {path} has no function get_config(); write one that returns the configuration'
   fix = 'fix the config file, or name another one'
   if isinstance(error, ModuleNotFoundError):
@@ -234,8 +234,10 @@ def _one_line(error, argv):
 
 
 def _raised_in(path, error):
-  """Returns the deepest exception in the chain of `error` that the file `path` raised, and its line; else the deepest
-  one that says something, and 0."""
+  """Returns the deepest exception in the chain of `error` that has a line of the file `path`, and that line.
+
+  Where none has one, the deepest of all and 0.
+  """
   same = lambda name: os.path.realpath(name) == os.path.realpath(path)
   chain = []
   while error is not None:
