@@ -40,7 +40,7 @@ def split_minival(num_examples: int, fraction: float) -> tuple[np.ndarray, np.nd
 
   Args:
     num_examples: number of training records.
-    fraction: share to hold out, 0 <= fraction < 0.5.
+    fraction: share to hold out, 0 <= fraction < 1.
 
   Returns:
     (train, minival), both sorted int64 and disjoint; minival has round(fraction * num_examples) records.

@@ -15,7 +15,7 @@ class Settings(Options):
 
   name: str = option('digits', "'digits', a tfds name, 'folder:PATH', 'npy:PATH', 'generated:HxWxC:CLASSES:N'")
   dir: str = option('', 'folder of tfds data sets, its data_dir')
-  minival: float = option(0.0, 'fraction of train that is held out, for choosing', least=0, below=0.5)
+  minival: float = option(0.0, 'fraction of train that is held out, for choosing', least=0, below=1)
   test_fraction: float = option(
     0.2, 'fraction of every class of a folder without test/ that is held out to test on', above=0, most=0.5
   )

@@ -248,7 +248,7 @@ def test_environment_of_processes(refused, monkeypatch):
     ('data.mean=("a",)', ["config.data.mean=('a',)", 'like 0.5']),
     ('data.std=(0.0,)', ['config.data.std=(0.0,)', 'must be positive']),
     ('data.pad=100', ['config.data.pad=100', 'below config.data.image_size=8']),
-    ('data.minival=0.7', ['config.data.minival=0.7', 'must lie in [0, 0.5)']),
+    ('data.minival=1.7', ['config.data.minival=1.7', 'must lie in [0, 1)']),
     ('data.image_size=9', ['config.data.image_size=9', 'set image_size=8']),
     ('init_from_ignore=(', ["config.init_from_ignore='('", 'fix or empty it']),
     ('init_from={nope}', ['config.init_from', "no run 'nope'"]),

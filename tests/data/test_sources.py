@@ -724,7 +724,7 @@ def expect(words, **fields):
 @pytest.mark.parametrize(
   'fields, words',
   [
-    ({'minival': 0.5}, ['config.data.minival=0.5', 'must lie in [0, 0.5)']),
+    ({'minival': 1.0}, ['config.data.minival=1.0', 'must lie in [0, 1)']),
     ({'minival': -0.1}, ['config.data.minival=-0.1']),
     ({'minival': 0.0001}, ['config.data.minival=0.0001 of', 'raise it']),
     ({'augment': 'flip'}, ["config.data.augment='flip'", 'pad_crop_flip']),
