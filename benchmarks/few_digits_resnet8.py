@@ -1,8 +1,8 @@
 """Does distillation help a network that fits its training images and falls short? ResNet8 on 72 of the digits.
 
 On all digits the 2-bit network falls 0.3 points short of full precision (digits_resnet8.py). On ten classes of
-CIFAR-100 it falls 5 points short, but it underfits (ladder_resnet8.py). With 72 training images it fits all of them and falls two
-points short. The other 1,370 (`data.minival`) are held out, and the figures are theirs.
+CIFAR-100 it falls 5 points short, but it underfits (ladder_resnet8.py). With 72 training images it fits all of them and
+falls two points short. The other 1,370 (`data.minival`) are held out, and the figures are theirs.
 
 In six pilot runs the standard deviation over seeds was 1.3 points, so twenty seeds show a difference of 0.8 at two
 standard errors. A single network takes 10 seconds on one core of an AMD EPYC, one with teachers 30.
