@@ -70,6 +70,7 @@ _OF_MODES = {
 }
 _OUTPUTS = {'predict': ('text', 'csv', 'json'), 'summarize': ('text', 'markdown', 'json')}
 _OF_RUNS = ('evaluate', 'export', 'predict', 'report')  # which need no config file
+_AS_TRAINED = ('predict', 'report')  # in which no field can be another
 _WITH_ARGUMENTS = ('config', 'predict')  # fields, images; a shell has expanded ~ in them
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
@@ -139,6 +140,11 @@ def parse(argv):
         f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
         f'--mode={_MODE.value}; leave it out'
       )
+  if fields and _MODE.value in _AS_TRAINED:
+    raise UserError(
+      f'--config.{fields[0]} does not belong to --mode={_MODE.value}, which takes the configuration of its run; '
+      'leave it out'
+    )
   if _WORKDIR.value is not None and not all(_WORKDIR.value.split(',')):
     raise UserError(f'--workdir={_WORKDIR.value} lacks a directory; name it, or leave the flag out')
   if _FORMAT.value is not None and not all(_FORMAT.value or ['']):

@@ -95,6 +95,7 @@ def finished(tmp_path_factory):
     (['--config'], ['Missing value for flag --config']),
     ([SMOKE, '--step=abc'], ['--step=abc', 'give a whole number']),
     ([SMOKE, '--step=3'], ['--step=3', 'belongs to --mode=evaluate']),
+    ([SMOKE, '--mode=report', '--config.seed=3'], ['--config.seed', 'not belong to --mode=report', 'leave it out']),
     (['--mode=evaluate'], ['--workdir', 'the directory of a run']),
     (['--mode=bits', '--workdir=x'], ['--config is missing', 'configs/digits_resnet8.py']),
     (['--mode=table', SMOKE], ['has no table', 'configs/table2_resnet18_cifar100.py']),
