@@ -52,6 +52,7 @@ def smoke(config, image_size, channels=3, classes=10):
   """Shrinks `config` to a few seconds anywhere: generated images, narrow layers, two teachers, three steps."""
   config.data.name = f'generated:{image_size}x{image_size}x{channels}:{classes}:48'
   config.data.image_size, config.data.resize = image_size, 0
+  config.data.minival = min(config.data.minival, 0.25)
   if AUGMENTS[config.data.augment].random_box:
     config.data.augment = 'pad_crop_flip'
   config.model.width = min(config.model.width, 8 / 64)
