@@ -1,4 +1,4 @@
-"""Which settings change what CMT-KD's student gains? One at a time, on the 72 digits of few_digits_resnet8.py.
+"""Which settings change what the student of CMT-KD gains, and that of KD? One at a time, on the 72 digits of few_digits_resnet8.py.
 
 Five seeds that no other study uses show a difference of 1.6 points at two standard errors. CMT-KD is without its
 feature loss where nothing else is said. A seed takes 9 minutes on one core of an AMD EPYC.
@@ -27,6 +27,11 @@ FEATURE_LOSSES = {  # {run: (title, the section feature_loss)}
   'attention_50': ('attention, gamma 50', dict(name='attention', attention=dict(weight=50.0))),
   'fitnet_10': ('FitNet, gamma 10', dict(name='fitnet', fitnet=dict(weight=10.0))),
 }
+KD_SETTINGS = {  # {run: (title, options of KD)}
+  'kd': ('KD', {}),
+  'kd_beta_025': ('KD, beta 0.25', dict(beta=0.25)),
+  'kd_temperature_4': ('KD, temperature 4', dict(temperature=4.0)),
+}
 RECIPES = {  # {run: (title, changes)}, for networks alone and for CMT-KD
   'long': ('2,400 steps', dict(duration='2400 steps', eval_every='2400 steps', checkpoint_every='2400 steps')),
   'ema': ('EMA 0.99', dict(averaging=dict(name='ema', decay=0.99))),
@@ -44,10 +49,11 @@ def get_config(argument=''):
     {'full_precision': full_precision, 'single2': single}
     | {name: cmtkd | dict(method=dict(cmtkd=options)) for name, (_, options) in METHOD_SETTINGS.items()}
     | {name: dict(feature_loss=options) for name, (_, options) in FEATURE_LOSSES.items()}
+    | {name: rows['kd'] | dict(method=dict(name='kd', kd=options)) for name, (_, options) in KD_SETTINGS.items()}
   )
   line = lambda title, bits, run, network='student': (title, bits, run, network, (None, None))
   lines = [line('single model, full precision', '32/32', 'full_precision'), line('single model', '2/2', 'single2')]
-  lines += [line(title, '2/2', name) for name, (title, _) in (METHOD_SETTINGS | FEATURE_LOSSES).items()]
+  lines += [line(title, '2/2', name) for name, (title, _) in (METHOD_SETTINGS | FEATURE_LOSSES | KD_SETTINGS).items()]
   for recipe, (title, changes) in RECIPES.items():
     kinds = {'single2': (single, '2/2'), 'cmtkd': (cmtkd, '2/2')}
     if recipe != 'sawb':
