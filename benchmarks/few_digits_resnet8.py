@@ -6,9 +6,7 @@ falls two points short. The other 1,370 (`data.minival`) are held out, and the f
 
 In six pilot runs the standard deviation over seeds was 1.3 points, so twenty seeds show a difference of 0.8 at two
 standard errors. A single network takes 10 seconds on one core of an AMD EPYC, one with teachers 30.
-Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_resnet8.py
-Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/few_digits_resnet8.py \
-           --workdir=benchmarks/results/few_digits_resnet8
+Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_resnet8.py
 """
 
 from cmtkd_jax import config as base
