@@ -107,7 +107,8 @@ def from_run(workdir, step=None):
     about = strict_json.parse(strict_json.dump(about))
     schema.check_about(about, shape, graph_check.check(graph))
   except schema.InvalidError as e:
-    raise UserError(f'{workdir} cannot be exported: {e}; the names of its classes are in {run_files.CLASSES}') from None
+    where = f'; the names of its classes are in {run_files.CLASSES}' if 'about.classes' in str(e) else ''
+    raise UserError(f'{workdir} cannot be exported: {e}{where}') from None
   return Exported(graph, about, run.summary)
 
 

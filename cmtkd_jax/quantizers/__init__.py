@@ -9,11 +9,11 @@ import pkgutil
 
 from cmtkd_jax.quantizers.base import MAX_BITS, QTensor, Quantized, Quantizer, dequantize
 
-# Every file of this folder is a quantizer under its name, and offers the classes `Weight` and `Activation`, or one.
+# Every file of this folder with the classes `Weight` and `Activation`, or one of them, is a quantizer under its name.
 QUANTIZERS = {
-  file.name: importlib.import_module(f'{__name__}.{file.name}')
+  file.name: module
   for file in pkgutil.iter_modules(__path__)
-  if file.name != 'base'
+  if {'Weight', 'Activation'} & vars(module := importlib.import_module(f'{__name__}.{file.name}')).keys()
 }
 
 __all__ = ['MAX_BITS', 'QUANTIZERS', 'QTensor', 'Quantized', 'Quantizer', 'dequantize']

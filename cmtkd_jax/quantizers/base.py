@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -45,7 +46,17 @@ def dequantize(coded):
 
 def dequantize_keeping_nan(x, coded):
   """Returns `dequantize(coded)`, with NaN where `x` is NaN: integer codes have none, and a network that has diverged
-  must not come out of its quantizers looking healthy."""
+  must not come out of its quantizers looking healthy.
+
+  Raises:
+    ValueError: the codes are not int32 of the shape of `x`.
+  """
+  codes = coded.codes
+  if codes.shape != x.shape or codes.dtype != jnp.int32:
+    raise ValueError(
+      f'quantize() returned {codes.dtype} codes of shape {codes.shape} for an input of shape {x.shape}; '
+      'return int32 codes of its shape'
+    )
   return jnp.where(jnp.isnan(x), x, dequantize(coded))
 
 
@@ -122,8 +133,8 @@ def nearest_level_by_channel(x, levels):
   return rows.T.reshape(x.shape)
 
 
-def _with_values(method):
-  """`method` of a quantizer, which says what to do where it is called without the values that it needs."""
+def _of_arrays(method):
+  """`method` of a quantizer, for float32 of whatever it gets, which says what to do where it lacks values."""
 
   @functools.wraps(method)
   def checked(self, x, parameters=None):
@@ -133,7 +144,7 @@ def _with_values(method):
         f'{self._name} has values that are learned or fitted, {", ".join(needed)}; '
         f'call q.{method.__name__}(x, q.init(x)), or with those of a trained network'
       )
-    return method(self, x, parameters)
+    return method(self, jnp.asarray(x, jnp.float32), parameters)
 
   return checked
 
@@ -158,7 +169,7 @@ class Quantizer(Options):
   def __init_subclass__(cls, **settings):
     super().__init_subclass__(**settings)
     for name in {'quantize', 'fake_quantize'} & vars(cls).keys():
-      setattr(cls, name, _with_values(vars(cls)[name]))
+      setattr(cls, name, _of_arrays(vars(cls)[name]))
 
   def __post_init__(self):
     try:
@@ -167,7 +178,7 @@ class Quantizer(Options):
       raise ValueError(f'{self._name}: {e}') from None
     if type(self.bits) is not int or self.bits not in self.bit_widths:
       allowed = ', '.join(map(str, self.bit_widths))
-      raise ValueError(f'{self._name}: bits={self.bits} is not supported; allowed: {allowed}')
+      raise ValueError(f'{self._name}: bits={self.bits!r} is not supported; allowed: {allowed}')
 
   @property
   def _name(self):
@@ -188,11 +199,13 @@ class Quantizer(Options):
 
   def fake_quantize(self, x, parameters=None):
     """Returns the fake-quantized `x` (float32, same shape), differentiable in `x` and in the learned values."""
+    x = jnp.asarray(x, jnp.float32)
     value = jax.lax.stop_gradient(dequantize_keeping_nan(x, self.quantize(x, parameters)))
     return ste(value, self.surrogate(x, parameters))
 
   def with_levels(self, x, parameters=None):
     """Returns the `Quantized` form of `x` (float32): `fake_quantize` and the levels that it stands for."""
+    x = jnp.asarray(x, jnp.float32)
     value, coded = self.fake_quantize(x, parameters), self.quantize(x, parameters)
     if coded.levels is not None or coded.offset is not None:
       return Quantized(value)
@@ -228,7 +241,7 @@ def ste_maximum(x, low=SMALLEST):
 
 def step_gradient_scale(x, levels):
   """Returns LSQ's factor on the gradient of a value that all of an activation shares: 1 / sqrt(features * levels)."""
-  return np.float32(1 / np.sqrt(x.size // x.shape[0] * levels))
+  return np.float32(1 / np.sqrt(math.prod(x.shape[1:]) * levels))
 
 
 def broadcast_to_channels(scale, x):

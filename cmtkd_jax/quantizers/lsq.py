@@ -45,11 +45,12 @@ def gradient_scale(v, bits, signed, per_channel=False, count='features'):
   (count='features', the paper) or of the batch (count='batch', as public codes have it). That batch is the `v` at hand:
   with `config.grad_accum_steps` k it is one of k parts, so that the factor is sqrt(k) times that of the whole batch.
   """
-  n = v.size
+  shape = v.shape
   if signed and per_channel:
-    n //= v.shape[-1]
+    shape = shape[:-1]
   elif not signed and count == 'features':
-    n //= v.shape[0]
+    shape = shape[1:]
+  n = math.prod(shape)
   return 1 / math.sqrt(n * max(1, bounds(bits, signed)[1]))
 
 

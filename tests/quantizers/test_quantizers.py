@@ -86,6 +86,35 @@ def test_codes_stand_for_the_values(name):
     assert low <= coded.codes.min() and coded.codes.max() < low + 2**quantizer.bits, quantizer
 
 
+@pytest.mark.parametrize('name', [name for name in CLASSES if name.endswith('Activation')])
+def test_any_real_input_is_quantized_as_float32(name):
+  """Scalars, Python's numbers, lists and other dtypes; the gradient has the dtype of what it belongs to."""
+  quantizer = every_width(name)[0]
+  parameters = quantizer.init(f32(sample(name)))
+  apply = lambda x: quantizer.fake_quantize(x, parameters)
+  values = f32([-1, 0.25, 0.5, 3])
+  expected = apply(values)
+  assert same_bits(jax.vmap(apply)(values), expected) and same_bits(f32([apply(float(x)) for x in values]), expected)
+  assert same_bits(apply(values.tolist()), expected) and same_bits(apply(values.astype(jnp.bfloat16)), expected)
+  gradient = jax.grad(lambda x: apply(x).sum())
+  rounded = gradient(values.astype(jnp.bfloat16))
+  assert rounded.dtype == jnp.bfloat16 and np.array_equal(rounded, gradient(values).astype(jnp.bfloat16))
+  assert same_bits(jax.vmap(jax.grad(apply))(values), gradient(values))
+
+
+@pytest.mark.parametrize('codes', [lambda x: x[..., :1].astype(jnp.int32), lambda x: x])
+def test_codes_of_another_shape_or_dtype_are_refused(codes):
+  class Wrong(base.Quantizer):
+    def quantize(self, x, parameters=None):
+      return quantizers.QTensor(codes(x), f32(1))
+
+    def surrogate(self, x, parameters):
+      return x
+
+  with pytest.raises(ValueError, match='for an input of shape \\(2, 3\\); return int32 codes of its shape'):
+    Wrong(2).fake_quantize(jnp.ones((2, 3)))
+
+
 @pytest.mark.parametrize(
   'quantizer, parameters',
   [
