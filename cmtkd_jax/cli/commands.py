@@ -27,7 +27,7 @@ def run_evaluate(command):
   if command.integer:
     from cmtkd_jax.export import compare
 
-    results |= compare.integer_against_training(command.workdir, command.config, command.step)
+    results |= compare.integer_against_training(command.workdir, command.config, results['step'])
   output.write(json.dumps(results, indent=1))
 
 

@@ -13,7 +13,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax import export
 from cmtkd_jax.data.transforms.augment import standardize
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import interpreter, sizes
+from cmtkd_jax.export import interpreter, manifest, sizes
 from cmtkd_jax.models import STUDENT, inspect, layers
 from cmtkd_jax.runs import run_reader
 from cmtkd_jax.runtime import distributed, text_table
@@ -36,9 +36,9 @@ def integer_against_training(workdir, config=None, step=None):
     training, how many codes there are, `{layer: codes that differ}` where any do, and how many codes of one batch
     differ between the two ways to sum, of which there should be none.
   """
-  graph = export.from_run(workdir, step).graph
-  network = interpreter.Network(graph)
-  run = _Run(workdir, config, step)
+  exported = export.from_run(workdir, step)
+  graph, network = exported.graph, interpreter.Network(exported.graph)
+  run = _Run(workdir, config, exported.about['step'])  # the newest may be another one by now
   right = predictions = total = 0
   differing = {}
   for pixels, labels, mask in run.batches():
@@ -75,7 +75,8 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
   if config is not None:
     config_lib.check(config)
   exported = export.from_run(workdir, step)
-  notes, asked = [], formats is not None
+  step = exported.about['step']  # from here on: training may save a newer one meanwhile
+  notes, asked = [f'this is step {step} of the run'], formats is not None
   if not asked:
     formats = [name for name, kind in export.FORMATS.items() if not kind.missing()]
     notes += [
@@ -89,14 +90,17 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
     calibration = run.training_images(_CALIBRATION)
   except UserError as e:  # sizes need no data
     run, notes = None, [*notes, f'not evaluated: {e}']
-  paths = {}
+  folder, paths = epath.Path(workdir) / export.FOLDER, {}
   for name in formats:
     try:
-      paths |= export.write(exported, epath.Path(workdir) / export.FOLDER, [name], calibration)
+      paths |= export.write(exported, folder, [name], calibration)
     except UserError as e:
       if asked or not paths or isinstance(e, export.NotWrittenError):  # the first can hold every network
         raise
       notes.append(f'{name} is left out: {e}')
+  notes += [
+    f'{path} is of an earlier export and can no longer be read: export it again' for path in manifest.left(folder)
+  ]
   header, body = ['file', 'KiB'], [[str(path), f'{_size(path) / 1024:,.1f}'] for path in paths.values()]
   if run is not None:
     notes += [f'test: {run.held_out}'] if run.held_out else []

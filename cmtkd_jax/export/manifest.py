@@ -61,6 +61,14 @@ def write(folder, about, names):
   local_file.write_whole(folder / FILE, text)
 
 
+def left(folder):
+  """Returns the files of `folder`, an `epath.Path`, that its manifest does not name: an earlier export left them."""
+  if not (folder / FILE).exists():
+    return []
+  named = {FILE, *read(folder / FILE)['files']}
+  return sorted(path for path in folder.iterdir() if path.name not in named and not path.is_dir())
+
+
 def read(path):
   """Returns the manifest at `path` as a dict.
 
@@ -79,7 +87,7 @@ def read(path):
     _SCHEMA.check(found, 'manifest')
     schema.check_about(found['about'])
   except FileNotFoundError:
-    raise UserError(f'{path} does not exist; export the network again') from None
+    raise UserError(f'{path} does not exist; copy it with the exported file, or export the network again') from None
   except (OSError, schema.InvalidError) as e:
     raise UserError(f'{path} is damaged or not a manifest ({e}); export the network again') from None
   return found

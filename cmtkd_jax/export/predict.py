@@ -40,18 +40,31 @@ class Prediction(NamedTuple):
 def find(images):
   """Returns the image files that `images` names, in order: files, folders with all below, and patterns such as *.jpg.
 
-  What names nothing stays as it is, and is reported when it is read.
+  Of folders, hidden files and folders are left out, as in training. What names nothing stays as it is, and is reported
+  when it is read.
   """
   found = []
   for path in images:
     if os.path.isdir(path):
-      below = (os.path.join(folder, name) for folder, _, names in sorted(os.walk(path)) for name in sorted(names))
+      below = (os.path.join(folder, name) for folder, names in sorted(_folders(path)) for name in sorted(names))
       found += [file for file in below if os.path.splitext(file)[1].lower() in image_file.suffixes()]
     elif os.path.exists(path):
       found.append(path)
     else:
       found += sorted(glob.glob(path, recursive=True)) or [path]
   return found
+
+
+def _folders(path):
+  """(folder, its files) of `path` and what is below, without hidden ones, each once: links may lead in a circle."""
+  seen = set()
+  for folder, folders, files in os.walk(path, followlinks=True):
+    if (real := os.path.realpath(folder)) in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
+    yield folder, [name for name in files if not name.startswith('.')]
 
 
 def predict(path, images) -> Iterator[Prediction]:

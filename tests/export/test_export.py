@@ -662,12 +662,30 @@ def test_files_are_evaluated_beside_training(run):
   assert f'| test, last epoch | {last["top1"]:.2f} % | {last["top5"]:.2f} % | {summary["epochs"]} |' in card
   assert f'| test, best epoch | {best["top1"]:.2f} % | {best["top5"]:.2f} % | {best["epoch"]} |' in card
   assert f'      value: {round(last["top1"], 4)}' in card and "data.name = 'digits'" not in card  # the default
-  assert 'of 2 bits take' in rows[-1]
+  assert 'of 2 bits take' in rows[-2] and rows[-1] == f'this is step {summary["steps"]} of the run'
   results = compare.integer_against_training(run)
   assert results['codes'] == 355 * sum(
     size * size * width for size, width in ((8, 4), (8, 4), (8, 4), (4, 8), (4, 8), (2, 16), (2, 16))
   )
   assert results['predictions_that_differ'] == 0 and results['codes_that_differ'] <= 1e-4 * results['codes']
+
+
+def test_what_is_compared_is_one_checkpoint(run, tmp_path, monkeypatch):
+  """Training may save a newer one after the first look. A file of an earlier export is named."""
+  copy, seen = shutil.copytree(run, tmp_path / 'run'), []
+  (copy / 'export').mkdir(exist_ok=True)
+  export.write(export.from_graph(export.from_run(run).graph), copy / 'export', ['stablehlo'])
+
+  def no_data(workdir, config, step):
+    seen.append(step)
+    raise UserError('no data')
+
+  monkeypatch.setattr(compare, '_Run', no_data)
+  rows = compare.export_and_compare(copy, ['packed']).splitlines()
+  assert f'{copy}/export/student.stablehlo is of an earlier export and can no longer be read: export it again' in rows
+  with pytest.raises(UserError, match='no data'):
+    compare.integer_against_training(copy)
+  assert seen == [export.from_run(run).about['step']] * 2
 
 
 def test_integer_evaluation_is_that_of_training(run):

@@ -159,7 +159,7 @@ def test_stablehlo_needs_its_manifest_and_a_packed_archive_does_not(copy):
   moved.write_bytes(path.read_bytes())
   assert 'has no digest of it; keep the name that it was written with' in line(export.open_network, moved)
   (path.parent / manifest.FILE).unlink()
-  assert 'manifest.json does not exist; export the network again' in line(export.open_network, path)
+  assert 'manifest.json does not exist; copy it with the exported file, or export' in line(export.open_network, path)
   network, about = export.open_network(copy('packed'))
   np.testing.assert_array_equal(network(images()), interpreter.Network(graph())(images()))
   assert about['classes'] == list('01234')

@@ -48,6 +48,17 @@ def test_files_folders_and_patterns(tmp_path):
   assert predict.find(['/absent.png']) == ['/absent.png']
 
 
+def test_folders_are_read_as_in_training(tmp_path):
+  """Links are followed, each folder once, and hidden names are left out."""
+  (tmp_path / 'real').mkdir()
+  (tmp_path / 'in' / '.hidden').mkdir(parents=True)
+  for name in ('real/a.png', 'in/b.png', 'in/._b.png', 'in/.hidden/c.png'):
+    (tmp_path / name).touch()
+  (tmp_path / 'in' / 'link').symlink_to(tmp_path / 'real')
+  (tmp_path / 'real' / 'circle').symlink_to(tmp_path / 'in')
+  assert predict.find([str(tmp_path / 'in')]) == [str(tmp_path / 'in' / name) for name in ('b.png', 'link/a.png')]
+
+
 def test_batches_of_one_shape(tmp_path, network):
   files = [save(tmp_path / f'{i:03}.png', i) for i in range(130)]
   found = list(predict.predict('', files))

@@ -64,8 +64,8 @@ class _Writer(onnx_qdq.Writer):
     bits = (levels - 1).bit_length()
     if 'thresholds' in node.arrays or levels != 2**bits:
       raise UserError(
-        f'{node.output}: its quantizer does not round to 2^b levels (as sign and n2uq), which Quant of '
-        'QONNX does; use the exact ONNX file or the packed archive'
+        f'{node.output}: its quantizer has thresholds of its own, or other than 2^b levels, which Quant of QONNX '
+        'does not have; use the packed archive'
       )
     x = self.parts.node('Relu', node.inputs[0], f'{node.output}/relu')
     self._quant(x, bits, node.output, signed=0, narrow=0)
