@@ -61,12 +61,14 @@ def write(folder, about, names):
   local_file.write_whole(folder / FILE, text)
 
 
-def left(folder):
-  """Returns the files of `folder`, an `epath.Path`, that its manifest does not name: an earlier export left them."""
-  if not (folder / FILE).exists():
+def left(folder, names):
+  """Returns which files of `names` are in `folder`, though its manifest does not name them: of an earlier export."""
+  folder = epath.Path(folder)
+  try:
+    named = read(folder / FILE)['files']
+  except UserError:  # none yet, or damaged
     return []
-  named = {FILE, *read(folder / FILE)['files']}
-  return sorted(path for path in folder.iterdir() if path.name not in named and not path.is_dir())
+  return [folder / name for name in names if name not in named and (folder / name).exists()]
 
 
 def read(path):

@@ -134,7 +134,7 @@ def nearest_level_by_channel(x, levels):
 
 
 def _of_arrays(method):
-  """`method` of a quantizer, for float32 of whatever it gets, which says what to do where it lacks values."""
+  """Returns `method` of a quantizer, which casts its input to float32 and names the values that it lacks."""
 
   @functools.wraps(method)
   def checked(self, x, parameters=None):
