@@ -4,8 +4,8 @@ On all digits the 2-bit network falls 0.3 points short of full precision (digits
 CIFAR-100 it falls 5 points short, but it underfits (ladder_resnet8.py). With 72 training images it fits all of them and
 falls two points short. The other 1,370 (`data.minival`) are held out, and the figures are theirs.
 
-In six pilot runs the standard deviation over seeds was 1.3 points, so twenty seeds show a difference of 0.8 at two
-standard errors. A single network takes 10 seconds on one core of an AMD EPYC, one with teachers 30.
+Paired differences from the 2-bit network had a standard deviation of 1.3 to 2.8 points, so twenty seeds show 0.6 to 1.3
+points at two standard errors. A single network takes 10 seconds on one core of an AMD EPYC, one with teachers 30.
 Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_resnet8.py
 """
 

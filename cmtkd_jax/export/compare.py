@@ -98,8 +98,8 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
       if asked or not paths or isinstance(e, export.NotWrittenError):  # the first can hold every network
         raise
       notes.append(f'{name} is left out: {e}')
-  left = manifest.left(folder, [kind.file for kind in export.FORMATS.values()])
-  notes += [f'{path} is of an earlier export and can no longer be read: export it again' for path in left]
+  stale = manifest.stale(folder, [kind.file for kind in export.FORMATS.values()])
+  notes += [f'{path} is of an earlier export and can no longer be read: export it again' for path in stale]
   header, body = ['file', 'KiB'], [[str(path), f'{_size(path) / 1024:,.1f}'] for path in paths.values()]
   if run is not None:
     notes += [f'test: {run.held_out}'] if run.held_out else []

@@ -61,7 +61,7 @@ def write(folder, about, names):
   local_file.write_whole(folder / FILE, text)
 
 
-def left(folder, names):
+def stale(folder, names):
   """Returns which files of `names` are in `folder`, though its manifest does not name them: of an earlier export."""
   folder = epath.Path(folder)
   try:

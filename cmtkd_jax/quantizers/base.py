@@ -156,7 +156,8 @@ class Quantizer(Options):
   A subclass defines `quantize`, which returns integer codes with the map back to values, and `surrogate`, whose
   gradient replaces that of the steps; or else it defines `fake_quantize` itself. `learned` names its trained
   parameters, `decayed` those of them with weight decay, and `fitted` its other state, such as a basis, which `update`
-  replaces at each training step. All methods are pure.
+  replaces at each training step. All methods are pure. `quantize`, `fake_quantize` and `with_levels` cast `x` to
+  float32.
   """
 
   bits: int
