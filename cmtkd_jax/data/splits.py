@@ -101,7 +101,7 @@ def split_train(config, splits, batch_size):
   if len(train_records) < batch_size:
     raise UserError(
       f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
-      f'of {config.name!r}; lower it'
+      f'of {config.name!r}; lower it{f", or config.data.minival={config.minival}" if config.minival else ""}'
     )
   return train_records, minival_records
 
