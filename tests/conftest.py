@@ -1,5 +1,6 @@
-"""Every test runs on eight virtual CPU devices, with implicit rank promotion refused.
+"""Every test sees eight virtual CPU devices, with implicit rank promotion refused.
 
+Runs are on one of them, which compiles faster, unless a test asks for `eight_devices` or makes a mesh of its own.
 Programs are compiled quickly, see `compiling`, and operations do not carry the lines of source they come from; tests of
 bits have `compiling.jit`. Processes that tests start compile as training does, unless they get `compiling.QUICK`.
 """
@@ -68,6 +69,25 @@ def silencers():
   from cmtkd_jax.runtime import silencers
 
   silencers.install()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_device():
+  """The mesh of a run, where a test does not say otherwise."""
+  from cmtkd_jax.training import build
+
+  make_mesh = build.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(build, 'make_mesh', lambda devices=None: make_mesh(devices or jax.devices()[:1]))
+    yield make_mesh
+
+
+@pytest.fixture
+def eight_devices(one_device, monkeypatch):
+  """The mesh of a run is that of training: all devices."""
+  from cmtkd_jax.training import build
+
+  monkeypatch.setattr(build, 'make_mesh', one_device)
 
 
 @pytest.fixture

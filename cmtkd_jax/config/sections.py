@@ -190,8 +190,15 @@ class Table(Options):
           )
 
 
-def _selections():
-  """The sections of which a `name` chooses one: `{'method.kd': class}`."""
+SELECTING = {'method': Method, 'feature_loss': FeatureLoss, 'logit_loss': LogitLoss, 'quantizer': Quantizer}
+
+
+def selections():
+  """Returns the sections of which a `name` chooses one: `{'method.kd': class}`.
+
+  Raises:
+    ValueError: a file, such as quantizers/weights.py, has the name of a field.
+  """
   chosen = {
     'method': {name: module.Settings for name, module in methods.METHODS.items()},
     'feature_loss': losses.FEATURE_LOSSES,
@@ -203,6 +210,10 @@ def _selections():
       if (cls := getattr(module, role.capitalize(), None))
     },
   }
+  for section, table in chosen.items():
+    for field in options.fields(SELECTING[section]):
+      if field.name in {name.partition('.')[0] for name in table}:
+        raise ValueError(f'{section} {field.name!r} has the name of a field of config.{section}; give it another name')
   return {f'{section}.{name}': cls for section, table in chosen.items() for name, cls in table.items()}
 
 
@@ -212,10 +223,7 @@ SECTIONS = {
   'model': Model,
   'student': Student,
   'bits': Bits,
-  'method': Method,
-  'feature_loss': FeatureLoss,
-  'logit_loss': LogitLoss,
-  'quantizer': Quantizer,
+  **SELECTING,
   'optimizer': Optimizer,
   'averaging': recipes.Averaging,
   'freezing': recipes.Freezing,
@@ -223,7 +231,7 @@ SECTIONS = {
   'gamma_schedule': recipes.LossSchedule,
   'temperature_schedule': recipes.LossSchedule,
   'table': Table,
-  **_selections(),
+  **selections(),
 }  # {section: its class}; a section inside another one is named 'method.kd'
 
 

@@ -256,6 +256,7 @@ def test_environment_of_processes(refused, monkeypatch):
     ('teacher_workdirs=(3,)', ['config.teacher_workdirs=(3,)', "'runs/teacher'"]),
   ],
 )
+@pytest.mark.usefixtures('eight_devices')
 def test_fields(refused, tmp_path, field, words):
   refused([SMOKE, f'--workdir={tmp_path}/run', f'--config.{field}'], words)
   assert not (tmp_path / 'run' / run_files.CHECKPOINTS).exists()

@@ -14,7 +14,6 @@ import sys
 
 import flax.linen as nn
 import grain  # noqa: F401  defines flags, which must not vanish with those of a test
-import jax
 import pytest
 from absl.testing import flagsaver
 
@@ -25,7 +24,6 @@ from cmtkd_jax.models.bit_policy import QUANTIZER_ROLES
 from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.network import Network
 from cmtkd_jax.quantizers import Quantizer
-from cmtkd_jax.training import build
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 
@@ -237,12 +235,10 @@ def tiny(num_classes, layers, width, stem, block_order):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def small_and_quick():
-  """The tiny network in place of ResNet8, on one device, compiled without optimization."""
-  mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))
+def small_network():
+  """The tiny network in place of ResNet8."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(models.MODELS, 'resnet8', tiny)
-    patch.setattr(build, 'make_mesh', lambda: mesh)
     yield
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import losses, methods, models, options, quantizers
+from cmtkd_jax.config import sections
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.options import Options, option
 
@@ -165,3 +166,10 @@ def test_suggestions(field, meant):
 def test_suggestions_of_what_can_be_set():
   assert config_lib.suggest('optimizr', settable=True) == 'optimizer.name'
   assert config_lib.suggest('quantizer.lqs', settable=True) == ''
+
+
+@pytest.mark.parametrize('section, table', [('quantizer', quantizers.QUANTIZERS), ('logit_loss', losses.LOGIT_LOSSES)])
+def test_a_part_with_the_name_of_a_field_is_refused(section, table, monkeypatch):
+  monkeypatch.setitem(table, 'name', next(iter(table.values())))
+  with pytest.raises(ValueError, match=f"{section} 'name' has the name of a field of config.{section}; give it"):
+    sections.selections()

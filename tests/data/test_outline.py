@@ -10,6 +10,8 @@ from cmtkd_jax.data.sources import known
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.training import build
 
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
 COLOR = dict(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 

@@ -14,6 +14,8 @@ from cmtkd_jax.runtime import chips
 from cmtkd_jax.training import loop
 from tests.experiments.test_chain import load, smoke_config
 
+pytestmark = pytest.mark.usefixtures('eight_devices')
+
 MIB = 2**20
 
 

@@ -1,4 +1,7 @@
-"""Every quantizer under `single` and `cmtkd`: one compiled step at 2/2 bits and at an unequal pair."""
+"""Every quantizer under CMT-KD, student and teacher: one compiled step at 2/2 bits and at an unequal pair.
+
+`cli/test_every_choice.py` has every quantizer with other methods, too.
+"""
 
 import jax
 import numpy as np
@@ -25,14 +28,13 @@ USUAL = ((2, 2), (2, 4), (4, 4))
 TINY = networks.tiny((4, 1, 'body'), (6, 2, 'body'))
 
 
-@pytest.mark.parametrize('kind', ['single', 'cmtkd'])
 @pytest.mark.parametrize('name', quantizers.QUANTIZERS)
-def test_one_compiled_step(name, kind, monkeypatch):
+def test_one_compiled_step(name, monkeypatch):
   """One stage at 2/2 bits, the other at an unequal pair: the loss is finite, learned and fitted values are moved."""
   equal, unequal, teacher = WIDTHS.get(name, USUAL)
   monkeypatch.setitem(models.MODELS, 'tiny', TINY)
   config = config_lib.default()
-  config.method.name, config.quantizer.name = kind, name
+  config.quantizer.name = name
   config.student.weight_bits, config.student.activation_bits = equal
   config.bits.rules = (('student/stage2.*', *unequal),)
   config.method.cmtkd.teacher_bits = (teacher,)

@@ -28,9 +28,11 @@ def load(name, argument=''):
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_smoke_trains_and_evaluates(name, tmp_path, monkeypatch):
+def test_smoke_trains_and_evaluates(name, tmp_path, monkeypatch, request):
   config = load(name, 'smoke')
-  if name != 'digits_resnet8':  # one teacher and one block a stage are enough where compiling takes longest
+  if name == 'digits_resnet8':
+    request.getfixturevalue('eight_devices')
+  else:  # one teacher and one block a stage are enough where compiling takes longest
     monkeypatch.setitem(models.MODELS, 'resnet18', functools.partial(resnet._resnet, (1, 1, 1, 1), (64, 128, 256, 512)))
     config.method.cmtkd.teacher_bits = config.method.cmtkd.teacher_bits[:1]
   summary = loop.train_and_evaluate(config, tmp_path)
