@@ -78,7 +78,12 @@ def open_run(workdir, config=None, step=None):
     run_config.data, run_config.eval_batch_size = config.data, config.eval_batch_size
   mesh = build.make_mesh()
   run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
-  dataset = build.load_data(run_config, mesh)
+  try:
+    dataset = build.load_data(run_config, mesh)
+  except UserError as e:
+    if config is not None:
+      raise
+    raise UserError(f'{e}; if the images have moved, add --config=FILE with their new place') from e
   distributed.check_agreement(run_files.facts(run_config, dataset))
   run_files.check_data(workdir, dataset, allow_config_changes=config is not None)
   method = build.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
