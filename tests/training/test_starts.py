@@ -137,7 +137,7 @@ def test_renamed_classes_are_refused(finished, tmp_path):
 def test_images_that_have_moved(finished, tmp_path):
   config, workdir = copy(finished, tmp_path)
   (tmp_path / 'data').rename(tmp_path / 'moved')
-  with pytest.raises(UserError, match='does not exist; .*if the images have moved, add --config=FILE with their new place'):
+  with pytest.raises(UserError, match='does not exist; .*moved, add --config=FILE with their new place'):
     evaluate.evaluate_run(workdir)
   config.data.name = f'npy:{tmp_path}/moved'
   assert evaluate.evaluate_run(workdir, config)['step'] == 2
