@@ -61,6 +61,6 @@ def get_config(argument=''):
     for kind, (row, bits) in kinds.items():
       config.table.runs[f'{kind}_{recipe}'] = row | changes
       lines.append(line(f'{"CMT-KD" if kind == "cmtkd" else "single model"}, {title}', bits, f'{kind}_{recipe}'))
-  config.table.runs['cmtkd_sawb'] |= dict(method=dict(cmtkd=dict(teacher_bits=(4, 5, 8))))  # SAWB has no 6 bits
+  config.table.runs.cmtkd_sawb.method = dict(cmtkd=dict(teacher_bits=(4, 5, 8)))  # SAWB has no 6 bits
   config.table.lines = tuple(lines)
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 8, channels=1))
