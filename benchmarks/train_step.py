@@ -98,7 +98,7 @@ OURS = {
   'plain': ('as many full-precision networks', full_precision, apart),
   'without_quantizers': ('CMT-KD in full precision', full_precision, build.create_method),
   'without_attention': ('CMT-KD without attention loss', {'feature_loss.name': 'none'}, build.create_method),
-  'without_mutual': ('CMT-KD, mutual loss weighed 0', {'method.cmtkd.beta': 0.0}, build.create_method),
+  'without_mutual': ('CMT-KD, mutual loss weighted 0', {'method.cmtkd.beta': 0.0}, build.create_method),
   'without_augmentation': ('CMT-KD without augmentation', {'data.augment': 'none'}, build.create_method),
   'trivial_augment': ('CMT-KD with TrivialAugment', {'data.trivial_augment': True}, build.create_method),
   'without_fusion': ('the quantized networks apart', {}, apart),

@@ -91,9 +91,9 @@ class FeatureLoss(Options):
 class LogitLoss(Options):
   """How far logits are from target logits, `loss(target_logits, logits, labels, temperature)`.
 
-  The loss has its minimum where both are equal. It is 0 there, but for DIST, which counts what hardly varies as
-  uncorrelated. Methods give it logits of one kind on both sides: those that the
-  networks return, with a target from `combine`, or both counted from the true class (CMT-KD eq. (7)).
+  The loss has its minimum where both are equal. It is 0 there, except for DIST, which treats nearly constant
+  predictions as uncorrelated. Methods give it logits of one kind on both sides: those that the networks return, with a
+  target from `combine`, or both counted from the true class (CMT-KD eq. (7)).
   `reads_temperature` says whether the temperature matters.
   """
 

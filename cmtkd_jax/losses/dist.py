@@ -78,7 +78,7 @@ def correlation_loss(
 
 @dataclasses.dataclass(frozen=True)
 class DIST(base.LogitLoss):
-  """DIST, `correlation_loss`. Its authors weigh it by 2."""
+  """DIST, `correlation_loss`. Its authors weight it by 2."""
 
   beta: float = option(1.0, 'weight of the correlation over classes')
   gamma: float = option(1.0, 'weight of the correlation over the batch')

@@ -17,7 +17,7 @@ def decoupled_loss(
   alpha: float = 1.0,
   beta: float = 8.0,
 ) -> jax.Array:
-  """KL divergence of the label against the rest, and that of the rest among itself, weighed apart.
+  """KL divergence of the label against the rest, and that of the rest among itself, weighted separately.
 
       p, q = softmax of target_logits / tau, logits / tau;   b = (p_y, 1 - p_y);   p^ = p_j / (1 - p_y) for j != y
       L = tau^2 mean_b [ alpha KL(b^p || b^q) + beta KL(p^ || q^) ]

@@ -42,7 +42,7 @@ def standardized_kl(target_logits: jax.Array, logits: jax.Array, temperature: fl
 
 @dataclasses.dataclass(frozen=True)
 class StandardizedKD(base.LogitLoss):
-  """KD of z-scored logits. Its authors use a temperature of 2 and weigh it by 9, the cross entropy by 0.1."""
+  """KD of z-scored logits. Its authors use a temperature of 2 and weight it by 9, the cross entropy by 0.1."""
 
   def __call__(self, target_logits, logits, labels, temperature):
     return standardized_kl(target_logits, logits, temperature)

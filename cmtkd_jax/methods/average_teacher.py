@@ -5,6 +5,7 @@ their triplets. A `logit_loss` may average otherwise: `logits_regression` takes 
 """
 
 import dataclasses
+import math
 
 from cmtkd_jax.methods.base import check_teachers
 from cmtkd_jax.methods.kd import distillation
@@ -22,5 +23,5 @@ class Settings(Options):
 
 def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
-  check_teachers(teachers, 'average_teacher', 2, 99)
+  check_teachers(teachers, 'average_teacher', 2, math.inf)
   return distillation(config, settings, num_classes, teachers, 'combined_teacher')

@@ -30,11 +30,12 @@ class Outputs(NamedTuple):
 class Method(nn.Module, kw_only=True):
   """All networks that train together, in one module: its parameters are one dict by network.
 
-  `weight_bits` gives the weight width of each network among the top-level parameters, which decides its weight decay;
-  parameters of other names count as full precision, those under `importance_group` get their own learning rate.
+  `weight_bits` gives the weight width of each trained network among the top-level parameters, which decides its weight
+  decay; parameters of other names count as full precision. Those under `importance_group`, if it has a name, get their
+  own learning rate.
   """
 
-  importance_group: ClassVar[str] = 'importance'
+  importance_group: ClassVar[str] = ''
   label_smoothing: float = 0.0  # of every cross entropy with labels
 
   @property
@@ -77,8 +78,8 @@ class Method(nn.Module, kw_only=True):
     """Returns (total, terms) of labels int32 [B]: a float32 scalar, and the unweighted scalars it is made of.
 
     Terms are named 'NETWORK/TERM' after the network that learns from them, e.g. 'student/cross_entropy'; not 'loss',
-    'NETWORK/top1' or 'NETWORK/gradient_norm', which the step adds. Called outside of `apply`: it reads `outputs` and
-    settings.
+    'NETWORK/top1', 'NETWORK/gradient_norm' or 'NETWORK/frozen_weights', which the step adds. Called outside of `apply`:
+    it reads `outputs` and settings.
     """
     raise NotImplementedError
 
@@ -132,7 +133,10 @@ class MultiNetwork(Method):
     return tuple(network.name for network in self.networks if network.frozen)
 
   def logits(self, images, train):
-    """Returns `{name: logits}` of images for all or `[views, ...]`, one view a network; frozen ones are constants."""
+    """Returns `{name: logits}`; those of frozen networks carry no gradient.
+
+    images: [B, H, W, C] that all networks see, or [views, B, H, W, C] with one view for each network.
+    """
     own = lambda i: images[i] if images.ndim == 5 else images
     return {
       network.name: jax.lax.stop_gradient(getattr(self, network.name)(own(i), train=False))

@@ -70,6 +70,8 @@ class Settings(Options):
 class CMTKD(Method):
   """Teachers, student, importance factors, combined classifier and adaptors."""
 
+  importance_group = 'importance'
+
   make_teachers: tuple[Callable, ...]
   make_student: Callable
   make_combined_head: Callable | None  # None: the mean of the teachers' own heads
@@ -126,7 +128,7 @@ class CMTKD(Method):
       teacher_maps = [shared] * len(teachers)
       if settings.fused == 'pre_quantizer':
         teacher_maps = self._activate(k, teacher_maps, train)
-      elif settings.requantize:  # as in evaluation: values that are fitted have been, to each teacher's own map
+      elif settings.requantize:  # not fitted again: fitted values belong to each teacher's own map
         teacher_maps = self._activate(k, teacher_maps, train=False)
       if self.feature_loss is None:
         continue
@@ -186,7 +188,7 @@ def cmtkd_loss(
 ):
   """Total loss: L = alpha (L_CE^S + L_CE^T) + beta (L_KL^S + L_KL^T) + gamma sum_k D(F_T^k, F_S^k).
 
-  Some D weigh the K taps apart: that of tap k by a factor^(K - k).
+  With a `tap_factor` f of D, the term of tap k of K counts f^(K - k) times.
 
   Args:
     teacher_logits, student_logits: float [B, C], of the combined teacher and the student.

@@ -112,7 +112,7 @@ def create(config, settings, num_classes, teachers=()):
   check_teachers(teachers, 'kdcl', 0, 0)
   if settings.ensemble == 'general' and not config.data.minival:
     raise UserError(
-      "config.method.kdcl.ensemble='general' weighs the networks on a held-out slice of train; set "
+      "config.method.kdcl.ensemble='general' weights the networks on a held-out slice of train; set "
       'config.data.minival to e.g. 0.1'
     )
   peers = peer_networks(config, settings.peer_bits, 'method.kdcl.peer_bits', num_classes)

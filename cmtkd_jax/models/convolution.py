@@ -78,7 +78,7 @@ def _forward(x, kernel, *, plain, stride, padding, sums=None, groups=1):
     if not _is_depthwise(kernel, groups):
       return plain(x, kernel)
     views, weights = _shifted(x, size, stride, padding), kernel.reshape(-1, 1, 1, 1, features).astype(jnp.float32)
-    return sum(view * weight for view, weight in zip(views, weights, strict=True)).astype(sums or x.dtype)
+    return sum(view.astype(jnp.float32) * weight for view, weight in zip(views, weights)).astype(sums or x.dtype)
   if size == 1 and padding == 0:
     return jnp.matmul(x[:, ::stride, ::stride], kernel[0, 0], preferred_element_type=sums)
   if size > min(x.shape[1:3]):
@@ -124,7 +124,7 @@ def _gradient_of_x(x, kernel, g, *, plain, stride, padding, groups):
   if groups > 1:
     if not _is_depthwise(kernel, groups):
       return plain(x, kernel, g)
-    columns = g[:, :, :, None, None].astype(jnp.float32) * kernel[None, None, None, :, :, 0]
+    columns = g[:, :, :, None, None].astype(jnp.float32) * kernel[None, None, None, :, :, 0].astype(jnp.float32)
     return _added(columns, x.shape[1:3], stride, padding).astype(x.dtype)
   if size == 1 or features >= 256 or size > min(g.shape[1:3]):
     columns = jnp.matmul(g, kernel.reshape(-1, features).T).reshape(*g.shape[:3], size, size, channels)

@@ -53,12 +53,8 @@ def layer_calls(run, *kinds):
     *kinds: classes of layers.
   """
   calls = []
-
-  def traced():  # a new function: JAX would not run one again that it has traced before
-    run()
-
   with visit_layers(calls.append, *kinds):
-    jax.eval_shape(traced)
+    _evaluate_abstractly(run)
   return calls
 
 
@@ -71,8 +67,15 @@ def weight_quantizers(run):
       found[call.path] = quantizer
 
   with visit_layers(visit, Conv, Dense):
-    jax.eval_shape(lambda: run() and None)
+    _evaluate_abstractly(run)
   return found
+
+
+def _evaluate_abstractly(run):
+  def traced():  # a new function: JAX would not run one again that it has traced before
+    run()
+
+  jax.eval_shape(traced)
 
 
 def quantizer_values(variables, *path):

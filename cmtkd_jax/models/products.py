@@ -3,10 +3,11 @@
 Accelerators multiply in bfloat16 (TPU) or TF32 (GPU), which merge the values of 6- to 8-bit grids. Levels fit both, so
 where both sides are on uniform grids their levels are multiplied and summed in float32, and the two scales follow:
 
-    y = s_x s_w sum l_x l_w,   exact up to the last two roundings while the sum stays below 2^24
+    y = s_x s_w sum l_x l_w,   exact up to the last two roundings while |sum| < 2^24 u
 
-Its gradient is that of the product of the values. Source: Jacob et al., "Quantization and Training of Neural Networks
-for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 2.2, whose integers are levels here.
+with the unit u of the sum: 1, halved for each side whose levels are halves, such as those of HWGQ's weights. Its
+gradient is that of the product of the values. Source: Jacob et al., "Quantization and Training of Neural Networks for
+Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 2.2, whose integers are levels here.
 """
 
 import functools
@@ -64,7 +65,7 @@ def _forward(multiply, dtype, x, kernel):
 
 
 def _backward(multiply, dtype, residuals, g):
-  """Gradients of the values, value = scale * level. Scales are where they cost no pass over a map of their own."""
+  """Gradients of the values, value = scale * level; each scale is applied where it needs no extra pass over a map."""
   x_level, kernel_level, *scales = residuals
   x_scale, kernel_scale = scales
   after = kernel_scale.size == 1  # for a scale a channel, the kernel is scaled before the product

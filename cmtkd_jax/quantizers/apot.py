@@ -17,8 +17,8 @@ def magnitudes(bits):
   """Returns the 2^bits ascending levels from 0 to 1, float32.
 
   Each is a sum of terms p_1 + .. + p_m, normalized, and each term is 0 or one of three powers of two. With bits = 2 m,
-  term j takes its exponents at j, m + j, 2 m + j; an odd bit more is a term of its own, 0 or 2^-(2 m + 1), which pushes
-  the last exponents on by one. bits = 1: the levels 0 and 1.
+  term j takes its exponents at j, m + j, 2 m + j. If bits is odd, one more term is 0 or 2^-(2 m + 1), and the last
+  exponent of each other term grows by one. bits = 1: the levels 0 and 1.
 
   Source: APoT eqs. (5), (8) with k = 2; the odd widths are the authors' code.
   """
@@ -36,7 +36,7 @@ class Weight(base.Quantizer):
 
       v = (w - mean w) / std w,  w_hat = a P(clip(v / a, -1, 1)),  P: nearest of +-`magnitudes(b - 1)`
 
-  2 bits: the levels -a, 0, a. Gradients: of v as P were the identity, masked by 1[|v| < a] (2 bits: unmasked);
+  2 bits: the levels -a, 0, a. Gradients: of v as if P were the identity, masked by 1[|v| < a] (2 bits: unmasked);
   dw_hat/da = P - v / a inside, sign(v) outside; mean and standard deviation are differentiated too.
   Source: APoT sections 2.2, 2.3; Algorithm 1.
   """

@@ -45,8 +45,8 @@ def dequantize(coded):
 
 
 def dequantize_keeping_nan(x, coded):
-  """Returns `dequantize(coded)`, with NaN where `x` is NaN: integer codes have none, and a network that has diverged
-  must not come out of its quantizers looking healthy.
+  """Returns `dequantize(coded)`, with NaN where `x` is NaN: integer codes have none, and the activations of a network
+  that has diverged must not come out looking healthy.
 
   Raises:
     ValueError: the codes are not int32 of the shape of `x`.
@@ -119,7 +119,7 @@ scale_gradient.defvjp(lambda x, factor: (x, factor), lambda factor, g: (g * fact
 
 
 def nearest_level(x, levels):
-  """Returns for each `x` the index, int32, of the nearest of the ascending `levels` [n]; halfway, of the lower one."""
+  """Returns for each value of `x` the int32 index of the nearest of the ascending `levels` [n]; midway the lower."""
   thresholds = (levels[1:] + levels[:-1]) / 2
   # Few thresholds: a sum of comparisons, which compilers fuse. Many: a binary search.
   method = 'compare_all' if len(thresholds) < 16 else 'scan'

@@ -112,13 +112,14 @@ def weight_scale(w, bits, per_channel=False, binary_scale='std'):
 def quantize_weight(w, bits, per_channel=False, binary_scale='std'):
   """Codes of the mid-rise quantizer, which has no zero level.
 
-  code = clip(round(w / s + 1/2), 1 - 2^(b-1), 2^(b-1)) + 2^(b-1) - 1,   value = s * (code - (2^(b-1) - 1/2))
+  code = clip(ceil(w / s), 1 - 2^(b-1), 2^(b-1)) + 2^(b-1) - 1,   value = s * (code - (2^(b-1) - 1/2))
 
   Args and source: as `weight_scale`; EdMIPS. Returns `QTensor` with codes in 0..2^b - 1.
   """
   s = base.broadcast_to_channels(weight_scale(w, bits, per_channel, binary_scale), w)
   half = 2 ** (bits - 1)
-  codes = jnp.clip(jnp.round(w * (1 / s) + 0.5), 1 - half, half) + (half - 1)  # reciprocal: as above
+  # The reciprocal: as above. EdMIPS has round(w / s + 1/2): compilers may or may not round the product before the sum.
+  codes = jnp.clip(jnp.ceil(w * (1 / s)), 1 - half, half) + (half - 1)
   return base.QTensor(codes.astype(jnp.int32), s, half - 0.5)
 
 

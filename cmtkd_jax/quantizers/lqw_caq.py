@@ -101,8 +101,8 @@ def channel_weights(x, weighting):
 
       'relative': 1 / m_c;   'clipped': 1 / max(m_c, median of m);   'equal': 1 / mean of m
 
-  m_c is the variance around 0, the value that every quantizer here has: a channel that is nearly constant has none
-  around its mean, and would rule all others. A channel without positive values counts 0.
+  m_c is the variance around 0, a value that every quantizer here has. Around its mean, a nearly constant channel has
+  almost none, and its weight would dominate all others. A channel without positive values counts 0.
 
   Args:
     x: float32 [..., C].
@@ -131,8 +131,8 @@ class Activation(base.Quantizer):
   with the codes of the step before, as LQ-Nets fits its bases, and a_c as `channel_weights` has them: 'relative', each
   channel's error relative to its variance; 'clipped', the same for channels above the median one, while others count
   as that; 'equal', the plain squared error, which the channels with high variance rule. The step in use is the average
-  of all fits with falling weights, v_t = (1 - m) / (1 - m^t) * sum_i m^(t-i) d_i. It starts where the error of a
-  Gaussian channel with the mean deviation of all is least, and so it does again where everything is coded 0.
+  of all fits with falling weights, v_t = (1 - m) / (1 - m^t) * sum_i m^(t-i) d_i. It starts at the best step
+  for a Gaussian channel with the mean deviation of all channels, and restarts there where every code is 0.
 
   Gradient: g * 1[0 < x < n d]; the loss does not move d. The state holds d in 'step' and t in 'updates'.
 

@@ -31,7 +31,7 @@ def init_step(v, bits, signed, per_channel=False):
     per_channel: one step a channel.
 
   Returns:
-    float32 scalar or [C], positive; 1 where all of v is zero.
+    float32 scalar or [C], positive; 1 where v is so close to zero that s <= 1e-6.
   """
   magnitude = jnp.mean(jnp.abs(v) if signed else jnp.maximum(v, 0), base.reduction_axes(v, per_channel))
   s = magnitude if is_binary(bits, signed) else 2 * magnitude / math.sqrt(bounds(bits, signed)[1])

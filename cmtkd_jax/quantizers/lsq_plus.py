@@ -80,6 +80,6 @@ class Activation(base.Quantizer):
 
 
 def _grid(low, high, part, n):
-  """(step, offset) of the grid over parts [2] of the range left and right of 0, or of `low` where that is positive."""
+  """(step, offset) of the grid over parts [2] of the range left and right of 0; it includes 0 even if `low` > 0."""
   start = jnp.minimum(low, 0) * part[0]
   return jnp.maximum((high * part[1] - start) / n, base.SMALLEST), start

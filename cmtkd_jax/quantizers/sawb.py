@@ -28,7 +28,8 @@ def weight_clip(w, bits):
     bits: a key of `COEFFICIENTS`.
 
   Returns:
-    float32 scalar, positive. Weights so far from a bell that a <= 0, such as equal ones, are clipped at max|w|.
+    float32 scalar, positive. Weights so far from a bell that a <= 0, such as equal ones with
+    4 bits or more, are clipped at max|w|.
   """
   c1, c2 = COEFFICIENTS[bits]
   root, mean = c1 * jnp.sqrt(jnp.mean(jnp.square(w))), c2 * jnp.mean(jnp.abs(w))

@@ -99,9 +99,7 @@ def _terms(run, kind, names):
 
 
 def _rates(run):
-  """The learning rates that are logged; that of importance factors only where there are some."""
-  rates = [name for name in run.names if name.startswith('train/') and name.endswith('/learning_rate')]
-  return rates if _importance_names(run) else [name for name in rates if name == 'train/learning_rate']
+  return [name for name in run.names if name.startswith('train/') and name.endswith('/learning_rate')]
 
 
 def learning_rate(run, names):

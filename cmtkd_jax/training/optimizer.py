@@ -1,4 +1,4 @@
-"""One group a network: its learning rate, its weight decay, and none of it where none belongs; SGD, AdamW or LAMB."""
+"""One group of parameters for each network, with its learning rate and weight decay; SGD, AdamW or LAMB."""
 
 import dataclasses
 
@@ -36,8 +36,9 @@ def groups(config, method):
   optimizer = config.optimizer
   by_bits = lambda bits: optimizer.weight_decay_low_bits if bits <= LOW_BITS else optimizer.weight_decay
   networks = {name: Group(1.0, by_bits(bits)) for name, bits in method.weight_bits.items()}
+  importance = Group(optimizer.importance_lr_factor, 0.0)
   return networks | {
-    method.importance_group: Group(optimizer.importance_lr_factor, 0.0),
+    **({method.importance_group: importance} if method.importance_group else {}),
     QUANTIZER_GROUP: Group(optimizer.quantizer_lr_factor, optimizer.quantizer_weight_decay),
     OTHER_GROUP: Group(1.0, optimizer.weight_decay),
   }
@@ -90,10 +91,10 @@ def learning_rate(config, total_steps, **sizes):
 
 def rates(config, method, rate):
   """Returns `{name: learning rate}` to log, where `rate` is that of the networks."""
-  return {
-    'train/learning_rate': float(rate),
-    f'train/{method.importance_group}/learning_rate': config.optimizer.importance_lr_factor * float(rate),
-  }
+  logged = {'train/learning_rate': float(rate)}
+  if method.importance_group:
+    logged[f'train/{method.importance_group}/learning_rate'] = config.optimizer.importance_lr_factor * float(rate)
+  return logged
 
 
 def _sgd(options, rate, decay):

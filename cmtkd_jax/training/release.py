@@ -31,7 +31,7 @@ class Release:
     self._loader, self._frozen = plan.dataset.train, plan.method.frozen
     if self._batches:
       # Without momentum, the running statistics are those of the last rows normalized together; of several groups they
-      # would be a mean, without what the groups differ by.
+      # would be the mean, without the variance between the groups.
       same = config.copy_and_resolve_references()
       same.model.bn_momentum, same.model.bn_groups = 0.0, 1
       add = functools.partial(

@@ -119,7 +119,8 @@ def train_step(
     method: `methods.Method`.
     optimizer: optax transformation.
     augment: (key, uint8 images) -> float32 [B, H, W, C].
-    grad_accum_steps: into how many parts the batch is cut, whose gradients are averaged; each is normalized by itself.
+    grad_accum_steps: into how many parts the batch is cut, whose gradients are averaged. Each is normalized by itself;
+      running statistics and fitted values of activations are updated after each, those of weights once.
     mix: (key, images [..., B, H, W, C]) -> (mixed images, share of the own label), as `data.Dataset.mix`; or None.
     loss_at: step -> loss of outputs and labels, see `loss_schedule`; None for the method's own at every step.
     averaging: an `averaging.Averaging`.
@@ -151,7 +152,7 @@ def train_step(
 
     def add(carry, part):
       total, model_state = carry
-      # A part quantizes and fits its weights as the whole batch would: they are the same in all parts.
+      # Weights are the same in all parts: each part starts from the values before the step, and they are fitted once.
       model_state = _with_weight_quantizers(model_state, state.model_state)
       gradients, (metrics, model_state) = gradients_of(state.params, model_state, *part)
       return (jax.tree.map(lambda t, g: t + g / grad_accum_steps, total, gradients), model_state), metrics

@@ -213,6 +213,22 @@ def test_number_of_levels(bits):
     np.testing.assert_allclose(np.abs(quantized).min(), np.asarray(coded.scale).item() / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize('bits', (2, 3))
+def test_weights_on_thresholds_have_the_same_codes_in_every_program(bits):
+  """A sum after the product w (1 / s) would be fused with it in some programs, and the codes would differ."""
+  compiled = compiling.jit(lambda w: hwgq.quantize_weight(w, bits))
+  multiples = np.arange(1 - 2 ** (bits - 1), 2 ** (bits - 1))
+  bulk, s = normal(0, 100_000), np.float32(1)
+  for _ in range(5):  # the weights near the thresholds change the scale a little
+    near = np.float32(multiples[:, None] * s * (1 + np.arange(-40, 41) * 2.0**-25)).ravel()
+    coded = compiled(w := np.concatenate([near, bulk])[:, None].astype(np.float32))
+    s = np.asarray(coded.scale).item()
+  ratio = w * (np.float32(1) / np.float32(s))
+  assert np.isclose(ratio, np.round(ratio), rtol=1e-6, atol=1e-8).sum() > 40 * len(multiples)
+  half = 2 ** (bits - 1)
+  np.testing.assert_array_equal(coded.codes, np.clip(np.ceil(ratio), 1 - half, half) + half - 1)
+
+
 @pytest.mark.parametrize('bits', BITS)
 def test_codes_stand_for_the_values(bits):
   """dequantize(quantize(x)) is fake_quantize(x) bit for bit: eager, compiled, and with only the encoder compiled."""
