@@ -183,6 +183,19 @@ def test_decay_of_a_single_network(bits, decay):
   assert optimizer.groups(config, method)[optimizer.group_of(path, method)] == optimizer.Group(1.0, decay)
 
 
+@pytest.mark.parametrize(
+  'name, expected',
+  [
+    ('single', {'train/learning_rate': 0.5}),
+    ('cmtkd', {'train/learning_rate': 0.5, 'train/importance/learning_rate': 0.05}),
+  ],
+)
+def test_rates_that_are_logged(name, expected):
+  config = config_lib.default()
+  config.method.name = name
+  assert optimizer.rates(config, build.create_method(config, 10), 0.5) == pytest.approx(expected)
+
+
 # Schedules.
 
 
