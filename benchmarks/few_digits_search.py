@@ -91,7 +91,8 @@ def first_pass(config, rows):
 
 
 def second_pass(config, rows):
-  fill(config, 'second', range(301, 306), rows, cmtkd(rows, CLOSER))
+  alone = {'single2_sawb': merged(rows['single2'], ALONE['sawb'])}
+  fill(config, 'second', range(301, 306), rows, alone | cmtkd(rows, CLOSER))
 
 
 def cmtkd(rows, table):
