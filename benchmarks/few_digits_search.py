@@ -1,11 +1,12 @@
-"""Which recipe makes a 2-bit student of 72 digits better than full precision? A search in two passes.
+"""Does a recipe make a 2-bit student of 72 digits better than full precision? A search in two passes, which found none.
 
 First pass: one seed, a change at a time, of the 2-bit network alone, of CMT-KD whose target passes gradients, and of
-other methods. Second pass (argument `closer`): what was best there, combined, with five other seeds. The recipe that
-this chose is measured with twenty seeds more in few_digits_resnet8.py.
+other methods. Second pass (argument `closer`): what was best there, combined, with five other seeds. The best of these
+(SAWB and PACT, beta 4) was tried with three times the width and ten seeds more. benchmarks/README.md has the figures.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_search.py[:closer]
-Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/few_digits_search.py[:closer] \
-           --workdir=benchmarks/results/few_digits_search
+       python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_search.py:closer --config.model.width=3 \
+           --config.table.seeds='(0, 1, 2, 3, 4, 5, 6, 7, 8, 9)' \
+           --config.table.only="('full_precision', 'cmtkd_beta_4_sawb')" --workdir=runs/width3
 """
 
 from cmtkd_jax import config as base
