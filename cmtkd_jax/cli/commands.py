@@ -4,6 +4,8 @@ import json
 import shlex
 import sys
 
+from etils import epath
+
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import output
 from cmtkd_jax.errors import UserError
@@ -57,7 +59,8 @@ def run_report(command):
   """Writes a run's report as one HTML page; --workdir=RUN,OTHER,... compares runs."""
   from cmtkd_jax import report  # needs matplotlib
 
-  run, *others = command.workdir.split(',')
+  one = epath.Path(command.workdir).is_dir()  # a name may have a comma
+  run, *others = [command.workdir] if one else command.workdir.split(',')
   output.write(str(report.write(run, others)))
 
 

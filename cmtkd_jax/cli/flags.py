@@ -153,7 +153,8 @@ def parse(argv):
   if (form := _OUTPUT.value or 'text') not in outputs:
     raise UserError(f'--output={form}: --mode={_MODE.value} prints {", ".join(outputs)}; choose one of them')
   # `--workdir=~/x`: a shell expands ~ at the beginning of a word only.
-  workdir = ','.join(map(os.path.expanduser, (_WORKDIR.value or _default_workdir()).split(',')))
+  directories = (os.path.expanduser(part) for part in (_WORKDIR.value or _default_workdir()).split(','))
+  workdir = ','.join(part.rstrip('/') or part for part in directories)
   if re.search('[\ud800-\udfff]', workdir):  # which no checkpoint can be saved in
     raise UserError(f'--workdir={workdir} is not UTF-8; choose another name')
   for directory in workdir.split(','):
@@ -262,7 +263,7 @@ def _unknown_flag(error, argv):
   if match := re.match(r'(?:no)?(config\..*)', name):
     return (
       f'--{match[1]} changes a field of a config file, and --config is missing; give the file, too, e.g. '
-      '--config=configs/digits_resnet8.py'
+      '--config=configs/digits_resnet8.py, or --config=configs/folder.py:DIR for images in folders'
     )
   if name in ('resume', 'noresume'):
     return f'--{name} is not a flag; the same command with the same --workdir resumes'

@@ -62,7 +62,8 @@ def _create(values, section):
 def check_field(field):
   """Raises `UserError` unless `field`, such as 'optimizer.learning_rate', is a field of the base configuration."""
   known = sections.fields()
-  field = _RUN.sub('', field)
+  run = match[0] if (match := _RUN.match(field)) else ''  # of a chain or table, 'table.runs.NAME.'
+  field = field.removeprefix(run)
   if field not in known:
     parent = field
     while parent and not any(name.startswith(f'{parent}.') for name in known):
@@ -71,10 +72,11 @@ def check_field(field):
     names = sorted({name.removeprefix(prefix).split('.')[0] for name in known if name.startswith(prefix)})
     if parent == field:
       fields = ', '.join(f'config.{field}.{name}' for name in sorted(names, key='name'.__ne__))
-      raise UserError(f'config.{field} is a section; set a field of it: {fields}')
+      raise UserError(f'config.{run}{field} is a section; set a field of it: {fields}')
     hint = f', perhaps config.{close}' if (close := suggest(field, settable=True)) else ''
     raise UserError(
-      f'config.{field}: there is no such field{hint}; fields of config{prefix and "."}{parent} are {", ".join(names)}'
+      f'config.{run}{field}: there is no such field{hint}; fields of config{prefix and "."}{parent} are '
+      f'{", ".join(names)}'
     )
 
 
@@ -117,7 +119,10 @@ def suggest(name, settable=False):
     return f'{name}.name'
   if moved := next((field for field in known if field.endswith(f'.{name}')), ''):
     return moved
-  leaf = name.rpartition('.')[2].lower().replace('-', '_')
+  parent, _, leaf = name.lower().replace('-', '_').rpartition('.')
+  siblings = [field.rpartition('.')[2] for field in known if field.rpartition('.')[0] == parent]
+  if parent and (close := difflib.get_close_matches(leaf, siblings, 1, 0.75)):
+    return f'{parent}.{close[0]}'
   leaf = _SYNONYMS.get(leaf, leaf)
   fields = sorted(known, key=lambda field: (field.count('.'), field))
   for close in (leaf, *difflib.get_close_matches(leaf, [field.rpartition('.')[2] for field in fields], 1, 0.75)):

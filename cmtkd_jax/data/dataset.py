@@ -32,6 +32,7 @@ class Dataset(NamedTuple):
     normalize: uint8[B, h, w, C] -> float32[B, H, W, C]; pure, to be called inside the eval step.
     num_examples: {'train': images to train on and of the held-out slice, 'test': images to test on}.
     held_out: which part of train the test images are, in words; '' where they are a split of their own.
+    held_out_digest: of their names, see `sources.base.Splits`.
     summary: one line for the start of a run: images of each split, classes, and what the user should know about them.
     mix: (key, float32[..., B, H, W, C]) -> (the same, share of image i in the mixture of i and i - 1), see
       `transforms.mix`; pure, to be called inside the train step on what `augment` returns. None: nothing is mixed.
@@ -46,6 +47,7 @@ class Dataset(NamedTuple):
   normalize: Callable[[jax.Array], jax.Array]
   num_examples: Mapping[str, int]
   held_out: str
+  held_out_digest: str
   summary: str
   mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
@@ -92,6 +94,7 @@ def load(
     normalize=normalize,
     num_examples={'train': len(splits.train), 'test': len(splits.test)},
     held_out=splits.held_out,
+    held_out_digest=splits.held_out_digest,
     summary=_summary(config.name, splits, len(minival_records)),
     mix=splits_lib.mixing(config),
   )

@@ -8,9 +8,10 @@ import ml_collections
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import run_files, run_summary
+from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import loop
 
-_REFERENCE = re.compile(r'\{(\w+)\}')
+_REFERENCE = re.compile(r'\{([^{}]+)\}')
 _ALONE = {'init_from': '', 'teacher_workdirs': ()}  # what comes first does not start from what comes after it
 
 
@@ -32,6 +33,7 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   Raises:
     UserError: a reference has no run, or a run cannot be trained.
   """
+  workdir = local_file.expanded(workdir)
   last = config_lib.derive(config, {})  # checks that it is a whole configuration
   directories, runs = dict(directories), {}
   for name in in_order(config.prerequisites, config.prerequisites):
@@ -67,7 +69,7 @@ def in_order(runs, wanted):
         'out of init_from or teacher_workdirs'
       )
     if name not in order:
-      for reference in _REFERENCE.findall(json.dumps(runs[name].to_dict())):
+      for reference in _REFERENCE.findall(json.dumps(runs[name].to_dict(), ensure_ascii=False)):
         if reference in runs:
           visit(reference, (*above, name))
       order.append(name)

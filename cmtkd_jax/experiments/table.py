@@ -19,6 +19,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table_text
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import run_files, run_summary
+from cmtkd_jax.runtime import local_file
 
 _NEEDED = ('epochs', 'commit', 'device', 'config')  # entries of a run's summary, next to its results
 
@@ -50,6 +51,7 @@ def train_table(config, workdir, report=lambda text: None):
   Raises:
     UserError: the table itself is wrong, or there is no directory because no run could begin.
   """
+  workdir = local_file.expanded(workdir)
   lines = _lines(config)
   # Also where no line prints it: the baseline, and runs that are named.
   wanted = list(config.table.only) or list(filter(None, [config.table.baseline, *(line.run for line in lines)]))
@@ -205,7 +207,21 @@ def _note(config, line, workdir, found, failures):
   if missing := [seed for seed in config.table.seeds if seed not in found]:
     started = any((workdir / line.run / f'seed{seed}' / 'config.json').exists() for seed in missing)
     return 'not finished' if started else f'{len(missing)} seed{"s" * (len(missing) > 1)} not run'
+  if differing := _differing(found):
+    return f'seeds differ in {", ".join(differing)}'
   return ''
+
+
+def _differing(summaries):
+  """The fields in which the configurations of the seeds of a run differ, among those that exist in all of them."""
+  configs = [config_lib.flat(summary['config']) for summary in summaries.values()]
+  fields = set(config_lib.fields()).intersection(*configs) - {
+    'seed',
+    'init_from',
+    'teacher_workdirs',
+    *run_files.MUTABLE_FIELDS,
+  }
+  return sorted(field for field in fields if any(config[field] != configs[0][field] for config in configs))
 
 
 def _missing_quantizer(changes):
@@ -228,9 +244,17 @@ def _lines(config):
       "config.table.split='minival' shows held-out training images, and config.data.minival=0.0 holds out none; set it "
       'to e.g. 0.1'
     )
+  if not table.lines:
+    raise UserError(f'config.table.lines is empty; give a line for each run, ({", ".join(Line._fields)})')
   for line in table.lines:
     if len(line) != len(Line._fields):
       raise UserError(f'config.table.lines: {line!r} must be ({", ".join(Line._fields)})')
+    published = line[-1]
+    numbers = [value for value in published if value is not None] if isinstance(published, (tuple, list)) else ['']
+    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in numbers) or len(published) != 2:
+      raise UserError(
+        f'config.table.lines: {line!r} ends with {published!r}; give the published (top-1, top-5), None where unknown'
+      )
   lines = [Line(*line) for line in table.lines]
   for line in lines:
     if line.run and line.run not in table.runs:

@@ -87,6 +87,7 @@ def from_run(workdir, step=None):
     UserError: there is no such run or checkpoint, the network cannot be exported, or the names of its classes cannot
       be shown.
   """
+  workdir = local_file.expanded(workdir)
   run = run_reader.read(workdir)
   trained = restore.load_trained(run, step)
   data, name = run.config.data, STUDENT
@@ -135,6 +136,7 @@ def write(exported, folder, formats, calibration=None):
     UserError: a format is unknown or cannot hold the network, or the images are not the network's.
     NotWrittenError: the folder cannot be written.
   """
+  folder = local_file.expanded(folder)
   if calibration is not None:
     calibration = images.check(calibration, exported.graph.image_shape, 'calibration')
   for name in formats:
@@ -167,6 +169,7 @@ def open_network(path):
   Raises:
     UserError: there is no such file or run, or it is damaged.
   """
+  path = local_file.expanded(path)
   path = epath.Path(path)
   if path.is_dir():
     if not (path / run_files.CHECKPOINTS).exists() and hub.is_folder(path):

@@ -21,6 +21,7 @@ def write(workdir, others=()):
   Raises:
     UserError: a directory holds no run, or the page cannot be written.
   """
+  workdir = local_file.expanded(workdir)
   try:  # here, since whoever only trains needs no matplotlib
     from cmtkd_jax.report import confusion, curves, pareto, weight_histograms
   except ModuleNotFoundError as e:

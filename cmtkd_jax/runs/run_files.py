@@ -94,7 +94,8 @@ def describe(workdir, config, dataset, rows):
     write(workdir / CONFIG, config_lib.to_json(config))  # first: it says that the directory is a run's
     write(workdir / BITS, json.dumps([row._asdict() for row in rows], indent=1))
     write(workdir / CLASSES, json.dumps(list(dataset.class_names)))
-    write(workdir / RECORDS, json.dumps(dataset.num_examples))
+    held_out = {'held_out': dataset.held_out_digest} if dataset.held_out_digest else {}
+    write(workdir / RECORDS, json.dumps({**dataset.num_examples, **held_out}))
     if distributed.is_first():
       (workdir / SUMMARY).unlink(missing_ok=True)
   except OSError as e:
@@ -130,7 +131,7 @@ def check_configuration(workdir, config):
 
 
 def check_data(workdir, dataset, allow_config_changes=False):
-  """Raises `UserError` if the run in `workdir` was trained with other classes or another number of records.
+  """Raises `UserError` if the run in `workdir` was trained with other classes, or other held-out or numbers of records.
 
   Labels are positions in the list of classes: a renamed class folder would swap them without any other sign.
 
@@ -148,7 +149,13 @@ def check_data(workdir, dataset, allow_config_changes=False):
       f'{_listed(before)} in its {CLASSES}; restore the class names, or choose another --workdir'
     )
   path = workdir / RECORDS
-  counts = read_json(path, dict, fix=WRITE_AGAIN) if path.exists() else dataset.num_examples
+  counts = dict(read_json(path, dict, fix=WRITE_AGAIN) if path.exists() else dataset.num_examples)
+  digest = counts.pop('held_out', dataset.held_out_digest)
+  if counts == dataset.num_examples and digest != dataset.held_out_digest:
+    raise UserError(
+      f'config.data.name: the images are not those of the run in {workdir}: others are held out to test on now, which '
+      'the run was trained on; restore the images and their names, or choose another --workdir'
+    )
   if counts == dataset.num_examples or (allow_config_changes and not dataset.held_out):
     return
   found = f'{dataset.num_examples} now, {counts} in its {RECORDS}'

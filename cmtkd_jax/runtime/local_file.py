@@ -15,6 +15,11 @@ class NotAFileError(OSError):
   """Something else is in place of a file; the text is such as 'it is a folder, not a file'."""
 
 
+def expanded(path: str | os.PathLike) -> str:
+  """Returns `path` with the home directory in place of a ~ at its beginning."""
+  return os.path.expanduser(os.fspath(path))
+
+
 def not_a_file(path: str | os.PathLike) -> str:
   """Returns 'a folder' or 'a pipe, socket or device'; '' for a file, for nothing at all, and for object stores.
 

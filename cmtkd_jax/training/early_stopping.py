@@ -34,8 +34,8 @@ class EarlyStopping:
   def describe(self):
     """Returns the reason in words."""
     return (
-      f'stopping early at step {self._last_step}: {self._metric} was best at step {self._best_step}, '
-      f'{self._best:.2f} %; --step={self._best_step} evaluates and exports that network'
+      f'stopping early at step {self._last_step}: {self._metric} has not risen since step {self._since}, '
+      f'{self._best:.2f} %; --step={self._best_step} evaluates and exports the best network'
     )
 
 

@@ -5,7 +5,7 @@ import functools
 import jax
 
 from cmtkd_jax.runs import run_files
-from cmtkd_jax.runtime import distributed
+from cmtkd_jax.runtime import distributed, local_file
 from cmtkd_jax.runtime.progress import Progress
 from cmtkd_jax.training import memory, restore
 from cmtkd_jax.training.step import eval_step
@@ -66,6 +66,7 @@ class MinivalUpdate:
 
 def evaluate_run(workdir, config=None, step=None):
   """Returns step and `Evaluator.run`'s results of a checkpoint, as a JSON-able dict; the rest as `restore.open_run`."""
+  workdir = local_file.expanded(workdir)
   run = restore.open_run(workdir, config, step)
   with (
     Progress(1, enabled=distributed.is_first()) as progress,

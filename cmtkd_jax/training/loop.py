@@ -2,8 +2,10 @@
 
 import jax
 
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.runs.checkpoint import Checkpoints
+from cmtkd_jax.runtime import local_file
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import early_stopping, evaluate, memory, plan, start, teachers
 from cmtkd_jax.training.journal import Journal, announce
@@ -18,6 +20,12 @@ def train_and_evaluate(config, workdir):
   Raises:
     UserError: the configuration, the data or the directory cannot be used, or the loss stopped being finite.
   """
+  workdir = local_file.expanded(workdir)
+  if config.prerequisites:
+    raise UserError(
+      f'config.prerequisites: {", ".join(config.prerequisites)} must be trained first; call '
+      'cmtkd_jax.experiments.chain.train_chain(config, workdir), which does'
+    )
   parts = plan.create(config, workdir)
   announce(parts.dataset.summary)
   with (

@@ -7,7 +7,7 @@ import jax
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint, run_files
-from cmtkd_jax.runtime import distributed
+from cmtkd_jax.runtime import distributed, local_file
 from cmtkd_jax.training import build, teachers
 
 
@@ -71,6 +71,7 @@ def open_run(workdir, config=None, step=None):
   Raises:
     UserError: there is no such run or checkpoint, it is damaged, or `config` or the data cannot be used.
   """
+  workdir = local_file.expanded(workdir)
   run_config = run_files.read_config(workdir)
   if config is not None:
     config_lib.check(config)

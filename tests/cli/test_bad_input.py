@@ -294,7 +294,8 @@ def test_durations_are_checked_wherever_a_configuration_is(refused, mode):
       ['--config.prerequisites.techer.seed', "no run 'techer'", 'runs of config.prerequisites are teacher'],
     ),
     ('table.runs.a.seed=3', ["no run 'a'", 'runs of config.table.runs are none']),
-    ('prerequisites.teacher.sed=3', ['config.sed: there is no such field, perhaps config.seed']),
+    ('prerequisites.teacher.sed=3', ['config.prerequisites.teacher.sed: there is no such field, perhaps config.seed']),
+    ('prerequisites.teacher.quantizer.nme=3', ['no such field, perhaps config.quantizer.name;']),
     (
       'prerequisites=dict(a=1)',
       ['--config.prerequisites: a whole dict cannot be set on the command line', 'change the config file'],

@@ -415,10 +415,12 @@ def test_every_kind_of_image_file_is_found_and_the_rest_is_told(tmp_path):
   (tmp_path / 'train' / 'bee' / 'more').mkdir()
   Image.new('RGB', (8, 8)).save(tmp_path / 'train' / 'loose.png')
   (tmp_path / 'val').mkdir()
+  (tmp_path / 'Testing').mkdir()
   dataset = load(**rgb(name=name))
   assert dataset.class_names == ('ant', 'bee') and dataset.summary == (
     f'{name}: train 23 images, test 8, 2 classes; left out 4 files not read as images (.heic, no suffix, .db), '
-    '4 hidden names, 1 folder inside class folders, 1 image outside class folders; val/ is not used'
+    '4 hidden names, 1 folder inside class folders, 1 image outside class folders; '
+    'val/ is not used; Testing/ is not used'
   )
 
 

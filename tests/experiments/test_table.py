@@ -8,7 +8,7 @@ import pytest
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.experiments import table, table_text
+from cmtkd_jax.experiments import chain, table, table_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RANDOM = 'these accuracies mean nothing'
@@ -244,3 +244,36 @@ def test_a_summary_of_an_earlier_version(config, tmp_path):
   path.write_text('{"results": 3}')
   with pytest.raises(UserError, match='is damaged'):
     table.collect(config, tmp_path)
+
+
+def test_seeds_of_other_configurations_are_noted(config, tmp_path):
+  finish(tmp_path, 'single', 0)
+  finish(tmp_path, 'single', 1, data='other')
+  finish(tmp_path, 'cmtkd', 0)
+  finish(tmp_path, 'cmtkd', 1)
+  notes = {row['run']: row['note'] for row in table.collect(config, tmp_path)}
+  assert notes['single'] == 'seeds differ in data.name' and notes['cmtkd'] == ''
+
+
+@pytest.mark.parametrize('published', [None, 78.1, ('78.1', '90'), (78.1,), (True, None)])
+def test_published_figures_are_a_pair_of_numbers(published, config, tmp_path):
+  config.table.lines = (('single', '2/2', 'single', 'student', published),)
+  with pytest.raises(
+    UserError, match=r'config.table.lines: .* give the published \(top-1, top-5\), None where unknown'
+  ):
+    table.train_table(config, tmp_path / 'table')
+  assert not (tmp_path / 'table').exists()
+
+
+def test_a_table_without_lines_is_refused(config, tmp_path):
+  config.table.lines = ()
+  with pytest.raises(UserError, match='config.table.lines is empty; give a line for each run'):
+    table.train_table(config, tmp_path)
+
+
+def test_names_of_runs_may_have_any_sign(config):
+  runs = config_lib.default().table.runs
+  runs['x'], runs['w2-a2, größer'] = dict(init_from='{w2-a2, größer}'), dict()
+  assert chain.in_order(runs, ['x']) == ['w2-a2, größer', 'x']
+  config.init_from = 'student={w2-a2, größer}'
+  assert chain.resolve(config, {'w2-a2, größer': 'DIR'}).init_from == 'student=DIR'

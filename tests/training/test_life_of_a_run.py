@@ -105,6 +105,38 @@ def test_images_that_move_held_out_ones_are_refused(tmp_path):
   assert [row['step'] for row in metric_log.read(tmp_path / 'run') if 'train/loss' in row] == [1]
 
 
+def test_a_renamed_image_that_holds_out_others_is_refused(tmp_path):
+  rng = np.random.default_rng(0)
+  for name in ('ant', 'bee'):
+    (tmp_path / 'data' / name).mkdir(parents=True)
+    for k in range(12):
+      Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / 'data' / name / f'{k:02}.png')
+  config = make_config(**{'data.name': f'folder:{tmp_path}/data', 'duration': '1 steps'})
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  assert evaluate.evaluate_run(tmp_path / 'run')['step'] == 1
+  (tmp_path / 'data' / 'ant' / '00.png').rename(tmp_path / 'data' / 'ant' / 'last.png')
+  config.duration, config.allow_config_changes = '2 steps', True
+  for start in (loop.train_and_evaluate, lambda config, run: evaluate.evaluate_run(run, config)):
+    with pytest.raises(UserError, match='others are held out to test on now, which the run was trained on; restore'):
+      start(config, tmp_path / 'run')
+
+
+def test_a_directory_below_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'home').mkdir()
+  assert loop.train_and_evaluate(make_config(), '~/run')['steps'] == 2
+  assert evaluate.evaluate_run('~/run')['step'] == 2
+  assert [path.name for path in tmp_path.iterdir()] == ['home']
+
+
+def test_runs_that_come_first_are_named(tmp_path):
+  config = make_config()
+  config.prerequisites.teacher = dict(seed=1)
+  with pytest.raises(UserError, match=r'config.prerequisites: teacher must be trained first; call .*train_chain'):
+    loop.train_and_evaluate(config, tmp_path / 'run')
+
+
 def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
   """Installed below the root of another repository, the package has none."""
   git = lambda *words: subprocess.run(['git', '-C', tmp_path, *words], check=True, capture_output=True)

@@ -104,6 +104,7 @@ class Splits(NamedTuple):
     class_names: names of the classes, in the order of the labels.
     notes: what the user should know before training, such as files that were left out; a few words each.
     held_out: which part of train the test records are, in words; '' where the data set has a test split of its own.
+    held_out_digest: a digest of their names, by which they are known again; '' where there are no names.
   """
 
   train: Source
@@ -111,6 +112,7 @@ class Splits(NamedTuple):
   class_names: tuple[str, ...]
   notes: tuple[str, ...] = ()
   held_out: str = ''
+  held_out_digest: str = ''
 
 
 class ArraySource(Source):

@@ -1,6 +1,7 @@
 """Images in folders: <class>/*.jpg, in train/ and test/ or in one place; or Tiny ImageNet as shipped."""
 
 import functools
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -101,16 +102,23 @@ def read(path: str, channels: int, test_fraction: float) -> Splits:
     raise UserError(f'{name}: {place} holds one class, {classes[0]!r}; give two or more, a folder of images each')
   if tests:
     test, unread = _test_images(finder, name, tests, place, train)
-    held_out, notes = '', (*finder.notes(), *(f'{folder.name}/ is not used' for folder in unread))
+    held_out, digest, notes = '', '', finder.notes()
   else:
-    train, test = _hold_out(name, place, train, test_fraction)
+    unread, (train, test) = [], _hold_out(name, place, train, test_fraction)
     held_out, notes = f'{100 * test_fraction:.4g} % of the images of every class, held out of training', finder.notes()
+    names = sorted(str(file.relative_to(root)) for files in test.values() for file in files)
+    digest = hashlib.sha256('\n'.join(names).encode(errors='surrogateescape')).hexdigest()[:16]
+
+  if place != root:
+    known = {place.name, *(folder.name for folder in tests), *(folder.name for folder in unread)}
+    unread += sorted(folder for folder in root.iterdir() if folder.name[0] != '.' and folder.name not in known)
+  notes = (*notes, *(f'{folder.name}/ is not used' for folder in unread if folder.is_dir()))
 
   def source(files_of):
     pairs = [(file, label) for label, c in enumerate(classes) for file in files_of[c]]
     return FolderSource([file for file, _ in pairs], [label for _, label in pairs], channels)
 
-  return Splits(source(train), source(test), tuple(classes), notes, held_out)
+  return Splits(source(train), source(test), tuple(classes), notes, held_out, digest)
 
 
 def _test_images(finder, name, folders, place, train):
