@@ -171,6 +171,26 @@ def check_data(workdir, dataset, allow_config_changes=False):
   )
 
 
+def check_held_out(field, directory, config, dataset):
+  """Raises `UserError` if the run in `directory` was trained on images of this data set that are now its test images.
+
+  Args:
+    field: what names the directory, such as 'config.init_from'.
+    directory: of a run, or anything else.
+    config: of the run that begins.
+    dataset: its `data.Dataset`.
+  """
+  path = epath.Path(directory) / RECORDS
+  if not dataset.held_out_digest or not path.exists():
+    return
+  digest = read_json(path, dict, fix=WRITE_AGAIN).get('held_out', dataset.held_out_digest)
+  if digest != dataset.held_out_digest and read_config(directory, field).data.name == config.data.name:
+    raise UserError(
+      f'{field}: the run in {directory} held out other images of {config.data.name} and was trained on some that this '
+      'run tests on; give both the same config.data.test_fraction and images, or a test folder'
+    )
+
+
 def _listed(classes, most=6):
   shown = ', '.join(map(repr, classes[:most]))
   return f'[{shown}, ... {len(classes)} in all]' if len(classes) > most else f'[{shown}]'

@@ -14,6 +14,7 @@ from cmtkd_jax.training import (
   build,
   early_stopping,
   freezing,
+  initialize,
   loss_schedule,
   optimizer,
   schedule,
@@ -71,6 +72,13 @@ def create(config, workdir):
   when = schedule.create(config, **sizes)
   trained = teachers.open_all(config, workdir)
   teachers.check_compatible(trained, config, dataset.class_names)
+  if not run_files.has_checkpoint(workdir):  # or it has what it started from
+    for field, directories in (
+      ('config.teacher_workdirs', [teacher.directory for teacher in trained]),
+      ('config.init_from', initialize.parse(config.init_from).values() if config.init_from else ()),
+    ):
+      for directory in directories:
+        run_files.check_held_out(field, directory, config, dataset)
   method = build.create_method(config, dataset.num_classes, trained)
   if method.uses_minival and 'minival' not in dataset.evals:
     raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import cmtkd_jax
+from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
 from cmtkd_jax.runs import metric_log, run_files, run_summary
@@ -119,6 +120,11 @@ def test_a_renamed_image_that_holds_out_others_is_refused(tmp_path):
   for start in (loop.train_and_evaluate, lambda config, run: evaluate.evaluate_run(run, config)):
     with pytest.raises(UserError, match='others are held out to test on now, which the run was trained on; restore'):
       start(config, tmp_path / 'run')
+  taught = dict(method=dict(name='kd'), teacher_workdirs=(str(tmp_path / 'run'),))
+  for changes in (taught, dict(init_from=str(tmp_path / 'run'))):
+    field = f'config.{next(field for field in changes if field != "method")}'
+    with pytest.raises(UserError, match=f'{field}: the run in .* held out other images of .* that this run tests on'):
+      loop.train_and_evaluate(config_lib.derive(config, changes), tmp_path / 'other')
 
 
 def test_a_directory_below_home(tmp_path, monkeypatch):

@@ -32,8 +32,8 @@ def test_smoke_trains_and_evaluates(name, tmp_path, monkeypatch, request):
   config = load(name, 'smoke')
   if name == 'digits_resnet8':
     request.getfixturevalue('eight_devices')
-  else:  # one teacher and one block a stage are enough where compiling takes longest
-    monkeypatch.setitem(models.MODELS, 'resnet18', functools.partial(resnet._resnet, (1, 1, 1, 1), (64, 128, 256, 512)))
+  else:  # one teacher and two stages of one block are enough where compiling takes longest
+    monkeypatch.setitem(models.MODELS, 'resnet18', functools.partial(resnet._resnet, (1, 1), (64, 128)))
     config.method.cmtkd.teacher_bits = config.method.cmtkd.teacher_bits[:1]
   summary = loop.train_and_evaluate(config, tmp_path)
   assert summary['steps'] == 3
