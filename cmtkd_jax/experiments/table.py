@@ -224,6 +224,12 @@ def _differing(summaries):
   return sorted(field for field in fields if any(config[field] != configs[0][field] for config in configs))
 
 
+def _is_pair(published):
+  """Whether it is two numbers, each of which may be None."""
+  known = (int, float, type(None))
+  return isinstance(published, (tuple, list)) and [type(value) in known for value in published] == [True, True]
+
+
 def _missing_quantizer(changes):
   names = [changes.get('quantizer', {}).get(field) for field in ('name', 'weights', 'activations')]
   missing = [name for name in names if name and name not in quantizers.QUANTIZERS]
@@ -249,11 +255,9 @@ def _lines(config):
   for line in table.lines:
     if len(line) != len(Line._fields):
       raise UserError(f'config.table.lines: {line!r} must be ({", ".join(Line._fields)})')
-    published = line[-1]
-    numbers = [value for value in published if value is not None] if isinstance(published, (tuple, list)) else ['']
-    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in numbers) or len(published) != 2:
+    if not _is_pair(line[-1]):
       raise UserError(
-        f'config.table.lines: {line!r} ends with {published!r}; give the published (top-1, top-5), None where unknown'
+        f'config.table.lines: {line!r} ends with {line[-1]!r}; give the published (top-1, top-5), None where unknown'
       )
   lines = [Line(*line) for line in table.lines]
   for line in lines:

@@ -78,7 +78,8 @@ def _forward(x, kernel, *, plain, stride, padding, sums=None, groups=1):
     if not _is_depthwise(kernel, groups):
       return plain(x, kernel)
     views, weights = _shifted(x, size, stride, padding), kernel.reshape(-1, 1, 1, 1, features).astype(jnp.float32)
-    return sum(view.astype(jnp.float32) * weight for view, weight in zip(views, weights)).astype(sums or x.dtype)
+    products = (view.astype(jnp.float32) * weight for view, weight in zip(views, weights, strict=True))
+    return sum(products).astype(sums or x.dtype)
   if size == 1 and padding == 0:
     return jnp.matmul(x[:, ::stride, ::stride], kernel[0, 0], preferred_element_type=sums)
   if size > min(x.shape[1:3]):

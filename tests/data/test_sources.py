@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -438,6 +439,10 @@ def test_folders_from_macos_are_the_same_set_on_linux(tmp_path):
   assert loaded['NFC'].class_names == loaded['NFD'].class_names == ('ete', 'zebra', 'épée')
   for a, b in zip(test_set(loaded['NFC']), test_set(loaded['NFD'])):
     np.testing.assert_array_equal(a, b)
+  for form in loaded:
+    shutil.rmtree(tmp_path / form / 'test')
+    loaded[form] = load(**rgb(name=f'folder:{tmp_path / form}'))
+  assert loaded['NFC'].held_out_digest == loaded['NFD'].held_out_digest != ''
 
 
 def test_class_names_that_only_unicode_tells_apart(tmp_path):

@@ -106,7 +106,7 @@ def read(path: str, channels: int, test_fraction: float) -> Splits:
   else:
     unread, (train, test) = [], _hold_out(name, place, train, test_fraction)
     held_out, notes = f'{100 * test_fraction:.4g} % of the images of every class, held out of training', finder.notes()
-    names = sorted(str(file.relative_to(root)) for files in test.values() for file in files)
+    names = sorted(folder_listing.nfc(str(file.relative_to(root))) for files in test.values() for file in files)
     digest = hashlib.sha256('\n'.join(names).encode(errors='surrogateescape')).hexdigest()[:16]
 
   if place != root:

@@ -58,7 +58,7 @@ class Finder:
       file, _, rest = line.partition('\t')
       if not rest:
         raise UserError(f'{self._name}: {folder / TINY_LABELS} has the line {line!r}; write "FILE<TAB>CLASS"')
-      files_of.setdefault(_nfc(rest.split('\t')[0]), []).append(folder / 'images' / file)
+      files_of.setdefault(nfc(rest.split('\t')[0]), []).append(folder / 'images' / file)
     return files_of
 
   def _images(self, class_dir):
@@ -105,7 +105,7 @@ class Finder:
   def _list(self, folder) -> list[tuple[str, bool]]:
     """(name, whether it is a folder) of everything in a folder that is not hidden, sorted by NFC."""
     try:
-      entries = sorted(_entries(folder), key=lambda entry: (_nfc(entry[0]), entry))
+      entries = sorted(_entries(folder), key=lambda entry: (nfc(entry[0]), entry))
     except OSError as e:
       raise UserError(f'{self._name}: folder {folder} cannot be read ({e.strerror or e}); make it readable') from e
     listed = []
@@ -139,7 +139,8 @@ def _entries(folder: epath.Path) -> Iterator[tuple[str, str]]:
       yield entry.name, kind
 
 
-def _nfc(name):
+def nfc(name):
+  """Returns the text in the Unicode form in which names are compared."""
   return unicodedata.normalize('NFC', name)
 
 
