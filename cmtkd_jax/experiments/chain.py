@@ -9,7 +9,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.runtime import local_file
-from cmtkd_jax.training import loop
+from cmtkd_jax.training import build, loop, teachers
 
 _REFERENCE = re.compile(r'\{([^{}]+)\}')
 _ALONE = {'init_from': '', 'teacher_workdirs': ()}  # what comes first does not start from what comes after it
@@ -40,12 +40,25 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
     runs[name] = resolve(prerequisite(config, name), directories)
     directories[name] = f'{workdir}/{name}'
   last = resolve(last, directories)  # a reference without a run is found before any training
+  _check_methods([*((directories[name], run) for name, run in runs.items()), (workdir, last)])
   for name, run in runs.items():
     report(f'\n== {name} -> {directories[name]}')
     _train(run, directories[name], report)
   if runs:
     report(f'\n== {config.method.name} -> {workdir}')
   return _train(last, workdir, report)
+
+
+def _check_methods(runs):
+  """Raises `UserError` before any training where a method cannot have its networks or teachers.
+
+  runs: [(directory, configuration)]. One that learns from runs elsewhere is checked when it begins.
+  """
+  configs = dict(runs)
+  for directory, config in runs:
+    if not run_files.has_checkpoint(directory) and all(teacher in configs for teacher in config.teacher_workdirs):
+      given = tuple(teachers.Teacher(teacher, configs[teacher]) for teacher in config.teacher_workdirs)
+      build.create_method(config, 2, given)
 
 
 def prerequisite(config, name):

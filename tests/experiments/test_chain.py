@@ -154,6 +154,15 @@ def test_a_reference_without_a_run_is_found_before_any_training(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_method_that_lacks_its_teachers_is_found_before_any_training(tmp_path):
+  config = smoke_config()
+  config.prerequisites.teacher = dict(method=dict(name='single'))
+  config.method.name, config.teacher_workdirs = 'average_teacher', ('{teacher}',)
+  with pytest.raises(UserError, match="config.method.name='average_teacher' takes at least 2 of them"):
+    chain.train_chain(config, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
 def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing(tmp_path):
   config = table_config()
   config.table.seeds = (0,)
