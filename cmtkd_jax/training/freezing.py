@@ -16,6 +16,7 @@ Source: algorithm 1 there, and its published code (Qualcomm-AI-research/oscillat
 """
 
 import functools
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from flax import traverse_util
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.quantizers.base import dequantize
+from cmtkd_jax.runtime import distributed
 
 
 class Track(NamedTuple):
@@ -135,7 +137,7 @@ def maps_levels_to_themselves(quantizer):
 
 
 def add(optimizer, config, method, input_shape):
-  """Returns `optimizer` with the freezing that `config.freezing` asks for; unchanged where its threshold is 0.
+  """Returns `optimizer` with the freezing that `config.freezing` asks for; unchanged where it freezes nothing.
 
   Raises:
     UserError: a weight quantizer fits its levels next to training, or does not map them to themselves.
@@ -149,6 +151,15 @@ def add(optimizer, config, method, input_shape):
     for path, quantizer in inspect.weight_quantizers(lambda: method.init(jax.random.key(0), images, train=True)).items()
     if path.split('/')[0] not in method.frozen and quantizer.bits <= options.max_bits
   }
+  if not quantizers:
+    if distributed.is_first():
+      logging.getLogger(__name__).warning(
+        'config.freezing.threshold=%s freezes nothing in this run: no network that is trained has weights of '
+        'config.freezing.max_bits=%s bits or fewer',
+        options.threshold,
+        options.max_bits,
+      )
+    return optimizer
   keep_levels = functools.cache(maps_levels_to_themselves)
   for path, quantizer in quantizers.items():
     problem = ''
