@@ -161,4 +161,4 @@ def test_a_quantizer_that_moves_its_levels_is_refused():
 def test_a_limit_below_all_weights_is_said(caplog):
   config, transform = make_config(**{'freezing.max_bits': 1}), optax.sgd(0.1)
   assert freezing.add(transform, config, build.create_method(config, 5), (8, 8, 1)) is transform
-  assert 'freezes nothing in this run: no network that is trained has weights of config.freezing.max_bits=1 bits or fewer' in caplog.text
+  assert 'freezes nothing in this run' in caplog.text and 'config.freezing.max_bits=1 bits' in caplog.text
