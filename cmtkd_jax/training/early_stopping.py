@@ -34,8 +34,8 @@ class EarlyStopping:
   def describe(self):
     """Returns the reason in words."""
     return (
-      f'stopping early at step {self._last_step}: {self._metric} has not risen since step {self._since}, '
-      f'{self._best:.2f} %; --step={self._best_step} evaluates and exports the best network'
+      f'stopping early at step {self._last_step}: {self._metric} has not risen above {self._best:.2f} % since '
+      f'step {self._since}; --step={self._best_step} evaluates and exports the best network'
     )
 
 

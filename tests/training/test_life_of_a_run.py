@@ -89,8 +89,8 @@ def test_images_of_another_mean_are_not_evaluated(finished):
     evaluate.evaluate_run(finished, make_config(**{'data.mean': (0.9,)}))
 
 
-def test_images_that_move_held_out_ones_are_refused(tmp_path):
-  """One image more, and others are held out: the run has been trained on them."""
+def train_on_photos(tmp_path):
+  """Trains for a step in tmp_path/run on image files in tmp_path/data, some of which are held out."""
   rng = np.random.default_rng(0)
   for name in ('ant', 'bee'):
     (tmp_path / 'data' / name).mkdir(parents=True)
@@ -98,7 +98,13 @@ def test_images_that_move_held_out_ones_are_refused(tmp_path):
       Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / 'data' / name / f'{k:02}.png')
   config = make_config(**{'data.name': f'folder:{tmp_path}/data', 'duration': '1 steps'})
   loop.train_and_evaluate(config, tmp_path / 'run')
-  Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / 'data' / 'ant' / 'new.png')
+  return config
+
+
+def test_images_that_move_held_out_ones_are_refused(tmp_path):
+  """One image more, and others are held out: the run has been trained on them."""
+  config = train_on_photos(tmp_path)
+  shutil.copy(tmp_path / 'data' / 'ant' / '00.png', tmp_path / 'data' / 'ant' / 'new.png')
   config.duration, config.allow_config_changes = '2 steps', True
   for start in (loop.train_and_evaluate, lambda config, run: evaluate.evaluate_run(run, config)):
     with pytest.raises(UserError, match='number of images .* Test images are held out of them.*another --workdir'):
@@ -107,13 +113,7 @@ def test_images_that_move_held_out_ones_are_refused(tmp_path):
 
 
 def test_a_renamed_image_that_holds_out_others_is_refused(tmp_path):
-  rng = np.random.default_rng(0)
-  for name in ('ant', 'bee'):
-    (tmp_path / 'data' / name).mkdir(parents=True)
-    for k in range(12):
-      Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / 'data' / name / f'{k:02}.png')
-  config = make_config(**{'data.name': f'folder:{tmp_path}/data', 'duration': '1 steps'})
-  loop.train_and_evaluate(config, tmp_path / 'run')
+  config = train_on_photos(tmp_path)
   assert evaluate.evaluate_run(tmp_path / 'run')['step'] == 1
   (tmp_path / 'data' / 'ant' / '00.png').rename(tmp_path / 'data' / 'ant' / 'last.png')
   config.duration, config.allow_config_changes = '2 steps', True

@@ -110,9 +110,10 @@ def read(path: str, channels: int, test_fraction: float) -> Splits:
     digest = hashlib.sha256('\n'.join(names).encode(errors='surrogateescape')).hexdigest()[:16]
 
   if place != root:
-    known = {place.name, *(folder.name for folder in tests), *(folder.name for folder in unread)}
-    unread += sorted(folder for folder in root.iterdir() if folder.name[0] != '.' and folder.name not in known)
-  notes = (*notes, *(f'{folder.name}/ is not used' for folder in unread if folder.is_dir()))
+    known = {place.name, *(folder.name for folder in tests)}
+    others = (folder for folder in root.iterdir() if folder.name not in known and not folder.name.startswith('.'))
+    unread += sorted(folder for folder in others if folder.is_dir())
+  notes = (*notes, *(f'{folder.name}/ is not used' for folder in unread))
 
   def source(files_of):
     pairs = [(file, label) for label, c in enumerate(classes) for file in files_of[c]]
