@@ -33,14 +33,16 @@ os.environ['XLA_FLAGS'] = ' '.join(flags)  # read with the first operation
 jax.config.update('jax_enable_compilation_cache', False)  # in one process it saves no time
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_disable_most_optimizations', True)
+if compiling.OLD:
+  compiling.reuse_contexts()
 gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live, and collections walk over all of JAX's
 
 HERE = pathlib.Path(__file__).parent
 # What kind of test a room has, unless a file or a test says otherwise.
 KINDS = {
-  'unit': ('.', 'config', 'data', 'losses', 'models', 'quantizers', 'runs', 'runtime'),
-  'integration': ('experiments', 'export', 'methods', 'report', 'training'),
   'e2e': ('cli',),
+  'integration': ('experiments', 'export', 'methods', 'report', 'training'),
+  'unit': ('quantizers', 'losses', 'models', 'data', 'config', 'runs', 'runtime', '.'),
 }
 KIND = {room: kind for kind, rooms in KINDS.items() for room in rooms}
 
@@ -51,12 +53,16 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+  rooms, kinds = list(KIND), list(KINDS)
+  room = lambda item: str(item.path.parent.relative_to(HERE))
+  rank = {}  # of a file: that of its longest kind
   for item in items:
-    if not any(item.get_closest_marker(kind) for kind in KINDS):
-      item.add_marker(KIND[str(item.path.parent.relative_to(HERE))])
+    if not any(item.get_closest_marker(kind) for kind in kinds):
+      item.add_marker(KIND[room(item)])
+    own = next(i for i, kind in enumerate(kinds) if item.get_closest_marker(kind))
+    rank[item.path] = min(own, rank.get(item.path, own))
   # The longest files first, so that no worker has one left when the others are done.
-  order = {room: i for i, kind in enumerate(('e2e', 'integration', 'unit')) for room in KINDS[kind]}
-  items.sort(key=lambda item: order[str(item.path.parent.relative_to(HERE))])
+  items.sort(key=lambda item: (rank[item.path], rooms.index(room(item))))
 
 
 def pytest_unconfigure():

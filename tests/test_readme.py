@@ -65,6 +65,7 @@ def test_widths_of_quantizers():
 FORMS = (('cifar', 10, lambda name: 32), ('imagenet', 1000, lambda name: 227 if name == 'alexnet' else 224))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', models.MODELS)
 def test_sizes_taps_and_orders_of_networks(name):
   line = re.search(rf'^\| `{name}` \| (.*) \|$', first_column('models/README.md')[1], re.MULTILINE)[1]

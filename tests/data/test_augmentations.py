@@ -117,6 +117,7 @@ def test_recipes_without_them_keep_their_bits():
   assert str(jax.make_jaxpr(off)(key, image)) == str(jax.make_jaxpr(plain)(key, image))
 
 
+@pytest.mark.integration
 def test_the_same_streamed_or_kept_on_any_number_of_devices():
   fields = dict(name='generated:12x12x3:3:32', image_size=12, mean=(0.5,) * 3, std=(0.25,) * 3, mixup=1.0, cutmix=1.0)
   runs = []

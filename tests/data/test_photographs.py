@@ -89,6 +89,7 @@ def prepared(tmp_path_factory):
   return folders, made
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings('ignore')  # of tensorflow_datasets
 def test_both_formats_give_the_same_batches_and_resume_exactly(prepared):
   folders, made = prepared
@@ -125,6 +126,7 @@ print(len(source), source.first_shape, labels.tolist(), images[0][:2].hex(), 'te
 
 
 @pytest.mark.filterwarnings('ignore')
+@pytest.mark.integration
 def test_a_shard_with_other_records_is_refused(prepared, tmp_path):
   import shutil
 
@@ -199,6 +201,7 @@ def plain_bilinear(image, size):
   return (1 - v) * mix(top) + v * mix(bottom)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('mode, kind', [('RGB', 'JPEG'), ('L', 'JPEG'), ('CMYK', 'JPEG'), ('RGB', 'PNG'), ('P', 'PNG')])
 def test_tensorflow_decodes_the_crop_and_resizes_it_plainly(mode, kind):
   pytest.importorskip('tensorflow')

@@ -692,13 +692,13 @@ def test_a_name_that_is_nearly_right(tmp_path, monkeypatch):
   expect(['tensorflow_datasets is not installed'], name='cifar100')
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize('name', ['npy', 'generated:8x8x1:1:48'])
 def test_one_class_is_refused(tmp_path, name):
   name = save_npy(tmp_path, classes=1) if name == 'npy' else name
   expect(['there is one class; give images of two or more'], name=name)
 
 
+@pytest.mark.e2e
 def test_imports_neither_tensorflow_nor_grain_unless_needed():
   code = """
 import sys, jax

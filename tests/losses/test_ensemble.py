@@ -27,8 +27,8 @@ def cross_entropy(z, labels=LABELS):
 
 def check_gradient(loss, x, eps=1e-2, rtol=2e-2):
   """Central differences along random directions."""
-  x = jnp.asarray(x)
-  gradient = jax.grad(loss)(x)
+  x, loss = jnp.asarray(x), jax.jit(loss)
+  gradient = jax.jit(jax.grad(loss))(x)
   for seed in range(3):
     d = jnp.asarray(draw(*x.shape, seed=seed + 10))
     step = jnp.float32(eps)

@@ -19,6 +19,8 @@ from cmtkd_jax.training import build as build_lib
 from cmtkd_jax.training.teachers import Teacher
 from tests.networks import small_mobilenet
 
+pytestmark = pytest.mark.integration  # whole networks
+
 # Compiled without the optimizations that take long: these programs run once.
 jit = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}

@@ -15,6 +15,7 @@ from cmtkd_jax.models.bit_policy import BitPolicy, Rule
 from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.products import values
 
+pytestmark = pytest.mark.integration  # whole networks
 KEY = jax.random.key(0)
 FULL = BitPolicy(32, 32)
 WEIGHT_STEP = {1: 1.595769, 2: 0.995687, 4: 0.335201}

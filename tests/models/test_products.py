@@ -117,12 +117,14 @@ class Layers(nn.Module):
 
 def uniform(name):
   """Whether both roles of a quantizer are there and have levels."""
-  module, x = quantizers.QUANTIZERS[name], jnp.linspace(-1, 1, 12, dtype=jnp.float32).reshape(3, 4)
+  module, x = quantizers.QUANTIZERS[name], jax.ShapeDtypeStruct((3, 4), jnp.float32)
   classes = [getattr(module, role, None) for role in ('Weight', 'Activation')]
   made = [cls(cls.bit_widths[0]) for cls in classes if cls]
-  return len(made) == 2 and all(q.with_levels(x, q.init(x)).level is not None for q in made)
+  with_levels = lambda q: jax.eval_shape(lambda x: q.with_levels(x, q.init(x)), x)
+  return len(made) == 2 and all(with_levels(q).level is not None for q in made)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize('name', [name for name in quantizers.QUANTIZERS if uniform(name)])
 def test_layers_multiply_levels_and_train_as_with_values(name, monkeypatch):
   """Outputs and all gradients, those of learned scales included, in float32; most and fewest bits meet."""
@@ -171,7 +173,7 @@ def test_tables_offsets_and_mixtures_are_multiplied_as_values():
   x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
   kernel = quantizers.hwgq.Weight(2).with_levels(jnp.asarray(rng.normal(size=(6, 3)), jnp.float32))
   for quantizer in (quantizers.lq_nets.Activation(2), quantizers.lsq_plus.Activation(2), quantizers.apot.Activation(2)):
-    coded = quantizer.with_levels(x, quantizer.init(x))
+    coded = jax.jit(lambda x, q=quantizer: q.with_levels(x, q.init(x)))(x)
     assert coded.level is None
     np.testing.assert_array_equal(
       products.product(jnp.matmul, coded, kernel, jnp.float32), jnp.matmul(coded.value, kernel.value)

@@ -13,6 +13,7 @@ from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.models.layers import Activation, LayerFactory
 from cmtkd_jax.models.products import values
 
+pytestmark = pytest.mark.integration  # whole networks
 KEY = jax.random.key(0)
 
 

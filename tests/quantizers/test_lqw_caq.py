@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn import datasets
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import models
@@ -112,7 +111,7 @@ def test_gradient_of_levels_by_hand():
   w, g, levels = f32([-9, 1, 1.2, 9]), f32([1, 2, 4, 8]), f32([0, 3, 1, -2])
   for gradient, expected in (('sum', [0, 8, 6, 1]), ('mean', [0, 8, 3, 1])):
     quantizer = lqw_caq.Weight(**ONE, gradient=gradient)
-    found = jax.grad(lambda p: jnp.sum(g * quantizer.fake_quantize(w, p)))({'levels': levels})
+    found = jax.jit(jax.grad(lambda p, q=quantizer: jnp.sum(g * q.fake_quantize(w, p))))({'levels': levels})
     np.testing.assert_allclose(found['levels'], expected, rtol=1e-6)
 
 
@@ -207,8 +206,11 @@ def test_a_step_that_codes_everything_as_0_starts_again():
   assert nothing['step'] == 1
 
 
+@pytest.mark.integration
 def test_digits_are_learned(monkeypatch):
   """60 steps at 2/2 bits: the loss falls by a third, and the levels move."""
+  from sklearn.datasets import load_digits  # a second at the start of every other test
+
   monkeypatch.setitem(models.MODELS, 'tiny', networks.tiny((16, 2, 'body'), stem=8))
   config = config_lib.default()
   config.method.name, config.quantizer.name = 'single', 'lqw_caq'
@@ -221,7 +223,7 @@ def test_digits_are_learned(monkeypatch):
     optimizer=optimizer.create(config, method, lambda step: 0.1),
     augment=lambda key, images: images / 6 - 0.8,
   )
-  digits = datasets.load_digits()
+  digits = load_digits()
   images, labels = digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int32)
   batch = lambda i: {'image': images[64 * (i % 20) :][:64], 'label': labels[64 * (i % 20) :][:64]}
   state = start = jax.jit(functools.partial(initial_state, {}, **parts, seed=0))(batch(0))
