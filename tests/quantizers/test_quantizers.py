@@ -62,17 +62,14 @@ def same_bits(a, b):
 # The contract.
 
 
-@pytest.mark.parametrize('name', CLASSES)
-def test_codes_stand_for_the_values(name):
-  """dequantize(quantize(x)) is fake_quantize(x) bit for bit, compiled and, at both ends, eager; codes are in range."""
+def check_codes(name, widths, compile_all):
+  """dequantize(quantize(x)) is fake_quantize(x) bit for bit, and codes are in range."""
   x = f32(np.concatenate([sample(name, seed) for seed in range(4)]))
-  widths = every_width(name)
   parameters = jax.jit(lambda x: [quantizer.init(x) for quantizer in widths])(x)
-  both = lambda q, x, p: (q.quantize(x, p), q.fake_quantize(x, p), q.with_levels(x, p))
-  compiled = compiling.jit(lambda x, parameters: [both(q, x, p) for q, p in zip(widths, parameters, strict=True)])
-  found = list(zip(widths, parameters, compiled(x, parameters), strict=True))
-  found += [(widths[i], parameters[i], both(widths[i], x, parameters[i])) for i in (0, -1)]
-  for quantizer, values, (coded, value, quantized) in found:
+  every_form = lambda q, x, p: (q.quantize(x, p), q.fake_quantize(x, p), q.with_levels(x, p))
+  of_all = compile_all(lambda x, parameters: [every_form(q, x, p) for q, p in zip(widths, parameters, strict=True)])
+  found = of_all(x, parameters)
+  for quantizer, values, (coded, value, quantized) in zip(widths, parameters, found, strict=True):
     assert set(values) == {*quantizer.learned, *quantizer.fitted}
     assert all(value.dtype == jnp.float32 for value in values.values())
     assert coded.codes.dtype == jnp.int32 and coded.codes.shape == x.shape == value.shape
@@ -84,6 +81,19 @@ def test_codes_stand_for_the_values(name):
       assert quantized.level is quantized.scale is None
     low = -(2 ** (quantizer.bits - 1)) if name in SIGNED and quantizer.bits > 1 else 0
     assert low <= coded.codes.min() and coded.codes.max() < low + 2**quantizer.bits, quantizer
+
+
+@pytest.mark.parametrize('name', CLASSES)
+def test_codes_stand_for_the_values(name):
+  """Eager, at both ends."""
+  widths = every_width(name)
+  check_codes(name, [widths[0], widths[-1]], lambda function: function)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize('name', CLASSES)
+def test_codes_stand_for_the_values_as_training_compiles_them(name):
+  check_codes(name, every_width(name), compiling.jit)
 
 
 @pytest.mark.parametrize('name', [name for name in CLASSES if name.endswith('Activation')])
