@@ -1,6 +1,8 @@
 """Configurations as JSON, and how two of them differ."""
 
 import json
+import os
+import re
 
 import ml_collections
 
@@ -11,6 +13,7 @@ from cmtkd_jax.errors import UserError
 # What earlier versions called fields, and fields of `config.data`.
 _RENAMED = {'first': 'prerequisites', 'teachers': 'teacher_workdirs'}
 _RENAMED_DATA = {'resident': 'on_device'}
+_PATHS = ('init_from', 'teacher_workdirs', 'data.name')
 
 
 def to_json(config):
@@ -33,13 +36,28 @@ def from_json(text):
 
 
 def difference(a, b, exclude=()):
-  """Returns lines 'field: value in a -> value in b' of the fields in which configurations differ, without `exclude`."""
+  """Returns lines 'field: value in a -> value in b' of the fields in which configurations differ, without `exclude`.
+
+  A relative path and its absolute one do not differ.
+  """
   a, b = flat(a), flat(b)
   return [
     f'{field}: {a.get(field)!r} -> {b.get(field)!r}'
     for field in sorted(a.keys() | b.keys())
-    if field not in exclude and _tuples(a.get(field)) != _tuples(b.get(field))
+    if field not in exclude and _comparable(field, a.get(field)) != _comparable(field, b.get(field))
   ]
+
+
+def _comparable(field, value):
+  if field not in _PATHS or not value:
+    return _tuples(value)
+  return tuple(map(_absolute, value.split(',') if isinstance(value, str) else value))
+
+
+def _absolute(text):
+  """'DIR', 'network=DIR' or 'npy:DIR' with the absolute name of its directory; an object store's name is one."""
+  prefix, directory = re.fullmatch(r'(\s*\w+\s*=\s*|npy:|folder:|)(.*)', text, re.DOTALL).groups()
+  return ''.join(prefix.split()) + (directory if '://' in directory else os.path.abspath(os.path.expanduser(directory)))
 
 
 def _with_new_names(changes):

@@ -33,10 +33,11 @@ class Outline(NamedTuple):
   mix: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
-def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Mesh) -> Outline:
+def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Mesh, advice: str = '') -> Outline:
   """Returns the `Outline` of a data set; opens it only where its name is none of those that `known` describes.
 
-  Args and errors: as of `dataset.load`; the devices of `mesh` need not be there, either.
+  Args and errors: as of `dataset.load`; the devices of `mesh` need not be there, either. `advice` is added to the
+  error of a data set that cannot be opened.
   """
   config = options.create(Settings, 'data', fields)
   splits_lib.check_batch_sizes(batch_size, 1, mesh.shape['data'])
@@ -45,7 +46,7 @@ def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Me
     try:
       splits = splits_lib.open_splits(config)
     except UserError as e:
-      raise UserError(f"{e}; to plan without the data, set config.data.name='generated:HxWxC:CLASSES:N'") from e
+      raise UserError(f'{e}{advice}') from e
   splits_lib.check_images(config, splits)
   is_on_device = splits_lib.is_on_device(config, splits)
   train_records, _ = splits_lib.split_train(config, splits, batch_size)

@@ -6,10 +6,11 @@ import re
 import ml_collections
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.data.outline import outline
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import run_files, run_summary
 from cmtkd_jax.runtime import local_file
-from cmtkd_jax.training import build, loop, teachers
+from cmtkd_jax.training import build, loop, plan, teachers
 
 _REFERENCE = re.compile(r'\{([^{}]+)\}')
 _ALONE = {'init_from': '', 'teacher_workdirs': ()}  # what comes first does not start from what comes after it
@@ -40,7 +41,8 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
     runs[name] = resolve(prerequisite(config, name), directories)
     directories[name] = f'{workdir}/{name}'
   last = resolve(last, directories)  # a reference without a run is found before any training
-  _check_methods([*((directories[name], run) for name, run in runs.items()), (workdir, last)])
+  if runs:
+    _check([*((directories[name], run) for name, run in runs.items()), (workdir, last)])
   for name, run in runs.items():
     report(f'\n== {name} -> {directories[name]}')
     _train(run, directories[name], report)
@@ -49,16 +51,21 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   return _train(last, workdir, report)
 
 
-def _check_methods(runs):
-  """Raises `UserError` before any training where a method cannot have its networks or teachers.
+def _check(runs):
+  """Raises `UserError` before any training for what a run would be refused for when its turn comes.
 
   runs: [(directory, configuration)]. One that learns from runs elsewhere is checked when it begins.
   """
-  configs = dict(runs)
+  configs, outlines = dict(runs), {}
   for directory, config in runs:
-    if not run_files.has_checkpoint(directory) and all(teacher in configs for teacher in config.teacher_workdirs):
-      given = tuple(teachers.Teacher(teacher, configs[teacher]) for teacher in config.teacher_workdirs)
-      build.create_method(config, 2, given)
+    if run_files.has_checkpoint(directory) or not all(teacher in configs for teacher in config.teacher_workdirs):
+      continue
+    key = config.data.to_json(), config.batch_size
+    if key not in outlines:
+      outlines[key] = outline(config.data, batch_size=config.batch_size, mesh=build.make_mesh())
+    data = outlines[key]
+    given = tuple(teachers.Teacher(teacher, configs[teacher]) for teacher in config.teacher_workdirs)
+    plan.of_data(config, given, data.num_classes, data.input_shape, data.steps_per_epoch)
 
 
 def prerequisite(config, name):

@@ -79,7 +79,8 @@ def find(config, workdir, topology=None):
   """
   config_lib.check(config)
   mesh = build.make_mesh(None if topology is None else tpu_topology.tpu_slice(topology))
-  data = outline(config.data, batch_size=config.batch_size, mesh=mesh)
+  advice = "; to plan without the data, set config.data.name='generated:HxWxC:CLASSES:N'"
+  data = outline(config.data, batch_size=config.batch_size, mesh=mesh, advice=advice)
   method = build.create_method(config, data.num_classes, _teachers(config, workdir))
   return of_method(method, config, data, mesh)
 

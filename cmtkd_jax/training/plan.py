@@ -68,8 +68,6 @@ def create(config, workdir):
   mesh = build.make_mesh()
   dataset = build.load_data(config, mesh)
   distributed.check_agreement(run_files.facts(config, dataset))
-  sizes = dict(steps_per_epoch=dataset.train.steps_per_epoch, batch_size=config.batch_size)
-  when = schedule.create(config, **sizes)
   trained = teachers.open_all(config, workdir)
   teachers.check_compatible(trained, config, dataset.class_names)
   if not run_files.has_checkpoint(workdir):  # or it has what it started from
@@ -79,20 +77,37 @@ def create(config, workdir):
     ):
       for directory in directories:
         run_files.check_held_out(field, directory, config, dataset)
-  method = build.create_method(config, dataset.num_classes, trained)
-  if method.uses_minival and 'minival' not in dataset.evals:
-    raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')
-  layers = bit_table.collect(method, dataset.input_shape, parse_rules(config.bits.rules))
   return Plan(
     config=config,
     sharding=build.replicated(mesh),
     dataset=dataset,
-    schedule=when,
     teachers=trained,
+    **of_data(config, trained, dataset.num_classes, dataset.input_shape, dataset.train.steps_per_epoch),
+  )
+
+
+def of_data(config, trained, num_classes, input_shape, steps_per_epoch):
+  """Returns the parts of a `Plan` that need no image, by name.
+
+  Args:
+    config: the run's configuration.
+    trained: `teachers.Teacher`s, which need not be trained yet.
+    num_classes, input_shape, steps_per_epoch: of the data; input_shape is (H, W, C).
+
+  Raises:
+    UserError: a field cannot be honored.
+  """
+  sizes = dict(steps_per_epoch=steps_per_epoch, batch_size=config.batch_size)
+  when = schedule.create(config, **sizes)
+  method = build.create_method(config, num_classes, trained)
+  if method.uses_minival and not config.data.minival:
+    raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')
+  return dict(
+    schedule=when,
     method=method,
-    layers=layers,
+    layers=bit_table.collect(method, input_shape, parse_rules(config.bits.rules)),
     patience=early_stopping.patience(config, **sizes),
-    **learning(config, method, dataset.input_shape, when.total, **sizes),
+    **learning(config, method, input_shape, when.total, **sizes),
   )
 
 

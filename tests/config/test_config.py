@@ -197,6 +197,30 @@ def test_json_round_trip(method):
   }
 
 
+@pytest.mark.parametrize(
+  'field, relative, absolute, other',
+  [
+    ('teacher_workdirs', ('runs/a', 'gs://b'), ('{here}/runs/a', 'gs://b'), ('{here}/a', 'gs://b')),
+    ('init_from', 'runs/a', '{here}/runs/../runs/a/', '{here}/runs/b'),
+    ('init_from', 'x=runs/a,y=~/b', 'x = {here}/runs/a, y={home}/b', 'y={here}/runs/a,x={home}/b'),
+    ('data.name', 'npy:images', 'npy:{here}/images', 'folder:{here}/images'),
+  ],
+)
+def test_a_relative_path_and_its_absolute_one_do_not_differ(field, relative, absolute, other, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+
+  def of(value):
+    config = config_lib.default()
+    named = lambda text: text.format(here=tmp_path, home=tmp_path / 'home')
+    config.update_from_flattened_dict({field: named(value) if isinstance(value, str) else tuple(map(named, value))})
+    return config
+
+  assert config_lib.difference(of(relative), of(absolute)) == []
+  (line,) = config_lib.difference(of(relative), of(other))
+  assert line.startswith(f'{field}: ')
+
+
 def test_fields_of_earlier_versions_have_their_new_names():
   old = {
     'teachers': ['runs/a'],

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import runpy
 
 import numpy as np
@@ -154,11 +155,24 @@ def test_a_reference_without_a_run_is_found_before_any_training(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_method_that_lacks_its_teachers_is_found_before_any_training(tmp_path):
+@pytest.mark.parametrize(
+  'changes, words',
+  [
+    ({'method.name': 'average_teacher'}, "config.method.name='average_teacher' takes at least 2 of them"),
+    ({'beta_schedule.warmup': '900 steps'}, "config.beta_schedule.warmup='900 steps' does not lie before the end"),
+    ({'averaging.name': 'ema', 'averaging.start': '900 steps'}, "config.averaging.start='900 steps' does not lie"),
+    ({'quantizer.name': 'lq_nets', 'freezing.threshold': 0.02}, 'config.freezing.threshold=0.02: the weight quantizer'),
+    ({'bits.rules': (('nowhere', 4, 4),)}, 'config.bits.rules'),
+    ({'remat': 'nobody'}, "config.remat='nobody' matches none of the networks"),
+    ({'early_stopping': '1 epochs', 'data.minival': 0.0}, 'config.data.minival=0.0; set it'),
+  ],
+)
+def test_what_the_last_run_is_refused_for_is_found_before_any_training(tmp_path, changes, words):
   config = smoke_config()
-  config.prerequisites.teacher = dict(method=dict(name='single'))
-  config.method.name, config.teacher_workdirs = 'average_teacher', ('{teacher}',)
-  with pytest.raises(UserError, match="config.method.name='average_teacher' takes at least 2 of them"):
+  config.prerequisites.teacher = dict(method=dict(name='single'), freezing=dict(threshold=0.0), early_stopping='')
+  config.method.name, config.teacher_workdirs = 'kd', ('{teacher}',)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=re.escape(words)):
     chain.train_chain(config, tmp_path)
   assert not list(tmp_path.iterdir())
 
