@@ -4,7 +4,7 @@ from cmtkd_jax.config import own_images
 from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.config.description import describe
 from cmtkd_jax.config.sections import SECTIONS, fields
-from cmtkd_jax.config.serialization import difference, from_json, to_json
+from cmtkd_jax.config.serialization import difference, from_json, same_path, to_json
 from cmtkd_jax.config.validation import check, check_field, check_runs, create, derive, suggest
 from cmtkd_jax.config.variants import apply_argument, load_config, smoke
 
@@ -24,6 +24,7 @@ __all__ = [
   'from_json',
   'load_config',
   'own_images',
+  'same_path',
   'smoke',
   'suggest',
   'to_json',

@@ -48,6 +48,11 @@ def difference(a, b, exclude=()):
   ]
 
 
+def same_path(a, b):
+  """Returns whether two values of `config.data.name` are one: the same name, or the same folder of the same kind."""
+  return _absolute(a) == _absolute(b)
+
+
 def _comparable(field, value):
   if field not in _PATHS or not value:
     return _tuples(value)

@@ -95,7 +95,7 @@ def load(
     num_examples={'train': len(splits.train), 'test': len(splits.test)},
     held_out=splits.held_out,
     held_out_digest=splits.held_out_digest,
-    summary=_summary(config.name, splits, len(minival_records)),
+    summary=_summary(config.name, splits, train_records, len(minival_records)),
     mix=splits_lib.mixing(config),
   )
 
@@ -147,19 +147,21 @@ def _streaming_readers(config, splits, train_records, seed, mesh):
   )
 
 
-def _summary(name, splits, num_minival):
+def _summary(name, splits, train_records, num_minival):
   minival = f'minival {num_minival}, ' if num_minival else ''
   test = f'test {len(splits.test)}{f" ({splits.held_out})" if splits.held_out else ""}'
   counts = f'{name}: train {len(splits.train) - num_minival} images, {minival}{test}, {len(splits.class_names)} classes'
-  return '; '.join((counts, *_class_notes(splits), *splits.notes))
+  return '; '.join((counts, *_class_notes(splits, train_records), *splits.notes))
 
 
-def _class_notes(splits):
+def _class_notes(splits, train_records):
   """What the user should know about classes without images; the labels of tfds are not known before they are read."""
   if splits.train.labels is None or splits.test.labels is None:
     return
   count = len(splits.class_names)
-  train, test = (np.bincount(source.labels, minlength=count) for source in (splits.train, splits.test))
+  train, test = (
+    np.bincount(labels, minlength=count) for labels in (splits.train.labels[train_records], splits.test.labels)
+  )
   if empty := int(np.sum(train == 0)):
     used = ', '.join(map(str, np.flatnonzero(train)[:5])) + ', ...' * (count - empty > 5)
     yield f'{empty} of the {count} classes {_have(empty)} no training images (labels in use: {used})'

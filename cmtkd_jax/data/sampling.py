@@ -17,7 +17,7 @@ def epoch_permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
   Returns:
     int64[num_examples], a permutation of 0..num_examples-1.
   """
-  bits = np.random.Philox(key=[seed % 2**64, epoch])
+  bits = np.random.Philox(key=_key(seed, epoch))
   return np.random.Generator(bits).permutation(num_examples)
 
 
@@ -32,7 +32,11 @@ def record_rng(seed: int, position: int, record: int) -> np.random.Generator:
   Returns:
     A NumPy generator of its own; the last counter word keeps its numbers apart from the permutations'.
   """
-  return np.random.Generator(np.random.Philox(key=[seed % 2**64, record], counter=[0, 0, position, 1]))
+  return np.random.Generator(np.random.Philox(key=_key(seed, record), counter=[0, 0, position, 1]))
+
+
+def _key(seed, number):
+  return np.array([seed % 2**64, number], np.uint64)  # a list with a number from 2^63 on would become floats
 
 
 def split_minival(num_examples: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -82,6 +82,16 @@ class Settings(Options):
       self.resize or not self.cache,
       'does not go with resize=0; set config.data.resize to the shorter side that images are kept with',
     )
+    check(
+      'cache',
+      self.workers == 'threads' or not self.cache,
+      "would keep the images in each worker process; set config.data.workers='threads'",
+    )
+    check(
+      'trivial_augment',
+      self.image_size**2 < 2**23 or not self.trivial_augment,
+      f'works for images of fewer than 2^23 pixels, and {size}; set it to False',
+    )
     check('std', len(self.std) == len(self.mean), f'must have one number per channel, as mean={tuple(self.mean)}')
     check('std', all(s > 0 for s in self.std), 'must be positive')
     check(

@@ -153,7 +153,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 def steps(directory):
   """Returns the steps of the checkpoints in `directory`, ascending; empty if there are none."""
   directory = _absolute(directory)
-  return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
+  found = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
+  return sorted(step for step in set(found) if (directory / str(step)).is_dir())  # orbax counts 'broken_20', too
 
 
 def load_variables(directory, step=None):

@@ -10,6 +10,7 @@ from cmtkd_jax.data.sources import tf_example
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
 
+PATTERN = 'events.out.tfevents.*'
 _HEADER, _FOOTER = 12, 4  # bytes around the data of a record: its length and the CRCs
 _STEP, _VARINT = 2, 0
 
@@ -22,7 +23,7 @@ def drop_after(workdir, last_step):
   Raises:
     UserError: one cannot be read.
   """
-  for path in workdir.glob('events.out.tfevents.*'):
+  for path in workdir.glob(PATTERN):
     if not last_step:
       path.unlink()
       continue

@@ -16,6 +16,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import distributed
 
 FILE = 'lock'
+_HOLDER = b'process '
 
 
 class Lock(contextlib.AbstractContextManager):
@@ -58,6 +59,10 @@ class Lock(contextlib.AbstractContextManager):
       ) from None
     except OSError:  # a file system without locks
       return self
+    if not _HOLDER.startswith(self._file.read(len(_HOLDER))):
+      self.__exit__()
+      raise UserError(f'--workdir: {self._path} is not of a run; choose another --workdir, or remove the file')
+    self._file.seek(0)
     with contextlib.suppress(OSError):  # The lock is held on a full disk, too; the next file reports the disk.
       self._file.truncate(0)
       self._file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())

@@ -14,7 +14,7 @@ from etils import epath
 import cmtkd_jax
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import checkpoint, metric_log
+from cmtkd_jax.runs import checkpoint, event_files, metric_log
 from cmtkd_jax.runs.lock import Lock
 from cmtkd_jax.runtime import distributed, local_file
 
@@ -69,7 +69,9 @@ def _check_free(workdir):
       read_config(workdir)
     except UserError:
       raise UserError(f'--workdir: {workdir / CONFIG} is not of a run; choose another --workdir') from None
-  elif found := [name for name in (BITS, CLASSES, RECORDS, metric_log.FILE) if (workdir / name).exists()]:
+    return
+  patterns = (BITS, CLASSES, RECORDS, metric_log.FILE, event_files.PATTERN)
+  if found := [path.name for pattern in patterns for path in workdir.glob(pattern)]:
     raise UserError(
       f'--workdir: {workdir / found[0]} is not of a run, which would have a {CONFIG}, too; choose another --workdir, '
       'or remove the file'
@@ -184,7 +186,9 @@ def check_held_out(field, directory, config, dataset):
   if not dataset.held_out_digest or not path.exists():
     return
   digest = read_json(path, dict, fix=WRITE_AGAIN).get('held_out', dataset.held_out_digest)
-  if digest != dataset.held_out_digest and read_config(directory, field).data.name == config.data.name:
+  if digest != dataset.held_out_digest and config_lib.same_path(
+    read_config(directory, field).data.name, config.data.name
+  ):
     raise UserError(
       f'{field}: the run in {directory} held out other images of {config.data.name} and was trained on some that this '
       'run tests on; give both the same config.data.test_fraction and images, or a test folder'
@@ -232,6 +236,7 @@ def facts(config, dataset):
   return fields | {
     'classes': repr(list(dataset.class_names)),
     'number of images': repr(dict(dataset.num_examples)),
+    'held-out images': repr(dataset.held_out_digest),
     **{f'version of {name}': version for name, version in versions().items()},
   }
 

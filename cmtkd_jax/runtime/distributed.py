@@ -68,8 +68,11 @@ def initialize(cluster=ALONE):
     environment = os.environ.get
     arguments = {}
     if 'JAX_COORDINATOR_ADDRESS' in os.environ and 'JAX_NUM_PROCESSES' in os.environ:
+      address = environment('JAX_COORDINATOR_ADDRESS')
+      if not re.fullmatch(r'\S+:\d+', address):
+        raise UserError(f'JAX_COORDINATOR_ADDRESS={address!r} in the environment is not HOST:PORT; set it to one')
       arguments = dict(
-        coordinator_address=environment('JAX_COORDINATOR_ADDRESS'),
+        coordinator_address=address,
         num_processes=_number(os.environ, 'JAX_NUM_PROCESSES', '1'),
         process_id=_number(os.environ, 'JAX_PROCESS_ID', '0'),
       )

@@ -3,6 +3,7 @@
 Whatever opens a path that a user names, or a file of a run, comes here first.
 """
 
+import contextlib
 import os
 import re
 
@@ -74,5 +75,10 @@ def write_whole(path: str | os.PathLike, data: bytes | str):
   target = epath.Path(path)
   temporary = target.parent / f'{target.name}.{os.getpid()}.tmp'
   refuse(temporary)
-  temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-  temporary.replace(target)
+  try:
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    temporary.replace(target)
+  except OSError:
+    with contextlib.suppress(OSError):  # half a file takes what room is left
+      temporary.unlink(missing_ok=True)
+    raise

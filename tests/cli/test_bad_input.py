@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import errno
 import json
 import os
 import pathlib
@@ -150,6 +151,8 @@ def test_environment_of_processes(refused, monkeypatch):
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'localhost:1')
   monkeypatch.setenv('JAX_NUM_PROCESSES', 'two')
   refused([SMOKE], ["JAX_NUM_PROCESSES='two'", 'set it to one, or unset it'])
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'localhost')
+  refused([SMOKE], ["JAX_COORDINATOR_ADDRESS='localhost' in the environment is not HOST:PORT"])
 
 
 # --- Fields.
@@ -699,6 +702,16 @@ DAMAGED_RUNS = {
     lambda run: (shutil.rmtree(run), run.mkdir(), (run / 'metrics.jsonl').write_text('mine')),
     ['metrics.jsonl is not of a run, which would have a config.json, too; choose another --workdir'],
   ),
+  'event files, of another program': (
+    'train',
+    lambda run: (shutil.rmtree(run), run.mkdir(), (run / 'events.out.tfevents.1.other').write_text('mine')),
+    ['events.out.tfevents.1.other is not of a run, which would have a config.json, too; choose another --workdir'],
+  ),
+  'lock, of another program': (
+    'train',
+    lambda run: (shutil.rmtree(run), run.mkdir(), (run / 'lock').write_text('mine')),
+    ['lock is not of a run; choose another --workdir, or remove the file'],
+  ),
   'config.json, none beside checkpoints': (
     'train',
     lambda run: (run / 'config.json').unlink(),
@@ -899,6 +912,18 @@ def test_pipes_in_place_of_what_is_written(tmp_path, in_time):
   into_pipe(tmp_path / f'a.{os.getpid()}.tmp')
   with pytest.raises(UserError, match='a.*.tmp is a pipe, socket or device, not a file; remove it'):
     local_file.write_whole(tmp_path / 'a', b'')
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+  def half(path, data):
+    pathlib.Path(path).write_bytes(data[:1])
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  (tmp_path / 'a').write_text('before')
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'write_bytes', half)
+  with pytest.raises(OSError, match='No space left'):
+    local_file.write_whole(tmp_path / 'a', b'after')
+  assert [path.name for path in tmp_path.iterdir()] == ['a'] and (tmp_path / 'a').read_text() == 'before'
 
 
 # Every file of a run but its checkpoints, and the modes that read it.

@@ -352,6 +352,16 @@ def test_workers_errors_and_end(monkeypatch):
 
 
 @pytest.mark.e2e
+def test_all_workers_end_where_one_has_died_before_it_was_asked():
+  start = lambda code: subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+  dead, alive = start(''), start('import sys; sys.stdin.read()')
+  dead.wait()
+  dead.stdin.write(b'a request')  # kept back until the file is closed
+  workers._end([dead, alive])
+  assert alive.poll() == 0
+
+
+@pytest.mark.e2e
 @pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='looks into /proc')
 def test_workers_die_with_a_killed_parent(photos):
   code = f"""

@@ -260,6 +260,15 @@ def test_orientation(kind, options, atol, value):
   np.testing.assert_allclose(image_file.to_array(content, 1).astype(int), gray, atol=atol + 1)
 
 
+@pytest.mark.parametrize('value', [3, 6, 8])
+def test_crops_at_the_edge_of_a_turned_picture_lie_in_its_file(value):
+  """Crops of 224 of a shorter side of 232: the side less the offset less the crop is -1e-14 for a tenth of them."""
+  content = tagged(smooth(480, 640), value, 'JPEG')
+  crop = decode_pil.Transform('resize_crop_flip', size=224, resize=232, channels=3, seed=0)
+  for position in range(60):
+    assert crop(content, position, 0).shape == (224, 224, 3)
+
+
 @pytest.mark.parametrize('decoder', ['pil', 'tensorflow'])
 @pytest.mark.parametrize('value', SIDES)
 def test_crops_of_turned_files_are_those_of_the_picture(value, decoder):

@@ -219,6 +219,10 @@ def test_classes_without_images_are_in_the_summary(tmp_path):
     '; 1 of the 8 classes has training images, but no test images; 1 test image belongs to classes without '
     'training images'
   )
+  save_npy(tmp_path, train_labels=np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 2]))
+  held_out = load(name=name, minival=0.5)  # the only image of the last class
+  assert 2 in {int(label) for batch in held_out.evals['minival'].batches() for label in batch['label'][batch['mask']]}
+  assert '6 of the 8 classes have no training images (labels in use: 0, 1)' in held_out.summary
   save_npy(tmp_path)
   (tmp_path / 'class_names.npy').unlink()
   assert load(name=name).summary == f'{name}: train 12 images, test 5, 3 classes'
@@ -353,6 +357,7 @@ def test_tiny_imagenet_annotations_that_do_not_fit(tmp_path, in_time, on_device)
   for text, words in (
     (f'{whole}{tmp_path}/pipe\tant\n', 'pipe cannot be decoded (it is a pipe, socket or device'),
     (f'{whole}gone.png\tant\n', 'images/gone.png cannot be decoded'),
+    (f'{whole}0.png\tbee\n', f"{path} lists '0.png' more than once"),
     (f'{whole}0.png cow\t0\n', f"class '0' of {path} has no images in {tmp_path}/train"),
     ('0.png\tant\t0\n', f"class 'bee' of {tmp_path}/train has no images in {path}"),
   ):
@@ -745,6 +750,8 @@ def expect(words, **fields):
     ({'pad': -1}, ['config.data.pad=-1']),
     ({'num_workers': -1}, ['config.data.num_workers=-1']),
     ({'num_workers': 10**6}, ['config.data.num_workers=1000000', 'must lie in [0, 1024]']),
+    ({'workers': 'processes', 'cache': True, 'resize': 8}, ['config.data.cache=True', "workers='threads'"]),
+    ({'trivial_augment': True, 'image_size': 3000}, ['config.data.trivial_augment=True', 'fewer than 2^23 pixels']),
     ({'workers': 'fibres'}, ["config.data.workers='fibres'", "'threads', 'processes'"]),
     ({'workers': 'processes', 'num_workers': 0}, ['config.data.num_workers=0', "workers='threads'"]),
     ({'decoder': 'nvjpeg'}, ["config.data.decoder='nvjpeg'", "'pil', 'tensorflow'"]),

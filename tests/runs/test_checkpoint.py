@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -313,6 +314,21 @@ def test_damaged_twice_at_one_step(tmp_path):
       checkpoints.restore(abstract(make_state(1)))
       assert checkpoints.latest() == 1
   assert sorted(path.name for path in tmp_path.iterdir()) == ['1', 'broken_2']
+
+
+def test_what_was_moved_aside_is_no_checkpoint(tmp_path, caplog):
+  """Also for a start after one that was killed before it came to that step again."""
+  with Checkpoints(tmp_path, best_metric='accuracy') as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make_state(step), {}, {'accuracy': 0.5})
+  truncate(tmp_path / '2')
+  shutil.copytree(tmp_path / '2', tmp_path / 'copy_7')
+  for _ in range(2):
+    with Checkpoints(tmp_path, best_metric='accuracy') as checkpoints:
+      checkpoints.restore(abstract(make_state(1)))
+      assert checkpoints.latest() == 1 and steps(tmp_path) == [1]
+  caplog.clear()
+  assert load_variables(tmp_path)[2] == 1 and not caplog.records
 
 
 @pytest.mark.parametrize('damage', ['{', '', None])

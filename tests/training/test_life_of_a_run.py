@@ -3,6 +3,7 @@
 import logging
 import shutil
 import subprocess
+import types
 
 import jax
 import numpy as np
@@ -125,6 +126,16 @@ def test_a_renamed_image_that_holds_out_others_is_refused(tmp_path):
     field = f'config.{next(field for field in changes if field != "method")}'
     with pytest.raises(UserError, match=f'{field}: the run in .* held out other images of .* that this run tests on'):
       loop.train_and_evaluate(config_lib.derive(config, changes), tmp_path / 'other')
+  same = {'data': {'name': f'folder:{tmp_path}/run/../data/'}}  # the same folder, named otherwise
+  with pytest.raises(UserError, match='held out other images'):
+    loop.train_and_evaluate(config_lib.derive(config, changes | same), tmp_path / 'other')
+
+
+def test_processes_that_hold_out_other_images_differ():
+  dataset = types.SimpleNamespace(class_names=('a', 'b'), num_examples={'train': 8, 'test': 2}, held_out_digest='a')
+  other = types.SimpleNamespace(**vars(dataset) | {'held_out_digest': 'b'})
+  facts = [run_files.facts(make_config(), data) for data in (dataset, other)]
+  assert {name for name in facts[0] if facts[0][name] != facts[1][name]} == {'held-out images'}
 
 
 def test_a_directory_below_home(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """All images on the device: a batch is one compiled gather, and the host sends nothing but record numbers."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 
@@ -34,7 +35,13 @@ def read_all(
   Raises:
     UserError: an image that is not one of `substitutes` cannot be decoded, or has no substitute.
   """
-  images = np.empty((len(source), *(source.shape or ())), np.uint8)
+  shape = (len(source), *(source.shape or ()))
+  try:
+    images = np.empty(shape, np.uint8)
+  except MemoryError:
+    raise UserError(
+      f"config.data.on_device: the images take {math.prod(shape) / 2**30:,.0f} GiB of memory; set on_device='no'"
+    ) from None
   labels = np.empty(len(source), np.int32)
   errors = {}
 

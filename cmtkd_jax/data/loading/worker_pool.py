@@ -5,6 +5,7 @@ outlives the process that started it, however that one ends. It sees no accelera
 script. Requests and answers are pickles between processes of one user; images follow their answer as they are.
 """
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -97,7 +98,8 @@ class _Worker:
 
 def _end(processes):
   for process in processes:
-    process.stdin.close()
+    with contextlib.suppress(OSError):  # it has died before it read what is to be flushed
+      process.stdin.close()
   for process in processes:
     process.stdout.close()
     try:

@@ -59,6 +59,9 @@ class Finder:
       if not rest:
         raise UserError(f'{self._name}: {folder / TINY_LABELS} has the line {line!r}; write "FILE<TAB>CLASS"')
       files_of.setdefault(nfc(rest.split('\t')[0]), []).append(folder / 'images' / file)
+    listed = collections.Counter(path.name for files in files_of.values() for path in files)
+    if twice := [file for file, count in listed.items() if count > 1]:
+      raise UserError(f'{self._name}: {folder / TINY_LABELS} lists {twice[0]!r} more than once; keep one line of it')
     return files_of
 
   def _images(self, class_dir):

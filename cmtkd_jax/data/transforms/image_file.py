@@ -112,7 +112,10 @@ class Orientation(NamedTuple):
     top, left, h, w = map(float, box)
     if self.swap:
       top, left, h, w = left, top, w, h
-    return height - top - h if self.mirror_rows else top, width - left - w if self.mirror_columns else left, h, w
+    mirrored = lambda side, start, length: max(side - start - length, 0.0)  # which rounds to -1e-14
+    top = mirrored(height, top, h) if self.mirror_rows else top
+    left = mirrored(width, left, w) if self.mirror_columns else left
+    return top, left, h, w
 
   def apply(self, array: np.ndarray) -> np.ndarray:
     """Returns the picture of stored pixels [h, w, C], as a view."""
