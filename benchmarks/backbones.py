@@ -274,9 +274,9 @@ def render(report):
   versions = ', '.join(f'{name} {version}' for name, version in about['versions'].items())
   commits = sorted({row.get('commit') or '?' for row in rows.values()})
   pairs = collections.Counter(row['status'] for name, row in rows.items() if not name.endswith('step'))
+  cores = f'{about["cpus"]} core{"" if about["cpus"] == 1 else "s"} of {about["cpu"]}'
   lines = [
-    f'`{about["command"]}`, commit {", ".join(commits)}; {about["cpus"]} cores of {about["cpu"]}, load at the start '
-    f'{about["load"]:.1f}; {versions}.',
+    f'`{about["command"]}`, commit {", ".join(commits)}; {cores}, load at the start {about["load"]:.1f}; {versions}.',
     '',
     f'**Exports** of {sum(pairs.values())} cases: {", ".join(f"{count} {status}" for status, count in pairs.items())}. '
     f'Widths 1/2 (ResNet8 to 32, WRN) and 1/8, HWGQ, {TRAINING_STEPS} steps, {TEST_IMAGES} test images, '
