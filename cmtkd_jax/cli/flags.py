@@ -67,6 +67,9 @@ _OF_MODES = {
   'images': ('predict',),
   'topology': ('plan',),
   'output': ('predict', 'summarize'),
+  'coordinator_address': commands.ON_DEVICES,
+  'num_processes': commands.ON_DEVICES,
+  'process_id': commands.ON_DEVICES,
 }
 _OUTPUTS = {'predict': ('text', 'csv', 'json'), 'summarize': ('text', 'markdown', 'json')}
 _OF_RUNS = ('evaluate', 'export', 'predict', 'report')  # which need no config file
@@ -140,6 +143,13 @@ def parse(argv):
         f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
         f'--mode={_MODE.value}; leave it out'
       )
+  of_evaluation = [field for field in fields if field.startswith('data.') or field == 'eval_batch_size']
+  if fields != of_evaluation and _MODE.value in ('evaluate', 'export'):
+    field = next(field for field in fields if field not in of_evaluation)
+    raise UserError(
+      f'--config.{field} does not belong to --mode={_MODE.value}, which takes config.data and config.eval_batch_size '
+      'alone, the rest from its run; leave it out'
+    )
   if fields and _MODE.value in _AS_TRAINED:
     raise UserError(
       f'--config.{fields[0]} does not belong to --mode={_MODE.value}, which takes the configuration of its run; '

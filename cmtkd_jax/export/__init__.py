@@ -125,6 +125,14 @@ def from_graph(graph):
   )
 
 
+def check_formats(formats):
+  """Raises `UserError` unless all are names in `FORMATS` or `FOLDERS`."""
+  for name in formats:
+    if name not in FORMATS | FOLDERS:
+      known = ', '.join(FORMATS | FOLDERS)
+      raise UserError(f'--format={",".join(formats)}: there is no format {name!r}; there are {known}')
+
+
 def write(exported, folder, formats, calibration=None):
   """Writes the formats, names in `FORMATS` or `FOLDERS`, into `folder`, and adds the files to its manifest.
 
@@ -139,10 +147,7 @@ def write(exported, folder, formats, calibration=None):
   folder = local_file.expanded(folder)
   if calibration is not None:
     calibration = images.check(calibration, exported.graph.image_shape, 'calibration')
-  for name in formats:
-    if name not in FORMATS | FOLDERS:
-      known = ', '.join(FORMATS | FOLDERS)
-      raise UserError(f'--format={",".join(formats)}: there is no format {name!r}; there are {known}')
+  check_formats(formats)
   folder, paths = epath.Path(folder), {}
   try:
     folder.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,7 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
   """
   if config is not None:
     config_lib.check(config)
+  export.check_formats(formats or ())
   exported = export.from_run(workdir, step)
   step = exported.about['step']  # from here on: training may save a newer one meanwhile
   notes, asked = [f'this is step {step} of the run'], formats is not None
@@ -100,6 +101,11 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
       notes.append(f'{name} is left out: {e}')
   stale = manifest.stale(folder, [kind.file for kind in export.FORMATS.values()])
   notes += [f'{path} is of an earlier export and can no longer be read: export it again' for path in stale]
+  notes += [
+    f'{folder / kind.file} is of step {of} and stays as it is: export it again'
+    for kind in export.FOLDERS.values()
+    if (of := _step(folder / kind.file, kind)) not in (None, step)
+  ]
   header, body = ['file', 'KiB'], [[str(path), f'{_size(path) / 1024:,.1f}'] for path in paths.values()]
   if run is not None:
     notes += [f'test: {run.held_out}'] if run.held_out else []
@@ -126,6 +132,14 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
   return '\n'.join([*text_table.lines(header, body), '', weight_sizes(exported.graph), *notes])
 
 
+def _step(folder, kind):
+  """The step of a folder that was exported before, None where there is none that can be read."""
+  try:
+    return kind.read(folder)[1].get('step') if folder.is_dir() else None
+  except UserError:
+    return None
+
+
 def _size(path):
   """Bytes of a file, or of all files of a folder."""
   return sum(map(_size, path.iterdir())) if path.is_dir() else path.stat().length
@@ -149,6 +163,11 @@ class _Run:
     opened = restore.open_run(workdir, config, step)
     self._method, self._variables, self._data = opened.method, opened.variables, opened.dataset
     data = run_reader.read(workdir).config.data
+    if config is not None and config.data.resize != data.resize:
+      raise UserError(
+        f'config.data.resize={config.data.resize}: exported networks take images as the run in {workdir} did, with '
+        f'resize={data.resize}; make them equal'
+      )
     mean, std = (np.float32(value).reshape(1, 1, 1, -1) for value in (data.mean, data.std))
     pixels = lambda images: jnp.round((self._data.normalize(images) * std + mean) * 255)
     self._pixels = jax.jit(lambda images: pixels(images).astype(jnp.uint8))

@@ -82,6 +82,11 @@ def predict(path, images) -> Iterator[Prediction]:
   if not all(images):
     raise UserError('--images has an empty name; name image files or folders')
   network, about = export.open_network(path)
+  if (channels := about['image_shape'][-1]) not in (1, 3):
+    raise UserError(
+      f'--workdir: {path} takes images of {channels} channels, which no image file has; give it arrays with '
+      'cmtkd_jax.open_network'
+    )
   files = find(images)
   if not files:
     raise UserError(f'--images={",".join(images)}: there are no images ({", ".join(sorted(image_file.suffixes()))})')

@@ -97,6 +97,14 @@ def finished(tmp_path_factory):
     ([SMOKE, '--step=abc'], ['--step=abc', 'give a whole number']),
     ([SMOKE, '--step=3'], ['--step=3', 'belongs to --mode=evaluate']),
     ([SMOKE, '--mode=report', '--config.seed=3'], ['--config.seed', 'not belong to --mode=report', 'leave it out']),
+    *[
+      (
+        [SMOKE, f'--mode={mode}', '--workdir=x', '--config.data.minival=0.1', '--config.student.weight_bits=4'],
+        [f'--config.student.weight_bits does not belong to --mode={mode}, which takes config.data', 'leave it out'],
+      )
+      for mode in ('evaluate', 'export')
+    ],
+    (['--mode=export', '--workdir=x', '--num_processes=2'], ['--num_processes=2 belongs to --mode=train or --mode=']),
     (['--mode=evaluate'], ['--workdir', 'the directory of a run']),
     (['--mode=bits', '--workdir=x'], ['--config is missing', 'configs/digits_resnet8.py']),
     (['--mode=table', SMOKE], ['has no table', 'configs/table2_resnet18_cifar100.py']),

@@ -670,6 +670,20 @@ def test_files_are_evaluated_beside_training(run):
   assert results['predictions_that_differ'] == 0 and results['codes_that_differ'] <= 1e-4 * results['codes']
 
 
+def test_unknown_formats_are_found_before_any_is_written(run, tmp_path):
+  copy = shutil.copytree(run, tmp_path / 'run', ignore=shutil.ignore_patterns('export'))
+  with pytest.raises(UserError, match="--format=packed,foo: there is no format 'foo'"):
+    compare.export_and_compare(copy, ['packed', 'foo'])
+  assert not (copy / 'export').exists()
+
+
+def test_images_of_another_size_before_the_crop_are_not_compared(run):
+  config = config_lib.from_json((run / 'config.json').read_text())
+  config.data.resize = 9
+  with pytest.raises(UserError, match='config.data.resize=9: exported networks take images as the run in'):
+    compare.integer_against_training(run, config)
+
+
 def test_what_is_compared_is_one_checkpoint(run, tmp_path, monkeypatch):
   """Training may save a newer one after the first look. A file of an earlier export is named."""
   copy, seen = shutil.copytree(run, tmp_path / 'run'), []
@@ -680,8 +694,12 @@ def test_what_is_compared_is_one_checkpoint(run, tmp_path, monkeypatch):
     seen.append(step)
     raise UserError('no data')
 
+  exported = export.from_run(run)
+  before = exported._replace(about=exported.about | {'step': 1})
+  export.write(before, copy / 'export', ['hub'])
   monkeypatch.setattr(compare, '_Run', no_data)
   rows = compare.export_and_compare(copy, ['packed']).splitlines()
+  assert f'{copy}/export/hub is of step 1 and stays as it is: export it again' in rows
   assert f'{copy}/export/student.stablehlo is of an earlier export and can no longer be read: export it again' in rows
   with pytest.raises(UserError, match='no data'):
     compare.integer_against_training(copy)

@@ -59,6 +59,13 @@ def test_folders_are_read_as_in_training(tmp_path):
   assert predict.find([str(tmp_path / 'in')]) == [str(tmp_path / 'in' / name) for name in ('b.png', 'link/a.png')]
 
 
+def test_networks_of_other_channels_than_image_files_have(tmp_path, monkeypatch):
+  about = dict(image_shape=(4, 4, 4), resize=0, classes=CLASSES)
+  monkeypatch.setattr(export, 'open_network', lambda path: (None, about))
+  with pytest.raises(UserError, match='--workdir: RUN takes images of 4 channels, which no image file has'):
+    list(predict.predict('RUN', [save(tmp_path / 'a.png', 0)]))
+
+
 def test_batches_of_one_shape(tmp_path, network):
   files = [save(tmp_path / f'{i:03}.png', i) for i in range(130)]
   found = list(predict.predict('', files))

@@ -1,6 +1,7 @@
 """A quantized ONNX file that is exact: on every runtime the codes are those of `interpreter.Network`.
 
-Only a quantized first layer takes real pixels, whose sums are rounded in the runtime's order.
+Only a quantized first layer, and one behind activations of 32 bits, takes real numbers, whose sums are rounded in the
+runtime's order.
 
 Weights are signed integers of 2, 4 or 8 bits (1, 2: INT2; 3, 4: INT4; else INT8) before DequantizeLinear, activations
 pass through QuantizeLinear and DequantizeLinear with scale 1 (which is as fast as Round, and tells the runtime that 8
