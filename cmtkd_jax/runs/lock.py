@@ -26,7 +26,7 @@ class Lock(contextlib.AbstractContextManager):
   Nothing else is written before the lock is held.
 
   Raises:
-    UserError: another run holds the lock, or the directory cannot be written.
+    UserError: another run holds the lock, its file is of another program, or the directory cannot be written.
   """
 
   def __init__(self, workdir):
