@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmtkd_jax.models import convolution
+from cmtkd_jax.models import cpu_convolution
 from cmtkd_jax.models.convolution import convolve
 
 
@@ -49,6 +49,11 @@ CASES = [
   ('many features, whose gradient is a product', 1, 4, 2, 256, 3, 2, 1),
   ('stride 2', 2, 8, 5, 6, 3, 2, 1),
   ('stride 2, last column unused', 2, 9, 3, 18, 3, 2, 0),
+  ('stride 2, few channels', 2, 8, 16, 6, 3, 2, 1),
+  ('stride 2, few channels, odd side, no padding', 2, 9, 9, 4, 3, 2, 0),
+  ('stride 2, few channels, even kernel', 2, 6, 12, 5, 2, 2, 0),
+  ('stride 2, few channels, more padding', 2, 7, 10, 3, 5, 2, 3),
+  ('stride 3, few channels', 2, 10, 9, 4, 5, 3, 2),
   ('large stride', 2, 13, 3, 17, 5, 4, 2),
   ('1x1', 2, 6, 5, 7, 1, 1, 0),
   ('1x1, stride 2', 2, 5, 5, 7, 1, 2, 0),
@@ -75,17 +80,43 @@ def test_against_sums_of_products(case):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize('batch', [8, 6, 5])
+def gradient_of_kernel(x, g, size, stride, padding):
+  """In x and g, and the text of its program."""
+  kernel = np.zeros((size, size, x.shape[3], g.shape[3]), np.float32)
+  gradient = jax.jit(lambda x, g: jax.vjp(lambda kernel: convolve(x, kernel, stride, padding), kernel)[1](g)[0]).lower(
+    x, g
+  )
+  return gradient.compile()(x, g), gradient.as_text()
+
+
+@pytest.mark.parametrize('batch', [8, 6, 7])
 def test_gradient_of_the_kernel_in_parts_of_the_batch(batch, monkeypatch):
-  monkeypatch.setattr(convolution, '_IN_CACHE', 2**8)
+  """At most as many as are allowed, and none if the batch is a larger prime."""
+  monkeypatch.setattr(cpu_convolution, '_IN_CACHE', 2**8)
+  monkeypatch.setattr(cpu_convolution, '_MOST_PARTS', 6)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(batch, 6, 6, 3)).astype(np.float32)
-  g = rng.normal(size=(batch, 6, 6, 2)).astype(np.float32)
-  kernel = np.zeros((3, 3, 3, 2), np.float32)
-  gradient = lambda kernel: jax.vjp(lambda kernel: convolve(x, kernel, 1, 1), kernel)[1](g)[0]
-  text = jax.jit(gradient).lower(kernel).as_text()
-  assert text.count('stablehlo.convolution') == {8: 8, 6: 2, 5: 1}[batch]
-  np.testing.assert_allclose(gradient(kernel), reference_gradients(x, kernel, g, 1, 1)[1], rtol=1e-4, atol=1e-4)
+  g = rng.normal(size=(batch, 6, 6, 32)).astype(np.float32)
+  found, text = gradient_of_kernel(x, g, 3, 1, 1)
+  assert text.count('stablehlo.convolution') == {8: 4, 6: 6, 7: 1}[batch]
+  np.testing.assert_allclose(found, reference_gradients(x, np.zeros(found.shape), g, 1, 1)[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('batch', 'side', 'channels', 'features', 'size', 'padding', 'parts'),
+  [(8, 6, 3, 2, 3, 1, 8), (6, 5, 16, 31, 3, 0, 6), (4, 4, 2, 5, 5, 2, 2), (6, 4, 3, 4, 2, 1, 3), (7, 6, 5, 3, 3, 2, 1)],
+)
+def test_gradient_of_the_kernel_as_rows_by_columns(batch, side, channels, features, size, padding, parts, monkeypatch):
+  """One product of parts of the batch in a loop; not where the batch has no parts that fit into the cache."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(batch, side, side, channels)).astype(np.float32)
+  out = side + 2 * padding - size + 1
+  g = rng.normal(size=(batch, out, out, features)).astype(np.float32)
+  monkeypatch.setattr(cpu_convolution, '_IN_CACHE', (x.nbytes + g.nbytes) // (parts if parts > 1 else batch - 1))
+  found, text = gradient_of_kernel(x, g, size, 1, padding)
+  assert ('stablehlo.while' in text) == (parts > 1) == ('stablehlo.convolution' not in text)
+  wanted = reference_gradients(x, np.zeros(found.shape), g, 1, padding)[1]
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case[0])
