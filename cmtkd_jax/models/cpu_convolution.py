@@ -2,8 +2,8 @@
 
 XLA's CPU backend is slow in a few cases: kernels that are larger than the map, few features, strided 1x1 kernels,
 gradients of weights whose operands do not fit into the cache, gradients of small maps with many features, gradients of
-large maps with few channels and a stride, one filter a channel (depthwise). Each has an equal form in terms of operations that are fast. The forms sum in another order: sums
-of levels are exact either way, others agree to rounding.
+large maps with few channels and a stride, one filter a channel (depthwise). Each has an equal form in terms of
+operations that are fast. The forms sum in another order: sums of levels are exact either way, others agree to rounding.
 
 Shapes: x [B, H, W, C], kernel [k, k, C / groups, F], y and its gradient g [B, H', W', F]. `plain` is what is asked for
 as XLA has it.
