@@ -68,9 +68,12 @@ class FakeQuantize(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     quantizer, x = self.quantizer, x.astype(jnp.float32)
-    initial = lambda name: quantizer.init(x)[name]
-    parameters = {name: self.param(name, lambda _, name=name: initial(name)) for name in quantizer.learned}
-    fitted = {name: self.variable(QUANTIZER_STATE, name, initial, name) for name in quantizer.fitted}
+    if self.is_initializing():
+      initial = quantizer.init(x)
+      parameters = {name: self.param(name, lambda _, name=name: initial[name]) for name in quantizer.learned}
+    else:  # read, since `param` would trace `init` again to compare shapes: seconds, where it searches
+      parameters = {name: self.get_variable('params', name) for name in quantizer.learned}
+    fitted = {name: self.variable(QUANTIZER_STATE, name, lambda name: initial[name], name) for name in quantizer.fitted}
     parameters |= {name: variable.value for name, variable in fitted.items()}
     quantized = _with_levels(quantizer, x, parameters)
     if train and fitted and not self.is_initializing():

@@ -6,9 +6,7 @@ quantizer, so that its input is close to N(0, 1) and the step can be a constant.
 """
 
 import dataclasses
-import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,7 +60,6 @@ def quantize_activation(x, bits, scheme='nearest', step='published'):
   return base.QTensor(codes.astype(jnp.int32), jnp.float32(d))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def fake_quantize_activation(x, bits, scheme='nearest', step='published'):
   """Half-wave quantization: q(x) = D * code(x), see `quantize_activation`.
 
@@ -70,21 +67,7 @@ def fake_quantize_activation(x, bits, scheme='nearest', step='published'):
 
   Args and source: as `quantize_activation`. Returns float32 of x's shape with values in {0, D, .., n D}.
   """
-  return base.dequantize_keeping_nan(x, quantize_activation(x, bits, scheme, step))
-
-
-def _fake_quantize_activation_forward(x, bits, scheme, step):
-  top = np.float32((2**bits - 1) * activation_step(bits, scheme, step))
-  passes = ((x >= 0) if scheme == 'nearest' else (x > 0)) & (x <= top)
-  return fake_quantize_activation(x, bits, scheme, step), passes
-
-
-def _fake_quantize_activation_backward(bits, scheme, step, passes, g):
-  del bits, scheme, step
-  return (jnp.where(passes, g, 0),)
-
-
-fake_quantize_activation.defvjp(_fake_quantize_activation_forward, _fake_quantize_activation_backward)
+  return Activation(bits, scheme, step).fake_quantize(x)
 
 
 def weight_scale(w, bits, per_channel=False, binary_scale='std'):
@@ -123,7 +106,6 @@ def quantize_weight(w, bits, per_channel=False, binary_scale='std'):
   return base.QTensor(codes.astype(jnp.int32), s, half - 0.5)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def fake_quantize_weight(w, bits, per_channel=False, binary_scale='std'):
   """Mid-rise quantization: values s * {+-1/2, +-3/2, .., +-(2^(b-1) - 1/2)}; 1 bit gives +-0.798 std(w).
 
@@ -131,13 +113,7 @@ def fake_quantize_weight(w, bits, per_channel=False, binary_scale='std'):
 
   Args and source: as `quantize_weight`. Returns float32 of w's shape.
   """
-  return base.dequantize_keeping_nan(w, quantize_weight(w, bits, per_channel, binary_scale))
-
-
-fake_quantize_weight.defvjp(
-  lambda w, bits, per_channel, binary_scale: (fake_quantize_weight(w, bits, per_channel, binary_scale), None),
-  lambda bits, per_channel, binary_scale, _, g: (g,),
-)
+  return Weight(bits, per_channel, binary_scale).fake_quantize(w)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +129,10 @@ class Activation(base.Quantizer):
   def quantize(self, x, parameters=None):
     return quantize_activation(x, self.bits, self.scheme, self.step)
 
-  def fake_quantize(self, x, parameters=None):
-    return fake_quantize_activation(x, self.bits, self.scheme, self.step)
+  def surrogate(self, x, parameters):
+    top = np.float32((2**self.bits - 1) * activation_step(self.bits, self.scheme, self.step))
+    passes = (x >= 0) if self.scheme == 'nearest' else (x > 0)
+    return base.mask_gradient(passes & (x <= top), x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,5 +148,5 @@ class Weight(base.Quantizer):
   def quantize(self, x, parameters=None):
     return quantize_weight(x, self.bits, self.per_channel, self.binary_scale)
 
-  def fake_quantize(self, x, parameters=None):
-    return fake_quantize_weight(x, self.bits, self.per_channel, self.binary_scale)
+  def surrogate(self, x, parameters):
+    return x
