@@ -1,7 +1,8 @@
 """Starting networks from trained ones, of another run or of a file from PyTorch, with a report of what was found.
 
 A network takes the network of its own name, or else the other run's student. Quantizers start from data and the loaded
-weights, since steps of another bit-width would be far off; a network of the same name and the same widths keeps them.
+weights, since steps of another bit-width would be far off; a network of the same name whose layers all have the same
+bits keeps them.
 """
 
 import json
@@ -11,7 +12,7 @@ import re
 from flax import traverse_util
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import STUDENT, inspect, pytorch_weights
+from cmtkd_jax.models import inspect, pytorch_weights
 from cmtkd_jax.runs import checkpoint, run_files
 
 
@@ -26,7 +27,7 @@ def parse(text):
   return {name.strip(): os.path.expanduser(directory.strip()) for name, _, directory in pairs}
 
 
-def load(text, allow, abstract, method, config=None):
+def load(text, allow, abstract, method, config=None, layers=()):
   """Reads trained networks into the variables of this run.
 
   Args:
@@ -34,8 +35,8 @@ def load(text, allow, abstract, method, config=None):
     allow: `config.init_from_ignore`, a regex of paths that may stay missing or mismatched.
     abstract: abstract variables of this run, {'params': {network: ...}, ...}.
     method: the `methods.Method`, whose `pretrained_candidates` say where each part may come from.
-    config: of this run, to find networks whose quantizers are the same in both, and the form of files from PyTorch;
-      None for neither.
+    config: of this run, which says the form of files from PyTorch; None for work directories.
+    layers: `bit_table.Row`s of this run, by which networks keep their quantizers; empty: none does.
 
   Returns:
     (variables, report): a nested dict of the arrays found, and lines of text.
@@ -52,7 +53,7 @@ def load(text, allow, abstract, method, config=None):
     if target and target not in networks:
       raise UserError(f'config.init_from: there is no network {target!r}; there are {", ".join(sorted(networks))}')
     source, meta, where = _read(directory, config)
-    same_grids = () if config is None else _same_grids(networks, config.to_dict(), meta.get('config', {}))
+    same_grids = _same_grids(networks, layers, config.to_dict(), meta) if layers else ()
     origins = {path: _origin(path, source, method) for path in wanted if target in ('', path[1])}
     used = {
       path: origin
@@ -119,15 +120,19 @@ def _starts_fresh(path, method):
   return inspect.is_quantizer_path(path) or len(method.pretrained_candidates(path[1])) == 1
 
 
-def _same_grids(networks, here, there):
-  """The `networks` that are quantized alike in both configurations."""
+def _same_grids(networks, layers, config, meta):
+  """The `networks` whose layers have the same bits and quantizers here and in the run that `meta` is of."""
 
-  def described(config, network):
-    quantizer, method = config['quantizer'], config['method'][config['method']['name']]
+  def bits(network, rows):
+    rows = [row for row in rows if row['layer'].startswith(f'{network}/')]
+    return {row['layer']: (row['weight_bits'], row['activation_bits']) for row in rows}
+
+  def described(config):
+    quantizer = config['quantizer']
     used = {role: quantizer.get(role) or quantizer['name'] for role in ('weights', 'activations')}
-    # Names of several teachers hold their widths; that of a single one, which in some schemes comes trained, does not.
-    one_teacher = network != STUDENT and isinstance(method.get('teacher_bits'), int)
-    widths = [config['student'], *([method['teacher_bits'], method.get('scheme')] if one_teacher else [])]
-    return json.dumps([widths, config['bits'], used, [quantizer.get(name) for name in used.values()]])
+    return json.dumps([config['bits'], used, [quantizer.get(name) for name in used.values()]])
 
-  return {name for name in networks if 'quantizer' in there and described(here, name) == described(there, name)}
+  if not {'config', 'bits'} <= meta.keys() or described(config) != described(meta['config']):
+    return set()
+  here = [row._asdict() for row in layers]
+  return {name for name in networks if bits(name, here) == bits(name, meta['bits'])}

@@ -51,7 +51,10 @@ def _trained(plan, wanted):
       collection: {name: tree for name, tree in networks.items() if name not in names}
       for collection, networks in wanted.items()
     }
-    found, lines = initialize.load(plan.config.init_from, plan.config.init_from_ignore, rest, plan.method, plan.config)
+    config = plan.config
+    found, lines = initialize.load(
+      config.init_from, config.init_from_ignore, rest, plan.method, config, layers=plan.layers
+    )
     variables = traverse_util.unflatten_dict(traverse_util.flatten_dict(found) | traverse_util.flatten_dict(variables))
     report += lines
   teachers.check_loaded(plan.method.frozen, wanted, variables)

@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import pytorch_weights
+from cmtkd_jax.models import bit_table, pytorch_weights
 from cmtkd_jax.quantizers import lsq
 from cmtkd_jax.runs import run_files
 from cmtkd_jax.runs.checkpoint import Checkpoints
@@ -137,28 +137,48 @@ def test_missing_values_are_created_from_data_and_the_loaded_weights(source):
     np.testing.assert_allclose(step, 2 * np.mean(np.maximum(normalized, 0)) / np.sqrt(2**bits - 1), rtol=1e-4)
 
 
+def layers(config):
+  return bit_table.collect(build.create_method(config, CLASSES), (8, 8, 1))
+
+
+def kept(tmp_path, before, after, network):
+  """Whether the learned steps of `network` are those of a run of `before` that one of `after` starts from."""
+  variables = fill(abstract_variables(before))
+  directory = save(tmp_path, before, variables, meta=run_files.meta(before, 5, layers(before)))
+  method = build.create_method(after, CLASSES)
+  loaded, _ = initialize.load(directory, '.*', abstract_variables(after), method, after, layers(after))
+  found = traverse_util.flatten_dict(loaded['params'][network])
+  steps = {path: step for path, step in found.items() if path[-1] == 'step'}
+  for path, step in steps.items():
+    np.testing.assert_array_equal(step, traverse_util.flatten_dict(variables['params'][network])[path])
+  # All or none; a teacher that starts from the student has another width.
+  wanted = {path for path in traverse_util.flatten_dict(abstract_variables(after)['params'][network])}
+  assert steps.keys() in (set(), {path for path in wanted if path[-1] == 'step'})
+  return bool(steps)
+
+
 @pytest.mark.parametrize(
-  'changes, kept',
+  ('changes', 'student', 'teacher'),
   [
-    ({}, True),
-    ({'student.weight_bits': 3}, False),
-    ({'bits.first_last': 8}, False),
-    ({'quantizer.lsq.activation.count': 'batch'}, False),
+    ({}, True, True),
+    ({'student.weight_bits': 3}, False, True),
+    ({'method.cmtkd.teacher_bits': (4,)}, True, True),
+    ({'bits.first_last': 8}, False, False),
+    ({'bits.rules': (('.*/stage2/conv1', 3, None),)}, False, False),
+    ({'quantizer.lsq.activation.count': 'batch'}, False, False),
   ],
 )
-def test_quantizers_are_kept_where_nothing_about_them_changed(tmp_path, changes, kept):
-  config = make_config('single', **{'quantizer.name': 'lsq'})
-  variables = fill(abstract_variables(config))
-  directory = save(tmp_path, config, variables, meta={'config': config.to_dict()})
-  target = make_config(**({'quantizer.name': 'lsq'} | changes))
-  loaded, _ = initialize.load(directory, '.*', abstract_variables(target), cmtkd(), target)
-  student = traverse_util.flatten_dict(loaded['params']['student'])
-  steps = {path: step for path, step in student.items() if path[-1] == 'step'}
-  assert len(steps) == (3 if kept else 0)
-  for path, step in steps.items():
-    np.testing.assert_array_equal(step, traverse_util.flatten_dict(variables['params']['student'])[path])
-  # A teacher that starts from the student has another width.
-  assert not any(path[-1] == 'step' for path in traverse_util.flatten_dict(loaded['params']['teacher1_4bit']))
+def test_quantizers_are_kept_where_nothing_about_them_changed(tmp_path, changes, student, teacher):
+  lsq = {'quantizer.name': 'lsq'}
+  before, after = make_config(**lsq), make_config(**lsq | changes)
+  assert kept(tmp_path / 'a', before, after, 'student') == student
+  assert kept(tmp_path / 'b', before, after, 'teacher1_4bit') == teacher
+
+
+def test_a_student_keeps_its_quantizers_and_teachers_that_start_from_it_do_not(tmp_path):
+  before, after = (make_config(method, **{'quantizer.name': 'lsq'}) for method in ('single', 'cmtkd'))
+  assert kept(tmp_path / 'a', before, after, 'student')
+  assert not kept(tmp_path / 'b', before, after, 'teacher1_4bit')
 
 
 def test_one_named_network(source):
