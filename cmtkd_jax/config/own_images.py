@@ -6,7 +6,7 @@ import sys
 from typing import Any, NamedTuple, cast
 
 from cmtkd_jax.config.variants import smoke
-from cmtkd_jax.data.loading.broken import CorruptImageError
+from cmtkd_jax.data.broken import CorruptImageError
 from cmtkd_jax.data.sources.folder import FolderSource, read
 from cmtkd_jax.errors import UserError, printable
 from cmtkd_jax.runtime import chips, local_file

@@ -10,8 +10,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cmtkd_jax import options
+from cmtkd_jax.data import broken
 from cmtkd_jax.data import splits as splits_lib
-from cmtkd_jax.data.loading import broken, host_reader, loaders, on_device, worker_pool
+from cmtkd_jax.data.loading import host_reader, loaders, on_device, worker_pool
 from cmtkd_jax.data.settings import Settings
 from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.data.transforms.augments import AUGMENTS

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.data.outline import outline
 from cmtkd_jax.models import bit_table
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.runtime import text_table
@@ -23,17 +24,17 @@ def compare(config):
     UserError: a configuration or its data cannot be used.
   """
   config_lib.check(config)
-  dataset = build.load_data(config, build.make_mesh())
+  data = outline(config.data, batch_size=config.batch_size, mesh=build.make_mesh())
   layers, students = [], {}
   for name in config.table.only or config.table.runs or ('',):
     changes = config.table.runs[name].to_dict() if name else {}
     run = config_lib.derive(config, changes)
     if not name and not run.teacher_workdirs and not run.prerequisites:
-      method = build.create_method(run, dataset.num_classes)
-      layers = bit_table.collect(method, dataset.input_shape, parse_rules(run.bits.rules))
+      method = build.create_method(run, data.num_classes)
+      layers = bit_table.collect(method, data.input_shape, parse_rules(run.bits.rules))
     alone = {'method': {'name': 'single'}, 'teacher_workdirs': (), 'init_from': '', 'prerequisites': {}}
-    student = build.create_method(config_lib.derive(config, changes | alone), dataset.num_classes)
-    students[name] = bit_table.total(bit_table.collect(student, dataset.input_shape))
+    student = build.create_method(config_lib.derive(config, changes | alone), data.num_classes)
+    students[name] = bit_table.total(bit_table.collect(student, data.input_shape))
   return Cost(layers, students)
 
 

@@ -14,7 +14,6 @@ import jax
 from etils import epath
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table_text
 from cmtkd_jax.models import STUDENT
@@ -62,8 +61,6 @@ def train_table(config, workdir, report=lambda text: None):
       directory = f'{workdir}/{run}/seed{seed}'
       report(f'\n== {run}, seed {seed} -> {directory}')
       try:
-        if missing := _missing_quantizer(config.table.runs[run]):
-          raise UserError(missing)
         run_config = config_lib.derive(config, {**config.table.runs[run].to_dict(), 'seed': seed})
         needed = [name for name in chain.in_order(config.table.runs, [run]) if name not in run_config.prerequisites]
         if lost := [name for name in needed if name in failed]:
@@ -200,8 +197,6 @@ def _difference(results, baseline, name):
 def _note(config, line, workdir, found, failures):
   if not line.run:
     return 'cited, not run here'
-  if missing := _missing_quantizer(config.table.runs[line.run]):
-    return missing
   if line.run in failures:
     return failures[line.run]
   if missing := [seed for seed in config.table.seeds if seed not in found]:
@@ -228,12 +223,6 @@ def _is_pair(published):
   """Whether it is two numbers, each of which may be None."""
   known = (int, float, type(None))
   return isinstance(published, (tuple, list)) and [type(value) in known for value in published] == [True, True]
-
-
-def _missing_quantizer(changes):
-  names = [changes.get('quantizer', {}).get(field) for field in ('name', 'weights', 'activations')]
-  missing = [name for name in names if name and name not in quantizers.QUANTIZERS]
-  return f'quantizer {", ".join(missing)} does not exist here yet' if missing else ''
 
 
 def _lines(config):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from cmtkd_jax import export
-from cmtkd_jax.data.loading.broken import WrongSizeError
+from cmtkd_jax.data.broken import WrongSizeError
 from cmtkd_jax.data.transforms import decode_pil, image_file
 from cmtkd_jax.errors import UserError, printable
 from cmtkd_jax.runtime import local_file

@@ -150,14 +150,14 @@ class CMTKD(Method):
 
   def loss(self, outputs, labels):
     return cmtkd_loss(
-      outputs.logits[COMBINED],
-      outputs.logits[STUDENT],
-      labels,
-      outputs.aux,
-      self.settings,
-      self.feature_loss,
-      self.mutual_loss,
-      self.cross_entropy,
+      teacher_logits=outputs.logits[COMBINED],
+      student_logits=outputs.logits[STUDENT],
+      labels=labels,
+      pairs=outputs.aux,
+      settings=self.settings,
+      feature_loss=self.feature_loss,
+      mutual_loss=self.mutual_loss,
+      cross_entropy=self.cross_entropy,
     )
 
   def summary(self, params):
@@ -193,7 +193,7 @@ def cmtkd_loss(
   Args:
     teacher_logits, student_logits: float [B, C], of the combined teacher and the student.
     labels: int32 [B] in 0..C-1.
-    pairs: `{tap: (F_T, F_S)}`, shared and adapted student map, float [B, H, W, C'], the shallowest tap first.
+    pairs: `{'tap5': (F_T, F_S), ..}`, shared and adapted student map of each tap, float [B, H, W, C'].
     settings: `Settings`.
     feature_loss: D, whose weight is gamma; None for no pairs.
     mutual_loss: L_KL. It compares logits that are counted from the true class, as eq. (7) counts its target.
@@ -219,7 +219,9 @@ def cmtkd_loss(
 
   total = settings.alpha * (ce_s + ce_t) + settings.beta * (kl_s + kl_t)
   feature = {}
-  for k, (tap, (shared, student)) in enumerate(pairs.items(), 1):
+  depth = lambda tap: int(tap.removeprefix('tap'))  # under `jit`, JAX has ordered them by name
+  for k, tap in enumerate(sorted(pairs, key=depth), 1):
+    shared, student = pairs[tap]
     if settings.stop_gradient_shared:
       shared = jax.lax.stop_gradient(shared)
     feature[tap] = feature_loss(shared, student)

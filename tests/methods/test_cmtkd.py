@@ -177,11 +177,12 @@ def test_any_logit_loss_is_the_mutual_loss(name):
 
 
 def test_taps_weigh_less_the_shallower_they_are():
-  """OFD: the weight of each tap is half that of the next, deeper one."""
+  """OFD: the weight of each tap is half that of the next, deeper one; 'tap13' comes before 'tap5' under `jit`."""
   *logits, labels, pairs = loss_inputs()
+  pairs = {'tap5': pairs['tap3'], 'tap13': pairs['tap5']}
   settings = cmtkd.Settings(alpha=0.0, beta=0.0)
   total, terms = computed_loss(*logits, labels, pairs, settings=settings, made=make_losses('ofd', weight=0.1))
-  assert_close(total, 0.1 * (0.5 * float(terms['student/feature/tap3']) + float(terms['student/feature/tap5'])))
+  assert_close(total, 0.1 * (0.5 * float(terms['student/feature/tap5']) + float(terms['student/feature/tap13'])))
 
 
 # The forward pass.

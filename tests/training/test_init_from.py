@@ -164,7 +164,7 @@ def kept(tmp_path, before, after, network):
     ({'student.weight_bits': 3}, False, True),
     ({'method.cmtkd.teacher_bits': (4,)}, True, True),
     ({'bits.first_last': 8}, False, False),
-    ({'bits.rules': (('.*/stage2/conv1', 3, None),)}, False, False),
+    ({'bits.rules': (('.*/stage2/conv1', 3, 4),)}, False, False),
     ({'quantizer.lsq.activation.count': 'batch'}, False, False),
   ],
 )

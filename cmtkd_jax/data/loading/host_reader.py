@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cmtkd_jax.data.loading import broken as broken_lib
+from cmtkd_jax.data import broken as broken_lib
 from cmtkd_jax.data.sources import base
 from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.errors import UserError

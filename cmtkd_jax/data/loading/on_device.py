@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cmtkd_jax.data.loading import broken as broken_lib
+from cmtkd_jax.data import broken as broken_lib
 from cmtkd_jax.data.loading import loaders
 from cmtkd_jax.data.sources import base
 from cmtkd_jax.data.transforms import image_file

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cmtkd_jax.data.loading import broken as broken_lib
+from cmtkd_jax.data import broken as broken_lib
 from cmtkd_jax.data.loading import loaders
 from cmtkd_jax.data.loading.host_reader import HostReader
 from cmtkd_jax.data.loading.worker_pool import Workers

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from cmtkd_jax.data import sampling
-from cmtkd_jax.data.loading import broken
+from cmtkd_jax.data import broken, sampling
 from cmtkd_jax.data.sources import folder_listing
 from cmtkd_jax.data.sources.base import Source, Splits
 from cmtkd_jax.data.transforms import image_file

@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows
   resource = None  # type: ignore[assignment]
 
-from cmtkd_jax.data.loading import broken
+from cmtkd_jax.data import broken
 from cmtkd_jax.data.sources import names, tf_example, tfrecord
 from cmtkd_jax.data.sources.base import Source, Splits, class_names
 from cmtkd_jax.data.transforms import image_file

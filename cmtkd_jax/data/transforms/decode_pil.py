@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cmtkd_jax.data import sampling
-from cmtkd_jax.data.loading.broken import WrongSizeError
+from cmtkd_jax.data.broken import WrongSizeError
 from cmtkd_jax.data.transforms import crop_boxes, decode_tf, image_file
 from cmtkd_jax.data.transforms.augments import AUGMENTS
 
