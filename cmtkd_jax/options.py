@@ -29,7 +29,8 @@ def option(default: Any, doc: str, **allowed: Any) -> Any:
     doc: what it means, a phrase of one line.
     **allowed: what else a value must fulfill.
       choices: a collection that it is one of; a registry may grow later.
-      least, above, most, below: bounds of a number, inclusive and exclusive; `least=0` if there is no lower one.
+      least, above, most, below: bounds of a number, inclusive and exclusive. A number without `least` or `above` must
+        not be negative.
       items: an example of what a tuple is made of.
       regex: whether it is a regular expression.
       durations: 'one' or 'several': how many durations the text gives, see `config.durations`.

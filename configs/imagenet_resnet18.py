@@ -22,8 +22,7 @@ def get_config(argument=''):
   config.data.num_workers = 16
   config.model.name = 'resnet18'
   config.model.stem = 'imagenet'
-  # Levels of quantized tensors fit in 8 bits and stay exact; mixtures of teachers and residual sums are rounded.
-  config.dtype = 'bfloat16'
+  config.dtype = 'bfloat16'  # levels of quantized tensors stay exact; cmtkd_jax/README.md says what is rounded
   config.method.cmtkd.teacher_bits = (4, 6, 8)
   config.method.cmtkd.alpha = 1.0
   config.method.cmtkd.beta = 0.5

@@ -133,42 +133,8 @@ def parse(argv):
       f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
       'cmtkd_jax.config.default() with your changes'
     )
-  if rest[1:] and _MODE.value not in _WITH_ARGUMENTS:
-    raise UserError(
-      f'{rest[1]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --mode, --{", --".join(_OF_MODES)}'
-    )
-  for name, allowed in _OF_MODES.items():
-    if flags.FLAGS[name].value is not None and _MODE.value not in allowed:
-      raise UserError(
-        f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
-        f'--mode={_MODE.value}; leave it out'
-      )
-  of_evaluation = [field for field in fields if field.startswith('data.') or field == 'eval_batch_size']
-  if fields != of_evaluation and _MODE.value in ('evaluate', 'export'):
-    field = next(field for field in fields if field not in of_evaluation)
-    raise UserError(
-      f'--config.{field} does not belong to --mode={_MODE.value}, which takes config.data and config.eval_batch_size '
-      'alone, the rest from its run; leave it out'
-    )
-  if fields and _MODE.value in _AS_TRAINED:
-    raise UserError(
-      f'--config.{fields[0]} does not belong to --mode={_MODE.value}, which takes the configuration of its run; '
-      'leave it out'
-    )
-  if _WORKDIR.value is not None and not all(_WORKDIR.value.split(',')):
-    raise UserError(f'--workdir={_WORKDIR.value} lacks a directory; name it, or leave the flag out')
-  if _FORMAT.value is not None and not all(_FORMAT.value or ['']):
-    raise UserError(f'--format={",".join(_FORMAT.value)} lacks a format; name it, or leave the flag out')
-  outputs = _OUTPUTS.get(_MODE.value, ('text',))
-  if (form := _OUTPUT.value or 'text') not in outputs:
-    raise UserError(f'--output={form}: --mode={_MODE.value} prints {", ".join(outputs)}; choose one of them')
-  # `--workdir=~/x`: a shell expands ~ at the beginning of a word only.
-  directories = (os.path.expanduser(part) for part in (_WORKDIR.value or _default_workdir()).split(','))
-  workdir = ','.join(part.rstrip('/') or part for part in directories)
-  if re.search('[\ud800-\udfff]', workdir):  # which no checkpoint can be saved in
-    raise UserError(f'--workdir={workdir} is not UTF-8; choose another name')
-  for directory in workdir.split(','):
-    _check_store('--workdir', directory)
+  _check_flags(rest[1:])
+  _check_fields(fields)
   images = [*(_IMAGES.value or ()), *rest[1:]] if _MODE.value == 'predict' else ()
   for image in images:
     _check_store('--images', image)
@@ -177,18 +143,69 @@ def parse(argv):
       local_file.check_schemes(f'config.{field}', str(value))
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
   return Command(
-    _MODE.value,
-    config,
-    workdir,
-    _STEP.value,
-    _INTEGER.value,
-    _FORMAT.value,
-    _IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
-    form,
-    _TOPOLOGY.value,
-    tuple(rest[1:]),
-    Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),
+    mode=_MODE.value,
+    config=config,
+    workdir=_workdirs(),
+    step=_STEP.value,
+    integer=_INTEGER.value,
+    format=_FORMAT.value,
+    images=_IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
+    output=_OUTPUT.value or 'text',
+    topology=_TOPOLOGY.value,
+    arguments=tuple(rest[1:]),
+    cluster=Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),
   )
+
+
+def _check_flags(arguments):
+  """Refuses what does not belong to the mode, and empty values."""
+  mode = _MODE.value
+  if arguments and mode not in _WITH_ARGUMENTS:
+    raise UserError(
+      f'{arguments[0]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --mode, '
+      f'--{", --".join(_OF_MODES)}'
+    )
+  for name, allowed in _OF_MODES.items():
+    if flags.FLAGS[name].value is not None and mode not in allowed:
+      raise UserError(
+        f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
+        f'--mode={mode}; leave it out'
+      )
+  if _WORKDIR.value is not None and not all(_WORKDIR.value.split(',')):
+    raise UserError(f'--workdir={_WORKDIR.value} lacks a directory; name it, or leave the flag out')
+  if _FORMAT.value is not None and not all(_FORMAT.value or ['']):
+    raise UserError(f'--format={",".join(_FORMAT.value)} lacks a format; name it, or leave the flag out')
+  outputs = _OUTPUTS.get(mode, ('text',))
+  if (form := _OUTPUT.value or 'text') not in outputs:
+    raise UserError(f'--output={form}: --mode={mode} prints {", ".join(outputs)}; choose one of them')
+
+
+def _check_fields(fields):
+  """Refuses fields of the configuration that the mode does not read."""
+  mode = _MODE.value
+  of_evaluation = [field for field in fields if field.startswith('data.') or field == 'eval_batch_size']
+  if fields != of_evaluation and mode in ('evaluate', 'export'):
+    field = next(field for field in fields if field not in of_evaluation)
+    raise UserError(
+      f'--config.{field} does not belong to --mode={mode}, which takes config.data and config.eval_batch_size '
+      'alone, the rest from its run; leave it out'
+    )
+  if fields and mode in _AS_TRAINED:
+    raise UserError(
+      f'--config.{fields[0]} does not belong to --mode={mode}, which takes the configuration of its run; leave it out'
+    )
+
+
+def _workdirs():
+  """The work directories, joined by commas: those of the flag, or the default."""
+  # `--workdir=~/x`: a shell expands ~ at the beginning of a word only.
+  directories = [os.path.expanduser(part) for part in (_WORKDIR.value or _default_workdir()).split(',')]
+  directories = [part.rstrip('/') or part for part in directories]
+  for directory in directories:
+    if re.search('[\ud800-\udfff]', directory):  # which no checkpoint can be saved in
+      raise UserError(f'--workdir={directory} is not UTF-8; choose another name')
+    _check_store('--workdir', directory)
+  return ','.join(directories)
 
 
 def _config_files(argv):

@@ -6,7 +6,7 @@ import optax
 
 from cmtkd_jax.losses import base
 
-ITERATIONS = 100  # of the search for the linear mixture
+ITERATIONS = 100  # of the search for the linear mixture, one after another in every training step
 
 
 def naive_target(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -10,10 +10,10 @@ these are BN and quantizer. What follows the projection, `block_order`:
 The published network has no activation behind a projection: blocks read what is signed, and low widths come from signed
 or shifted quantizers there (Bhalgat et al., CVPR Workshops 2020; Nagel et al., ICML 2022, put one at the input of every
 convolution). Quantizers here are quantized ReLUs, from 0 up. So the sums of blocks stay real, signed and linear, as
-published, and are what identity shortcuts add; but the 1x1 that expands reads them through a quantizer, a ReLU at 32
-bits, which drops their negative part. In `pre` the bias of the BN before it can move up what should not be lost, and
-the BN behind the 1x1 takes that constant out again. Besides, ReLU6 is a ReLU, since a quantizer has a bound of its own.
-For both reasons weights of PyTorch do not fit. There is no dropout before the classifier.
+published, and are what identity shortcuts add. The 1x1 that expands a block reads them through a quantizer (a ReLU at
+32 bits), which is 0 for negative values; in `pre`, the BN before it can learn to shift the sum up. ReLU6 is replaced by
+ReLU, because a quantizer has an upper bound of its own. For both reasons weights of PyTorch do not fit. There is no
+dropout before the classifier.
 
 The stem `cifar` has stride 1 in the first convolution and in the first block of 24 features, as kuangliu/pytorch-cifar
 has; the 1x1 shortcuts that it adds are not in the paper and not here. `width` scales all features, without the

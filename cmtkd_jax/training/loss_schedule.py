@@ -105,7 +105,7 @@ def _place(method, section, name):
 
 
 def _changed(method, changes, step):
-  """`method` with the values of `step`; only its loss may be used."""
+  """`method` with the values of `step`, which may be tracers: only its loss may be used, and must not compare them."""
   holders = {}
   for (holder, field), factor in changes:
     values = holders.setdefault(holder, copy.copy(getattr(method, holder)))
