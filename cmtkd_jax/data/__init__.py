@@ -7,6 +7,6 @@ for batch in dataset.train.batches(start=0):   # {'image': uint8[B, h, w, C], 'l
 
 from cmtkd_jax.data.dataset import Dataset, load
 from cmtkd_jax.data.loading.loaders import EvalLoader, TrainLoader
-from cmtkd_jax.data.settings import Settings
+from cmtkd_jax.data.settings import Settings, input_shape
 
-__all__ = ['Dataset', 'EvalLoader', 'Settings', 'TrainLoader', 'load']
+__all__ = ['Dataset', 'EvalLoader', 'Settings', 'TrainLoader', 'input_shape', 'load']

@@ -13,7 +13,7 @@ from cmtkd_jax import options
 from cmtkd_jax.data import broken
 from cmtkd_jax.data import splits as splits_lib
 from cmtkd_jax.data.loading import host_reader, loaders, on_device, worker_pool
-from cmtkd_jax.data.settings import Settings
+from cmtkd_jax.data.settings import Settings, input_shape
 from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.data.transforms.augments import AUGMENTS
 from cmtkd_jax.errors import UserError
@@ -88,7 +88,7 @@ def load(
   return Dataset(
     num_classes=len(splits.class_names),
     class_names=splits.class_names,
-    input_shape=(config.image_size, config.image_size, len(config.mean)),
+    input_shape=input_shape(config),
     train=loaders.TrainLoader(readers.train, train_records, batch_size, seed),
     evals=evals,
     augment=augment,

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from cmtkd_jax import options
 from cmtkd_jax.data import splits as splits_lib
-from cmtkd_jax.data.settings import Settings
+from cmtkd_jax.data.settings import Settings, input_shape
 from cmtkd_jax.data.sources import known
 from cmtkd_jax.errors import UserError
 
@@ -50,13 +50,13 @@ def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Me
   splits_lib.check_images(config, splits)
   is_on_device = splits_lib.is_on_device(config, splits)
   train_records, _ = splits_lib.split_train(config, splits, batch_size)
-  input_shape = config.image_size, config.image_size, len(config.mean)
-  image = splits.train.shape if is_on_device else input_shape
+  shape = input_shape(config)
+  image = splits.train.shape if is_on_device else shape
   sharding = NamedSharding(mesh, P('data'))
   spec = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
   return Outline(
     num_classes=len(splits.class_names),
-    input_shape=input_shape,
+    input_shape=shape,
     augment=splits_lib.transforms(config, is_on_device)[0],
     steps_per_epoch=len(train_records) // batch_size,
     batch_spec={'image': spec(image, np.uint8), 'label': spec((), np.int32)},

@@ -99,3 +99,8 @@ class Settings(Options):
       all(0 <= m <= 1 for m in self.mean),
       'must lie between 0 and 1 (the pixels 0..255 are divided by 255)',
     )
+
+
+def input_shape(data):
+  """Returns (H, W, C) of one image as a network sees it; `data` has the fields of `Settings`."""
+  return data.image_size, data.image_size, len(data.mean)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cmtkd_jax import data
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import fold, graph_check, images, interpreter, manifest, schema, strict_json, trace
 from cmtkd_jax.export.formats import hub, onnx_common, onnx_qdq, onnx_qlinear, onnx_qonnx, packed, stablehlo
@@ -90,14 +91,14 @@ def from_run(workdir, step=None):
   workdir = local_file.expanded(workdir)
   run = run_reader.read(workdir)
   trained = restore.load_trained(run, step)
-  data, name = run.config.data, STUDENT
-  shape = (data.image_size, data.image_size, len(data.mean))
-  graph = fold.fold(trace.trace(trained.method, trained.variables, shape, name), shape, data.mean, data.std)
+  fields, name = run.config.data, STUDENT
+  shape = data.input_shape(fields)
+  graph = fold.fold(trace.trace(trained.method, trained.variables, shape, name), shape, fields.mean, fields.std)
   about = {
     'network': name,
     'classes': run.classes,
     'image_shape': shape,
-    'resize': data.resize,
+    'resize': fields.resize,
     'step': trained.step,
     'bits': [row._asdict() for row in run.bits if row.layer.startswith(f'{name}/')],
     'metrics': run_reader.results(run),

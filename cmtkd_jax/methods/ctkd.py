@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from cmtkd_jax import losses, models
+from cmtkd_jax import data, losses, models
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import (
   MultiNetwork,
@@ -136,8 +136,8 @@ def create(config, settings, num_classes, teachers=()):
 
 def _check_sizes(config, method, expert):
   """Raises `UserError` unless the maps of the expert, whose `model` is given, have the size of the receiver's."""
-  data, receiver = config.data, method.settings.attention_to
-  images = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, len(data.mean)), jnp.float32)
+  receiver = method.settings.attention_to
+  images = jax.ShapeDtypeStruct((1, *data.input_shape(config.data)), jnp.float32)
   maps = jax.eval_shape(lambda x: method.init_with_output(jax.random.key(0), x, train=False)[0].aux, images)
   own, other = ([f'{f.shape[1]}x{f.shape[2]}' for f in maps[name]] for name in (receiver, 'expert'))
   if own == other:

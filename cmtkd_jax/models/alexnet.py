@@ -59,5 +59,8 @@ def alexnet(
   smallest = "use 227, or 32 with config.model.stem='cifar'"
   make_stages = tuple(functools.partial(ConvStage, stage_convs, pool, smallest, layers) for stage_convs in convs)
   return Network(
-    (1, 2, 5), make_stages, layers.activation, functools.partial(DenseHead, scaled(4096), num_classes, layers)
+    taps=(1, 2, 5),
+    make_stages=make_stages,
+    make_activation=layers.activation,
+    make_head=functools.partial(DenseHead, scaled(4096), num_classes, layers),
   )

@@ -210,11 +210,22 @@ class LayerFactory:
 
   def conv(self, features, kernel, stride=1, padding=None, role='body', name=None, groups=1):
     """A `Conv`."""
-    return Conv(features, kernel, self.policy, stride, padding, role, self.dtype, self.initializers, groups, name=name)
+    return Conv(
+      features,
+      kernel,
+      self.policy,
+      stride=stride,
+      padding=padding,
+      role=role,
+      dtype=self.dtype,
+      initializers=self.initializers,
+      groups=groups,
+      name=name,
+    )
 
   def dense(self, features, role='body', name=None):
     """A `Dense`."""
-    return Dense(features, self.policy, role, self.dtype, self.initializers, name=name)
+    return Dense(features, self.policy, role=role, dtype=self.dtype, initializers=self.initializers, name=name)
 
   def activation(self, name=None):
     """An `Activation`."""

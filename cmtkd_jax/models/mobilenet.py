@@ -128,7 +128,12 @@ def _mobilenet(stages, num_classes, layers, width=1.0, stem='cifar', block_order
   make_stages[0] = functools.partial(make_stages[0], stem=scaled(STEM_FEATURES), stem_stride=1 if small else 2)
   make_stages[-1] = functools.partial(make_stages[-1], last=scaled(LAST_FEATURES))
   taps[-1] += 1
-  return Network(tuple(taps), tuple(make_stages), layers.activation, functools.partial(PooledHead, num_classes, layers))
+  return Network(
+    taps=tuple(taps),
+    make_stages=tuple(make_stages),
+    make_activation=layers.activation,
+    make_head=functools.partial(PooledHead, num_classes, layers),
+  )
 
 
 def mobilenet_v2(**settings):

@@ -156,7 +156,12 @@ def _resnet(blocks, widths, num_classes, layers, width=1.0, stem='cifar', block_
     functools.partial(stage, features[k], blocks[k], 1 if k == 0 else 2, stem=stem if k == 0 else '')
     for k in range(len(blocks))
   )
-  return Network(taps, make_stages, layers.activation, functools.partial(PooledHead, num_classes, layers))
+  return Network(
+    taps=taps,
+    make_stages=make_stages,
+    make_activation=layers.activation,
+    make_head=functools.partial(PooledHead, num_classes, layers),
+  )
 
 
 def resnet18(**settings):

@@ -33,4 +33,9 @@ def vgg_small(num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
   features = [max(1, round(w * width)) for w in (128, 256, 512)]
   convs = [((f, 3, 1, None, 'first' if k == 0 else 'body'), (f, 3, 1, None, 'body')) for k, f in enumerate(features)]
   make_stages = tuple(functools.partial(ConvStage, stage, (2, 2), 'use 8 or more', layers) for stage in convs)
-  return Network((2, 4, 6), make_stages, layers.activation, functools.partial(FlatHead, num_classes, layers))
+  return Network(
+    taps=(2, 4, 6),
+    make_stages=make_stages,
+    make_activation=layers.activation,
+    make_head=functools.partial(FlatHead, num_classes, layers),
+  )

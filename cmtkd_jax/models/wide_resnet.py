@@ -74,10 +74,10 @@ def wide_resnet(depth, widen, num_classes, layers, width=1.0, stem='cifar', bloc
     functools.partial(Group, scaled(16 * 2**k * widen), blocks, 1 if k == 0 else 2, k > 0, layers) for k in range(3)
   )
   return Network(
-    tuple(1 + 2 * blocks * (k + 1) for k in range(3)),
-    make_groups,
-    functools.partial(NormActivation, layers),
-    functools.partial(PooledHead, num_classes, layers),
-    functools.partial(Stem, scaled(16), layers),
+    taps=tuple(1 + 2 * blocks * (k + 1) for k in range(3)),
+    make_stages=make_groups,
+    make_activation=functools.partial(NormActivation, layers),
+    make_head=functools.partial(PooledHead, num_classes, layers),
+    make_stem=functools.partial(Stem, scaled(16), layers),
     activate_normalizes=True,
   )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import ticker
 
+from cmtkd_jax import data
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import STUDENT, inspect, layers
 from cmtkd_jax.quantizers.base import dequantize
@@ -114,9 +115,8 @@ def section(run):
     trained = load_trained(run)
   except UserError as e:
     return Section(title, f'This part is missing, because there is nothing to read the weights from: {escape(e)}.')
-  size = run.config.data.image_size
   try:
-    found = collect(trained, (size, size, len(run.config.data.mean)))
+    found = collect(trained, data.input_shape(run.config.data))
   except UserError as e:
     return Section(title, f'This part is missing, because {escape(e)}.')
   if not found:

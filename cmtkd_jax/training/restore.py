@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax import data
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint, run_files
 from cmtkd_jax.runtime import distributed, local_file
@@ -48,8 +49,7 @@ def load_trained(run, step=None):
     UserError: there is no checkpoint that can be read.
   """
   method = create_method(run)
-  size, channels = run.config.data.image_size, len(run.config.data.mean)
-  return Trained(method, *_load(run.directory, method, (size, size, channels), step))
+  return Trained(method, *_load(run.directory, method, data.input_shape(run.config.data), step))
 
 
 def create_method(run):
