@@ -56,7 +56,8 @@ def quantize_activation(x, bits, scheme='nearest', step='published'):
   if scheme == 'nearest':
     codes = jnp.round(jnp.clip(ratio, 0, n))
   else:
-    codes = jnp.where(x > 0, jnp.clip(jnp.ceil(ratio - 0.5), 1, n), 0)
+    # ceil(ratio - 1/2), without a sum that compilers may or may not fuse with the product.
+    codes = jnp.where(x > 0, jnp.clip(jnp.floor(jnp.ceil(2 * ratio) / 2), 1, n), 0)
   return base.QTensor(codes.astype(jnp.int32), jnp.float32(d))
 
 

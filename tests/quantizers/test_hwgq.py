@@ -213,6 +213,19 @@ def test_number_of_levels(bits):
     np.testing.assert_allclose(np.abs(quantized).min(), np.asarray(coded.scale).item() / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize('bits', [1, 2, 4, 8])
+def test_activations_on_thresholds_have_the_codes_of_the_rounded_product(bits):
+  """x (1 / D), in float32, whether compiled or not."""
+  d, n = hwgq.activation_step(bits, 'zero_threshold'), 2**bits - 1
+  near = np.float32((np.arange(1, n + 2) - 0.5) * d)
+  x = np.concatenate([near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(1e9)), [0.0, 1e-30, -d]])
+  x = np.float32(x)
+  wanted = np.where(x > 0, np.clip(np.ceil(np.float64(x * np.float32(1 / d)) - 0.5), 1, n), 0)
+  codes = lambda x: hwgq.quantize_activation(x, bits, 'zero_threshold').codes
+  np.testing.assert_array_equal(codes(jnp.asarray(x)), wanted)
+  np.testing.assert_array_equal(compiling.jit(codes)(x), wanted)
+
+
 @pytest.mark.parametrize('bits', (2, 3))
 def test_weights_on_thresholds_have_the_same_codes_in_every_program(bits):
   """A sum after the product w (1 / s) would be fused with it in some programs, and the codes would differ."""
