@@ -10,9 +10,6 @@ from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.config.validation import check
 from cmtkd_jax.errors import UserError
 
-# What earlier versions called fields, and fields of `config.data`.
-_RENAMED = {'first': 'prerequisites', 'teachers': 'teacher_workdirs'}
-_RENAMED_DATA = {'resident': 'on_device'}
 _PATHS = ('init_from', 'teacher_workdirs', 'data.name')
 
 
@@ -22,11 +19,11 @@ def to_json(config):
 
 
 def from_json(text):
-  """Returns the `ConfigDict` that `to_json` wrote, of this version or an earlier one, checked."""
+  """Returns the `ConfigDict` that `to_json` wrote, checked."""
   config = default()
   try:
     with config.unlocked():
-      _assign(config, _with_new_names(json.loads(text)))
+      _assign(config, json.loads(text))
   except (AttributeError, TypeError, OverflowError) as e:  # fields where there is a number, or 10^400
     raise UserError(
       f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in another --workdir'
@@ -63,16 +60,6 @@ def _absolute(text):
   """'DIR', 'network=DIR' or 'npy:DIR' with the absolute name of its directory; an object store's name is one."""
   prefix, directory = re.fullmatch(r'(\s*\w+\s*=\s*|npy:|folder:|)(.*)', text, re.DOTALL).groups()
   return ''.join(prefix.split()) + (directory if '://' in directory else os.path.abspath(os.path.expanduser(directory)))
-
-
-def _with_new_names(changes):
-  """The fields of a configuration, and of the runs in it, as they are called now."""
-  found = {_RENAMED.get(name, name): value for name, value in changes.items()}
-  if 'data' in found:
-    found['data'] = {_RENAMED_DATA.get(name, name): value for name, value in found['data'].items()}
-  for runs in (found.get('prerequisites', {}), found.get('table', {}).get('runs', {})):
-    runs |= {run: _with_new_names(changes) for run, changes in runs.items()}
-  return found
 
 
 def _assign(config, values):

@@ -1,6 +1,5 @@
 """Durations, the checks of a configuration, its JSON, and the files in configs/."""
 
-import json
 import pathlib
 import runpy
 
@@ -221,19 +220,9 @@ def test_a_relative_path_and_its_absolute_one_do_not_differ(field, relative, abs
   assert line.startswith(f'{field}: ')
 
 
-def test_fields_of_earlier_versions_have_their_new_names():
-  old = {
-    'teachers': ['runs/a'],
-    'data': {'resident': 'no'},
-    'first': {'teachers': {'data': {'resident': 'yes'}, 'teachers': ['{b}']}},
-    'table': {'runs': {'first': {'first': {'resident': {'seed': 3}}}}},
-  }
-  config = config_lib.from_json(json.dumps(old))
-  assert config.teacher_workdirs == ('runs/a',) and config.data.on_device == 'no'
-  # Runs may have any names.
-  assert config.prerequisites.teachers.to_dict() == {'data': {'on_device': 'yes'}, 'teacher_workdirs': ('{b}',)}
-  assert config.table.runs.first.to_dict() == {'prerequisites': {'resident': {'seed': 3}}}
-  assert not {'first', 'teachers'} & set(config.keys()) and 'resident' not in config.data
+def test_fields_of_other_versions_are_named():
+  with pytest.raises(UserError, match='config.resident: there is no such field'):
+    config_lib.from_json('{"resident": "no"}')
 
 
 # Files.
