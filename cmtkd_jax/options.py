@@ -129,7 +129,19 @@ T = TypeVar('T', bound=Options)
 
 @functools.cache
 def fields(cls: type[Options]) -> list[Field]:
-  """Returns the `Field`s of a class of options, in their order."""
+  """Returns the `Field`s of a class of options, in their order.
+
+  Raises:
+    TypeError: the class is not a dataclass, which would drop its options, or has a field with a default but no doc.
+  """
+  for kind in cls.__mro__:
+    if lost := [name for name, value in vars(kind).items() if isinstance(value, dataclasses.Field)]:
+      raise TypeError(
+        f'{kind.__module__}.{kind.__name__}: {lost[0]} is an option of a class that is no dataclass; write '
+        '@dataclasses.dataclass(frozen=True) above the class'
+      )
+  if plain := [f.name for f in dataclasses.fields(cls) if not f.metadata and f.default is not dataclasses.MISSING]:
+    raise TypeError(f'{cls.__module__}.{cls.__name__}: {plain[0]} has a default; give it as option(default, meaning)')
   return [
     Field(
       field.name,

@@ -176,7 +176,7 @@ class Table(Options):
   split: str = option(
     'test', "images of the results; 'minival', held out of train, to choose a setting on", choices=('test', 'minival')
   )
-  lines: tuple = option((), 'what is printed, (title, W/A bits, run, network, published top-1 and top-5) each')
+  lines: tuple = option((), 'rows: (title, W/A bits, run, network, published (top-1, top-5) or (None, None)) each')
 
   def __post_init__(self):
     super().__post_init__()
@@ -211,9 +211,9 @@ def selections():
     },
   }
   for section, table in chosen.items():
-    for field in options.fields(SELECTING[section]):
-      if field.name in {name.partition('.')[0] for name in table}:
-        raise ValueError(f'{section} {field.name!r} has the name of a field of config.{section}; give it another name')
+    for name in {'none', *(field.name for field in options.fields(SELECTING[section]))}:
+      if name in {entry.partition('.')[0] for entry in table}:
+        raise ValueError(f'{section} {name!r} has the name of a field of config.{section}, or of none; rename its file')
   return {f'{section}.{name}': cls for section, table in chosen.items() for name, cls in table.items()}
 
 

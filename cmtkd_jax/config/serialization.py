@@ -7,6 +7,7 @@ import re
 import ml_collections
 
 from cmtkd_jax.config.defaults import default, flat
+from cmtkd_jax.config.sections import SELECTING
 from cmtkd_jax.config.validation import check
 from cmtkd_jax.errors import UserError
 
@@ -19,11 +20,14 @@ def to_json(config):
 
 
 def from_json(text):
-  """Returns the `ConfigDict` that `to_json` wrote, checked."""
+  """Returns the `ConfigDict` that `to_json` wrote, checked.
+
+  Methods, quantizers and losses that the configuration does not use need not exist here.
+  """
   config = default()
   try:
     with config.unlocked():
-      _assign(config, json.loads(text))
+      _assign(config, _without_unknown(json.loads(text), config))
   except (AttributeError, TypeError, OverflowError) as e:  # fields where there is a number, or 10^400
     raise UserError(
       f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in another --workdir'
@@ -60,6 +64,26 @@ def _absolute(text):
   """'DIR', 'network=DIR' or 'npy:DIR' with the absolute name of its directory; an object store's name is one."""
   prefix, directory = re.fullmatch(r'(\s*\w+\s*=\s*|npy:|folder:|)(.*)', text, re.DOTALL).groups()
   return ''.join(prefix.split()) + (directory if '://' in directory else os.path.abspath(os.path.expanduser(directory)))
+
+
+def _without_unknown(values, known):
+  """`values` without methods, quantizers and losses of other installations, and their options, where none is used."""
+
+  def kept(values, known):
+    inner = lambda name, value: kept(value, known[name]) if isinstance(value, dict) else value
+    return {name: inner(name, value) for name, value in values.items() if name in known}
+
+  for section in SELECTING:
+    entries = values.get(section)
+    if not isinstance(entries, dict):
+      continue
+    used = {value for value in entries.values() if isinstance(value, str)}
+    parts = {name: value for name, value in entries.items() if isinstance(value, dict) and name not in used}
+    others = {name: value for name, value in entries.items() if name not in parts}
+    # What is used and unknown: its name is refused, with those that there are.
+    others = {name: value for name, value in others.items() if not isinstance(value, dict) or name in known[section]}
+    values = {**values, section: others | kept(parts, known[section])}
+  return values
 
 
 def _assign(config, values):

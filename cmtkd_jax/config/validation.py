@@ -117,14 +117,15 @@ def suggest(name, settable=False):
   known = sections.fields()
   if f'{name}.name' in known:  # a section, of which one is selected by name
     return f'{name}.name'
-  if moved := next((field for field in known if field.endswith(f'.{name}')), ''):
+  # Of methods, this library's own comes first.
+  fields = sorted(known, key=lambda field: (field.count('.'), not field.startswith('method.cmtkd.'), field))
+  if moved := next((field for field in fields if field.endswith(f'.{name}')), ''):
     return moved
-  parent, _, leaf = name.lower().replace('-', '_').rpartition('.')
-  siblings = [field.rpartition('.')[2] for field in known if field.rpartition('.')[0] == parent]
-  if parent and (close := difflib.get_close_matches(leaf, siblings, 1, 0.75)):
-    return f'{parent}.{close[0]}'
+  name = name.lower().replace('-', '_')
+  if '.' in name and (inside := _inside(name, known)):
+    return inside
+  leaf = name.rpartition('.')[2]
   leaf = _SYNONYMS.get(leaf, leaf)
-  fields = sorted(known, key=lambda field: (field.count('.'), field))
   for close in (leaf, *difflib.get_close_matches(leaf, [field.rpartition('.')[2] for field in fields], 1, 0.75)):
     found = next((field for field in fields if field == close or field.endswith(f'.{close}')), '')
     if found:
@@ -132,8 +133,26 @@ def suggest(name, settable=False):
   all_sections = {field.rsplit('.', above)[0] for field in known for above in range(1, 1 + field.count('.'))}
   section = next(iter(difflib.get_close_matches(name, sorted(all_sections), 1, 0.75)), '')
   if settable:
-    return f'{section}.name' if f'{section}.name' in known else ''
+    return f'{section}.name' if f'{section}.name' in known and '.' not in name else ''
   return section
+
+
+def _inside(name, known):
+  """The field of `known` that a dotted `name` means, within the sections that it names or nearly names, or ''."""
+  section = ''
+  *parts, leaf = name.split('.')
+  for part in parts:
+    children = {field[len(section) :].split('.')[0] for field in known if field.startswith(section)}
+    inner = sorted(child for child in children if f'{section}{child}' not in known)
+    if not (close := [part] if part in inner else difflib.get_close_matches(part, inner, 1, 0.75)):
+      return ''
+    section += f'{close[0]}.'
+  fields = sorted((field for field in known if field.startswith(section)), key=lambda field: (field.count('.'), field))
+  leaves = [field.rpartition('.')[2] for field in fields]
+  close = difflib.get_close_matches(leaf, leaves, 1, 0.75)
+  begins = [other for other in leaves if len(leaf) > 2 and other.startswith(leaf)]
+  found = next((word for word in ([leaf] * (leaf in leaves) + close + begins)), '')
+  return fields[leaves.index(found)] if found else ''
 
 
 # A run of a chain or table, or all of them.

@@ -249,7 +249,12 @@ def activation_grid(quantizer, parameters, name):
     padding = -len(x) % _AT_ONCE  # JAX compiles every operation again for another shape
     return np.asarray(quantize(np.pad(x, (0, padding))).codes)[: len(x)]
 
-  lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST]))
+  lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST])).tolist()
+  if not 0 <= highest - lowest < 2**quantizer.bits:
+    raise UserError(
+      f'{name}: its quantizer has codes from {lowest} to {highest}, and {quantizer.bits} bits hold '
+      f'{2**quantizer.bits}, ascending with the input; fix its quantize()'
+    )
   wanted = np.arange(lowest + 1, highest + 1)
   low, high = np.full(len(wanted), _key(-_LARGEST)), np.full(len(wanted), _key(_LARGEST))  # code below; at least
   while (high - low > 1).any():

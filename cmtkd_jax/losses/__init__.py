@@ -32,13 +32,19 @@ from cmtkd_jax.losses.standardized_kd import standardize, standardized_kl
 
 def _of_kind(base):
   """`{file: class}` of every file of this folder with a subclass of `base`; its options are those of the class."""
-  files = [importlib.import_module(f'{__name__}.{file.name}') for file in pkgutil.iter_modules(__path__)]
-  return {
-    file.__name__.rpartition('.')[2]: value
-    for file in files
-    for value in vars(file).values()
-    if isinstance(value, type) and issubclass(value, base) and value.__module__ == file.__name__ and value is not base
-  }
+  found = {}
+  for name in [file.name for file in pkgutil.iter_modules(__path__)]:
+    file = importlib.import_module(f'{__name__}.{name}')
+    for value in vars(file).values():
+      if (
+        isinstance(value, type) and issubclass(value, base) and value.__module__ == file.__name__ and value is not base
+      ):
+        if name in found:
+          raise TypeError(
+            f'{file.__name__} has two losses, {found[name].__name__} and {value.__name__}; make two files'
+          )
+        found[name] = value
+  return found
 
 
 FEATURE_LOSSES: dict[str, type[FeatureLoss]] = _of_kind(FeatureLoss)  # config.feature_loss.NAME

@@ -10,5 +10,8 @@ _FILES = [importlib.import_module(f'{__name__}.{file.name}') for file in pkgutil
 # Every file of this folder that has `Settings` is a method under its name: the options of `config.method.NAME`, and
 # `create(config, settings, num_classes, teachers) -> Method`.
 METHODS = {file.__name__.rpartition('.')[2]: file for file in _FILES if hasattr(file, 'Settings')}
+for _name, _file in METHODS.items():
+  if not hasattr(_file, 'create'):
+    raise TypeError(f'cmtkd_jax.methods.{_name} has Settings, but no function create, which makes the method of them')
 
 __all__ = ['METHODS', 'Method', 'Outputs']

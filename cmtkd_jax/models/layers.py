@@ -70,6 +70,10 @@ class FakeQuantize(nn.Module):
     quantizer, x = self.quantizer, x.astype(jnp.float32)
     if self.is_initializing():
       initial = quantizer.init(x)
+      if missing := {*quantizer.learned, *quantizer.fitted} - initial.keys():
+        raise ValueError(
+          f'{type(quantizer).__module__}: init() returns no {sorted(missing)[0]!r}, which is learned or fitted'
+        )
       parameters = {name: self.param(name, lambda _, name=name: initial[name]) for name in quantizer.learned}
     else:  # read, since `param` would trace `init` again to compare shapes: seconds, where it searches
       parameters = {name: self.get_variable('params', name) for name in quantizer.learned}

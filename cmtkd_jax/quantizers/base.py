@@ -49,8 +49,10 @@ def dequantize_keeping_nan(x, coded):
   that has diverged must not come out looking healthy.
 
   Raises:
-    ValueError: the codes are not int32 of the shape of `x`.
+    ValueError: there are no int32 codes of the shape of `x`.
   """
+  if not isinstance(coded, QTensor):
+    raise ValueError(f'quantize() returned {type(coded).__name__}; return a QTensor')
   codes = coded.codes
   if codes.shape != x.shape or codes.dtype != jnp.int32:
     raise ValueError(
@@ -139,7 +141,7 @@ def _of_arrays(method):
   @functools.wraps(method)
   def checked(self, x, parameters=None):
     needed = (*self.learned, *self.fitted)
-    if needed and not parameters:
+    if not set(needed) <= (parameters or {}).keys():
       raise ValueError(
         f'{self._name} has values that are learned or fitted, {", ".join(needed)}; '
         f'call q.{method.__name__}(x, q.init(x)), or with those of a trained network'
@@ -147,6 +149,11 @@ def _of_arrays(method):
     return method(self, jnp.asarray(x, jnp.float32), parameters)
 
   return checked
+
+
+def _of_float32(init):
+  """Returns `init` of a quantizer, which casts its input to float32."""
+  return functools.wraps(init)(lambda self, x: init(self, jnp.asarray(x, jnp.float32)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +178,8 @@ class Quantizer(Options):
     super().__init_subclass__(**settings)
     for name in {'quantize', 'fake_quantize'} & vars(cls).keys():
       setattr(cls, name, _of_arrays(vars(cls)[name]))
+    if 'init' in vars(cls):
+      cls.init = _of_float32(vars(cls)['init'])
 
   def __post_init__(self):
     try:
@@ -179,7 +188,7 @@ class Quantizer(Options):
       raise ValueError(f'{self._name}: {e}') from None
     if type(self.bits) is not int or self.bits not in self.bit_widths:
       allowed = ', '.join(map(str, self.bit_widths))
-      raise ValueError(f'{self._name}: bits={self.bits!r} is not supported; allowed: {allowed}')
+      raise ValueError(f'{self._name}: bits={self.bits!r} is not supported; allowed: {allowed}, as an int of Python')
 
   @property
   def _name(self):
@@ -192,17 +201,23 @@ class Quantizer(Options):
 
   def quantize(self, x, parameters=None):
     """Returns the `QTensor` form of `x` (float32); `parameters` holds the learned and fitted values by name."""
-    raise NotImplementedError
+    raise NotImplementedError(f'{self._name} defines no quantize')
 
   def surrogate(self, x, parameters):
     """Returns what `fake_quantize` is differentiated as, shape of `x`."""
-    raise NotImplementedError
+    raise NotImplementedError(f'{self._name} defines neither surrogate nor fake_quantize')
 
   def fake_quantize(self, x, parameters=None):
     """Returns the fake-quantized `x` (float32, same shape), differentiable in `x` and in the learned values."""
     x = jnp.asarray(x, jnp.float32)
-    value = jax.lax.stop_gradient(dequantize_keeping_nan(x, self.quantize(x, parameters)))
-    return ste(value, self.surrogate(x, parameters))
+    coded, surrogate = self.quantize(x, parameters), self.surrogate(x, parameters)
+    try:
+      value = jax.lax.stop_gradient(dequantize_keeping_nan(x, coded))
+    except ValueError as e:
+      raise ValueError(f'{self._name}: {e}') from None
+    if surrogate.shape != x.shape:
+      raise ValueError(f'{self._name}: surrogate() has shape {surrogate.shape} for an input of shape {x.shape}')
+    return ste(value, surrogate)
 
   def with_levels(self, x, parameters=None):
     """Returns the `Quantized` form of `x` (float32): `fake_quantize` and the levels that it stands for."""
@@ -243,6 +258,12 @@ def ste_maximum(x, low=SMALLEST):
 def step_gradient_scale(x, levels):
   """Returns LSQ's factor on the gradient of a value that all of an activation shares: 1 / sqrt(features * levels)."""
   return np.float32(1 / np.sqrt(math.prod(x.shape[1:]) * levels))
+
+
+def check_bits(bits):
+  """Raises `ValueError` unless `bits` is a bit-width of quantizers."""
+  if bits not in range(1, MAX_BITS + 1):
+    raise ValueError(f'bits={bits!r} is not supported; allowed: 1 to {MAX_BITS}')
 
 
 def broadcast_to_channels(scale, x):

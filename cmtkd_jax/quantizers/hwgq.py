@@ -28,6 +28,9 @@ _SMALLEST_SCALE = 1e-12  # an all-zero tensor has no standard deviation to scale
 
 def activation_step(bits, scheme='nearest', step='published'):
   """Returns the step D of the half-wave quantizer in units of the pre-activation's standard deviation."""
+  base.check_bits(bits)
+  if (scheme, step) not in ACTIVATION_STEP:
+    raise ValueError(f'scheme={scheme!r}, step={step!r}: there are {", ".join(map(str, ACTIVATION_STEP))}')
   return ACTIVATION_STEP[scheme, step][bits - 1]
 
 
@@ -84,6 +87,7 @@ def weight_scale(w, bits, per_channel=False, binary_scale='std'):
   Returns:
     float32 scalar or [C], positive also for an all-zero tensor.
   """
+  base.check_bits(bits)
   axes = base.reduction_axes(w, per_channel)
   if bits == 1 and binary_scale == 'mean_abs':
     scale = 2 * jnp.mean(jnp.abs(w), axes)

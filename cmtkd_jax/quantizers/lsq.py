@@ -18,6 +18,7 @@ def bounds(bits, signed):
 
 def is_binary(bits, signed):
   """Whether the signed grid has no room for a positive level (Q_P = 0), so that sign(v) * s takes its place."""
+  base.check_bits(bits)
   return signed and bits == 1
 
 

@@ -25,7 +25,7 @@ def sections(run):
 
 
 def _heading_text(run):
-  method = escape(methods.METHODS[run.config.method.name].__doc__.splitlines()[0])
+  method = escape((methods.METHODS[run.config.method.name].__doc__ or f'{run.config.method.name}.').splitlines()[0])
   return (
     f'{method} <em>Bits</em> are those of each weight and of each value between layers: with <em>b</em> bits '
     'a layer has 2<sup><em>b</em></sup> different values to compute with, where full precision has 32 bits.'

@@ -183,8 +183,16 @@ def _with_weight_quantizers(model_state, before):
 
 def _metrics(loss, outputs, labels):
   """`{name: float32 scalar}` of one forward pass: 'loss', its terms, accuracies."""
-  total, terms = loss(outputs, labels)
+  found = loss(outputs, labels)
+  if not isinstance(found, tuple) or len(found) != 2:
+    raise ValueError(f"a method's loss returns (total, terms); got {type(found).__name__}")
+  total, terms = found
   top1 = {f'{name}/top1': 100 * jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
+  if clash := sorted(terms.keys() & {'loss', *top1}):
+    raise ValueError(f'a term of the loss is named {clash[0]!r}, which is what training calls another value; rename it')
+  for name, value in {'the total': total, **terms}.items():
+    if jnp.shape(value):
+      raise ValueError(f'a loss is a scalar; {name} has shape {jnp.shape(value)}; take the mean')
   return {'loss': total, **terms, **top1}
 
 

@@ -1,5 +1,6 @@
 """Durations, the checks of a configuration, its JSON, and the files in configs/."""
 
+import json
 import pathlib
 import runpy
 
@@ -218,6 +219,21 @@ def test_a_relative_path_and_its_absolute_one_do_not_differ(field, relative, abs
   assert config_lib.difference(of(relative), of(absolute)) == []
   (line,) = config_lib.difference(of(relative), of(other))
   assert line.startswith(f'{field}: ')
+
+
+def test_parts_of_other_installations_are_no_obstacle_where_they_are_not_used():
+  stored = config_lib.default().to_dict()
+  stored['feature_loss']['own'] = {'weight': 3.0}
+  stored['quantizer']['lsq']['weight']['own'] = 1
+  stored['method']['own'] = {'beta': 1.0}
+  assert config_lib.difference(config_lib.from_json(json.dumps(stored)), config_lib.default()) == []
+  stored['quantizer']['name'] = 'lsq'
+  with pytest.raises(UserError, match='config.quantizer.lsq.weight.own: there is no such field'):
+    config_lib.from_json(json.dumps(stored))
+  stored['method']['name'] = 'own'
+  del stored['quantizer']['lsq']['weight']['own']
+  with pytest.raises(UserError, match="config.method.name='own' is not one of "):
+    config_lib.from_json(json.dumps(stored))
 
 
 def test_fields_of_other_versions_are_named():

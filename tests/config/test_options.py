@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 
 import pytest
 
@@ -100,6 +101,23 @@ def test_an_option_with_an_unknown_bound_is_refused():
     option(1, 'a number', at_most=3)
 
 
+def test_options_of_a_class_that_is_no_dataclass_are_refused():
+  class Undecorated(Example):
+    weight: float = option(100.0, 'of a loss')
+
+  with pytest.raises(TypeError, match=r'Undecorated: weight is an option .*dataclass\(frozen=True\)'):
+    options.fields(Undecorated)
+
+
+def test_a_default_that_is_no_option_is_refused():
+  @dataclasses.dataclass(frozen=True)
+  class Plain(Example):
+    beta: float = 1.0
+
+  with pytest.raises(TypeError, match=r'Plain: beta has a default; give it as option'):
+    options.fields(Plain)
+
+
 def test_dictionaries_are_not_shared():
   Example().runs['x'] = 1
   assert Example().runs == {}
@@ -157,6 +175,10 @@ def test_the_description_says_what_a_name_stands_for():
     ('nothing_like_it', ''),
     ('optimizr', 'optimizer'),
     ('quantizer.lqs', 'quantizer.lsq'),
+    ('quantiser.name', 'quantizer.name'),
+    ('quantizer.lsq.weights.per_channel', 'quantizer.lsq.weight.per_channel'),
+    ('method.cmtkd.temp', 'method.cmtkd.temperature'),
+    ('teacher_bits', 'method.cmtkd.teacher_bits'),
   ],
 )
 def test_suggestions(field, meant):
@@ -166,10 +188,29 @@ def test_suggestions(field, meant):
 def test_suggestions_of_what_can_be_set():
   assert config_lib.suggest('optimizr', settable=True) == 'optimizer.name'
   assert config_lib.suggest('quantizer.lqs', settable=True) == ''
+  assert config_lib.suggest('optimizer.nothing', settable=True) == ''
 
 
 @pytest.mark.parametrize('section, table', [('quantizer', quantizers.QUANTIZERS), ('logit_loss', losses.LOGIT_LOSSES)])
 def test_a_part_with_the_name_of_a_field_is_refused(section, table, monkeypatch):
   monkeypatch.setitem(table, 'name', next(iter(table.values())))
-  with pytest.raises(ValueError, match=f"{section} 'name' has the name of a field of config.{section}; give it"):
+  with pytest.raises(ValueError, match=f"{section} 'name' has the name of a field of config.{section}"):
     sections.selections()
+
+
+def test_a_loss_named_none_is_refused(monkeypatch):
+  monkeypatch.setitem(losses.FEATURE_LOSSES, 'none', losses.FEATURE_LOSSES['fitnet'])
+  with pytest.raises(
+    ValueError, match="feature_loss 'none' has the name of a field of config.feature_loss, or of none"
+  ):
+    sections.selections()
+
+
+def test_two_losses_in_one_file_are_refused(tmp_path, monkeypatch):
+  kind = 'class {}(base.LogitLoss):\n  def __call__(self, *args):\n    return 0\n'
+  code = f'from cmtkd_jax.losses import base\n{kind.format("First")}{kind.format("Second")}'
+  (tmp_path / 'twice.py').write_text(code)
+  monkeypatch.setattr(losses, '__path__', [*losses.__path__, str(tmp_path)])
+  with pytest.raises(TypeError, match='losses.twice has two losses, First and Second; make two files'):
+    losses._of_kind(losses.LogitLoss)
+  del sys.modules['cmtkd_jax.losses.twice']

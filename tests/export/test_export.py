@@ -408,6 +408,15 @@ def test_networks_that_have_diverged_are_refused():
     make_graph(config, method, broken)
 
 
+def test_codes_that_the_bits_do_not_hold_are_refused():
+  class Fine(base.Quantizer):
+    def quantize(self, x, parameters=None):
+      return quantizers.QTensor(jnp.round(jnp.clip(x, 0, 1) * 100).astype(jnp.int32), np.float32(0.01))
+
+  with pytest.raises(UserError, match='here: its quantizer has codes from 0 to 100, and 2 bits hold 4'):
+    fold.activation_grid(Fine(2), {}, 'here')
+
+
 def test_what_cannot_be_exported_is_named():
   class Folded(base.Quantizer):
     quantize = lambda self, x, parameters=None: base.QTensor(

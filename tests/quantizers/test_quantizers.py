@@ -16,7 +16,21 @@ import pytest
 from cmtkd_jax import quantizers
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import BitPolicy
-from cmtkd_jax.quantizers import apot, base, dequantize, dorefa, ewgs, lq_nets, lsq_plus, n2uq, pact, qil, sawb
+from cmtkd_jax.quantizers import (
+  apot,
+  base,
+  dequantize,
+  dorefa,
+  ewgs,
+  hwgq,
+  lq_nets,
+  lsq,
+  lsq_plus,
+  n2uq,
+  pact,
+  qil,
+  sawb,
+)
 from tests import compiling
 from tests.quantizers.cases import all_cases, binary, grid, nearest
 
@@ -111,6 +125,58 @@ def test_any_real_input_is_quantized_as_float32(name):
   rounded = gradient(values.astype(jnp.bfloat16))
   assert rounded.dtype == jnp.bfloat16 and np.array_equal(rounded, gradient(values).astype(jnp.bfloat16))
   assert same_bits(jax.jit(jax.vmap(jax.grad(apply)))(values), gradient(values))
+
+
+def test_quantizers_that_lack_a_part_are_named():
+  class Empty(base.Quantizer):
+    pass
+
+  class Half(Empty):
+    def quantize(self, x, parameters=None):
+      return quantizers.QTensor(x.astype(jnp.int32), f32(1))
+
+  class Array(Half):
+    def surrogate(self, x, parameters):
+      return x[:1]
+
+    def quantize(self, x, parameters=None):
+      return x
+
+  class Short(Half):
+    def surrogate(self, x, parameters):
+      return x[:1]
+
+  for cls, error, text in (
+    (Empty, NotImplementedError, 'test_quantizers.empty defines no quantize'),
+    (Half, NotImplementedError, 'test_quantizers.half defines neither surrogate nor fake_quantize'),
+    (Array, ValueError, 'test_quantizers.array: quantize.. returned .*Array.*; return a QTensor'),
+    (Short, ValueError, r'test_quantizers.short: surrogate.. has shape \(1, 3\) for an input of shape \(2, 3\)'),
+  ):
+    with pytest.raises(error, match=text):
+      cls(2).fake_quantize(jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize('cls', [cls for cls in CLASSES.values() if cls.learned or cls.fitted])
+def test_values_start_in_float32_and_are_all_needed(cls):
+  quantizer = cls(2)
+  start = quantizer.init(np.float16([[0.5, -1.0], [2.0, 0.25]]))
+  assert {np.asarray(value).dtype for value in start.values()} == {np.dtype('float32')}
+  with pytest.raises(ValueError, match='has values that are learned or fitted'):
+    quantizer.quantize(jnp.ones((2, 2)), dict(list(start.items())[:-1]) | {'wrong': 1.0})
+
+
+@pytest.mark.parametrize('bits', [0, -1, 9])
+def test_functions_refuse_widths_that_there_are_not(bits):
+  x = jnp.ones((2, 3))
+  for function in (
+    lambda: hwgq.fake_quantize_activation(x, bits),
+    lambda: hwgq.quantize_activation(x, bits),
+    lambda: hwgq.fake_quantize_weight(x, bits),
+    lambda: hwgq.quantize_weight(x, bits),
+    lambda: lsq.fake_quantize(x, f32(1), bits, True),
+  ):
+    with pytest.raises(ValueError, match=f'bits={bits} is not supported; allowed: 1'):
+      function()
 
 
 @pytest.mark.parametrize('codes', [lambda x: x[..., :1].astype(jnp.int32), lambda x: x])

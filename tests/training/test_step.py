@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import losses, models, quantizers
 from cmtkd_jax.methods import Outputs
-from cmtkd_jax.training import build, optimizer
+from cmtkd_jax.training import build, optimizer, step
 from cmtkd_jax.training.step import (
   TrainState,
   eval_step,
@@ -451,3 +451,19 @@ def test_maps_computed_again_give_the_same_gradients():
       found[remat] = traced.lower().compile()(variables['params'])
   assert counts[''] == 0 < counts['teacher.*'] < counts['.*']
   assert_trees_close(found['.*'], found[''], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('found', 'problem'),
+  [
+    (lambda loss: loss, r'returns \(total, terms\); got'),
+    (lambda loss: (loss, {'loss': loss}), "named 'loss', which is what training calls another value"),
+    (lambda loss: (loss, {'student/top1': loss}), "named 'student/top1'"),
+    (lambda loss: (jnp.stack([loss, loss]), {}), r'the total has shape \(2,\); take the mean'),
+    (lambda loss: (loss, {'student/own': jnp.stack([loss])}), r'student/own has shape \(1,\)'),
+  ],
+)
+def test_losses_that_break_the_contract_are_refused(found, problem):
+  outputs, labels = Outputs({'student': jnp.ones((2, 3))}), jnp.zeros(2, jnp.int32)
+  with pytest.raises(ValueError, match=problem):
+    step._metrics(lambda outputs, labels: found(jnp.float32(1)), outputs, labels)
