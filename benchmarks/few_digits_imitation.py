@@ -10,8 +10,8 @@ Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_imitat
 from cmtkd_jax import config as base
 
 SAWB = dict(quantizer=dict(name='sawb', sawb=dict(activation=dict(init_clip=2.0))))
-# Weight of the squared difference of logits by scratch teacher; CTKD's is 0.03. First tries: with ResNet20, 0.03 and more
-# cost the student three points and more, with either quantizer.
+# Weight of the squared difference of logits by scratch teacher; CTKD's is 0.03. First tries: with ResNet20, 0.03 and
+# more cost the student three points and more, with either quantizer.
 GAMMAS = {'resnet8': (0.003, 0.01, 0.03, 0.1), 'resnet20': (0.001, 0.003, 0.01)}
 
 
