@@ -117,15 +117,15 @@ def suggest(name, settable=False):
   known = sections.fields()
   if f'{name}.name' in known:  # a section, of which one is selected by name
     return f'{name}.name'
-  # Of methods, this library's own comes first.
-  fields = sorted(known, key=lambda field: (field.count('.'), not field.startswith('method.cmtkd.'), field))
-  if moved := next((field for field in fields if field.endswith(f'.{name}')), ''):
+  is_other = lambda field: not field.startswith('method.cmtkd.')  # of methods, this library's own comes first
+  if moved := next((field for field in sorted(known, key=is_other) if field.endswith(f'.{name}')), ''):
     return moved
   name = name.lower().replace('-', '_')
   if '.' in name and (inside := _inside(name, known)):
     return inside
   leaf = name.rpartition('.')[2]
   leaf = _SYNONYMS.get(leaf, leaf)
+  fields = sorted(known, key=lambda field: (field.count('.'), is_other(field), field))
   for close in (leaf, *difflib.get_close_matches(leaf, [field.rpartition('.')[2] for field in fields], 1, 0.75)):
     found = next((field for field in fields if field == close or field.endswith(f'.{close}')), '')
     if found:

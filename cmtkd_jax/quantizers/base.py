@@ -141,12 +141,18 @@ def _of_arrays(method):
   @functools.wraps(method)
   def checked(self, x, parameters=None):
     needed = (*self.learned, *self.fitted)
-    if not set(needed) <= (parameters or {}).keys():
-      raise ValueError(
-        f'{self._name} has values that are learned or fitted, {", ".join(needed)}; '
-        f'call q.{method.__name__}(x, q.init(x)), or with those of a trained network'
-      )
-    return method(self, jnp.asarray(x, jnp.float32), parameters)
+    fault = ValueError(
+      f'{self._name} has values that are learned or fitted, {", ".join(needed)}; '
+      f'call q.{method.__name__}(x, q.init(x)), or with those of a trained network'
+    )
+    if needed and not parameters:
+      raise fault
+    try:
+      return method(self, jnp.asarray(x, jnp.float32), parameters)
+    except KeyError as e:
+      if e.args[0] in needed:
+        raise fault from None
+      raise
 
   return checked
 
@@ -188,7 +194,8 @@ class Quantizer(Options):
       raise ValueError(f'{self._name}: {e}') from None
     if type(self.bits) is not int or self.bits not in self.bit_widths:
       allowed = ', '.join(map(str, self.bit_widths))
-      raise ValueError(f'{self._name}: bits={self.bits!r} is not supported; allowed: {allowed}, as an int of Python')
+      kind = '' if type(self.bits) is int else ', an int of Python, not an array'
+      raise ValueError(f'{self._name}: bits={self.bits!r} is not supported; allowed: {allowed}{kind}')
 
   @property
   def _name(self):

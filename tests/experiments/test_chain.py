@@ -182,7 +182,7 @@ def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing
   config.table.seeds = (0,)
   rows = {row['title']: row for row in table.train_table(config, tmp_path)}
   assert rows['full precision']['seeds'] == rows['KD']['seeds'] == [0]
-  assert 'apot_of_tomorrow does not exist' in rows['not yet']['note']
+  assert "config.quantizer.name='apot_of_tomorrow' is not one of" in rows['not yet']['note']
   assert '/nowhere' in rows['lost']['note'] and rows['cited']['note'] == 'cited, not run here'
   summary = json.loads((tmp_path / 'kd' / 'seed0' / 'summary.json').read_text())
   assert summary['config']['teacher_workdirs'] == [f'{tmp_path}/full/seed0']

@@ -15,7 +15,8 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods import METHODS, apprentice, average_teacher, ctkd, dml, guided, kd, kdcl, qkd, speq
-from cmtkd_jax.runs import checkpoint
+from cmtkd_jax.models import bit_table
+from cmtkd_jax.runs import checkpoint, run_files
 from cmtkd_jax.training import build, initialize, optimizer
 from cmtkd_jax.training.step import eval_step, initial_state, train_step
 from cmtkd_jax.training.teachers import Teacher
@@ -597,14 +598,15 @@ def test_a_teacher_of_another_width_does_not_take_over_the_values_of_quantizers(
     config = make_config(method, **{f'method.{method}.teacher_bits': bits, 'quantizer.name': 'lsq'})
     created = build.create_method(config, CLASSES, trained(*TEACHERS.get(method, ())))
     variables = jax.eval_shape(lambda: created.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), train=True))
-    return config, created, variables
+    return config, created, variables, bit_table.collect(created, (6, 6, 1))
 
-  there, _, variables = of(4)
+  there, _, variables, layers = of(4)
   found = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), variables)
-  monkeypatch.setattr(checkpoint, 'load_variables', lambda directory: (found, {'config': there.to_dict()}, 5))
+  meta = run_files.meta(there, 5, layers)
+  monkeypatch.setattr(checkpoint, 'load_variables', lambda directory: (found, meta, 5))
   for bits in (4, 8):
-    config, created, variables = of(bits)
-    loaded, _ = initialize.load('runs/4', '', variables, created, config)
+    config, created, variables, layers = of(bits)
+    loaded, _ = initialize.load('runs/4', '', variables, created, config, layers)
     steps = {path[0] for path in traverse_util.flatten_dict(loaded['params']) if path[-1] == 'step'}
     assert ('student' in steps, network in steps) == (True, bits == 4)
 

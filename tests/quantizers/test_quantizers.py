@@ -162,7 +162,12 @@ def test_values_start_in_float32_and_are_all_needed(cls):
   start = quantizer.init(np.float16([[0.5, -1.0], [2.0, 0.25]]))
   assert {np.asarray(value).dtype for value in start.values()} == {np.dtype('float32')}
   with pytest.raises(ValueError, match='has values that are learned or fitted'):
-    quantizer.quantize(jnp.ones((2, 2)), dict(list(start.items())[:-1]) | {'wrong': 1.0})
+    quantizer.quantize(jnp.ones((2, 2)), {'wrong': 1.0})
+
+
+def test_bits_are_an_int_of_python():
+  with pytest.raises(ValueError, match=r'bits=.*2.* is not supported; allowed: 1, .*8, an int of Python, not an array'):
+    hwgq.Weight(bits=np.int64(2))
 
 
 @pytest.mark.parametrize('bits', [0, -1, 9])
