@@ -1,8 +1,8 @@
 """What each recipe adds to a 2-bit network alone and to CMT-KD's student: ResNet8 on ten classes of CIFAR-100.
 
 Network and data of benchmarks/cifar10c_resnet8.py, 20 epochs. A single network takes about 4 minutes on one core of an
-Intel Xeon, CMT-KD 6 on one of an AMD EPYC. Every recipe is one change, with settings of its source or common ones, which
-were not searched.
+Intel Xeon, CMT-KD 6 on one of an AMD EPYC. Every recipe is one change, with settings of its source or common ones,
+which were not searched.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/recipes_resnet8.py --config.data.name=npy:DIR
 Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/recipes_resnet8.py \
            --workdir=benchmarks/results/recipes_resnet8

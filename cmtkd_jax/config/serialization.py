@@ -77,12 +77,14 @@ def _without_unknown(values, known):
     entries = values.get(section)
     if not isinstance(entries, dict):
       continue
-    used = {value for value in entries.values() if isinstance(value, str)}
-    parts = {name: value for name, value in entries.items() if isinstance(value, dict) and name not in used}
-    others = {name: value for name, value in entries.items() if name not in parts}
-    # What is used and unknown: its name is refused, with those that there are.
-    others = {name: value for name, value in others.items() if not isinstance(value, dict) or name in known[section]}
-    values = {**values, section: others | kept(parts, known[section])}
+    used, found = {value for value in entries.values() if isinstance(value, str)}, {}
+    for name, value in entries.items():
+      if not isinstance(value, dict) or (name in used and name in known[section]):
+        found[name] = value
+      elif name in known[section]:
+        found[name] = kept(value, known[section][name])
+      # Otherwise it is unknown. Where it is used, its name is refused later, with those that there are.
+    values = {**values, section: found}
   return values
 
 

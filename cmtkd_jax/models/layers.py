@@ -57,6 +57,13 @@ def _with_levels(quantizer, x, parameters):
   return quantizer.with_levels(x, parameters)
 
 
+def _initial(quantizer, x):
+  values = quantizer.init(x)
+  if missing := {*quantizer.learned, *quantizer.fitted} - values.keys():
+    raise ValueError(f'{type(quantizer).__module__}: init() returns no {min(missing)!r}, which is learned or fitted')
+  return values
+
+
 class FakeQuantize(nn.Module):
   """Holds a quantizer's learned and fitted values and applies it; both start from the first data it sees.
 
@@ -68,16 +75,14 @@ class FakeQuantize(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     quantizer, x = self.quantizer, x.astype(jnp.float32)
+    initial = functools.cache(lambda: _initial(quantizer, x))
     if self.is_initializing():
-      initial = quantizer.init(x)
-      if missing := {*quantizer.learned, *quantizer.fitted} - initial.keys():
-        raise ValueError(
-          f'{type(quantizer).__module__}: init() returns no {sorted(missing)[0]!r}, which is learned or fitted'
-        )
-      parameters = {name: self.param(name, lambda _, name=name: initial[name]) for name in quantizer.learned}
+      parameters = {name: self.param(name, lambda _, name=name: initial()[name]) for name in quantizer.learned}
     else:  # read, since `param` would trace `init` again to compare shapes: seconds, where it searches
       parameters = {name: self.get_variable('params', name) for name in quantizer.learned}
-    fitted = {name: self.variable(QUANTIZER_STATE, name, lambda name: initial[name], name) for name in quantizer.fitted}
+    fitted = {
+      name: self.variable(QUANTIZER_STATE, name, lambda name=name: initial()[name]) for name in quantizer.fitted
+    }
     parameters |= {name: variable.value for name, variable in fitted.items()}
     quantized = _with_levels(quantizer, x, parameters)
     if train and fitted and not self.is_initializing():
