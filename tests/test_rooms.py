@@ -61,8 +61,8 @@ def test_imports_point_down(room):
   assert not upward
 
 
-def test_images_go_up_from_files_over_batches_to_data_sets():
-  """transforms, then sources, then loading."""
+def test_imports_within_data_point_down():
+  """loading > sources > transforms."""
   for folder, higher in (('transforms', ('sources', 'loading')), ('sources', ('loading',))):
     for path in (PACKAGE / 'data' / folder).glob('*.py'):
       assert not [name for name in higher if f'cmtkd_jax.data.{name}' in path.read_text()], path

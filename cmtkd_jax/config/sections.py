@@ -197,7 +197,7 @@ def selections():
   """Returns the sections of which a `name` chooses one: `{'method.kd': class}`.
 
   Raises:
-    ValueError: a file, such as quantizers/weights.py, has the name of a field.
+    ValueError: a file, such as quantizers/weights.py, has the name of a field, or is named none.py.
   """
   chosen = {
     'method': {name: module.Settings for name, module in methods.METHODS.items()},
@@ -213,7 +213,7 @@ def selections():
   for section, table in chosen.items():
     for name in {'none', *(field.name for field in options.fields(SELECTING[section]))}:
       if name in {entry.partition('.')[0] for entry in table}:
-        raise ValueError(f'{section} {name!r} has the name of a field of config.{section}, or of none; rename its file')
+        raise ValueError(f'{section} {name!r}: config.{section} itself uses this name; give the file another one')
   return {f'{section}.{name}': cls for section, table in chosen.items() for name, cls in table.items()}
 
 

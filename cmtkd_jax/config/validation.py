@@ -149,10 +149,9 @@ def _inside(name, known):
     section += f'{close[0]}.'
   fields = sorted((field for field in known if field.startswith(section)), key=lambda field: (field.count('.'), field))
   leaves = [field.rpartition('.')[2] for field in fields]
-  close = difflib.get_close_matches(leaf, leaves, 1, 0.75)
-  begins = [other for other in leaves if len(leaf) > 2 and other.startswith(leaf)]
-  found = next((word for word in ([leaf] * (leaf in leaves) + close + begins)), '')
-  return fields[leaves.index(found)] if found else ''
+  meant = difflib.get_close_matches(leaf, leaves, 1, 0.75)  # the word itself, if it is there
+  meant += [other for other in leaves if len(leaf) > 2 and other.startswith(leaf)]
+  return fields[leaves.index(meant[0])] if meant else ''
 
 
 # A run of a chain or table, or all of them.

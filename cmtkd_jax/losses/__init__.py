@@ -33,17 +33,14 @@ from cmtkd_jax.losses.standardized_kd import standardize, standardized_kl
 def _of_kind(base):
   """`{file: class}` of every file of this folder with a subclass of `base`; its options are those of the class."""
   found = {}
-  for name in [file.name for file in pkgutil.iter_modules(__path__)]:
+  for _, name, _ in pkgutil.iter_modules(__path__):
     file = importlib.import_module(f'{__name__}.{name}')
-    for value in vars(file).values():
-      if (
-        isinstance(value, type) and issubclass(value, base) and value.__module__ == file.__name__ and value is not base
-      ):
-        if name in found:
-          raise TypeError(
-            f'{file.__name__} has two losses, {found[name].__name__} and {value.__name__}; make two files'
-          )
-        found[name] = value
+    own = [value for value in vars(file).values() if isinstance(value, type) and value.__module__ == file.__name__]
+    kinds = [value for value in own if issubclass(value, base) and value is not base]
+    if len(kinds) > 1:
+      raise TypeError(f'{file.__name__} has two losses, {kinds[0].__name__} and {kinds[1].__name__}; make two files')
+    if kinds:
+      found[name] = kinds[0]
   return found
 
 

@@ -1,7 +1,8 @@
 """The 2-D convolution of every layer, and its gradients.
 
-On a CPU they take the forms of `cpu_convolution`. Which form is taken is decided when a program is lowered, so that
-programs for TPU and GPU hold the convolution alone. Both are traced once for all layers of the same shapes.
+On a CPU they take the forms of `cpu_convolution` or `cpu_depthwise`. Which form is taken is decided when a program is
+lowered, so that programs for TPU and GPU hold the convolution alone. Both are traced once for all layers of the same
+shapes.
 
 Shapes: x [B, H, W, C], kernel [k, k, C / groups, F], y and its gradient g [B, H', W', F].
 """
@@ -10,7 +11,7 @@ import functools
 
 import jax
 
-from cmtkd_jax.models import cpu_convolution
+from cmtkd_jax.models import cpu_convolution, cpu_depthwise
 
 
 @functools.partial(jax.jit, static_argnames=('stride', 'padding', 'preferred_element_type', 'groups'))
@@ -32,9 +33,17 @@ def convolve(x, kernel, stride, padding, preferred_element_type=None, groups=1):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _convolve(x, kernel, stride, padding, preferred_element_type, groups):
   plain = functools.partial(_plain(stride, padding, groups), preferred_element_type=preferred_element_type)
-  forms = dict(stride=stride, padding=padding, groups=groups)
-  on_cpu = functools.partial(cpu_convolution.forward, plain=plain, sums=preferred_element_type, **forms)
+  if (forms := _forms(kernel, groups)) is None:
+    return plain(x, kernel)
+  on_cpu = functools.partial(forms.forward, plain=plain, stride=stride, padding=padding, sums=preferred_element_type)
   return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+
+
+def _forms(kernel, groups):
+  """The module of forms for a CPU; None for groups of several channels or features, which have none."""
+  if groups == 1:
+    return cpu_convolution
+  return cpu_depthwise if kernel.shape[2:] == (1, groups) else None
 
 
 def _plain(stride, padding, groups):
@@ -54,9 +63,10 @@ def _backward(stride, padding, preferred_element_type, groups, operands, g):
   of_x = lambda x, kernel, g: jax.vjp(lambda x: convolution(x, kernel), x)[1](g)[0]
   of_kernel = lambda x, kernel, g: jax.vjp(lambda kernel: convolution(x, kernel), kernel)[1](g)[0]
   args = (x, kernel, g.astype(x.dtype))
-  forms = dict(stride=stride, padding=padding, groups=groups)
-  x_on_cpu = functools.partial(cpu_convolution.gradient_of_x, plain=of_x, **forms)
-  kernel_on_cpu = functools.partial(cpu_convolution.gradient_of_kernel, plain=of_kernel, **forms)
+  if (forms := _forms(kernel, groups)) is None:
+    return of_x(*args), of_kernel(*args)
+  x_on_cpu = functools.partial(forms.gradient_of_x, plain=of_x, stride=stride, padding=padding)
+  kernel_on_cpu = functools.partial(forms.gradient_of_kernel, plain=of_kernel, stride=stride, padding=padding)
   return (
     jax.lax.platform_dependent(*args, cpu=x_on_cpu, default=of_x),
     jax.lax.platform_dependent(*args, cpu=kernel_on_cpu, default=of_kernel),

@@ -2,11 +2,10 @@
 
 XLA's CPU backend is slow in a few cases: kernels that are larger than the map, few features, strided 1x1 kernels,
 gradients of weights whose operands do not fit into the cache, gradients of small maps with many features, gradients of
-large maps with few channels and a stride, one filter a channel (depthwise). Each has an equal form in terms of
-operations that are fast. The forms sum in another order: sums of levels are exact either way, others agree to rounding.
+large maps with few channels and a stride. Each has an equal form in terms of operations that are fast. The forms sum in
+another order: sums of levels are exact either way, others agree to rounding.
 
-Shapes: x [B, H, W, C], kernel [k, k, C / groups, F], y and its gradient g [B, H', W', F]. `plain` is what is asked for
-as XLA has it.
+Shapes: x [B, H, W, C], kernel [k, k, C, F], y and its gradient g [B, H', W', F].
 """
 
 import jax
@@ -17,18 +16,13 @@ _IN_CACHE = 2**19  # bytes of the operands of a weight gradient
 _MOST_PARTS = 8  # of a batch, where each is an operation of its own
 
 
-def forward(x, kernel, *, plain, stride, padding, sums=None, groups=1):
+def forward(x, kernel, *, plain, stride, padding, sums=None):
+  """Returns y [B, H', W', F] of type `sums`, by default that of x; `plain(x, kernel)` is XLA's own convolution."""
   size, (channels, features) = kernel.shape[0], kernel.shape[2:]
-  if groups > 1:
-    if not _is_depthwise(kernel, groups):
-      return plain(x, kernel)
-    views, weights = _shifted(x, size, stride, padding), kernel.reshape(-1, 1, 1, 1, features).astype(jnp.float32)
-    products = (view.astype(jnp.float32) * weight for view, weight in zip(views, weights, strict=True))
-    return sum(products).astype(sums or x.dtype)
   if size == 1 and padding == 0:
     return jnp.matmul(x[:, ::stride, ::stride], kernel[0, 0], preferred_element_type=sums)
   if size > min(x.shape[1:3]):
-    columns = jnp.concatenate(_shifted(x, size, stride, padding), axis=-1)
+    columns = jnp.concatenate(shifted(x, size, stride, padding), axis=-1)
     return jnp.matmul(columns, kernel.reshape(-1, features), preferred_element_type=sums)
   count = 4 if channels + features <= 20 else 2
   width = x.shape[2] + 2 * padding - size + 1
@@ -37,12 +31,7 @@ def forward(x, kernel, *, plain, stride, padding, sums=None, groups=1):
   return plain(x, kernel)
 
 
-def _is_depthwise(kernel, groups):
-  """Whether every feature sees one channel, its own."""
-  return kernel.shape[2:] == (1, groups)
-
-
-def _shifted(x, size, stride, padding):
+def shifted(x, size, stride, padding):
   """What each position of the kernel is multiplied with: size^2 arrays [B, H', W', C], row by row."""
   x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   height, width = (side - size + 1 for side in x.shape[1:3])
@@ -65,16 +54,12 @@ def _neighbors_together(x, kernel, padding, count, sums=None):
   return y.reshape(*y.shape[:2], -1, features)
 
 
-def gradient_of_x(x, kernel, g, *, plain, stride, padding, groups):
+def gradient_of_x(x, kernel, g, *, plain, stride, padding):
+  """Returns the gradient of x [B, H, W, C], in its type; `plain(x, kernel, g)` is XLA's own."""
   size, _, channels, features = kernel.shape
-  if groups > 1:
-    if not _is_depthwise(kernel, groups):
-      return plain(x, kernel, g)
-    columns = g[:, :, :, None, None].astype(jnp.float32) * kernel[None, None, None, :, :, 0].astype(jnp.float32)
-    return _added(columns, x.shape[1:3], stride, padding).astype(x.dtype)
   if size == 1 or features >= 256 or size > min(g.shape[1:3]):
     columns = jnp.matmul(g, kernel.reshape(-1, features).T).reshape(*g.shape[:3], size, size, channels)
-    return _added(columns, x.shape[1:3], stride, padding)
+    return added(columns, x.shape[1:3], stride, padding)
   if stride == 1 and channels <= 16 and padding < size:
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     unchanged = lambda *_: plain(x, kernel, g)
@@ -85,16 +70,16 @@ def gradient_of_x(x, kernel, g, *, plain, stride, padding, groups):
 
 
 def _phases(kernel, g, shape, stride, padding):
-  """The gradient of x by phase r of its rows and columns: x'[s q + r] = sum_m g[q + m] kernel[r + p - s m].
+  """The gradient of x by phase r = 0..s-1 of its rows and columns: dx[s q + r] = sum_m g[q + m] kernel[r + p - s m].
 
-  The s columns of one q are features of one position; rows are a convolution for each r.
+  The s columns of one q are features of one position. The rows of each r are a convolution.
   """
   size, _, channels, features = kernel.shape
   height, width = (-(-side // stride) for side in shape)  # of q
   first = lambda r: -((size - 1 - r - padding) // stride)  # m
   last = lambda r: (r + padding) // stride
   start, end = first(0), last(stride - 1)
-  # Columns of the kernel where m falls and r rises are in their order, with zeros where there are none.
+  # Index r + p - s m rises by one as r rises, and from r = s - 1 to r = 0 of the next smaller m: a reshape is enough.
   zeros = stride * end - padding, stride - 1 + padding - stride * start - (size - 1)
   wide = jnp.pad(kernel, ((0, 0), zeros, (0, 0), (0, 0))).reshape(size, -1, stride, channels, features)
   wide = wide.transpose(0, 1, 4, 2, 3).reshape(size, -1, features, stride * channels)
@@ -111,8 +96,8 @@ def _phases(kernel, g, shape, stride, padding):
   return jnp.stack(rows, 2).reshape(-1, height * stride, width * stride, channels)[:, : shape[0], : shape[1]]
 
 
-def _added(columns, shape, stride, padding):
-  """The adjoint of `_shifted`: [B, H', W', k, k, C] -> [B, H, W, C], where `shape` is (H, W)."""
+def added(columns, shape, stride, padding):
+  """The adjoint of `shifted`: [B, H', W', k, k, C] -> [B, H, W, C], where `shape` is (H, W)."""
   _, height, width, size = columns.shape[:4]
   zero = jnp.zeros((), columns.dtype)
   rest = lambda side, count, first: side + 2 * padding - first - (count - 1) * stride - 1
@@ -133,11 +118,8 @@ def _added(columns, shape, stride, padding):
   return total[:, padding : padding + shape[0], padding : padding + shape[1]]
 
 
-def gradient_of_kernel(x, kernel, g, *, plain, stride, padding, groups):
-  if groups > 1:
-    if not _is_depthwise(kernel, groups):
-      return plain(x, kernel, g)
-    return _sum_of_products(x, g, kernel.shape[0], stride, padding).reshape(kernel.shape).astype(x.dtype)
+def gradient_of_kernel(x, kernel, g, *, plain, stride, padding):
+  """Returns the gradient of the kernel [k, k, C, F], in its type; `plain(x, kernel, g)` is XLA's own."""
   if kernel.shape[0] == 1 and padding == 0:
     channels, features = kernel.shape[2:]
     return (x[:, ::stride, ::stride].reshape(-1, channels).T @ g.reshape(-1, features))[None, None]
@@ -153,25 +135,14 @@ def gradient_of_kernel(x, kernel, g, *, plain, stride, padding, groups):
 
 
 def _parts(batch, most):
-  """Into how many equal parts a batch is divided, at most `most` if that is not 0."""
+  """Into how many equal parts a batch is divided: at most `most`, and at least one."""
   return max(count for count in range(1, max(most, 1) + 1) if batch % count == 0)
-
-
-def _sum_of_products(x, g, size, stride, padding):
-  """[size^2, C]: g times what `_shifted` gives, summed image by image, so that the products stay in the cache."""
-
-  def add(total, image):
-    x, g = (array.astype(jnp.float32) for array in image)
-    products = [view[0] * g for view in _shifted(x[None], size, stride, padding)]
-    return total + jnp.stack([product.sum((0, 1)) for product in products]), None
-
-  return jax.lax.scan(add, jnp.zeros((size**2, x.shape[-1])), (x, g))[0]
 
 
 def _rows_by_columns(x, shape, g, padding, parts):
   """The gradient of the kernel, stride 1: rows of x, shifted, times columns of g, shifted, over parts of the batch.
 
-  kernel'[i, j] = sum_hv x[h + i - p, v] g[h, v - j + p], so k shifts of both give k^2 products at once.
+  dkernel[i, j] = sum_hv x[h + i - p, v] g[h, v - j + p], so k shifts of both give k^2 products at once.
   """
   size, _, channels, features = shape
   by_part = lambda array: array.reshape(-1, parts, *array.shape[1:])  # as in `gradient_of_kernel`

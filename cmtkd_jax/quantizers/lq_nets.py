@@ -27,7 +27,7 @@ def fit_basis(x, codes, factors, basis):
 
   Args:
     x: float32 [N].
-    codes: int32 [N].
+    codes: int32 [N], in [0, 2^K).
     factors: e for each code, float32 [2^K, K].
     basis: v_old, float32 [K].
 

@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import inspect, pytorch_weights
+from cmtkd_jax.models.bit_policy import quantizer_names
 from cmtkd_jax.runs import checkpoint, run_files
 
 
@@ -128,9 +129,8 @@ def _same_grids(networks, layers, config, meta):
     return {row['layer']: (row['weight_bits'], row['activation_bits']) for row in rows}
 
   def described(config):
-    quantizer = config['quantizer']
-    used = {role: quantizer.get(role) or quantizer['name'] for role in ('weights', 'activations')}
-    return json.dumps([config['bits'], used, [quantizer.get(name) for name in used.values()]])
+    used = quantizer_names(config['quantizer'])
+    return json.dumps([config['bits'], used, [config['quantizer'].get(name) for name in used.values()]])
 
   if not {'config', 'bits'} <= meta.keys() or described(config) != described(meta['config']):
     return set()

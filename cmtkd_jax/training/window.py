@@ -83,14 +83,10 @@ def _check_finite(history, step, last_good):
     for name in sorted(metrics, key=lambda name: (name.endswith('/gradient_norm'), name == 'loss')):
       if not np.isfinite(metrics[name]):
         kept = f'the last good checkpoint, of step {last_good}, is kept' if last_good else 'there is no checkpoint yet'
-        # Clipping scales by the norm, and so cannot help against a gradient that is not finite.
-        own = name.endswith('/gradient_norm')
-        fix = (
-          'if you wrote a loss or quantizer, look for a derivative that is not finite, such as of sqrt at 0'
-          if own
-          else 'or set config.optimizer.grad_clip_norm'
-        )
+        fix = ' or set config.optimizer.grad_clip_norm'
+        if name.endswith('/gradient_norm'):  # the loss is finite; clipping scales by the norm, and so cannot help
+          fix = '; in a loss or quantizer of your own, look for a derivative that is not finite, such as of sqrt at 0'
         raise UserError(
           f'step {step - len(history) + i + 1}: {name} is {metrics[name]}, the first value that is not '
-          f'finite; {kept}; lower config.optimizer.learning_rate{"; " if own else " "}{fix}'
+          f'finite; {kept}; lower config.optimizer.learning_rate{fix}'
         )

@@ -194,15 +194,13 @@ def test_suggestions_of_what_can_be_set():
 @pytest.mark.parametrize('section, table', [('quantizer', quantizers.QUANTIZERS), ('logit_loss', losses.LOGIT_LOSSES)])
 def test_a_part_with_the_name_of_a_field_is_refused(section, table, monkeypatch):
   monkeypatch.setitem(table, 'name', next(iter(table.values())))
-  with pytest.raises(ValueError, match=f"{section} 'name' has the name of a field of config.{section}"):
+  with pytest.raises(ValueError, match=f"{section} 'name': config.{section} itself uses this name"):
     sections.selections()
 
 
 def test_a_loss_named_none_is_refused(monkeypatch):
   monkeypatch.setitem(losses.FEATURE_LOSSES, 'none', losses.FEATURE_LOSSES['fitnet'])
-  with pytest.raises(
-    ValueError, match="feature_loss 'none' has the name of a field of config.feature_loss, or of none"
-  ):
+  with pytest.raises(ValueError, match="feature_loss 'none': config.feature_loss itself uses this name"):
     sections.selections()
 
 
