@@ -13,7 +13,10 @@ Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_cutmix
 from cmtkd_jax import config as base
 
 ENSEMBLE = ('full', 'single8', 'single6')
-LONG = dict(duration='2400 steps', eval_every='2400 steps', checkpoint_every='2400 steps')
+
+
+def lasting(steps):
+  return dict.fromkeys(('duration', 'eval_every', 'checkpoint_every'), f'{steps} steps')
 
 
 def get_config(argument=''):
@@ -24,20 +27,27 @@ def get_config(argument=''):
   continued = lambda rate: dict(init_from='student={full}', optimizer=dict(learning_rate=rate))
   lsq = continued(0.05) | dict(quantizer=dict(name='lsq'))
 
-  def imitation(**settings):
-    teachers = dict(teacher_workdirs=tuple(f'{{{name}}}' for name in ENSEMBLE))
+  def imitation(ensemble=ENSEMBLE, **settings):
+    teachers = dict(teacher_workdirs=tuple(f'{{{name}}}' for name in ensemble))
     return lsq | teachers | dict(method=dict(name='average_teacher', average_teacher=settings))
 
   lines = {  # run: (title, bits, run's changes)
     'full': ('full precision', '32/32', full),
-    'full_2400': ('full precision, 2,400 steps', '32/32', full | LONG),
+    'full_2400': ('full precision, 2,400 steps', '32/32', full | lasting(2400)),
+    'full_3600': ('full precision, 3,600 steps', '32/32', full | lasting(3600)),
     'full_continued': ('full precision, 1,200 steps more, learning rate 0.01', '32/32', full | continued(0.01)),
     'full_continued_5': ('full precision, 1,200 steps more, learning rate 0.05', '32/32', full | continued(0.05)),
     'single8': ('8 bits alone', '8/8', rows['single8']),
     'single6': ('6 bits alone', '6/6', rows['single6']),
+    'deep': ('ResNet20, full precision', '32/32', rows['full_precision_deep']),
     'lsq': ('LSQ from full precision, alone', '2/2', rows['single2'] | lsq),
     'imitation': ('LSQ from full precision, imitates the ensemble alone', '2/2', imitation(alpha=0.0)),
     'average': ('LSQ from full precision, ensemble with weight 4', '2/2', imitation(beta=4.0)),
+    'average_deep': (
+      'LSQ from full precision, 2,400 steps, ensemble and ResNet20 with weight 4',
+      '2/2',
+      imitation((*ENSEMBLE, 'deep'), beta=4.0) | lasting(2400),
+    ),
   }
   config.table.title = '72 digits, ResNet8, CutMix: a 2-bit student against full precision'
   config.table.seeds = tuple(range(700, 710))
@@ -46,5 +56,6 @@ def get_config(argument=''):
   config.table.lines = (
     *((title, bits, name, 'student', (None, None)) for name, (title, bits, _) in lines.items()),
     ('ensemble of full precision, 8 and 6 bits', '32, 8, 6', 'average', 'combined_teacher', (None, None)),
+    ('the same and ResNet20', '32, 8, 6, 32', 'average_deep', 'combined_teacher', (None, None)),
   )
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 8, channels=1))
