@@ -14,6 +14,8 @@ _SHORT = {
   **{f'{value}_schedule': {'warmup': '1 steps', 'change_at': '2 steps'} for value in ('beta', 'gamma', 'temperature')},
 }
 
+_LENGTHS = ('duration', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every', 'checkpoint_every')
+
 
 def apply_argument(config, argument, **variants):
   """Applies the part of `--config=FILE.py:ARGUMENT` after the colon: names of variants, and of runs of a table.
@@ -56,7 +58,8 @@ def smoke(config, image_size, channels=3, classes=10):
   if AUGMENTS[config.data.augment].random_box:
     config.data.augment = 'pad_crop_flip'
   config.model.width = min(config.model.width, 8 / 64)
-  runs = (config, *config.table.runs.values(), *config.prerequisites.values())
+  others = (*config.table.runs.values(), *config.prerequisites.values())
+  runs = (config, *others)
   every = 1 if any('teacher' in changes.get('init_from', '') for changes in runs) else 2  # all that have names there
   for name in methods.METHODS:
     for field in ('teacher_bits', 'peer_bits'):
@@ -66,6 +69,9 @@ def smoke(config, image_size, channels=3, classes=10):
   for changes in config.prerequisites.values():
     if 'model' in changes:
       del changes.model  # every network is the student's
+  for changes in others:
+    for field in set(_LENGTHS).intersection(changes):
+      del changes[field]  # every run is as long
   config.table.seeds = config.table.seeds[:1]
   config.batch_size = config.eval_batch_size = 16
   config.duration, config.optimizer.warmup = '3 steps', ''

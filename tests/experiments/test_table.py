@@ -227,6 +227,9 @@ def test_wrong_values_are_refused_before_a_run_begins(config, tmp_path, monkeypa
 def test_every_table_can_be_collected(path, argument, tmp_path):
   config = runpy.run_path(str(path))['get_config'](argument)
   assert len(table.collect(config, tmp_path)) == len(config.table.lines) > 0
+  if argument == 'smoke':
+    own = {field for run in config.table.runs.values() for field in run}
+    assert config.duration == '3 steps' and not own & {'duration', 'eval_every', 'checkpoint_every', 'batch_size'}
 
 
 def test_a_summary_of_an_earlier_version(config, tmp_path):
