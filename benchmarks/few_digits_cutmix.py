@@ -1,12 +1,13 @@
 """A 2-bit student against full precision with the same steps and augmentation: 72 digits, ResNet8, CutMix.
 
-Network and data of few_digits_resnet8.py. Trained networks have all 72 images right, so their predictions say little
-more than the labels. With CutMix every batch is new, and predictions do differ (as in Beyer et al., "Knowledge
-distillation: a good teacher is patient and consistent", CVPR 2022). The student starts from full precision with learned
-steps (LSQ) and imitates an ensemble of full precision and the networks with 8 and 6 bits. It gets 1,200 steps more;
-full precision gets them, too: in a second schedule, with the student's learning rate or a fifth of it, or in one long
-schedule. Settings were chosen with seed 600 (learning rates 0.01, 0.05, 0.1; weights; temperatures), which is not used
-here. A seed takes 5 minutes on one core of an AMD EPYC without AVX-512.
+Network and data of few_digits_resnet8.py. Trained networks have all 72 images right, so their predictions may say
+little more than the labels. With CutMix every batch is new, and predictions differ from labels (as in Beyer et al.,
+"Knowledge distillation: a good teacher is patient and consistent", CVPR 2022). The student starts from full precision
+with learned steps (LSQ) and imitates an ensemble of full precision and the networks with 8 and 6 bits, in the last row
+also of a ResNet20. It gets 1,200 or 2,400 steps more; full precision gets them, too: in a second schedule, with the
+student's learning rate or a fifth of it, or in one long schedule. Settings were chosen with seed 600 (learning rates
+0.01, 0.05, 0.1; weights; temperatures; steps; members of the ensemble), which is not used here. The last row is also
+configs/few_digits_imitation.py. A seed takes 8 minutes on one core of an AMD EPYC without AVX-512.
 Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_cutmix.py
 """
 
