@@ -13,7 +13,7 @@ _SHORT = {
   'averaging': {'start': '1 steps', 'every': '1 steps'},
   **{f'{value}_schedule': {'warmup': '1 steps', 'change_at': '2 steps'} for value in ('beta', 'gamma', 'temperature')},
 }
-
+# Fields that a run of a table or chain has from the smoke test, whatever its own changes say.
 _LENGTHS = ('duration', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every', 'checkpoint_every')
 
 
@@ -71,7 +71,7 @@ def smoke(config, image_size, channels=3, classes=10):
       del changes.model  # every network is the student's
   for changes in others:
     for field in set(_LENGTHS).intersection(changes):
-      del changes[field]  # every run is as long
+      del changes[field]
   config.table.seeds = config.table.seeds[:1]
   config.batch_size = config.eval_batch_size = 16
   config.duration, config.optimizer.warmup = '3 steps', ''
