@@ -1,13 +1,13 @@
-"""A 2-bit student against full precision with the same steps and augmentation: 72 digits, ResNet8, CutMix.
+"""A 2-bit student of an ensemble against full precision: 72 digits, ResNet8, CutMix.
 
 Network and data of few_digits_resnet8.py. Trained networks have all 72 images right, so their predictions may say
 little more than the labels. With CutMix every batch is new, and predictions differ from labels (as in Beyer et al.,
 "Knowledge distillation: a good teacher is patient and consistent", CVPR 2022). The student starts from full precision
-with learned steps (LSQ) and imitates an ensemble of full precision and the networks with 8 and 6 bits, in the last row
-also of a ResNet20. It gets 1,200 or 2,400 steps more; full precision gets them, too: in a second schedule, with the
+with learned steps (LSQ) and learns from an ensemble of full precision and the networks with 8 and 6 bits, in the last
+row also of a ResNet20. It gets 1,200 or 2,400 steps more; full precision gets them, too: in a second schedule, with the
 student's learning rate or a fifth of it, or in one long schedule. Settings were chosen with seed 600 (learning rates
 0.01, 0.05, 0.1; weights; temperatures; steps; members of the ensemble), which is not used here. The last row is also
-configs/few_digits_imitation.py. A seed takes 8 minutes on one core of an AMD EPYC without AVX-512.
+configs/few_digits_average_teacher.py. A seed takes 8 minutes on one core of an AMD EPYC without AVX-512.
 Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_cutmix.py
 """
 
@@ -28,7 +28,7 @@ def get_config(argument=''):
   continued = lambda rate: dict(init_from='student={full}', optimizer=dict(learning_rate=rate))
   lsq = continued(0.05) | dict(quantizer=dict(name='lsq'))
 
-  def imitation(ensemble=ENSEMBLE, **settings):
+  def distilled(ensemble=ENSEMBLE, **settings):
     teachers = dict(teacher_workdirs=tuple(f'{{{name}}}' for name in ensemble))
     return lsq | teachers | dict(method=dict(name='average_teacher', average_teacher=settings))
 
@@ -42,18 +42,18 @@ def get_config(argument=''):
     'single6': ('6 bits alone', '6/6', rows['single6']),
     'deep': ('ResNet20, full precision', '32/32', rows['full_precision_deep']),
     'lsq': ('LSQ from full precision, alone', '2/2', rows['single2'] | lsq),
-    'imitation': ('LSQ from full precision, imitates the ensemble alone', '2/2', imitation(alpha=0.0)),
-    'average': ('LSQ from full precision, ensemble with weight 4', '2/2', imitation(beta=4.0)),
+    'imitation': ('LSQ from full precision, the ensemble without labels', '2/2', distilled(alpha=0.0)),
+    'average': ('LSQ from full precision, ensemble with weight 4', '2/2', distilled(beta=4.0)),
     'average_deep': (
       'LSQ from full precision, 2,400 steps, ensemble and ResNet20 with weight 4',
       '2/2',
-      imitation((*ENSEMBLE, 'deep'), beta=4.0) | lasting(2400),
+      distilled((*ENSEMBLE, 'deep'), beta=4.0) | lasting(2400),
     ),
   }
   config.table.title = '72 digits, ResNet8, CutMix: a 2-bit student against full precision'
   config.table.seeds = tuple(range(700, 710))
   config.table.runs = {name: run for name, (*_, run) in lines.items()}
-  config.table.baseline = 'full_2400'
+  config.table.baseline = 'full'
   config.table.lines = (
     *((title, bits, name, 'student', (None, None)) for name, (title, bits, _) in lines.items()),
     ('ensemble of full precision, 8 and 6 bits', '32, 8, 6', 'average', 'combined_teacher', (None, None)),

@@ -1,11 +1,10 @@
-"""A 2-bit student that imitates an ensemble on mixed images: ResNet8, 72 of the bundled digits.
+"""A 2-bit student of an ensemble, with CutMix: ResNet8, 72 of the bundled digits.
 
 The best 2-bit student of these images that we know. Five runs: teachers in full precision and with 8 and 6 bits, and a
-ResNet20, then a student that starts from full precision with learned steps (LSQ). With CutMix the teachers' predictions
-differ from the labels even though they have every training image right. Expected on the other 1,370 images after the
-last step: 95.5 % (10 seeds; full precision 95.1 %, the 2-bit network alone 93.2 %; benchmarks/few_digits_cutmix.py).
-Four and a half minutes on two cores of an AMD EPYC without AVX-512.
-Run: python -m cmtkd_jax.main --config=configs/few_digits_imitation.py
+ResNet20, then a student that starts from full precision with learned steps (LSQ). Expected on the other 1,370 images
+after the last step: 95.5 % (10 seeds; benchmarks/few_digits_cutmix.py: full precision 95.1 % after 1,200 steps, the
+2-bit network alone 93.2 %). Four and a half minutes on two cores of an AMD EPYC without AVX-512.
+Run: python -m cmtkd_jax.main --config=configs/few_digits_average_teacher.py
 """
 
 from cmtkd_jax import config as base
