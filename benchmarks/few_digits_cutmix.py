@@ -32,6 +32,9 @@ def get_config(argument=''):
     teachers = dict(teacher_workdirs=tuple(f'{{{name}}}' for name in ensemble))
     return lsq | teachers | dict(method=dict(name='average_teacher', average_teacher=settings))
 
+  def cmtkd(**settings):
+    return rows['without_attention'] | lsq | dict(method=dict(name='cmtkd', cmtkd=settings))
+
   lines = {  # run: (title, bits, run's changes)
     'full': ('full precision', '32/32', full),
     'full_2400': ('full precision, 2,400 steps', '32/32', full | lasting(2400)),
@@ -49,6 +52,8 @@ def get_config(argument=''):
       '2/2',
       distilled((*ENSEMBLE, 'deep'), beta=4.0) | lasting(2400),
     ),
+    'cmtkd_1': ('LSQ from full precision, CMT-KD without feature loss, beta 1', '2/2', cmtkd(beta=1.0)),
+    'cmtkd_4': ('LSQ from full precision, CMT-KD without feature loss, beta 4', '2/2', cmtkd(beta=4.0)),
   }
   config.table.title = '72 digits, ResNet8, CutMix: a 2-bit student against full precision'
   config.table.seeds = tuple(range(700, 720))
