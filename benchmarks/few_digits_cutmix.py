@@ -37,8 +37,9 @@ def get_config(argument=''):
 
   lines = {  # run: (title, bits, run's changes)
     'full': ('full precision', '32/32', full),
-    'full_2400': ('full precision, 2,400 steps', '32/32', full | lasting(2400)),
-    'full_3600': ('full precision, 3,600 steps', '32/32', full | lasting(3600)),
+    **{f'full_{n}': (f'full precision, {n:,} steps', '32/32', full | lasting(n)) for n in (600, 900, 1600, 2400, 3600)},
+    'full_rate_half': ('full precision, learning rate 0.05', '32/32', full | dict(optimizer=dict(learning_rate=0.05))),
+    'full_rate_double': ('full precision, learning rate 0.2', '32/32', full | dict(optimizer=dict(learning_rate=0.2))),
     'full_continued': ('full precision, 1,200 steps more, learning rate 0.01', '32/32', full | continued(0.01)),
     'full_continued_5': ('full precision, 1,200 steps more, learning rate 0.05', '32/32', full | continued(0.05)),
     'single8': ('8 bits alone', '8/8', rows['single8']),
@@ -63,5 +64,7 @@ def get_config(argument=''):
     *((title, bits, name, 'student', (None, None)) for name, (title, bits, _) in lines.items()),
     ('ensemble of full precision, 8 and 6 bits', '32, 8, 6', 'average', 'combined_teacher', (None, None)),
     ('the same and ResNet20', '32, 8, 6, 32', 'average_deep', 'combined_teacher', (None, None)),
+    ('combined teacher of CMT-KD, beta 1', '4, 6, 8', 'cmtkd_1', 'combined_teacher', (None, None)),
+    ('combined teacher of CMT-KD, beta 4', '4, 6, 8', 'cmtkd_4', 'combined_teacher', (None, None)),
   )
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 8, channels=1))

@@ -6,12 +6,11 @@ import re
 
 import ml_collections
 
+from cmtkd_jax.config import init_from
 from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.config.sections import SELECTING
 from cmtkd_jax.config.validation import check
 from cmtkd_jax.errors import UserError
-
-_PATHS = ('init_from', 'teacher_workdirs', 'data.name')
 
 
 def to_json(config):
@@ -36,16 +35,17 @@ def from_json(text):
   return config
 
 
-def difference(a, b, exclude=()):
+def difference(a, b, exclude=(), root=''):
   """Returns lines 'field: value in a -> value in b' of the fields in which configurations differ, without `exclude`.
 
-  A relative path and its absolute one do not differ.
+  A relative path and its absolute one do not differ. Neither do the directory of a run below `root` in b and one that
+  lies as far below another directory in a: `root`, a chain or a table, may have been moved since a was stored.
   """
   a, b = flat(a), flat(b)
   return [
     f'{field}: {a.get(field)!r} -> {b.get(field)!r}'
     for field in sorted(a.keys() | b.keys())
-    if field not in exclude and _comparable(field, a.get(field)) != _comparable(field, b.get(field))
+    if field not in exclude and not _same(field, a.get(field), b.get(field), root)
   ]
 
 
@@ -54,16 +54,26 @@ def same_path(a, b):
   return _absolute(a) == _absolute(b)
 
 
-def _comparable(field, value):
-  if field not in _PATHS or not value:
-    return _tuples(value)
-  return tuple(map(_absolute, value.split(',') if isinstance(value, str) else value))
+def _same(field, before, now, root):
+  if field == 'data.name' and before and now:
+    return same_path(before, now)
+  if field == 'init_from' and before and now:
+    before, now = init_from.parse(before), init_from.parse(now)
+    return before.keys() == now.keys() and all(_same_run(before[name], now[name], root) for name in now)
+  if field == 'teacher_workdirs' and before and now:
+    return len(before) == len(now) and all(_same_run(*pair, root) for pair in zip(before, now, strict=True))
+  return _tuples(before) == _tuples(now)
+
+
+def _same_run(before, now, root):
+  before, now, above = _absolute(before), _absolute(now), f'{_absolute(root)}/' if root else ''
+  return before == now or bool(above and now.startswith(above) and before.endswith(f'/{now.removeprefix(above)}'))
 
 
 def _absolute(text):
-  """'DIR', 'network=DIR' or 'npy:DIR' with the absolute name of its directory; an object store's name is one."""
-  prefix, directory = re.fullmatch(r'(\s*\w+\s*=\s*|npy:|folder:|)(.*)', text, re.DOTALL).groups()
-  return ''.join(prefix.split()) + (directory if '://' in directory else os.path.abspath(os.path.expanduser(directory)))
+  """'DIR' or 'npy:DIR' with the absolute name of its directory; an object store's name is one."""
+  prefix, directory = re.fullmatch(r'(npy:|folder:|)(.*)', text, re.DOTALL).groups()
+  return prefix + (directory if '://' in directory else os.path.abspath(os.path.expanduser(directory)))
 
 
 def _without_unknown(values, known):

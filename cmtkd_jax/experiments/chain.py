@@ -1,11 +1,13 @@
 """Chains of runs: what `config.prerequisites` names is trained first, each run in a directory of its own."""
 
 import json
+import os
 import re
 
 import ml_collections
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.config import init_from
 from cmtkd_jax.data.outline import outline
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import run_files, run_summary
@@ -37,6 +39,7 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
   workdir = local_file.expanded(workdir)
   last = config_lib.derive(config, {})  # checks that it is a whole configuration
   directories, runs = dict(directories), {}
+  root = _common([workdir, *directories.values()])
   for name in in_order(config.prerequisites, config.prerequisites):
     runs[name] = resolve(prerequisite(config, name), directories)
     directories[name] = f'{workdir}/{name}'
@@ -45,10 +48,16 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
     _check([*((directories[name], run) for name, run in runs.items()), (workdir, last)])
   for name, run in runs.items():
     report(f'\n== {name} -> {directories[name]}')
-    _train(run, directories[name], report)
+    _train(run, directories[name], root, report)
   if runs:
     report(f'\n== {config.method.name} -> {workdir}')
-  return _train(last, workdir, report)
+  return _train(last, workdir, root, report)
+
+
+def _common(directories):
+  """The directory that all `directories` lie in, or that they are."""
+  # Whole components, as each ends with a slash; commonpath does not know object stores.
+  return os.path.commonprefix([f'{directory}/' for directory in directories]).rpartition('/')[0]  # noqa: RUF071
 
 
 def _check(runs):
@@ -107,12 +116,17 @@ def resolve(config, directories):
   """
 
   def replace(text, field):
+    if os.path.exists(text):  # a directory with braces in its name
+      return text
     for name in _REFERENCE.findall(text):
       if name not in directories:
         raise UserError(
           f'config.{field}: there is no run {name!r} before this one; there are {", ".join(directories) or "none"}'
         )
-    return _REFERENCE.sub(lambda match: directories[match[1]], text)
+    return _REFERENCE.sub(lambda match: as_directory(directories[match[1]]), text)
+
+  def as_directory(path):  # 'lr=0.1/full' would name a network
+    return path if '' in init_from.parse(path) else f'./{path}'
 
   config = ml_collections.ConfigDict(config.to_dict())
   config.init_from = replace(config.init_from, 'init_from')
@@ -120,19 +134,19 @@ def resolve(config, directories):
   return config
 
 
-def _finished(config, workdir):
+def _finished(config, workdir, root):
   """The summary of the finished run of `config` in `workdir`, or None."""
   summary = run_summary.read(workdir, ('config', 'results', 'importance'))
   if summary is None:
     return None
   there = config_lib.from_json(json.dumps(summary['config']))
-  return None if config_lib.difference(there, config, exclude=run_files.MUTABLE_FIELDS) else summary
+  return None if config_lib.difference(there, config, exclude=run_files.MUTABLE_FIELDS, root=root) else summary
 
 
-def _train(config, workdir, report):
-  summary = _finished(config, workdir)
+def _train(config, workdir, root, report):
+  summary = _finished(config, workdir, root)
   if summary is None:
-    summary = loop.train_and_evaluate(config, workdir)
+    summary = loop.train_and_evaluate(config, workdir, root)
   else:
     report(f'{workdir} is finished; its data were not looked at again')
   report(run_summary.closing_table(summary))

@@ -81,8 +81,9 @@ def find(config, workdir, topology=None):
   mesh = build.make_mesh(None if topology is None else tpu_topology.tpu_slice(topology))
   advice = "; to plan without the data, set config.data.name='generated:HxWxC:CLASSES:N'"
   data = outline(config.data, batch_size=config.batch_size, mesh=mesh, advice=advice)
-  method = build.create_method(config, data.num_classes, _teachers(config, workdir))
-  return of_method(method, config, data, mesh)
+  trained = _teachers(config, workdir)
+  parts = plan.of_data(config, trained, data.num_classes, data.input_shape, data.steps_per_epoch)  # as training refuses
+  return of_method(parts['method'], config, data, mesh)
 
 
 def _teachers(config, workdir):

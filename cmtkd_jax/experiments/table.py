@@ -111,9 +111,9 @@ def collect(config, workdir, failures=None):
 def _summaries(workdir, run):
   """Returns `{seed: summary}` of the finished runs, {} for a run of ''."""
   found = {}
-  for path in (workdir / run).glob('seed*/summary.json') if run else ():
-    if (seed := path.parent.name.removeprefix('seed')).isdecimal():
-      found[int(seed)] = _read_summary(path.parent)
+  for folder in local_file.matching(workdir / run, 'seed*') if run else ():
+    if (seed := folder.name.removeprefix('seed')).isdecimal() and (folder / run_summary.FILE).exists():
+      found[int(seed)] = _read_summary(folder)
   return dict(sorted(found.items()))
 
 
@@ -230,7 +230,8 @@ def _lines(config):
   table = config.table
   if not table.runs:
     raise UserError(
-      '--mode=table: this configuration has no table; use a config file such as configs/table2_resnet18_cifar100.py'
+      'config.table.runs is empty: this configuration has no table; use a config file such as '
+      'configs/table2_resnet18_cifar100.py'
     )
   config_lib.check(config)  # a run is checked as it begins, and knows nothing of the table
   config_lib.check_runs(table.runs)

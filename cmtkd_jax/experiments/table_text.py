@@ -17,7 +17,7 @@ def render(title, rows):
   """Returns the table as text."""
   header, body = _cells(rows)
   lines = text_table.lines(header, body, left=(0, len(header) - 1))
-  above = [printed_title(title, rows), *_what_was_run(rows)]
+  above = [*filter(None, [printed_title(title, rows)]), *_what_was_run(rows)]
   return '\n'.join(['', *map(printable, above), *lines, '', *map(printable, _below(rows))])
 
 
@@ -25,7 +25,7 @@ def markdown(title, rows):
   """Returns the table as Markdown."""
   header, body = _cells(rows)
   paragraphs = [
-    f'**{text_table.markdown_cell(printed_title(title, rows))}**',
+    *([f'**{text_table.markdown_cell(printed_title(title, rows))}**'] if title else []),
     *map(text_table.markdown_cell, _what_was_run(rows)),
     '\n'.join(text_table.markdown(header, body)),
     *map(text_table.markdown_cell, _below(rows)),

@@ -8,6 +8,7 @@ import json
 import re
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.config import init_from
 from cmtkd_jax.errors import printable
 from cmtkd_jax.export import sizes
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
@@ -36,9 +37,9 @@ def public(value, field=''):
     kind, colon, path = value.partition(':')
     if field.endswith('.data.name'):
       return f'{kind}:{_last_part(path)}' if colon and kind in ('folder', 'npy') else value
-    if field.endswith('.init_from') and re.match(r'\s*\w+\s*=', value):  # network=DIR,network=DIR
-      pairs = [part.partition('=') for part in value.split(',')]
-      return ','.join(f'{name}{equal}{_last_part(path)}' for name, equal, path in pairs)
+    if field.endswith('.init_from'):
+      named = {name: _last_part(path) for name, path in init_from.parse(value).items()}
+      return ','.join(f'{name}={path}' if name else path for name, path in named.items())
     return _last_part(value)
   return re.sub(r'(^|[:=,])(?:~[^/:=,]*|[a-z][a-z0-9]*:/)?/[^:=,]*?([^/:=,]*)/*(?=$|[:=,])', r'\1\2', value)
 

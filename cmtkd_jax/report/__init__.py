@@ -52,7 +52,7 @@ def write(workdir, others=()):
 def _write(folder, html, sections):
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob('*.png'):  # of an earlier report, which may have had other figures
+    for stale in local_file.matching(folder, '*.png'):  # of an earlier report, which may have had other figures
       stale.unlink()
     for section in sections:
       for name, image in section.images.items():

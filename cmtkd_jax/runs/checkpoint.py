@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checksums
-from cmtkd_jax.runtime import distributed
+from cmtkd_jax.runtime import distributed, local_file
 
 # Errors of a disk that is full, broken or not writable. tensorstore raises them as text.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
@@ -124,7 +124,7 @@ class Checkpoints(contextlib.AbstractContextManager):
   def _seal(self):
     """Digests the checkpoint that is about to become visible; called by the writing thread."""
     if distributed.is_first():
-      hidden = list(self.directory.glob(f'{self._saving}.orbax-checkpoint-tmp*'))
+      hidden = local_file.matching(self.directory, f'{self._saving}.orbax-checkpoint-tmp*')
       checksums.write(hidden[0] if hidden else self.directory / str(self._saving))  # object stores rename nothing
 
   def restore(self, abstract_state, step=None):

@@ -23,7 +23,7 @@ def drop_after(workdir, last_step):
   Raises:
     UserError: one cannot be read.
   """
-  for path in workdir.glob(PATTERN):
+  for path in local_file.matching(workdir, PATTERN):
     if not last_step:
       path.unlink()
       continue

@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 import subprocess
 import unicodedata
@@ -41,7 +42,7 @@ MUTABLE_FIELDS = (
 
 
 @contextlib.contextmanager
-def claim(workdir, config, dataset):
+def claim(workdir, config, dataset, root=''):
   """Locks a work directory and checks that the run may go on there; yields the path. Nothing is written yet.
 
   A directory with a checkpoint or with results must belong to this configuration and these data. Without them nothing
@@ -51,10 +52,15 @@ def claim(workdir, config, dataset):
     UserError: the directory cannot be written, holds a run of another configuration or other data, or has files of
       other programs in place of those of a run.
   """
+  if '[' in os.path.abspath(workdir):
+    raise UserError(
+      f"--workdir: {os.path.abspath(workdir)} has a '[' in its name, which orbax takes for a pattern when it saves a "
+      'checkpoint; choose another --workdir'
+    )
   with Lock(workdir):
     workdir = epath.Path(workdir)
     if has_checkpoint(workdir) or (workdir / SUMMARY).exists():
-      check_configuration(workdir, config)
+      check_configuration(workdir, config, root)
       check_data(workdir, dataset, config.allow_config_changes)
     else:
       _check_free(workdir)
@@ -71,7 +77,7 @@ def _check_free(workdir):
       raise UserError(f'--workdir: {workdir / CONFIG} is not of a run; choose another --workdir') from None
     return
   patterns = (BITS, CLASSES, RECORDS, metric_log.FILE, event_files.PATTERN)
-  if found := [path.name for pattern in patterns for path in workdir.glob(pattern)]:
+  if found := [path.name for pattern in patterns for path in local_file.matching(workdir, pattern)]:
     raise UserError(
       f'--workdir: {workdir / found[0]} is not of a run, which would have a {CONFIG}, too; choose another --workdir, '
       'or remove the file'
@@ -109,11 +115,14 @@ def has_checkpoint(workdir):
   return bool(checkpoint.steps(epath.Path(workdir) / CHECKPOINTS))
 
 
-def check_configuration(workdir, config):
-  """Raises `UserError` if the run in `workdir` has another configuration, unless `config.allow_config_changes`."""
+def check_configuration(workdir, config, root=''):
+  """Raises `UserError` if the run in `workdir` has another configuration, unless `config.allow_config_changes`.
+
+  root: of the chain or table that it belongs to, see `config.difference`.
+  """
   if not (path := epath.Path(workdir) / CONFIG).exists():
     raise UserError(f'--workdir: {path} is missing beside what a run has made; restore it, or choose another --workdir')
-  differing = config_lib.difference(read_config(workdir), config, exclude=MUTABLE_FIELDS)
+  differing = config_lib.difference(read_config(workdir), config, exclude=MUTABLE_FIELDS, root=root)
   if not differing:
     return
   if not config.allow_config_changes:
@@ -255,7 +264,7 @@ def read_config(workdir, field='--workdir'):
   try:
     return config_lib.from_json(json.dumps(read_json(path, dict)))
   except UserError as e:
-    raise UserError(f'{field}: {e}') from None
+    raise UserError(f'{field}: {path}: {e}') from None
 
 
 # For files that start anew with each training, also one that has nothing left to do.

@@ -4,6 +4,7 @@ Whatever opens a path that a user names, or a file of a run, comes here first.
 """
 
 import contextlib
+import fnmatch
 import os
 import re
 
@@ -19,6 +20,16 @@ class NotAFileError(OSError):
 def expanded(path: str | os.PathLike) -> str:
   """Returns `path` with the home directory in place of a ~ at its beginning."""
   return os.path.expanduser(os.fspath(path))
+
+
+def matching(directory: epath.PathLike, pattern: str) -> list[epath.Path]:
+  """Returns what in `directory` has a name that matches `pattern`, such as '*.png', sorted.
+
+  (`glob` of `epath` takes brackets in the directory's own name for a pattern, too.)
+  """
+  directory = epath.Path(directory)
+  found = directory.iterdir() if directory.is_dir() else ()
+  return sorted(path for path in found if fnmatch.fnmatchcase(path.name, pattern))
 
 
 def not_a_file(path: str | os.PathLike) -> str:

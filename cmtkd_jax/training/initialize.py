@@ -6,26 +6,15 @@ bits keeps them.
 """
 
 import json
-import os
 import re
 
 from flax import traverse_util
 
+from cmtkd_jax.config import init_from
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import inspect, pytorch_weights
 from cmtkd_jax.models.bit_policy import quantizer_names
 from cmtkd_jax.runs import checkpoint, run_files
-
-
-def parse(text):
-  """Returns `{network: work directory}` of 'student=DIR,teacher1_4bit=DIR', or `{'': DIR}` for one directory."""
-  if not re.match(r'\s*\w+\s*=', text):  # a path may hold a '=' further on
-    return {'': os.path.expanduser(text)}
-  pairs = [part.partition('=') for part in text.split(',')]
-  for name, _, directory in pairs:
-    if not name.strip() or not directory.strip():
-      raise UserError(f"config.init_from: {text!r} is neither a work directory nor 'network=DIR,network=DIR'")
-  return {name.strip(): os.path.expanduser(directory.strip()) for name, _, directory in pairs}
 
 
 def load(text, allow, abstract, method, config=None, layers=()):
@@ -47,7 +36,7 @@ def load(text, allow, abstract, method, config=None, layers=()):
       is missing or has another shape.
   """
   wanted = traverse_util.flatten_dict(abstract)
-  targets, may_differ = parse(text), _regex(allow)
+  targets, may_differ = init_from.parse(text), _regex(allow)
   networks = {path[1] for path in wanted}
   found, unused, lines = {}, [], []
   for target, directory in targets.items():

@@ -14,11 +14,14 @@ from cmtkd_jax.training.step import jit_train_step
 from cmtkd_jax.training.window import Window
 
 
-def train_and_evaluate(config, workdir):
+def train_and_evaluate(config, workdir, root=''):
   """Trains `config` in `workdir`, resuming what is there; returns the run's summary, a JSON-able dict.
+
+  root: directory of the chain or table that the run belongs to, which may have been moved.
 
   Raises:
     UserError: the configuration, the data or the directory cannot be used, or the loss stopped being finite.
+    Preempted: the process was asked to stop; what was trained is saved.
   """
   workdir = local_file.expanded(workdir)
   if config.prerequisites:
@@ -29,7 +32,7 @@ def train_and_evaluate(config, workdir):
   parts = plan.create(config, workdir)
   announce(parts.dataset.summary)
   with (
-    run_files.claim(workdir, config, parts.dataset) as run,
+    run_files.claim(workdir, config, parts.dataset, root) as run,
     run_files.disk_errors_as_user_errors(run),
     memory.errors_as_advice(config),
     Checkpoints(run / run_files.CHECKPOINTS, config.max_checkpoints, parts.best_metric) as checkpoints,
@@ -47,8 +50,12 @@ def train_and_evaluate(config, workdir):
       if not stopping.is_due:
         _train(parts, state, released, stopping, checkpoints, journal, preemption)
       checkpoints.wait()  # before SIGTERM ends the process again
+      stops = preemption.requested()
   with run_files.disk_errors_as_user_errors(run):
-    return run_summary.write(run, config, parts.dataset)
+    summary = run_summary.write(run, config, parts.dataset)
+  if stops:  # during the last evaluation: a chain or table shall not begin its next run
+    raise Preempted(f'asked to stop: {workdir} is finished; the same command goes on from there')
+  return summary
 
 
 def _train(parts, state, released, stopping, checkpoints, journal, preemption):

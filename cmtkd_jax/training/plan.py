@@ -4,6 +4,7 @@ import re
 from typing import Any, NamedTuple
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.config import init_from
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import STUDENT, bit_table
 from cmtkd_jax.models.bit_policy import parse_rules
@@ -14,7 +15,6 @@ from cmtkd_jax.training import (
   build,
   early_stopping,
   freezing,
-  initialize,
   loss_schedule,
   optimizer,
   schedule,
@@ -73,7 +73,7 @@ def create(config, workdir):
   if not run_files.has_checkpoint(workdir):  # or it has what it started from
     for field, directories in (
       ('config.teacher_workdirs', [teacher.directory for teacher in trained]),
-      ('config.init_from', initialize.parse(config.init_from).values() if config.init_from else ()),
+      ('config.init_from', init_from.parse(config.init_from).values() if config.init_from else ()),
     ):
       for directory in directories:
         run_files.check_held_out(field, directory, config, dataset)

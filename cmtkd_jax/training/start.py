@@ -5,6 +5,7 @@ import functools
 import jax
 from flax import traverse_util
 
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.training import initialize, teachers
 from cmtkd_jax.training.step import TrainState, abstract_state, initial_state, initial_state_options
 
@@ -18,7 +19,8 @@ def restore_or_create(plan, checkpoints, is_apart=False):
     is_apart: whether checkpoints hold other networks than those that are trained, see `release.Release`.
 
   Raises:
-    UserError: a network that the configuration names cannot be read, or does not fit.
+    UserError: a network that the configuration names cannot be read, or does not fit; or the checkpoint is beyond the
+      end of the training.
   """
   parts = dict(
     method=plan.method,
@@ -33,6 +35,11 @@ def restore_or_create(plan, checkpoints, is_apart=False):
     wanted = abstract()
     tree = wanted.to_tree(wanted.variables if is_apart else None)
     state = TrainState.from_tree(checkpoints.restore(tree)[0])
+    if int(state.step) > plan.schedule.total:
+      raise UserError(
+        f'config.duration={plan.config.duration!r} ends at step {plan.schedule.total}, and {checkpoints.directory} '
+        f'is at step {int(state.step)}; give a longer duration, or choose another --workdir'
+      )
     return state, [f'resuming {checkpoints.directory} at step {int(state.step)}']
   variables, report = {}, []
   if plan.teachers or plan.config.init_from:

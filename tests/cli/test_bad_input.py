@@ -107,6 +107,7 @@ def finished(tmp_path_factory):
     (['--mode=export', '--workdir=x', '--num_processes=2'], ['--num_processes=2 belongs to --mode=train or --mode=']),
     (['--mode=evaluate'], ['--workdir', 'the directory of a run']),
     (['--mode=bits', '--workdir=x'], ['--config is missing', 'configs/digits_resnet8.py']),
+    (['--mode=summarize', SMOKE], ['config.table.runs is empty: this configuration has no table']),
     (['--mode=table', SMOKE], ['has no table', 'configs/table2_resnet18_cifar100.py']),
     (['--config=configs/table2_resnet18_cifar100.py'], ['is a table of 10 runs', 'use --mode=table']),
     ([SMOKE, '--mode=bits', '--config.table.only=("x",)'], ["config.table.only=('x',)", "no run 'x'", 'runs are none']),

@@ -221,6 +221,27 @@ def test_a_relative_path_and_its_absolute_one_do_not_differ(field, relative, abs
   assert line.startswith(f'{field}: ')
 
 
+@pytest.mark.parametrize(
+  'before, now, same',
+  [
+    ('/old/kd/teacher', '/new/kd/teacher', True),
+    ('/old/kd/teacher', '/new/kd/student', False),
+    ('/old/kd/my_teacher', '/new/kd/teacher', False),
+    ('/old/kd/teacher', '/new/teacher', False),  # not of the chain
+    ('/old/kd', '/new/kd', False),
+  ],
+)
+def test_runs_of_a_chain_that_was_moved_do_not_differ(before, now, same):
+  def differing(field, value, root):
+    a, b = config_lib.default(), config_lib.default()
+    a[field], b[field] = value(before), value(now)
+    return config_lib.difference(a, b, root=root)
+
+  for field, value in (('teacher_workdirs', lambda path: (path,)), ('init_from', lambda path: f'student={path},x=/y')):
+    assert differing(field, value, '')
+    assert (differing(field, value, '/new/kd') == []) == same
+
+
 def test_parts_of_other_installations_are_no_obstacle_where_they_are_not_used():
   stored = config_lib.default().to_dict()
   stored['feature_loss']['own'] = {'weight': 3.0}

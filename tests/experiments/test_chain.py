@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import runpy
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import commands
 from cmtkd_jax.cli.flags import Command
+from cmtkd_jax.config import init_from
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table, table_text
 from cmtkd_jax.runs import checkpoint
@@ -50,8 +52,13 @@ def test_kd_trains_its_teacher_first_keeps_it_and_can_be_evaluated_without_it(tm
   reported = []
   assert chain.train_chain(config, tmp_path / 'kd', report=reported.append)['results'] == summary['results']
   assert sum('is finished' in text for text in reported) == 2
-  (tmp_path / 'kd' / 'teacher').rename(tmp_path / 'elsewhere')
-  results = evaluate.evaluate_run(tmp_path / 'kd')
+  (tmp_path / 'kd').rename(tmp_path / 'moved')  # with all of its runs: they are the same ones
+  assert chain.train_chain(config, tmp_path / 'moved', report=reported.append)['results'] == summary['results']
+  assert sum('is finished' in text for text in reported) == 4
+  (tmp_path / 'moved' / 'summary.json').unlink()
+  assert chain.train_chain(config, tmp_path / 'moved')['results'] == summary['results']
+  (tmp_path / 'moved' / 'teacher').rename(tmp_path / 'elsewhere')
+  results = evaluate.evaluate_run(tmp_path / 'moved')
   assert results['test/teacher/top1'] == summary['results']['test/teacher']['last']['top1']
 
 
@@ -78,6 +85,15 @@ def test_references_are_replaced_or_named():
   assert (resolved.init_from, resolved.teacher_workdirs) == ('student=runs/1,teacher=runs/2', ('runs/1', 'runs/other'))
   with pytest.raises(UserError, match=r"config.init_from: there is no run 'b' before this one; there are a"):
     chain.resolve(config, {'a': 'runs/1'})
+
+
+def test_names_of_directories_that_look_like_references_or_networks(tmp_path):
+  config = config_lib.default()
+  (tmp_path / '{x}').mkdir()
+  config.init_from, config.teacher_workdirs = '{a}', (f'{tmp_path}/{{x}}', '{a}')
+  resolved = chain.resolve(config, {'a': 'lr=0.1/full'})
+  assert init_from.parse(resolved.init_from) == {'': './lr=0.1/full'}
+  assert resolved.teacher_workdirs == (f'{tmp_path}/{{x}}', './lr=0.1/full')
 
 
 def test_a_run_of_a_chain_has_its_changes_and_no_plans():
@@ -189,6 +205,12 @@ def test_table_runs_its_rows_with_what_they_need_and_says_why_others_are_missing
   assert rows['its teacher']['last']['top1']['values'] == [summary['results']['test/teacher']['last']['top1']]
   # A teacher is evaluated as it was when its own run ended.
   assert rows['its teacher']['last']['top1']['mean'] == rows['full precision']['last']['top1']['mean']
+
+  # A copy of the whole directory needs no training.
+  shutil.copytree(tmp_path, copied := tmp_path.with_name('copy [2,4]'))
+  said = []
+  assert table.train_table(config, copied, report=said.append) == list(rows.values())
+  assert sum('is finished' in text for text in said) == 2
 
   # A second seed that was run elsewhere counts: mean, sample standard deviation, standard error by hand.
   other = tmp_path / 'full' / 'seed1'

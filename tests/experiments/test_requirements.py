@@ -81,6 +81,9 @@ def test_teachers_that_are_trained_first_need_not_be_there():
     ({'data.name': 'folder:/nowhere'}, None, 'to plan without the data, set config.data.name='),
     ({}, 'v5e', "--topology='v5e' is not a slice of TPUs"),
     ({'batch_size': 12}, None, 'does not divide over 8 devices'),
+    # As training refuses it.
+    ({'early_stopping': '1 epochs'}, None, 'config.data.minival=0.0'),
+    ({'bits.rules': (('nowhere', 4, 4),)}, None, 'config.bits.rules'),
   ],
 )
 def test_what_cannot_be_planned(changes, topology, message):

@@ -65,6 +65,8 @@ def test_epochs_and_bits_are_those_that_were_run(config, tmp_path):
   assert stored['title'] == 'Digits, ResNet8, 10 epochs' and stored['printed_title'] == 'Digits, ResNet8, 40 epochs'
   assert stored['lines'][0]['bits'] == '2/2' and stored['lines'][0]['run_bits'] == ['3/4']
   assert table_text.markdown(config.table.title, rows).startswith('**Digits, ResNet8, 40 epochs**\n\nrun: 40 epochs')
+  assert table_text.markdown('', rows).startswith('run: 40 epochs')
+  assert table_text.render('', rows).startswith('\nrun: 40 epochs')
 
 
 def test_differing_runs_are_all_named(config, tmp_path):

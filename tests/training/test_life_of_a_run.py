@@ -1,7 +1,9 @@
 """What a second start finds, keeps and replaces in a work directory."""
 
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import types
 
@@ -62,6 +64,45 @@ def test_a_run_that_is_extended_has_no_summary_until_it_ends(finished, monkeypat
   assert run_summary.read(finished) is None
   monkeypatch.undo()
   assert loop.train_and_evaluate(longer, finished)['steps'] == 4 == run_summary.read(finished)['steps']
+
+
+def test_being_asked_to_stop_in_the_last_evaluation_ends_a_chain(tmp_path, monkeypatch):
+  """The run in work is whole, the one after it does not begin, and the same command goes on with it."""
+  config = make_config()
+  config.prerequisites.first = {}
+  evaluator = evaluate.Evaluator.run
+
+  def run(self, *arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluator(self, *arguments)
+
+  monkeypatch.setattr(evaluate.Evaluator, 'run', run)
+  with pytest.raises(Preempted, match='first is finished; the same command goes on from there'):
+    chain.train_chain(config, tmp_path)
+  assert run_summary.read(tmp_path / 'first')['steps'] == 2 and not run_files.has_checkpoint(tmp_path)
+  monkeypatch.undo()
+  assert chain.train_chain(config, tmp_path)['steps'] == 2
+
+
+def test_an_end_before_the_checkpoint_is_refused(finished):
+  before = contents(finished)
+  with pytest.raises(
+    UserError, match=r"config.duration='1 steps' ends at step 1, and .*/checkpoints is at step 2; give"
+  ):
+    loop.train_and_evaluate(make_config(duration='1 steps', allow_config_changes=True), finished)
+  assert contents(finished) == before
+
+
+def test_brackets_in_the_name_of_a_directory(finished, tmp_path):
+  """orbax would lose what it saves there; what was saved elsewhere can be read."""
+  with pytest.raises(
+    UserError, match=r"^--workdir: .*/\[2,4\]/run has a '\[' in its name, .*; choose another --workdir$"
+  ):
+    loop.train_and_evaluate(make_config(), tmp_path / '[2,4]' / 'run')
+  assert not (tmp_path / '[2,4]').exists()
+  copied = shutil.copytree(finished, tmp_path / '[2,4]' / 'run')
+  assert evaluate.evaluate_run(copied)['step'] == 2
+  assert chain.train_chain(make_config(), copied)['steps'] == 2
 
 
 def test_a_finished_run_says_that_its_data_were_not_read(finished):

@@ -1,0 +1,23 @@
+"""The text of `config.init_from`."""
+
+import os
+import re
+
+from cmtkd_jax.errors import UserError
+
+_NETWORK = r'\s*\w+\s*='
+
+
+def parse(text: str) -> dict[str, str]:
+  """Returns `{network: work directory}` of 'student=DIR,teacher1_4bit=DIR', or `{'': DIR}` for one directory.
+
+  Raises:
+    UserError: a network has no directory.
+  """
+  if not re.match(_NETWORK, text):  # a path may hold a '=' further on
+    return {'': os.path.expanduser(text)}
+  pairs = [part.partition('=') for part in re.split(f',(?={_NETWORK})', text)]
+  for _, _, directory in pairs:
+    if not directory.strip():
+      raise UserError(f"config.init_from: {text!r} is neither a work directory nor 'network=DIR,network=DIR'")
+  return {name.strip(): os.path.expanduser(directory.strip()) for name, _, directory in pairs}
