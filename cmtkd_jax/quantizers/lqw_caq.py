@@ -55,7 +55,8 @@ class Weight(base.Quantizer):
       w_hat = s l_k,  k: nearest of the levels in ascending order to w / s;  s = std w, or 1 for unit='one'
 
   Gradients: dw_hat/dw = 1, unmasked; dw_hat/dl_k = s where w has code k and 0 elsewhere, times the factor of
-  `gradient`: 'sum', 1, so that a level receives the sum of its weights' gradients; 'mean', 1 / (number of its weights).
+  `gradient`: 'mean', 1 / (number of its weights); 'sum', 1, so that a level receives the sum of its weights' gradients,
+  with which 1-bit weights fail to train.
   Nothing goes through s. Levels are float32 [2^b], or [C, 2^b] with per_channel, and start as the best uniform grid for
   Gaussian weights. They may pass each other: codes follow their order.
 
@@ -64,7 +65,7 @@ class Weight(base.Quantizer):
   """
 
   unit: str = option('std', "of the levels: the layer's standard deviation, or 1", choices=('std', 'one'))
-  gradient: str = option('sum', "that a level gets of its weights' gradients", choices=('sum', 'mean'))
+  gradient: str = option('mean', "that a level gets of its weights' gradients", choices=('mean', 'sum'))
   per_channel: bool = option(False, 'own levels for each output channel')
   learned = ('levels',)
 
