@@ -184,6 +184,14 @@ def _drop_damaged_metrics(directory):
   distributed.wait_for_all('damaged metrics are dropped')
 
 
+def check_name(workdir):
+  """Raises `UserError` for a directory with a '[' in its name: orbax takes it for a pattern and loses what it saves."""
+  if '[' in str(workdir := _absolute(workdir)):
+    raise UserError(
+      f"--workdir: {workdir} has a '[' in its name, and orbax cannot save checkpoints there; choose another --workdir"
+    )
+
+
 def _absolute(directory):
   return path if (path := epath.Path(directory).expanduser()).is_absolute() else path.absolute()
 

@@ -5,7 +5,6 @@ import functools
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 import subprocess
 import unicodedata
@@ -52,11 +51,7 @@ def claim(workdir, config, dataset, root=''):
     UserError: the directory cannot be written, holds a run of another configuration or other data, or has files of
       other programs in place of those of a run.
   """
-  if '[' in os.path.abspath(workdir):
-    raise UserError(
-      f"--workdir: {os.path.abspath(workdir)} has a '[' in its name, which orbax takes for a pattern when it saves a "
-      'checkpoint; choose another --workdir'
-    )
+  checkpoint.check_name(workdir)
   with Lock(workdir):
     workdir = epath.Path(workdir)
     if has_checkpoint(workdir) or (workdir / SUMMARY).exists():
