@@ -59,7 +59,7 @@ def overhaul_loss(teacher: jax.Array, student: jax.Array, margin: jax.Array) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Overhaul(base.FeatureLoss):
-  """OFD, `overhaul_loss`, its margins from mean and deviation of the batch: after a normalization, bias and scale."""
+  """OFD, `overhaul_loss`, with margins from the batch: right after a batch normalization, its bias and scale."""
 
   weight: float = base.weight_option(1e-3)
   tap_factor: float = base.tap_factor_option(0.5)

@@ -13,7 +13,7 @@ from cmtkd_jax.options import Options, option
 class Settings(Options):
   """The student and its peers, each of which learns from the predictions of all others."""
 
-  peer_bits: tuple = option((4, 6, 8), "networks of the student's architecture next to it", items=8)
+  peer_bits: tuple = option((4, 6, 8), "bits of the peers, each a network of the student's architecture", items=8)
   beta: float = option(1.0, 'weight of the mutual terms')
   temperature: float = option(1.0, 'temperature of the mutual terms', above=0)
 

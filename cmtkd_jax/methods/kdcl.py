@@ -20,7 +20,7 @@ STATE = 'ensemble'  # variable collection of the weights of the general ensemble
 class Settings(Options):
   """The student and its peers, each of which learns from the ensemble of all."""
 
-  peer_bits: tuple = option((4, 6, 8), "networks of the student's architecture next to it", items=8)
+  peer_bits: tuple = option((4, 6, 8), "bits of the peers, each a network of the student's architecture", items=8)
   # 'naive': the best of each sample; 'linear': the best mixture of logits of each batch; 'min_logit'; 'general':
   # the mixture of probabilities with the least error on minival, found again after every epoch.
   ensemble: str = option(

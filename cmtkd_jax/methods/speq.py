@@ -49,9 +49,9 @@ class SPEQ(MultiNetwork):
 
   @nn.nowrap
   def _draw(self, call):
-    """The output of an activation at low or high precision, or None where it is not quantized."""
+    """The output of an activation at low or high precision, or None where it has no higher one."""
     layer, settings = call.module, self.settings
-    if layer.quantizer() is None:
+    if layer.quantizer() is None or layer.quantizer().bits >= settings.high_bits:  # by a rule of `config.bits`
       return None
     quantizer, x = layer.policy.activation_quantizer_of(settings.high_bits), call.input.astype(jnp.float32)
     # `create` has made sure that the quantizer has no values of its own.

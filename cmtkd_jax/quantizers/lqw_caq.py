@@ -65,7 +65,7 @@ class Weight(base.Quantizer):
   """
 
   unit: str = option('std', "of the levels: the layer's standard deviation, or 1", choices=('std', 'one'))
-  gradient: str = option('mean', "that a level gets of its weights' gradients", choices=('mean', 'sum'))
+  gradient: str = option('mean', 'how a level combines the gradients of its weights', choices=('mean', 'sum'))
   per_channel: bool = option(False, 'own levels for each output channel')
   learned = ('levels',)
 
@@ -130,10 +130,10 @@ class Activation(base.Quantizer):
       d = argmin sum_c a_c E_c (max(x, 0) - d code)^2 = sum_c a_c E_c max(x, 0) code / sum_c a_c E_c code^2
 
   with the codes of the step before, as LQ-Nets fits its bases, and a_c as `channel_weights` has them: 'relative', each
-  channel's error relative to its variance; 'clipped', the same for channels above the median one, while others count
-  as that; 'equal', the plain squared error, which the channels with high variance rule. The step in use is the average
-  of all fits with falling weights, v_t = (1 - m) / (1 - m^t) * sum_i m^(t-i) d_i. It starts at the best step
-  for a Gaussian channel with the mean deviation of all channels, and restarts there where every code is 0.
+  channel's error relative to its variance; 'clipped', the same, but a variance below the median counts as the median;
+  'equal', the plain squared error, which the channels with high variance rule. The step in use is the average
+  of all fits with falling weights, v_t = (1 - m) / (1 - m^t) * sum_i m^(t-i) d_i. It starts at the best step for a
+  Gaussian channel with the mean deviation of all channels, which is also the fit to a batch whose codes are all 0.
 
   Gradient: g * 1[0 < x < n d]; the loss does not move d. The state holds d in 'step' and t in 'updates'.
 

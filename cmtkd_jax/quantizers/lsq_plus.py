@@ -45,8 +45,8 @@ class Activation(base.Quantizer):
 
   function: f, the activation function itself, which other quantizers are: 'relu', 'swish' or 'identity'.
   Gradients: dx_hat/ds as in LSQ with f(x) - o, dx_hat/do = 1[outside], both times 1 / sqrt(features n);
-  dx_hat/df = 1[inside]. Step and offset start from the least squared error on a sample of the first batch (2 percent
-  steps of its range). Source: LSQ+ eqs. (3)-(6).
+  dx_hat/df = 1[inside]. Step and offset start from the least squared error on a sample of the first batch, among 50
+  ends of the levels and 11 offsets. Source: LSQ+ eqs. (3)-(6).
   """
 
   function: str = option('relu', 'f, the activation function itself', choices=tuple(FUNCTIONS))

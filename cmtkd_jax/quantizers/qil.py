@@ -1,6 +1,6 @@
 """QIL: quantization interval learning (Jung et al., CVPR 2019).
 
-The interval starts where the best uniform grid for Gaussian values would have its levels: QIL's own start is not known.
+The interval starts at the levels of HWGQ's grid for as many bits. QIL's own start is not known.
 """
 
 import dataclasses

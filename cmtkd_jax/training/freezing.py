@@ -8,7 +8,7 @@ forth, and with them the statistics of the batch normalizations. For every quant
     e_t = m c_t + (1 - m) e_{t-1}
 
 A weight whose frequency f_t is above the threshold is frozen at the code where it mostly was, round(e_{t-1}). From then
-on it is the value of this code under the scale of the moment, so that the code stays while scales move. That needs a
+on it is computed at each step from this code and the current scale, so that its code never changes. That needs a
 quantizer that maps its levels to themselves. Weights of more bits than `freezing.max_bits` change their codes at almost
 every step, which is no oscillation; they are left alone.
 

@@ -78,6 +78,10 @@ def _factor(options, section, total_steps, **sizes):
         'lower it'
       )
   for factor, field, steps in (('first_factor', 'warmup', warmup), ('change_factor', 'change_at', change_at)):
+    if steps and options[factor] == 1:
+      raise UserError(
+        f'config.{section}.{factor}=1 changes nothing; give another factor, or empty config.{section}.{field}'
+      )
     if not steps and options[factor] != getattr(recipes.LossSchedule, factor):
       raise UserError(
         f'config.{section}.{factor}={options[factor]!r} changes nothing without config.{section}.{field}; set that, too'
@@ -99,6 +103,8 @@ def _place(method, section, name):
           f'config.{section}: with {cause}, the loss does not read config.method.{name}.{field}; leave the schedule '
           'empty'
         )
+      if not getattr(getattr(method, holder), field):
+        raise UserError(f'config.{section}: {holder}.{field} is 0 and stays 0; raise it, or leave the schedule empty')
       return holder, field
   value = section.removesuffix('_schedule')
   raise UserError(f'config.{section}: the method {name!r} has no {value} that could change; leave its fields empty')

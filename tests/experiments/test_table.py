@@ -234,17 +234,22 @@ def test_every_table_can_be_collected(path, argument, tmp_path):
     assert config.duration == '3 steps' and not own & {'duration', 'eval_every', 'checkpoint_every', 'batch_size'}
 
 
-def test_a_recipe_is_the_row_that_was_measured():
-  load = lambda name, argument='': runpy.run_path(str(ROOT / name))['get_config'](argument)
-  recipe, study = load('configs/few_digits_average_teacher.py'), load('benchmarks/few_digits_cutmix.py')
+@pytest.mark.parametrize(
+  'name, row, unread',  # unread: by networks alone
+  [
+    ('few_digits_average_teacher', 'average_deep', {'method.average_teacher.beta', 'teacher_workdirs'}),
+    ('few_digits_cmtkd', 'cmtkd_4', {'method.cmtkd.beta'}),
+  ],
+)
+def test_a_recipe_is_the_row_that_was_measured(name, row, unread):
+  load = lambda name, argument='': runpy.run_path(str(ROOT / f'{name}.py'))['get_config'](argument)
+  recipe, study = load(f'configs/{name}'), load('benchmarks/few_digits_cutmix')
   fields = lambda config, changes: config_lib.flat(config_lib.derive(config, changes.to_dict()))
-  no_changes = type(recipe)()
-  assert fields(recipe, no_changes) == fields(study, study.table.runs.average_deep)
-  unread = {'method.average_teacher.beta', 'teacher_workdirs'}  # by networks alone
-  for name, changes in recipe.prerequisites.items():
-    own, measured = fields(recipe, changes), fields(study, study.table.runs[name])
+  assert fields(recipe, type(recipe)()) == fields(study, study.table.runs[row])
+  for earlier, changes in recipe.prerequisites.items():
+    own, measured = fields(recipe, changes), fields(study, study.table.runs[earlier])
     assert {field for field in own if own[field] != measured[field]} == unread
-  small = load('configs/few_digits_average_teacher.py', 'smoke')
+  small = load(f'configs/{name}', 'smoke')
   assert {fields(small, changes)['duration'] for changes in small.prerequisites.values()} == {'3 steps'}
 
 

@@ -478,6 +478,12 @@ def test_speq_draws_precisions_anew_and_keeps_the_students_statistics():
   drawn = {run(0.5, seed)[0]['teacher'].tobytes() for seed in range(8)}
   assert 2 < len(drawn) <= 2**3  # three activation layers
 
+  # Layers to which a rule gives as many bits or more keep them.
+  config.method.speq.high_bits, config.bits.rules = 4, (('.*', 1, 8),)
+  kept, _ = run(1.0, 0)
+  np.testing.assert_array_equal(kept['teacher'], kept['student'])
+  config.bits.rules = ()
+
   # At 32 bits, all of its activations are ReLUs.
   config.method.speq.high_bits = 32
   relus, _ = run(1.0, 0)

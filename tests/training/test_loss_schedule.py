@@ -99,6 +99,14 @@ def test_without_a_schedule_it_is_the_loss_of_the_method():
     ({'feature_loss.name': 'none', 'gamma_schedule.warmup': '5 steps'}, "'cmtkd' has no gamma"),
     ({'beta_schedule.warmup': '100 steps'}, "warmup='100 steps' does not lie before the end of training, step 100"),
     ({'beta_schedule.change_at': '5, 200 steps'}, "change_at='5, 200 steps' does not lie before"),
+    (
+      {'beta_schedule.warmup': '5 steps', 'method.cmtkd.beta': 0.0},
+      'config.beta_schedule: settings.beta is 0 and stays',
+    ),
+    (
+      {'beta_schedule.change_at': '5 steps', 'beta_schedule.change_factor': 1.0},
+      'config.beta_schedule.change_factor=1 changes nothing; give another factor',
+    ),
     ({'temperature_schedule.warmup': '5 steps'}, 'first_factor=0.0 makes the first temperature 0'),
     ({'beta_schedule.first_factor': 0.5}, 'first_factor=0.5 changes nothing without config.beta_schedule.warmup'),
     (
