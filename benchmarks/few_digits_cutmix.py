@@ -7,8 +7,8 @@ with learned steps (LSQ), in 1,200 or 2,400 steps more. It learns from an ensemb
 with 8 and 6 bits, in one row also of a ResNet20, or in CMT-KD without feature loss. Full precision gets more steps,
 too, in one schedule or two, fewer steps, and other learning rates. Settings were chosen with seed 600 (learning rates,
 weights, temperatures, steps, members of the ensemble; for CMT-KD also teachers, attention, gradient of the target),
-which is not used here. Two rows are recipes, too: configs/few_digits_average_teacher.py and configs/few_digits_cmtkd.py.
-A seed takes 12 minutes on one core of an AMD EPYC without AVX-512.
+which is not used here. Two rows are recipes, too: configs/few_digits_average_teacher.py and few_digits_cmtkd.py. A seed
+takes 12 minutes on one core of an AMD EPYC without AVX-512.
 Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_cutmix.py
 """
 
