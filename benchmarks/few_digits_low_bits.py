@@ -27,17 +27,20 @@ def get_config(argument=''):
   for bits in ('w1a2', 'w2a2'):
     table4[f'without_features_{bits}'] = table4[f'cmtkd_{bits}'] | dict(feature_loss=dict(name='none'))
   table5['kd_lsq'].pop('bits')  # first and last layers as in the other rows
+  sums = dict(name='lqw_caq', lqw_caq=dict(weight=dict(gradient='sum')))
+  table4['lqw_caq_sums_w1a2'] = table4['lqw_caq_w1a2'] | dict(quantizer=sums)
   table5['without_features_lsq'] = table5['cmtkd_lsq'] | dict(feature_loss=dict(name='none'))
   lines = {  # run: (title, bits)
     'full_precision': ('full precision', '32/32'),
     **{f'{name}_w1a2': (title, '1/2') for name, title in TITLES.items()},
+    'lqw_caq_sums_w1a2': ('LQW+CAQ, sums of gradients', '1/2'),
     **{f'{name}_w2a2': (title, '2/2') for name, title in TITLES.items()},
     **{name: (title, '2/2') for name, title in LSQ.items()},
     'without_features_lsq': ('LSQ, CMT-KD without feature loss', '2/2'),
   }
   config.table.title = '72 digits, ResNet8, 1,200 steps: 1 and 2 bits'
   config.table.seeds = tuple(range(800, 810))
-  config.table.baseline = 'hwgq_w2a2'
+  config.table.baseline = 'hwgq_w1a2'
   config.table.runs = {name: (table4 | table5)[name] for name in lines}
   config.table.lines = (
     *((title, bits, name, 'student', (None, None)) for name, (title, bits) in lines.items()),

@@ -2,8 +2,8 @@
 
 The best 2-bit student of these images that we know. Five runs: teachers in full precision and with 8 and 6 bits, and a
 ResNet20, then a student that starts from full precision with learned steps (LSQ). Expected on the other 1,370 images
-after the last step: 95.5 % (10 seeds; benchmarks/few_digits_cutmix.py: full precision 95.1 % after 1,200 steps, the
-2-bit network alone 93.2 %). Four and a half minutes on two cores of an AMD EPYC without AVX-512.
+after the last step: 95.4 % (20 seeds; benchmarks/few_digits_cutmix.py: full precision 94.8 % after 1,200 steps, the
+2-bit network alone 93.0 %). Four and a half minutes on two cores of an AMD EPYC without AVX-512.
 Run: python -m cmtkd_jax.main --config=configs/few_digits_average_teacher.py
 """
 
