@@ -2,8 +2,8 @@
 
 Two runs: the network in full precision, then CMT-KD without feature loss, whose student starts from it with learned
 steps (LSQ) and whose teachers (4, 6, 8 bits) start from scratch. Expected on the other 1,370 images after the last
-step: student 95.1 %, combined teacher 96.2 % (20 seeds; benchmarks/few_digits_cutmix.py: full precision 94.8 %, the 2-bit
-network alone 93.0 %). Three minutes on two cores of an AMD EPYC without AVX-512.
+step: student 95.1 %, combined teacher 96.2 % (20 seeds; benchmarks/few_digits_cutmix.py: full precision 94.8 %, the
+2-bit network alone 93.0 %). Three minutes on two cores of an AMD EPYC without AVX-512.
 Run: python -m cmtkd_jax.main --config=configs/few_digits_cmtkd.py
 """
 
