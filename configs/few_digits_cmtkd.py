@@ -11,10 +11,17 @@ from cmtkd_jax import config as base
 
 
 def get_config(argument=''):
-  config = base.load_config(__file__, 'few_digits_average_teacher')
-  full = config.prerequisites.full
-  config.prerequisites = dict(full=full.to_dict() | dict(feature_loss=dict(name='attention')))
-  config.teacher_workdirs, config.method.average_teacher.beta = (), 1.0
-  config.method.name, config.method.cmtkd.beta, config.feature_loss.name = 'cmtkd', 4.0, 'none'
+  config = base.load_config(__file__, 'digits_resnet8')
+  config.data.minival, config.data.cutmix = 0.95, 1.0
+  config.batch_size, config.optimizer.warmup = 24, '50 steps'
   config.duration = config.eval_every = config.checkpoint_every = '1200 steps'
+  config.log_every = '300 steps'
+  config.prerequisites.full = dict(
+    method=dict(name='single'),
+    student=dict(weight_bits=32, activation_bits=32),
+    quantizer=dict(name='hwgq'),
+    optimizer=dict(learning_rate=0.1),
+  )
+  config.method.cmtkd.beta, config.feature_loss.name = 4.0, 'none'
+  config.init_from, config.quantizer.name, config.optimizer.learning_rate = 'student={full}', 'lsq', 0.05
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 8, channels=1))

@@ -238,7 +238,7 @@ def test_every_table_can_be_collected(path, argument, tmp_path):
   'name, row, unread',  # unread: by networks alone
   [
     ('few_digits_average_teacher', 'average_deep', {'method.average_teacher.beta', 'teacher_workdirs'}),
-    ('few_digits_cmtkd', 'cmtkd', {'method.cmtkd.beta'}),
+    ('few_digits_cmtkd', 'cmtkd', {'method.cmtkd.beta', 'feature_loss.name'}),
   ],
 )
 def test_a_recipe_is_the_row_that_was_measured(name, row, unread):
