@@ -25,7 +25,6 @@ def get_config(argument=''):
       quantizer=dict(name='hwgq'),
       optimizer=dict(learning_rate=0.1),
       **dict.fromkeys(('duration', 'eval_every', 'checkpoint_every'), '1200 steps'),
-      init_from='',
     )
   config.method.name, config.method.average_teacher.beta = 'average_teacher', 4.0
   config.teacher_workdirs = tuple(f'{{{name}}}' for name in TEACHERS)
