@@ -1,4 +1,4 @@
-"""A 2-bit student of an ensemble against full precision: 72 digits, ResNet8, CutMix.
+"""2-bit students of CMT-KD and of an ensemble against full precision: 72 digits, ResNet8, CutMix.
 
 Network and data of few_digits_resnet8.py. Trained networks have all 72 images right, so their predictions may say
 little more than the labels. With CutMix every batch is new, and predictions differ from labels (as in Beyer et al.,
@@ -8,7 +8,7 @@ with 8 and 6 bits, in one row also of a ResNet20, or in CMT-KD without feature l
 too, in one schedule or two, fewer steps, and other learning rates. Settings were chosen with seed 600 (learning rates,
 weights, temperatures, steps, members of the ensemble; for CMT-KD also teachers, attention, gradient of the target),
 which is not used here. Two rows are recipes, too: configs/few_digits_average_teacher.py and few_digits_cmtkd.py. A seed
-takes 12 minutes on one core of an AMD EPYC without AVX-512.
+takes about 11 minutes on one core of an AMD EPYC without AVX-512.
 Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_cutmix.py
 """
 

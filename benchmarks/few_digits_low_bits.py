@@ -3,7 +3,7 @@
 Network, data and steps of few_digits_resnet8.py, the rows of configs/table4_cifar100.py, CMT-KD without its feature
 loss, and the rows of configs/table5_imagenet.py with LSQ, which start from full precision at a lower rate. LSQ's
 teachers start from full precision, too. Ten seeds that no other study uses show a difference of 0.8 to 1.8 points at
-two standard errors. A seed takes 11 minutes on one core of an AMD EPYC without AVX-512.
+two standard errors. A seed takes about a quarter of an hour on one busy core of an AMD EPYC without AVX-512.
 Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_low_bits.py
 """
 

@@ -149,7 +149,7 @@ class Optimizer(Options):
   weight_decay: float = option(1e-4, 'L2 regularization of the weights; of adamw and lamb decoupled, times the rate')
   weight_decay_low_bits: float = option(25e-6, 'the same for networks whose weights have 1 or 2 bits')
   quantizer_weight_decay: float = option(
-    0.0, "the same for learned values of quantizers, without PACT's clip, which has its network's"
+    0.0, "the same for learned values of quantizers; PACT's clip takes that of its network"
   )
   grad_clip_norm: float = option(None, 'largest norm of all gradients together; None = no limit', above=0)
 

@@ -38,8 +38,8 @@ def from_json(text):
 def difference(a, b, exclude=(), root=''):
   """Returns lines 'field: value in a -> value in b' of the fields in which configurations differ, without `exclude`.
 
-  A relative path and its absolute one do not differ. Neither do the directory of a run below `root` in b and one that
-  lies as far below another directory in a: `root`, a chain or a table, may have been moved since a was stored.
+  A relative path and its absolute one do not differ. `root` is the directory of a chain or table, which may have been
+  moved since `a` was stored: a run below it in `b` is the run with the same path below another directory in `a`.
   """
   a, b = flat(a), flat(b)
   return [

@@ -82,8 +82,8 @@ def find(config, workdir, topology=None):
   advice = "; to plan without the data, set config.data.name='generated:HxWxC:CLASSES:N'"
   data = outline(config.data, batch_size=config.batch_size, mesh=mesh, advice=advice)
   trained = _teachers(config, workdir)
-  parts = plan.of_data(config, trained, data.num_classes, data.input_shape, data.steps_per_epoch)  # as training refuses
-  return of_method(parts['method'], config, data, mesh)
+  parts = plan.of_data(config, trained, data.num_classes, data.input_shape, data.steps_per_epoch)
+  return _of_parts(parts, config, data, mesh)
 
 
 def _teachers(config, workdir):
@@ -102,13 +102,18 @@ def _teachers(config, workdir):
 def of_method(method, config, data, mesh):
   """Returns the `Requirements` of training `method` on `data`, an `outline.Outline`, with the devices of `mesh`."""
   sizes = dict(steps_per_epoch=data.steps_per_epoch, batch_size=config.batch_size)
-  steps = schedule.create(config, **sizes).total
-  learning = plan.learning(config, method, data.input_shape, steps, **sizes)
-  parts = dict(method=method, optimizer=learning['optimizer'], augment=data.augment, averaging=learning['averaging'])
+  when = schedule.create(config, **sizes)
+  learning = plan.learning(config, method, data.input_shape, when.total, **sizes)
+  return _of_parts(dict(learning, method=method, schedule=when), config, data, mesh)
+
+
+def _of_parts(run, config, data, mesh):
+  """`run`: parts of a `plan.Plan` by name."""
+  parts = dict({name: run[name] for name in ('method', 'optimizer', 'averaging')}, augment=data.augment)
   sharding = build.replicated(mesh)
   state = abstract_state(data.batch_spec, sharding, **parts, seed=config.seed)
   step = jit_train_step(
-    sharding, **parts, grad_accum_steps=config.grad_accum_steps, mix=data.mix, loss_at=learning['loss_at']
+    sharding, **parts, grad_accum_steps=config.grad_accum_steps, mix=data.mix, loss_at=run['loss_at']
   )
   with memory.errors_as_advice(config):
     compiled = step.lower(state, data.batch_spec).compile()
@@ -126,7 +131,7 @@ def of_method(method, config, data, mesh):
     flops=cost['flops'],
     traffic=cost['bytes accessed'],
     collectives=_collective_bytes(compiled.as_text()),
-    steps=steps,
+    steps=run['schedule'].total,
   )
 
 

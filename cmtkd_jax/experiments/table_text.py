@@ -17,7 +17,7 @@ def render(title, rows):
   """Returns the table as text."""
   header, body = _cells(rows)
   lines = text_table.lines(header, body, left=(0, len(header) - 1))
-  above = [*filter(None, [printed_title(title, rows)]), *_what_was_run(rows)]
+  above = [line for line in (printed_title(title, rows), *_what_was_run(rows)) if line]
   return '\n'.join(['', *map(printable, above), *lines, '', *map(printable, _below(rows))])
 
 

@@ -42,7 +42,7 @@ def create(config, method, total_steps, **sizes):
       or does not read it.
   """
   changes = [
-    _Change(_place(method, section, config.method.name), factor)
+    _Change(_place(method, section, config), factor)
     for section in _PLACES
     if (factor := _factor(config[section], section, total_steps, **sizes))
   ]
@@ -95,7 +95,8 @@ def _factor(options, section, total_steps, **sizes):
   return lambda step: factor_at(step, warmup, options.first_factor, change_at, options.change_factor)
 
 
-def _place(method, section, name):
+def _place(method, section, config):
+  name = config.method.name
   for holder, field in _PLACES[section]:
     if hasattr(getattr(method, holder, None), field):
       if holder == 'settings' and (cause := method.unread_settings.get(field)):
@@ -104,7 +105,10 @@ def _place(method, section, name):
           'empty'
         )
       if not getattr(getattr(method, holder), field):
-        raise UserError(f'config.{section}: {holder}.{field} is 0 and stays 0; raise it, or leave the schedule empty')
+        owner = f'method.{name}' if holder == 'settings' else f'{holder}.{config[holder].name}'
+        raise UserError(
+          f'config.{owner}.{field}=0 stays 0 under config.{section}; raise it, or leave the schedule empty'
+        )
       return holder, field
   value = section.removesuffix('_schedule')
   raise UserError(f'config.{section}: the method {name!r} has no {value} that could change; leave its fields empty')

@@ -101,7 +101,11 @@ def test_without_a_schedule_it_is_the_loss_of_the_method():
     ({'beta_schedule.change_at': '5, 200 steps'}, "change_at='5, 200 steps' does not lie before"),
     (
       {'beta_schedule.warmup': '5 steps', 'method.cmtkd.beta': 0.0},
-      'config.beta_schedule: settings.beta is 0 and stays',
+      'config.method.cmtkd.beta=0 stays 0 under config.beta_schedule; raise it',
+    ),
+    (
+      {'gamma_schedule.warmup': '5 steps', 'feature_loss.attention.weight': 0.0},
+      'config.feature_loss.attention.weight=0 stays 0 under config.gamma_schedule; raise it',
     ),
     (
       {'beta_schedule.change_at': '5 steps', 'beta_schedule.change_factor': 1.0},
