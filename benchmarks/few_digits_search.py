@@ -2,7 +2,8 @@
 
 First pass: one seed, a change at a time, of the 2-bit network alone, of CMT-KD whose target passes gradients, and of
 other methods. Second pass (argument `closer`): what was best there, combined, with five other seeds. The best of these
-(SAWB and PACT, beta 4) was tried with three times the width and ten seeds more. benchmarks/README.md has the figures.
+(SAWB and PACT, beta 4) was tried with three times the width and ten seeds more. benchmarks/results/few_digits_search
+has the figures.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_search.py[:closer]
        python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_search.py:closer --config.model.width=3 \
            --config.table.seeds='(0, 1, 2, 3, 4, 5, 6, 7, 8, 9)' \
