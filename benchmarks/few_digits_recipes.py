@@ -4,9 +4,7 @@ The recipes of recipes_resnet8.py, one change at a time, with lengths for 1,200 
 settings were not searched. CMT-KD is without its feature loss, but in the two rows named attention. What helps is also
 given to full precision. Five seeds that no other study uses show a difference of 0.5 to 2 points at two standard
 errors. A seed takes 10 minutes on one core of an AMD EPYC.
-Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_recipes.py
-Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/few_digits_recipes.py \
-           --workdir=benchmarks/results/few_digits_recipes
+Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_recipes.py
 """
 
 from cmtkd_jax import config as base

@@ -2,9 +2,7 @@
 
 Five seeds that no other study uses show a difference of 0.8 to 2.4 points at two standard errors. CMT-KD is without its
 feature loss where nothing else is said. A seed takes 7 minutes on one core of an AMD EPYC.
-Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_settings.py
-Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/few_digits_settings.py \
-           --workdir=benchmarks/results/few_digits_settings
+Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_settings.py
 """
 
 from cmtkd_jax import config as base
