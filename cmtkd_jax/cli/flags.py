@@ -17,7 +17,7 @@ from cmtkd_jax.cli import commands, output, usage
 from cmtkd_jax.config import validation
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
-from cmtkd_jax.runtime.distributed import Cluster
+from cmtkd_jax.runtime.distributed import FROM_ENVIRONMENT, Cluster
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, e.g. configs/digits_resnet8.py[:smoke].')
 
@@ -107,7 +107,7 @@ class Command(NamedTuple):
   output: str = 'text'
   topology: str | None = None
   arguments: tuple[str, ...] = ()
-  cluster: Cluster = Cluster()
+  cluster: Cluster = FROM_ENVIRONMENT
 
 
 def parse(argv):

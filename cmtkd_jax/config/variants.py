@@ -65,7 +65,8 @@ def smoke(config, image_size, channels=3, classes=10):
     for field in ('teacher_bits', 'peer_bits'):
       if isinstance(config.method[name].get(field), tuple):
         config.method[name][field] = config.method[name][field][::every]
-  config.method.ctkd.teacher_model = config.model.name
+    if 'teacher_model' in config.method[name]:
+      config.method[name].teacher_model = config.model.name
   for changes in config.prerequisites.values():
     if 'model' in changes:
       del changes.model  # every network is the student's

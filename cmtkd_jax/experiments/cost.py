@@ -24,11 +24,14 @@ def compare(config):
     UserError: a configuration or its data cannot be used.
   """
   config_lib.check(config)
-  data = outline(config.data, batch_size=config.batch_size, mesh=build.make_mesh())
-  layers, students = [], {}
+  layers, students, outlines = [], {}, {}
   for name in config.table.only or config.table.runs or ('',):
     changes = config.table.runs[name].to_dict() if name else {}
     run = config_lib.derive(config, changes)
+    key = run.data.to_json(), run.batch_size
+    if key not in outlines:
+      outlines[key] = outline(run.data, batch_size=run.batch_size, mesh=build.make_mesh())
+    data = outlines[key]
     if not name and not run.teacher_workdirs and not run.prerequisites:
       method = build.create_method(run, data.num_classes)
       layers = bit_table.collect(method, data.input_shape, parse_rules(run.bits.rules))

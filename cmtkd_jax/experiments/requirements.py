@@ -7,6 +7,7 @@ import numpy as np
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.data.outline import outline
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
 from cmtkd_jax.runtime import chips
 from cmtkd_jax.runtime import topology as tpu_topology
@@ -118,6 +119,11 @@ def _of_parts(run, config, data, mesh):
   with memory.errors_as_advice(config):
     compiled = step.lower(state, data.batch_spec).compile()
   analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  if analysis is None or not cost:
+    raise UserError(
+      f'--mode=plan: the compiler of {mesh.devices.flat[0].platform!r} reports no memory or no operations; plan for '
+      'another device, such as --topology=v5e:2x2'
+    )
   device = mesh.devices.flat[0]
   return Requirements(
     devices=mesh.size,
@@ -128,8 +134,8 @@ def _of_parts(run, config, data, mesh):
     images=data.on_device_bytes,
     available=chips.memory(device),
     chip=chips.CHIPS.get(device.device_kind),
-    flops=cost['flops'],
-    traffic=cost['bytes accessed'],
+    flops=cost.get('flops', 0.0),
+    traffic=cost.get('bytes accessed', 0.0),
     collectives=_collective_bytes(compiled.as_text()),
     steps=run['schedule'].total,
   )

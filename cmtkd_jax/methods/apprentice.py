@@ -17,6 +17,7 @@ from cmtkd_jax.methods.base import (
   network_builder,
   student_network,
   trained_networks,
+  unread_at_zero,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import BIT_WIDTHS, FULL_PRECISION
@@ -35,9 +36,21 @@ class Settings(Options):
   teacher_bits: int = option(FULL_PRECISION, 'bits of the jointly trained teacher (scheme A)', choices=BIT_WIDTHS)
   stop_gradient_target: bool = option(True, "the teacher's prediction is a constant in the last term")
 
+  def __post_init__(self):
+    super().__post_init__()
+    if self.scheme != 'A' and not self.stop_gradient_target:
+      raise ValueError(
+        f'stop_gradient_target=False changes nothing with scheme={self.scheme!r}, whose teacher is frozen; set it to '
+        'True'
+      )
+
 
 class Apprentice(MultiNetwork):
   """The student (apprentice) and its teacher."""
+
+  @property
+  def unread_settings(self):
+    return unread_at_zero(self.settings, 'gamma')
 
   def loss(self, outputs, labels):
     return apprentice_loss(
@@ -50,7 +63,8 @@ def apprentice_loss(teacher, student, labels, settings, cross_entropy=losses.cro
 
       L = alpha H(y, softmax(z_T)) + beta H(y, softmax(z_A)) + gamma H(softmax(z_T / tau), softmax(z_A / tau))
 
-  with z_T a constant in the last term where `stop_gradient_target`, and no factor tau^2.
+  with z_T a constant in the last term where `stop_gradient_target`, and no factor tau^2. In schemes B and C the teacher
+  is frozen, and the first term, a constant, is left out.
 
   Args:
     teacher, student: z_T and z_A, float [B, C], finite.
@@ -66,12 +80,14 @@ def apprentice_loss(teacher, student, labels, settings, cross_entropy=losses.cro
 
   Source: Apprentice (Mishra and Marr, ICLR 2018), where tau = 1. That the target is a constant is chosen here.
   """
-  ce_t = cross_entropy(teacher, labels)
-  ce_a = cross_entropy(student, labels)
+  ce = cross_entropy(student, labels)
   target = jax.lax.stop_gradient(teacher) if settings.stop_gradient_target else teacher
   soft = losses.soft_cross_entropy(target, student, settings.temperature)
-  terms = {'teacher/cross_entropy': ce_t, 'student/cross_entropy': ce_a, 'student/distillation': soft}
-  return settings.alpha * ce_t + settings.beta * ce_a + settings.gamma * soft, terms
+  total, terms = settings.beta * ce + settings.gamma * soft, {'student/cross_entropy': ce, 'student/distillation': soft}
+  if settings.scheme == 'A':
+    terms['teacher/cross_entropy'] = cross_entropy(teacher, labels)
+    total += settings.alpha * terms['teacher/cross_entropy']
+  return total, terms
 
 
 def create(config, settings, num_classes, teachers=()):

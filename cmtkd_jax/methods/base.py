@@ -15,6 +15,8 @@ from cmtkd_jax.models.bit_policy import BitPolicy, check_bits, parse_rules, quan
 from cmtkd_jax.models.layers import INITIALIZERS, LayerFactory
 from cmtkd_jax.models.products import values
 
+IMPORTANCE = 'importance'  # name of the parameters and logged values of importance factors
+
 
 class Outputs(NamedTuple):
   """Result of one forward pass of everything that trains together.
@@ -31,11 +33,11 @@ class Method(nn.Module, kw_only=True):
   """All networks that train together, in one module: its parameters are one dict by network.
 
   `weight_bits` gives the weight width of each trained network among the top-level parameters, which decides its weight
-  decay; parameters of other names count as full precision. Those under `importance_group`, if it has a name, get their
-  own learning rate.
+  decay; parameters of other names count as full precision. With `has_importance`, those under `IMPORTANCE` get their
+  own learning rate, and `summary` names their factors 'importance/TAP/NETWORK'.
   """
 
-  importance_group: ClassVar[str] = ''
+  has_importance: ClassVar[bool] = False
   label_smoothing: float = 0.0  # of every cross entropy with labels
 
   @property
@@ -256,6 +258,17 @@ def unread_with(logit_loss):
     return {}
   name = next(name for name, cls in losses.LOGIT_LOSSES.items() if cls is type(logit_loss))
   return {'temperature': f'config.logit_loss.name={name!r}'}
+
+
+def unread_at_zero(settings, *weights):
+  """Returns `Method.unread_settings` of a method whose temperature is that of terms with these weights alone.
+
+  settings: of the method; its module has the method's name.
+  """
+  if any(getattr(settings, weight) for weight in weights):
+    return {}
+  name = type(settings).__module__.rpartition('.')[2]
+  return {'temperature': ' and '.join(f'config.method.{name}.{weight}=0' for weight in weights)}
 
 
 def check_teachers(teachers, method, least, most):

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import (
+  IMPORTANCE,
   Method,
   Outputs,
   check_teachers,
   configured_feature_loss,
   configured_logit_loss,
   network_builder,
+  unread_at_zero,
   unread_with,
 )
 from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
@@ -70,7 +72,7 @@ class Settings(Options):
 class CMTKD(Method):
   """Teachers, student, importance factors, combined classifier and adaptors."""
 
-  importance_group = 'importance'
+  has_importance = True
 
   make_teachers: tuple[Callable, ...]
   make_student: Callable
@@ -91,7 +93,7 @@ class CMTKD(Method):
     if self.make_combined_head is not None:
       self.combined_head = self.make_combined_head()
     theta = jnp.array(self.settings.importance_init or (0.0,) * len(self.make_teachers), jnp.float32)
-    self.importance = self.param(self.importance_group, lambda _: {f'tap{tap}': theta for tap in self.taps})
+    self.importance = self.param(IMPORTANCE, lambda _: {f'tap{tap}': theta for tap in self.taps})
     if self.feature_loss is not None:
       for tap in self.taps:
         setattr(self, f'adaptor_tap{tap}', Adaptor(self.feature_loss.adaptor, self.make_norm))
@@ -102,7 +104,7 @@ class CMTKD(Method):
 
   @property
   def unread_settings(self):
-    return unread_with(self.mutual_loss)
+    return unread_with(self.mutual_loss) | unread_at_zero(self.settings, 'beta')
 
   def pretrained_candidates(self, name):
     return (name, f'{STUDENT}/head') if name == 'combined_head' else super().pretrained_candidates(name)
@@ -162,8 +164,8 @@ class CMTKD(Method):
 
   def summary(self, params):
     return {
-      f'{self.importance_group}/{tap}/{name}': pi
-      for tap, theta in params[self.importance_group].items()
+      f'{IMPORTANCE}/{tap}/{name}': pi
+      for tap, theta in params[IMPORTANCE].items()
       for name, pi in zip(self.teacher_names, jnp.unstack(importance(theta)))
     }
 

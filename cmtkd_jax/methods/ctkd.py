@@ -20,6 +20,7 @@ from cmtkd_jax.methods.base import (
   run_stages,
   student_network,
   trained_networks,
+  unread_at_zero,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import BIT_WIDTHS, FULL_PRECISION
@@ -47,7 +48,7 @@ class CTKD(MultiNetwork):
 
   @property
   def unread_settings(self):
-    return {} if self.settings.alpha else {'temperature': f'config.method.ctkd.alpha={self.settings.alpha!r}'}
+    return unread_at_zero(self.settings, 'alpha')
 
   def __call__(self, images, train):
     stem = self.student.embed(images, train)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from cmtkd_jax import losses
-from cmtkd_jax.methods.base import MultiNetwork, check_teachers, peer_networks, student_network
+from cmtkd_jax.methods.base import MultiNetwork, check_teachers, peer_networks, student_network, unread_at_zero
 from cmtkd_jax.options import Options, option
 
 
@@ -20,6 +20,10 @@ class Settings(Options):
 
 class DML(MultiNetwork):
   """The student and its peers."""
+
+  @property
+  def unread_settings(self):
+    return unread_at_zero(self.settings, 'beta')
 
   def loss(self, outputs, labels):
     """L = sum_i [CE(z_i, y) + beta mean_{j != i} tau^2 KL(p_j || p_i)], where p_j is a constant."""

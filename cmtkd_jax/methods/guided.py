@@ -19,6 +19,7 @@ from cmtkd_jax.methods.base import (
   network_builder,
   run_stages,
   student_network,
+  unread_at_zero,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
@@ -41,7 +42,9 @@ class Guided(MultiNetwork):
 
   @property
   def unread_settings(self):
-    return {'temperature': "config.method.guided.hint='features'"} if self.settings.hint == 'features' else {}
+    if self.settings.hint == 'features':
+      return {'temperature': "config.method.guided.hint='features'"}
+    return unread_at_zero(self.settings, 'teacher_weight', 'student_weight')
 
   def __call__(self, images, train):
     seen = None if self.is_initializing() else jax.tree.map(lambda x: x, self.variables)  # before the student fits it

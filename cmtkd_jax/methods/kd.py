@@ -10,6 +10,7 @@ from cmtkd_jax.methods.base import (
   configured_logit_loss,
   student_network,
   trained_networks,
+  unread_at_zero,
   unread_with,
 )
 from cmtkd_jax.models import STUDENT
@@ -29,11 +30,11 @@ class Distillation(MultiNetwork):
   """A student and the frozen teachers that it learns from; of several, `logit_loss` combines the logits."""
 
   target_name: str  # of what the teachers say together, among the logits
-  logit_loss: losses.LogitLoss = losses.LOGIT_LOSSES['kl_divergence']()
+  logit_loss: losses.LogitLoss
 
   @property
   def unread_settings(self):
-    return unread_with(self.logit_loss)
+    return unread_with(self.logit_loss) | unread_at_zero(self.settings, 'beta')
 
   def __call__(self, images, train):
     logits = self.logits(images, train)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import MultiNetwork, Outputs, check_teachers, peer_networks, student_network
+from cmtkd_jax.methods.base import MultiNetwork, Outputs, check_teachers, peer_networks, student_network, unread_at_zero
 from cmtkd_jax.options import Options, option
 
 STATE = 'ensemble'  # variable collection of the weights of the general ensemble
@@ -35,6 +35,10 @@ class Settings(Options):
 
 class KDCL(MultiNetwork):
   """The student and its peers."""
+
+  @property
+  def unread_settings(self):
+    return unread_at_zero(self.settings, 'distillation_weight')
 
   @property
   def views(self):

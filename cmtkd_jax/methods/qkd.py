@@ -11,7 +11,14 @@ import jax
 
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import MultiNetwork, NetworkSpec, check_teachers, network_builder, student_network
+from cmtkd_jax.methods.base import (
+  MultiNetwork,
+  NetworkSpec,
+  check_teachers,
+  network_builder,
+  student_network,
+  unread_at_zero,
+)
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 from cmtkd_jax.options import Options, option
@@ -32,7 +39,7 @@ class QKD(MultiNetwork):
   @property
   def unread_settings(self):
     if self.settings.phase != 'self_studying':
-      return {}
+      return unread_at_zero(self.settings, 'distillation_weight')
     return dict.fromkeys(('distillation_weight', 'temperature'), "config.method.qkd.phase='self_studying'")
 
   def loss(self, outputs, labels):

@@ -91,18 +91,15 @@ def total(rows):
 
 
 def render(rows):
-  """Returns the table as text: a line a layer, a column of W/A bits a network, and what each network costs."""
+  """Returns the table as text: a line a layer and shape, a column of W/A bits a network, and each network's cost."""
   networks = list(dict.fromkeys(_split(row.layer)[0] for row in rows))
-  cells, costs = {}, {}
+  cells = {}  # a line a layer; networks of other shapes get their own
   for row in rows:
     network, layer = _split(row.layer)
-    cells.setdefault(layer, {})[network] = f'{row.weight_bits}/{row.activation_bits}'
-    costs[layer] = (row.parameters, row.macs)
+    line = layer, f'{row.parameters:,}', f'{row.macs:,}'
+    cells.setdefault(line, {})[network] = f'{row.weight_bits}/{row.activation_bits}'
   header = ['layer', 'parameters', 'MACs', *networks]
-  body = [
-    [layer, f'{costs[layer][0]:,}', f'{costs[layer][1]:,}', *(bits.get(n, '-') for n in networks)]
-    for layer, bits in cells.items()
-  ]
+  body = [[*line, *(bits.get(n, '-') for n in networks)] for line, bits in cells.items()]
   by_network = {n: total([row for row in rows if _split(row.layer)[0] == n]) for n in networks}
   body += [
     ['size of the weights, KiB', '', '', *(f'{by_network[n].size / 8192:,.1f}' for n in networks)],

@@ -1,5 +1,6 @@
 """What changed while a run trained: accuracies, loss terms, importance factors; one image for each panel."""
 
+from cmtkd_jax.methods.base import IMPORTANCE
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.report import plotting, training_rows
 from cmtkd_jax.report.page import Section
@@ -7,7 +8,6 @@ from cmtkd_jax.runs.run_reader import display_name
 
 _NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images')  # train/METRIC and train/NETWORK/METRIC
 _NO_TERMS = ('gradient_norm', 'frozen_weights')  # drawn after the terms
-_IMPORTANCE = 'importance/'
 _TEXT_OF_TERMS = (
   'The total loss and its terms, one panel for each kind, before weighting; every point is the mean since the '
   'logged line before, short windows merged. <em>Cross entropy</em> compares a network with the labels. Terms of '
@@ -144,7 +144,7 @@ def _importance(run, tap, teachers):
   figure, panel = plotting.panel(3.4, 3.0)
   panel.axhline(1 / len(teachers), color=plotting.GRAY, linewidth=1, linestyle=':', label='all equal')
   for i, teacher in enumerate(teachers):
-    x, y = run.series(f'{_IMPORTANCE}{tap}/{teacher}')
+    x, y = run.series(f'{IMPORTANCE}/{tap}/{teacher}')
     plotting.line(panel, x, y, i, display_name(teacher))
   panel.set_title(plotting.plain(f'tapped layer {tap.removeprefix("tap")}'), fontsize=10)
   panel.set_ylabel('importance', fontsize=9)
@@ -171,4 +171,4 @@ def _label(name):
 
 
 def _importance_names(run):
-  return [name for name in run.names if name.startswith(_IMPORTANCE) and name.count('/') == 2]
+  return [name for name in run.names if name.split('/')[0] == IMPORTANCE and name.count('/') == 2]

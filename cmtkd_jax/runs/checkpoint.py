@@ -127,19 +127,21 @@ class Checkpoints(contextlib.AbstractContextManager):
       hidden = local_file.matching(self.directory, f'{self._saving}.orbax-checkpoint-tmp*')
       checksums.write(hidden[0] if hidden else self.directory / str(self._saving))  # object stores rename nothing
 
-  def restore(self, abstract_state, step=None):
-    """Reads (state, meta), bit for bit, whatever devices they were saved from.
+  def restore(self, abstract_state):
+    """Reads (state, meta) of the newest readable checkpoint, bit for bit, whatever devices it was saved from.
+
+    Newer ones, which are damaged, are moved aside, with a warning.
 
     Args:
       abstract_state: `state` as it was saved, with a `jax.ShapeDtypeStruct` with sharding for each array.
-      step: which; None for the newest that can be read: newer ones are moved aside, with a warning.
 
     Raises:
-      UserError: there is no such checkpoint, it cannot be read, or it holds other arrays than asked for.
+      UserError: no checkpoint can be read, it holds other arrays than asked for, or processes read different ones.
     """
     self.wait()
-    items, meta, found = _read_newest(self.directory, step, _items(abstract_state))
-    broken = [later for later in self._manager.all_steps() if step is None and later > found]
+    items, meta, found = _read_newest(self.directory, None, _items(abstract_state))
+    distributed.check_agreement({'step of the newest readable checkpoint': found})
+    broken = [later for later in self._manager.all_steps() if later > found]
     for later in broken if distributed.is_first() else []:
       aside = self.directory / f'broken_{later}'
       if aside.exists():  # the second time at this step

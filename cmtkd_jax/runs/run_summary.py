@@ -7,6 +7,7 @@ import jax
 from etils import epath
 
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods.base import IMPORTANCE
 from cmtkd_jax.runs import metric_log, run_files
 from cmtkd_jax.runtime import distributed
 
@@ -26,6 +27,7 @@ def write(workdir, config, dataset):
     raise UserError(
       f'{workdir}/{metric_log.FILE} has lost the rows of training; restore it, or train in another --workdir'
     )
+  factor = f'{IMPORTANCE}/'
   summary = {
     'config': config.to_dict(),
     'steps': rows[-1]['step'],
@@ -35,9 +37,7 @@ def write(workdir, config, dataset):
     'epochs': round(rows[-1]['step'] / steps_per_epoch, 3),
     'results': results(rows, steps_per_epoch),
     **({'test': dataset.held_out} if dataset.held_out else {}),
-    'importance': {
-      name.removeprefix('importance/'): value for name, value in trained[-1].items() if name.startswith('importance/')
-    },
+    'importance': {name[len(factor) :]: value for name, value in trained[-1].items() if name.startswith(factor)},
   }
   run_files.write(epath.Path(workdir) / FILE, json.dumps(summary, indent=1))
   distributed.wait_for_all('the summary is written')

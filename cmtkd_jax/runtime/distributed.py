@@ -27,8 +27,8 @@ def in_cluster(environment):
     or count('OMPI_COMM_WORLD_SIZE') > 1
     or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')  # a slice of several hosts
     or count('MEGASCALE_NUM_SLICES') > 1
-    or 'JAX_COORDINATOR_ADDRESS' in environment
-  )  # as launch/k8s_jobset.yaml sets it
+    or 'JAX_COORDINATOR_ADDRESS' in environment  # as launch/k8s_jobset.yaml sets it
+  )
 
 
 class Cluster(NamedTuple):
@@ -46,10 +46,10 @@ class Cluster(NamedTuple):
   init_timeout: int = 300
 
 
-ALONE = Cluster()  # or what the scheduler says in environment variables
+FROM_ENVIRONMENT = Cluster()  # what the scheduler says there; without one, the process is alone
 
 
-def initialize(cluster=ALONE):
+def initialize(cluster=FROM_ENVIRONMENT):
   """Joins the other processes of this run, if there are any; to be called before any device is touched.
 
   Raises:
@@ -59,23 +59,15 @@ def initialize(cluster=ALONE):
   if any(value is not None for value in given):
     if None in given:
       raise UserError('--coordinator_address, --num_processes and --process_id belong together; give all three or none')
-    if not 0 <= cluster.process < cluster.processes:
-      raise UserError(f'--process_id={cluster.process} must lie below --num_processes={cluster.processes}, from 0 on')
-    if not re.fullmatch(r'\S+:\d+', cluster.coordinator):
-      raise UserError(f'--coordinator_address={cluster.coordinator!r} is not HOST:PORT; give the address of process 0')
-    arguments = dict(coordinator_address=given[0], num_processes=given[1], process_id=given[2])
+    arguments = _arguments(*given, ('--coordinator_address', '--num_processes', '--process_id'))
   elif in_cluster(os.environ):
-    environment = os.environ.get
+    names = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
     arguments = {}
     if 'JAX_COORDINATOR_ADDRESS' in os.environ and 'JAX_NUM_PROCESSES' in os.environ:
-      address = environment('JAX_COORDINATOR_ADDRESS')
-      if not re.fullmatch(r'\S+:\d+', address):
-        raise UserError(f'JAX_COORDINATOR_ADDRESS={address!r} in the environment is not HOST:PORT; set it to one')
-      arguments = dict(
-        coordinator_address=address,
-        num_processes=_number(os.environ, 'JAX_NUM_PROCESSES', '1'),
-        process_id=_number(os.environ, 'JAX_PROCESS_ID', '0'),
-      )
+      if not os.environ.get(names[2]):
+        raise UserError(f'{names[0]} and {names[1]} are set, {names[2]} is not; set it to the number of this process')
+      numbers = (_number(os.environ, name, '') for name in names[1:])
+      arguments = _arguments(os.environ[names[0]], *numbers, names)
   else:
     return
   peers.install()
@@ -89,6 +81,15 @@ def initialize(cluster=ALONE):
   peers.joined()
   if not is_first():
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115  as long as the process lasts
+
+
+def _arguments(address, processes, process, names):
+  """Arguments of `jax.distributed.initialize`; `names` are those of the flags or variables that gave them."""
+  if not 0 <= process < processes:
+    raise UserError(f'{names[2]}={process} must lie below {names[1]}={processes}, from 0 on')
+  if not re.fullmatch(r'\S+:\d+', address):
+    raise UserError(f'{names[0]}={address!r} is not HOST:PORT; give the address of process 0')
+  return dict(coordinator_address=address, num_processes=processes, process_id=process)
 
 
 def _number(environment, name, default):

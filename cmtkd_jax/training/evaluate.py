@@ -36,7 +36,7 @@ class Evaluator:
         if len(sums) > _AHEAD:
           jax.block_until_ready(sums[-1 - _AHEAD])
         done += len(batch['label'])
-      totals = jax.tree.map(lambda *values: float(sum(values)), *jax.device_get(sums))
+      totals = jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
       for network, total in totals.items():
         if round(total['count']) != loader.num_examples:
           raise AssertionError(f'{split}: counted {total["count"]} of {loader.num_examples} examples')

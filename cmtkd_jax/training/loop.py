@@ -47,7 +47,7 @@ def train_and_evaluate(config, workdir, root=''):
       for line in report:
         journal.note(line)
       stopping = early_stopping.create(parts, run, int(state.step))
-      if not stopping.is_due:
+      if int(state.step) < parts.schedule.total and not stopping.is_due:
         _train(parts, state, released, stopping, checkpoints, journal, preemption)
       checkpoints.wait()  # before SIGTERM ends the process again
       stops = preemption.requested()
@@ -117,8 +117,7 @@ def _compile(parts, state, batch, journal):
     loss_at=parts.loss_at,
     averaging=parts.averaging,
   )
-  if int(state.step) < parts.schedule.total:
-    with journal.compiling():
-      step_fn = step_fn.lower(state, batch).compile()
-    journal.note(memory.describe(step_fn))
+  with journal.compiling():
+    step_fn = step_fn.lower(state, batch).compile()
+  journal.note(memory.describe(step_fn))
   return step_fn

@@ -9,6 +9,7 @@ import optax
 from cmtkd_jax import quantizers
 from cmtkd_jax.config import durations
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods.base import IMPORTANCE
 from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.models.bit_policy import quantizer_names
 
@@ -38,7 +39,7 @@ def groups(config, method):
   networks = {name: Group(1.0, by_bits(bits)) for name, bits in method.weight_bits.items()}
   importance = Group(optimizer.importance_lr_factor, 0.0)
   return networks | {
-    **({method.importance_group: importance} if method.importance_group else {}),
+    **({IMPORTANCE: importance} if method.has_importance else {}),
     QUANTIZER_GROUP: Group(optimizer.quantizer_lr_factor, optimizer.quantizer_weight_decay),
     OTHER_GROUP: Group(1.0, optimizer.weight_decay),
   }
@@ -51,8 +52,8 @@ def group_of(path, method, decayed=()):
   """
   if path[0] in method.frozen:
     return FROZEN_GROUP
-  if path[0] == method.importance_group:
-    return method.importance_group
+  if method.has_importance and path[0] == IMPORTANCE:
+    return IMPORTANCE
   if inspect.is_quantizer_path(path) and path[-2:] not in decayed:
     return QUANTIZER_GROUP
   return path[0] if path[0] in method.weight_bits else OTHER_GROUP
@@ -92,8 +93,8 @@ def learning_rate(config, total_steps, **sizes):
 def rates(config, method, rate):
   """Returns `{name: learning rate}` to log, where `rate` is that of the networks."""
   logged = {'train/learning_rate': float(rate)}
-  if method.importance_group:
-    logged[f'train/{method.importance_group}/learning_rate'] = config.optimizer.importance_lr_factor * float(rate)
+  if method.has_importance:
+    logged[f'train/{IMPORTANCE}/learning_rate'] = config.optimizer.importance_lr_factor * float(rate)
   return logged
 
 

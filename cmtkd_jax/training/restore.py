@@ -78,7 +78,7 @@ def open_run(workdir, config=None, step=None):
     _check_same_images(config, run_config, workdir)
     run_config.data, run_config.eval_batch_size = config.data, config.eval_batch_size
   mesh = build.make_mesh()
-  run_config.batch_size = mesh.size  # training batches are not used, whatever this machine's number of devices
+  run_config.batch_size = mesh.size  # fits any data and devices; only export reads training images, and few
   try:
     dataset = build.load_data(run_config, mesh)
   except UserError as e:

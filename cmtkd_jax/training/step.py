@@ -15,6 +15,7 @@ from cmtkd_jax.training.freezing import frozen_fractions
 
 NO_AVERAGE = Averaging()
 _NO_STEP = 2**31 - 1  # a number that no step has
+_OWN_METRICS = ('top1', 'gradient_norm', 'frozen_weights')  # of a network; no term of a loss may have these names
 # Streams of a step's key, next to that of the first view, which is the key itself. Augmentations split their key, and
 # `split(key, n)[i]` is `fold_in(key, i)`: a stream with a small number would meet their keys.
 SAMPLING, _OTHER_VIEWS, _MIXING = 2**31 - 1, 2**31 - 2, 2**31 - 3
@@ -188,7 +189,7 @@ def _metrics(loss, outputs, labels):
     raise ValueError(f"a method's loss returns (total, terms); got {type(found).__name__}")
   total, terms = found
   top1 = {f'{name}/top1': 100 * jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
-  if clash := sorted(terms.keys() & {'loss', *top1}):
+  if clash := sorted(name for name in terms if name == 'loss' or name.rpartition('/')[2] in _OWN_METRICS):
     raise ValueError(f'a term of the loss is named {clash[0]!r}, which is what training calls another value; rename it')
   for name, value in {'the total': total, **terms}.items():
     if jnp.shape(value):

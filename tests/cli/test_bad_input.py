@@ -157,11 +157,16 @@ def test_slices_of_tpus_that_are_not_there(monkeypatch):
 
 
 def test_environment_of_processes(refused, monkeypatch):
-  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'localhost:1')
-  monkeypatch.setenv('JAX_NUM_PROCESSES', 'two')
-  refused([SMOKE], ["JAX_NUM_PROCESSES='two'", 'set it to one, or unset it'])
-  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'localhost')
-  refused([SMOKE], ["JAX_COORDINATOR_ADDRESS='localhost' in the environment is not HOST:PORT"])
+  for variables, message in (
+    (dict(ADDRESS='localhost:1', PROCESSES='two', ID='0'), "JAX_NUM_PROCESSES='two' in the environment is not a whole"),
+    (dict(ADDRESS='localhost:1', PROCESSES='2', ID=''), 'JAX_NUM_PROCESSES are set, JAX_PROCESS_ID is not; set it'),
+    (dict(ADDRESS='localhost:1', PROCESSES='2', ID='2'), 'JAX_PROCESS_ID=2 must lie below JAX_NUM_PROCESSES=2, from 0'),
+    (dict(ADDRESS='localhost', PROCESSES='2', ID='1'), "JAX_COORDINATOR_ADDRESS='localhost' is not HOST:PORT; give"),
+  ):
+    monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', variables['ADDRESS'])
+    monkeypatch.setenv('JAX_NUM_PROCESSES', variables['PROCESSES'])
+    monkeypatch.setenv('JAX_PROCESS_ID', variables['ID'])
+    refused([SMOKE], [message])
 
 
 # --- Fields.

@@ -90,7 +90,7 @@ def test_distillation_from_one_and_from_the_average_of_several(teachers):
   names = [f'teacher{i}' for i in range(teachers)]
   z = logits('student', *names)
   settings = (kd if teachers == 1 else average_teacher).Settings(alpha=0.7, beta=1.3, temperature=3.0)
-  method = kd.Distillation((), settings, 'combined')
+  method = kd.Distillation((), settings, 'combined', losses.LOGIT_LOSSES['kl_divergence']())
   outputs = kd.Outputs({'student': z['student']}, [z[name] for name in names])
   p = np.mean([softmax(z[name] / 3.0) for name in names], 0)
   expected = 9 * np.mean(np.sum(p * (np.log(p) - log_softmax(z['student'] / 3.0)), -1))
@@ -171,6 +171,16 @@ def test_apprentice(detached):
     ce(z['teacher']) + 0.5 * ce(z['student']) + 0.5 * soft,
   )
   assert learners(loss, z, 'student/distillation') == ({'student'} if detached else {'student', 'teacher'})
+
+
+def test_a_frozen_teacher_of_apprentice_has_no_loss():
+  z = logits('teacher', 'student')
+  soft = -np.mean(np.sum(softmax(z['teacher']) * log_softmax(z['student']), -1))
+  check_terms(
+    apprentice.apprentice_loss(z['teacher'], z['student'], LABELS, apprentice.Settings(scheme='B')),
+    {'student/cross_entropy': ce(z['student']), 'student/distillation': soft},
+    0.5 * ce(z['student']) + 0.5 * soft,
+  )
 
 
 @pytest.mark.parametrize('phase', ['self_studying', 'co_studying', 'tutoring'])
@@ -549,6 +559,12 @@ def test_guidance_by_logits_compares_no_maps():
     ('dml', {'method.dml.peer_bits': (9,)}, (), 'config.method.dml.peer_bits=9'),
     ('apprentice', {'method.apprentice.scheme': 'C'}, (32,), 'config.init_from'),
     ('apprentice', {'method.apprentice.scheme': 'D'}, (), 'config.method.apprentice.scheme'),
+    (
+      'apprentice',
+      {'method.apprentice.scheme': 'B', 'method.apprentice.stop_gradient_target': False},
+      (32,),
+      "config.method.apprentice.stop_gradient_target=False changes nothing with scheme='B'",
+    ),
     ('qkd', {'method.qkd.phase': 'tutoring'}, (), 'config.init_from'),
     ('speq', {'quantizer.name': 'lsq'}, (), "config.quantizer: 'lsq'"),
     ('speq', {'student.activation_bits': 8}, (), 'activation_bits=8 is not below config.method.speq.high_bits=8'),

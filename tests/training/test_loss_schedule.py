@@ -125,6 +125,24 @@ def test_without_a_schedule_it_is_the_loss_of_the_method():
       {'logit_loss.name': 'logits_regression', 'temperature_schedule.change_at': '5 steps'},
       "with config.logit_loss.name='logits_regression', the loss does not read config.method.cmtkd.temperature; leave",
     ),
+    *(
+      (
+        {'method.name': name, 'temperature_schedule.change_at': '5 steps', **dict.fromkeys(weights, 0.0), **others},
+        f'with {" and ".join(f"config.{weight}=0" for weight in weights)}, the loss does not read config.method.{name}',
+      )
+      for name, weights, others in (
+        ('cmtkd', ('method.cmtkd.beta',), {}),
+        ('dml', ('method.dml.beta',), {}),
+        ('kdcl', ('method.kdcl.distillation_weight',), {}),
+        ('qkd', ('method.qkd.distillation_weight',), {}),
+        ('apprentice', ('method.apprentice.gamma',), {}),
+        (
+          'guided',
+          ('method.guided.teacher_weight', 'method.guided.student_weight'),
+          {'method.guided.hint': 'logits', 'student.weight_bits': 32, 'student.activation_bits': 4},
+        ),
+      )
+    ),
   ],
 )
 def test_what_is_refused(fields, message):

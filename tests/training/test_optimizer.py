@@ -14,7 +14,7 @@ RATE = 0.05
 
 
 class FakeMethod:
-  importance_group = 'importance'
+  has_importance = True
   frozen = ('expert',)
 
   def __init__(self, **weight_bits):

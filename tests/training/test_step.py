@@ -112,7 +112,7 @@ def linear_parts():
     weight_bits={'student': 2},
     frozen=(),
     views=1,
-    importance_group='importance',
+    has_importance=True,
   )
   config = config_lib.default()
   config.optimizer.decay_at = '2 steps'
@@ -459,6 +459,8 @@ def test_maps_computed_again_give_the_same_gradients():
     (lambda loss: loss, r'returns \(total, terms\); got'),
     (lambda loss: (loss, {'loss': loss}), "named 'loss', which is what training calls another value"),
     (lambda loss: (loss, {'student/top1': loss}), "named 'student/top1'"),
+    (lambda loss: (loss, {'teacher/gradient_norm': loss}), "named 'teacher/gradient_norm'"),
+    (lambda loss: (loss, {'student/frozen_weights': loss}), "named 'student/frozen_weights'"),
     (lambda loss: (jnp.stack([loss, loss]), {}), r'the total has shape \(2,\); take the mean'),
     (lambda loss: (loss, {'student/own': jnp.stack([loss])}), r'student/own has shape \(1,\)'),
   ],

@@ -87,6 +87,7 @@ class _Worker:
           raise EOFError
         return images, *answer
     except (OSError, EOFError, pickle.UnpicklingError) as e:
+      self.process.kill()  # it may be alive, and wait for its next request
       raise UserError(
         f'a worker process that decodes images ended (exit status {self.process.wait()}), perhaps for '
         "want of memory; lower config.data.num_workers, or set config.data.workers='threads'"
