@@ -39,7 +39,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
 from cmtkd_jax.export import compare, interpreter
 from cmtkd_jax.models import MODELS
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import provenance
 from cmtkd_jax.runtime import allocator
 from cmtkd_jax.runtime.progress import Progress
 from cmtkd_jax.training import build, memory, optimizer
@@ -226,7 +226,7 @@ def run_case(function, arguments, scratch, log):
       traceback.print_exc()
   sys.stderr = sys.__stderr__
   jax.clear_caches()
-  return row | {'case_cpu_seconds': time.process_time() - begin, 'commit': run_files.commit()}
+  return row | {'case_cpu_seconds': time.process_time() - begin, 'commit': provenance.commit()}
 
 
 def verdict(row):

@@ -24,7 +24,7 @@ from cmtkd_jax import export
 from cmtkd_jax.export import fold, trace
 from cmtkd_jax.export.formats import packed, stablehlo
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import provenance
 from cmtkd_jax.training import build
 
 _OUT = flags.DEFINE_string('out', None, 'Files to write, without their endings.')
@@ -85,7 +85,7 @@ def main(argv):
         print(f'{len(rows)}/16', file=sys.stderr, flush=True)
   kibibytes = lambda size: f'{size / 1024:,.0f} KiB'
   lines = [
-    f'ResNet18 of configs/cifar100_resnet18.py, commit {run_files.commit()}, `python {" ".join(sys.argv)}`. '
+    f'ResNet18 of configs/cifar100_resnet18.py, commit {provenance.commit()}, `python {" ".join(sys.argv)}`. '
     'Quantized weights take bits / 8 bytes each; the files hold scales, biases and the first and last layer, '
     'too.',
     '',
@@ -102,7 +102,7 @@ def main(argv):
   if _OUT.value:
     pathlib.Path(f'{_OUT.value}.md').write_text('\n'.join(lines) + '\n')
     pathlib.Path(f'{_OUT.value}.json').write_text(
-      json.dumps({'command': f'python {" ".join(sys.argv)}', 'commit': run_files.commit(), 'rows': rows}, indent=1)
+      json.dumps({'command': f'python {" ".join(sys.argv)}', 'commit': provenance.commit(), 'rows': rows}, indent=1)
       + '\n'
     )
 

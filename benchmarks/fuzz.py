@@ -185,7 +185,7 @@ def report(results, options, seconds):
   sys.path.insert(0, str(ROOT / 'benchmarks'))
   import fuzz_targets
 
-  from cmtkd_jax.runs import run_files
+  from cmtkd_jax.runs import provenance
 
   table = {}
   for name, cases in results.items():
@@ -206,12 +206,12 @@ def report(results, options, seconds):
     }
   return {
     'command': f'python {" ".join(sys.argv)}',
-    'commit': run_files.commit(),
+    'commit': provenance.commit(),
     'seed': options.seed,
     'date': datetime.date.today().isoformat(),
     'hardware': f'{os.cpu_count()} CPU cores, {cpu()}',
     'python': platform.python_version(),
-    'versions': run_files.versions(),
+    'versions': provenance.versions(),
     'seconds': round(seconds),
     'cases': sum(row['cases'] for row in table.values()),
     'passed': not any(row[outcome] for row in table.values() for outcome in BAD),

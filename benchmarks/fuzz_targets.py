@@ -26,7 +26,7 @@ from cmtkd_jax.export import predict
 from cmtkd_jax.export.formats import hub
 from cmtkd_jax.models import pytorch_weights
 from cmtkd_jax.quantizers import QUANTIZERS
-from cmtkd_jax.runs import checkpoint, event_files, metric_log, run_files, run_reader, run_summary
+from cmtkd_jax.runs import checkpoint, compatibility, event_files, metric_log, run_files, run_reader, run_summary
 from cmtkd_jax.training import loop, restore, teachers
 
 SIZE, CLASSES = 8, ('ant', 'bee', 'cat', 'dog')
@@ -626,7 +626,7 @@ class Run(Files):
     run = run_reader.read(self.copied)
     run_reader.results(run)
     dataset = restore.open_run(self.copied).dataset
-    run_files.check_data(self.copied, dataset)
+    compatibility.check_data(self.copied, dataset)
     return {
       'config': config_lib.flat(run.config),
       'rows': run.rows,

@@ -30,7 +30,7 @@ from sklearn import datasets
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import export
 from cmtkd_jax.export import fold, interpreter, trace
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import provenance
 from cmtkd_jax.training import build
 
 _BITS = flags.DEFINE_integer('bits', 2, 'Bits of weights and activations.')
@@ -121,7 +121,7 @@ def machine():
     'cpus': os.cpu_count(),
     'jax_device': jax.devices()[0].device_kind,
     'command': ' '.join(['python', *sys.argv]),
-    'commit': run_files.commit(),
+    'commit': provenance.commit(),
     'python': platform.python_version(),
     'versions': {name: importlib.metadata.version(name) for name in ('jax', 'onnx', 'onnxruntime')},
   }

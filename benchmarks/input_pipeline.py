@@ -35,7 +35,7 @@ from cmtkd_jax import data
 from cmtkd_jax.data.sources import base as sources
 from cmtkd_jax.data.sources import tfds_source
 from cmtkd_jax.data.transforms import crop_boxes, decode_pil
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import provenance
 from cmtkd_jax.training import build
 
 _IMAGES = flags.DEFINE_string('images', None, 'npy:DIR, photographs to enlarge.', required=True)
@@ -265,7 +265,7 @@ def main(argv):
       json.dumps(
         {
           'command': ' '.join(['python', *sys.argv]),
-          'commit': run_files.commit(),
+          'commit': provenance.commit(),
           'cores': _CORES.value,
           'python': platform.python_version(),
           'jax': jax.__version__,

@@ -20,7 +20,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import provenance
 from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.step import initial_state, initial_state_options, jit_train_step
 
@@ -86,7 +86,7 @@ def main(argv):
   if _OUT.value:
     about = {
       'command': ' '.join(['python', *sys.argv]),
-      'commit': run_files.commit(),
+      'commit': provenance.commit(),
       'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       'cpus': os.cpu_count(),
       'jax': jax.__version__,

@@ -26,7 +26,7 @@ from train_step import apart, full_precision
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.data.outline import outline
 from cmtkd_jax.experiments import requirements
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import provenance
 from cmtkd_jax.runtime import topology as tpu_topology
 from cmtkd_jax.training import build
 
@@ -79,7 +79,7 @@ def compiled(file, topology, batch, step):
     'collective_mb': found.collectives / 1e6,
     'roofline_ms': 1e3 * max(found.seconds.values()),
     'compile_seconds': time.monotonic() - begin,
-    'commit': run_files.commit(),
+    'commit': provenance.commit(),
   }
 
 

@@ -42,7 +42,7 @@ from cmtkd_jax import losses
 from cmtkd_jax.data import splits
 from cmtkd_jax.methods.base import MultiNetwork, peer_networks, student_network
 from cmtkd_jax.models import bit_table
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import provenance
 from cmtkd_jax.runtime import allocator
 from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.step import initial_state, initial_state_options, jit_train_step
@@ -280,7 +280,7 @@ def environment(options):
     'cpus': len(os.sched_getaffinity(0)),
     'load': os.getloadavg()[0],
     'versions': versions,
-    'commit': run_files.commit() or options.commit,
+    'commit': provenance.commit() or options.commit,
     'command': ' '.join(['python', *sys.argv]),
     'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
   }

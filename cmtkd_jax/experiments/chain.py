@@ -10,7 +10,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.config import init_from
 from cmtkd_jax.data.outline import outline
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import run_files, run_summary
+from cmtkd_jax.runs import compatibility, run_files, run_summary
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import build, loop, plan, teachers
 
@@ -140,7 +140,7 @@ def _finished(config, workdir, root):
   if summary is None:
     return None
   there = config_lib.from_json(json.dumps(summary['config']))
-  return None if config_lib.difference(there, config, exclude=run_files.MUTABLE_FIELDS, root=root) else summary
+  return None if config_lib.difference(there, config, exclude=compatibility.MUTABLE_FIELDS, root=root) else summary
 
 
 def _train(config, workdir, root, report):

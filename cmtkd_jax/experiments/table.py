@@ -17,7 +17,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table_text
 from cmtkd_jax.models import STUDENT
-from cmtkd_jax.runs import run_files, run_summary
+from cmtkd_jax.runs import compatibility, json_file, run_files, run_summary
 from cmtkd_jax.runtime import local_file
 
 _NEEDED = ('epochs', 'commit', 'device', 'config')  # entries of a run's summary, next to its results
@@ -82,7 +82,7 @@ def train_table(config, workdir, report=lambda text: None):
   rows = collect(whole, workdir, failures)
   with run_files.disk_errors_as_user_errors(workdir):
     for suffix, text in (('json', table_text.as_json), ('md', table_text.markdown)):
-      run_files.write(epath.Path(workdir) / f'table.{suffix}', text(config.table.title, rows))
+      json_file.write(epath.Path(workdir) / f'table.{suffix}', text(config.table.title, rows))
   return [row for row in rows if not config.table.only or row['run'] in config.table.only]
 
 
@@ -214,7 +214,7 @@ def _differing(summaries):
     'seed',
     'init_from',
     'teacher_workdirs',
-    *run_files.MUTABLE_FIELDS,
+    *compatibility.MUTABLE_FIELDS,
   }
   return sorted(field for field in fields if any(config[field] != configs[0][field] for config in configs))
 

@@ -3,7 +3,7 @@
 import re
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.runs.run_files import MUTABLE_FIELDS
+from cmtkd_jax.runs.compatibility import MUTABLE_FIELDS
 
 # The fields that people compare; the others only enter a name where these do not tell the runs apart.
 _FIRST = (

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from cmtkd_jax.models import STUDENT, bit_table
-from cmtkd_jax.runs import metric_log, run_files, run_summary
+from cmtkd_jax.runs import json_file, metric_log, run_files, run_summary
 
 
 class Run(NamedTuple):
@@ -65,7 +65,7 @@ def read(workdir):
   config = run_files.read_config(directory)
   rows = metric_log.read(directory) if (directory / metric_log.FILE).exists() else []
   bits = directory / run_files.BITS
-  table = run_files.read_json(bits, list, valid=_are_layers, fix=run_files.WRITE_AGAIN) if bits.exists() else []
+  table = json_file.read(bits, list, valid=_are_layers, fix=run_files.WRITE_AGAIN) if bits.exists() else []
   return Run(
     directory,
     config,

@@ -8,7 +8,7 @@ from etils import epath
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import IMPORTANCE
-from cmtkd_jax.runs import metric_log, run_files
+from cmtkd_jax.runs import json_file, metric_log, provenance, run_files
 from cmtkd_jax.runtime import distributed
 
 FILE = run_files.SUMMARY
@@ -31,15 +31,15 @@ def write(workdir, config, dataset):
   summary = {
     'config': config.to_dict(),
     'steps': rows[-1]['step'],
-    'commit': run_files.commit(),
-    'versions': run_files.versions(),
+    'commit': provenance.commit(),
+    'versions': provenance.versions(),
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     'epochs': round(rows[-1]['step'] / steps_per_epoch, 3),
     'results': results(rows, steps_per_epoch),
     **({'test': dataset.held_out} if dataset.held_out else {}),
     'importance': {name[len(factor) :]: value for name, value in trained[-1].items() if name.startswith(factor)},
   }
-  run_files.write(epath.Path(workdir) / FILE, json.dumps(summary, indent=1))
+  json_file.write(epath.Path(workdir) / FILE, json.dumps(summary, indent=1))
   distributed.wait_for_all('the summary is written')
   return summary
 
@@ -118,7 +118,7 @@ def read(workdir, needed=('results',)):
   """
   path = epath.Path(workdir) / FILE
   fix = 'restore it, or delete it: the training command writes it again'
-  return run_files.read_json(path, dict, needed, _is_summary, fix) if path.exists() else None
+  return json_file.read(path, dict, needed, _is_summary, fix) if path.exists() else None
 
 
 def _is_number(value):

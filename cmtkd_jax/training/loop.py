@@ -3,7 +3,7 @@
 import jax
 
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import run_files, run_summary
+from cmtkd_jax.runs import compatibility, provenance, run_files, run_summary
 from cmtkd_jax.runs.checkpoint import Checkpoints
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
@@ -32,7 +32,7 @@ def train_and_evaluate(config, workdir, root=''):
   parts = plan.create(config, workdir)
   announce(parts.dataset.summary)
   with (
-    run_files.claim(workdir, config, parts.dataset, root) as run,
+    compatibility.claim(workdir, config, parts.dataset, root) as run,
     run_files.disk_errors_as_user_errors(run),
     memory.errors_as_advice(config),
     Checkpoints(run / run_files.CHECKPOINTS, config.max_checkpoints, parts.best_metric) as checkpoints,
@@ -88,7 +88,7 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
           results = evaluator.run(variables, journal.meanwhile)
         journal.evaluated(step, results)
         stopping.add(step, results)
-      meta = run_files.meta(parts.config, step, parts.layers)
+      meta = provenance.meta(parts.config, step, parts.layers)
       checkpoints.save(step, released.tree(state, variables), meta, results)
       window.restart()
     if stops:

@@ -8,7 +8,7 @@ from cmtkd_jax.config import init_from
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import STUDENT, bit_table
 from cmtkd_jax.models.bit_policy import parse_rules
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import compatibility, run_files
 from cmtkd_jax.runtime import distributed
 from cmtkd_jax.training import (
   averaging,
@@ -67,7 +67,7 @@ def create(config, workdir):
   config_lib.check(config)
   mesh = build.make_mesh()
   dataset = build.load_data(config, mesh)
-  distributed.check_agreement(run_files.facts(config, dataset))
+  distributed.check_agreement(compatibility.facts(config, dataset))
   trained = teachers.open_all(config, workdir)
   teachers.check_compatible(trained, config, dataset.class_names)
   if not run_files.has_checkpoint(workdir):  # or it has what it started from
@@ -76,7 +76,7 @@ def create(config, workdir):
       ('config.init_from', init_from.parse(config.init_from).values() if config.init_from else ()),
     ):
       for directory in directories:
-        run_files.check_held_out(field, directory, config, dataset)
+        compatibility.check_held_out(field, directory, config, dataset)
   return Plan(
     config=config,
     sharding=build.replicated(mesh),

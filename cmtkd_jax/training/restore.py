@@ -7,7 +7,7 @@ import jax
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import data
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import checkpoint, run_files
+from cmtkd_jax.runs import checkpoint, compatibility, run_files
 from cmtkd_jax.runtime import distributed, local_file
 from cmtkd_jax.training import build, teachers
 
@@ -17,7 +17,7 @@ class Trained(NamedTuple):
 
   method: the `methods.Method` that was trained.
   variables: of all its networks.
-  meta: what the checkpoint says about itself, see `run_files.meta`.
+  meta: what the checkpoint says about itself, see `provenance.meta`.
   step: of the checkpoint.
   """
 
@@ -85,8 +85,8 @@ def open_run(workdir, config=None, step=None):
     if config is not None:
       raise
     raise UserError(f'{e}; if the images have moved, add --config=FILE with their new place') from e
-  distributed.check_agreement(run_files.facts(run_config, dataset))
-  run_files.check_data(workdir, dataset, allow_config_changes=config is not None)
+  distributed.check_agreement(compatibility.facts(run_config, dataset))
+  compatibility.check_data(workdir, dataset, allow_config_changes=config is not None)
   method = build.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
   variables, _, step = _load(workdir, method, dataset.input_shape, step)
   replicated = build.replicated(mesh)

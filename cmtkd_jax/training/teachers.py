@@ -11,7 +11,7 @@ from flax import traverse_util
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import STUDENT
-from cmtkd_jax.runs import checkpoint, run_files, run_summary
+from cmtkd_jax.runs import checkpoint, json_file, run_files, run_summary
 
 FILE = 'teachers.json'
 # What a teacher's training and this one must share: its logits are for the same classes, its images the same numbers.
@@ -37,7 +37,7 @@ def open_all(config, workdir):
   """
   path = epath.Path(workdir) / FILE
   if path.exists() and run_files.has_checkpoint(workdir):
-    entries = run_files.read_json(
+    entries = json_file.read(
       path,
       list,
       valid=lambda entries: all(
@@ -114,7 +114,7 @@ def check_loaded(frozen, abstract, variables):
 
 def save(workdir, teachers):
   """Writes what `open_all` reads, so that the run can be evaluated when its teachers' directories are gone."""
-  run_files.write(
+  json_file.write(
     epath.Path(workdir) / FILE,
     json.dumps(
       [{'directory': teacher.directory, 'config': teacher.config.to_dict()} for teacher in teachers], indent=1

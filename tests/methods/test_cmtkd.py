@@ -593,6 +593,7 @@ def test_policies_on_other_data_are_compared_on_theirs():
   """100 classes in place of 10: 90 more biases, and as many rows of the classifier's 64 weights."""
   config = resnet8_config()
   config.data.name = 'generated:8x8x1:10:48'
+  config.batch_size = 32
   config.table.runs = dict(ten={}, hundred=dict(data=dict(name='generated:8x8x1:100:480')))
   found = cost.compare(config).students
   assert found['hundred'].parameters - found['ten'].parameters == 90 * 65

@@ -16,7 +16,7 @@ from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods import METHODS, apprentice, average_teacher, ctkd, dml, guided, kd, kdcl, qkd, speq
 from cmtkd_jax.models import bit_table
-from cmtkd_jax.runs import checkpoint, run_files
+from cmtkd_jax.runs import checkpoint, provenance
 from cmtkd_jax.training import build, initialize, optimizer
 from cmtkd_jax.training.step import eval_step, initial_state, train_step
 from cmtkd_jax.training.teachers import Teacher
@@ -624,7 +624,7 @@ def test_a_teacher_of_another_width_does_not_take_over_the_values_of_quantizers(
 
   there, _, variables, layers = of(4)
   found = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), variables)
-  meta = run_files.meta(there, 5, layers)
+  meta = provenance.meta(there, 5, layers)
   monkeypatch.setattr(checkpoint, 'load_variables', lambda directory: (found, meta, 5))
   for bits in (4, 8):
     config, created, variables, layers = of(bits)

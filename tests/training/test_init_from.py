@@ -11,7 +11,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import bit_table, pytorch_weights
 from cmtkd_jax.quantizers import lsq
-from cmtkd_jax.runs import run_files
+from cmtkd_jax.runs import provenance, run_files
 from cmtkd_jax.runs.checkpoint import Checkpoints
 from cmtkd_jax.training import build, initialize, optimizer
 from cmtkd_jax.training.step import TrainState, initial_state
@@ -144,7 +144,7 @@ def layers(config):
 def kept(tmp_path, before, after, network):
   """Whether the learned steps of `network` are those of a run of `before` that one of `after` starts from."""
   variables = fill(abstract_variables(before))
-  directory = save(tmp_path, before, variables, meta=run_files.meta(before, 5, layers(before)))
+  directory = save(tmp_path, before, variables, meta=provenance.meta(before, 5, layers(before)))
   method = build.create_method(after, CLASSES)
   loaded, _ = initialize.load(directory, '.*', abstract_variables(after), method, after, layers(after))
   found = traverse_util.flatten_dict(loaded['params'][network])

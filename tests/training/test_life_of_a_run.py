@@ -16,7 +16,7 @@ import cmtkd_jax
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
-from cmtkd_jax.runs import metric_log, run_files, run_summary
+from cmtkd_jax.runs import compatibility, metric_log, provenance, run_files, run_summary
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import evaluate, loop
 from tests.small_run import make_config
@@ -175,7 +175,7 @@ def test_a_renamed_image_that_holds_out_others_is_refused(tmp_path):
 def test_processes_that_hold_out_other_images_differ():
   dataset = types.SimpleNamespace(class_names=('a', 'b'), num_examples={'train': 8, 'test': 2}, held_out_digest='a')
   other = types.SimpleNamespace(**vars(dataset) | {'held_out_digest': 'b'})
-  facts = [run_files.facts(make_config(), data) for data in (dataset, other)]
+  facts = [compatibility.facts(make_config(), data) for data in (dataset, other)]
   assert {name for name in facts[0] if facts[0][name] != facts[1][name]} == {'held-out images'}
 
 
@@ -206,6 +206,6 @@ def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
   git('add', 'README')
   git('-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-m', 'x')
   monkeypatch.setattr(cmtkd_jax, '__file__', str(package / '__init__.py'))
-  assert run_files.commit.__wrapped__() == ''
+  assert provenance.commit.__wrapped__() == ''
   git('add', '-f', 'venv')
-  assert run_files.commit.__wrapped__().endswith('-dirty')
+  assert provenance.commit.__wrapped__().endswith('-dirty')
