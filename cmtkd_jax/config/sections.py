@@ -233,6 +233,7 @@ SECTIONS = {
   'table': Table,
   **selections(),
 }  # {section: its class}; a section inside another one is named 'method.kd'
+SCHEDULES = tuple(name for name, section in SECTIONS.items() if section is recipes.LossSchedule)
 
 
 @functools.cache

@@ -7,13 +7,12 @@ import ml_collections
 from ml_collections import config_dict
 
 from cmtkd_jax import options
-from cmtkd_jax.config import durations, recipes, sections
+from cmtkd_jax.config import durations, sections
 from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.quantizers import Quantizer
 
-_SCHEDULES = tuple(name for name, section in sections.SECTIONS.items() if section is recipes.LossSchedule)
 # The part of a field's name that says to which run of a chain or table it belongs.
 _RUN = re.compile(r'^(?:(?:prerequisites|table\.runs)\.[^.]+\.)+')
 
@@ -117,7 +116,8 @@ def suggest(name, settable=False):
   known = sections.fields()
   if f'{name}.name' in known:  # a section, of which one is selected by name
     return f'{name}.name'
-  is_other = lambda field: not field.startswith('method.cmtkd.')  # of methods, this library's own comes first
+  own = f'method.{known["method.name"].default}.'  # of methods, this library's own comes first
+  is_other = lambda field: not field.startswith(own)
   if moved := next((field for field in sorted(known, key=is_other) if field.endswith(f'.{name}')), ''):
     return moved
   name = name.lower().replace('-', '_')
@@ -218,7 +218,7 @@ def derive(config, changes):
     derived.prerequisites, derived.table = default().prerequisites, default().table
     changed = flat(ml_collections.ConfigDict(changes))
     if 'method.name' in changed and changed['method.name'] != config.method.name:
-      for name in _SCHEDULES:  # of the loss of that method
+      for name in sections.SCHEDULES:  # of the loss of that method
         derived[name] = default()[name]
     for field, value in changed.items():
       if field.split('.')[0] != 'prerequisites':

@@ -4,6 +4,7 @@ import pathlib
 import runpy
 
 from cmtkd_jax import methods
+from cmtkd_jax.config import sections
 from cmtkd_jax.data.transforms.augments import AUGMENTS
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
@@ -11,7 +12,7 @@ from cmtkd_jax.runtime import local_file
 # What smoke makes of durations within a training.
 _SHORT = {
   'averaging': {'start': '1 steps', 'every': '1 steps'},
-  **{f'{value}_schedule': {'warmup': '1 steps', 'change_at': '2 steps'} for value in ('beta', 'gamma', 'temperature')},
+  **{name: {'warmup': '1 steps', 'change_at': '2 steps'} for name in sections.SCHEDULES},
 }
 # Fields that a run of a table or chain has from the smoke test, whatever its own changes say.
 _LENGTHS = ('duration', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every', 'checkpoint_every')

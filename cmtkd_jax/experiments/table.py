@@ -200,7 +200,7 @@ def _note(config, line, workdir, found, failures):
   if line.run in failures:
     return failures[line.run]
   if missing := [seed for seed in config.table.seeds if seed not in found]:
-    started = any((workdir / line.run / f'seed{seed}' / 'config.json').exists() for seed in missing)
+    started = any((workdir / line.run / f'seed{seed}' / run_files.CONFIG).exists() for seed in missing)
     return 'not finished' if started else f'{len(missing)} seed{"s" * (len(missing) > 1)} not run'
   if differing := _differing(found):
     return f'seeds differ in {", ".join(differing)}'

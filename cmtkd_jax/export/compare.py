@@ -21,6 +21,7 @@ from cmtkd_jax.runtime.progress import Progress
 from cmtkd_jax.training import restore
 
 _CALIBRATION = 256  # images
+_TRAINING, _INTEGERS = 'forward pass of training', 'integer forward pass'  # rows of the table
 
 
 def integer_against_training(workdir, config=None, step=None):
@@ -79,19 +80,18 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
   step = exported.about['step']  # from here on: training may save a newer one meanwhile
   notes, asked = [f'this is step {step} of the run'], formats is not None
   if not asked:
-    formats = [name for name, kind in export.FORMATS.items() if not kind.missing()]
-    notes += [
-      f'{name} is left out: {kind.missing()} is not installed'
-      for name, kind in export.FORMATS.items()
-      if kind.missing()
-    ]
-  calibration = None
+    missing = {name: kind.missing() for name, kind in export.FORMATS.items()}
+    formats = [name for name in missing if not missing[name]]
+    notes += [f'{name} is left out: {package} is not installed' for name, package in missing.items() if package]
+  run = calibration = None
   try:
     run = _Run(workdir, config, step)
     if 'onnx_qlinear' in formats:  # the one that rounds feature maps to what images show
       calibration = run.training_images(_CALIBRATION)
+    notes += [f'test: {run.held_out}'] if run.held_out else []
   except UserError as e:  # sizes need no data
-    run, notes = None, [*notes, f'not evaluated: {e}']
+    run = None
+    notes.append(f'not evaluated: {e}')
   folder, paths = epath.Path(workdir) / export.FOLDER, {}
   for name in formats:
     try:
@@ -100,37 +100,43 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
       if asked or not paths or isinstance(e, export.NotWrittenError):  # the first can hold every network
         raise
       notes.append(f'{name} is left out: {e}')
-  stale = manifest.stale(folder, [kind.file for kind in export.FORMATS.values()])
-  notes += [f'{path} is of an earlier export and can no longer be read: export it again' for path in stale]
-  notes += [
-    f'{folder / kind.file} is of step {of} and stays as it is: export it again'
-    for kind in export.FOLDERS.values()
-    if (of := _step(folder / kind.file, kind)) not in (None, step)
-  ]
   header, body = ['file', 'KiB'], [[str(path), f'{_size(path) / 1024:,.1f}'] for path in paths.values()]
   if run is not None:
-    notes += [f'test: {run.held_out}'] if run.held_out else []
     header += ['top-1', 'predictions unlike training', 'unlike the integer forward']
-    functions = {'training': lambda pixels: run.forward(pixels)[0], 'integers': interpreter.Network(exported.graph)}
-    kinds = export.FORMATS | export.FOLDERS
-    functions |= {str(path): export.open_network(path)[0] for name, path in paths.items() if kinds[name].read}
-    guesses = {name: [] for name in functions}
-    labels = []
-    for pixels, label, mask in run.batches():
-      labels.append(label[mask])
-      for name, function in functions.items():
-        guesses[name].append(np.argmax(np.asarray(function(pixels)), -1)[mask])
-    labels, guesses = np.concatenate(labels), {name: np.concatenate(parts) for name, parts in guesses.items()}
-    for row in (body := [['forward pass of training', ''], ['integer forward pass', ''], *body]):
-      name = {'forward pass of training': 'training', 'integer forward pass': 'integers'}.get(row[0], row[0])
-      if name not in guesses:
-        row += ['', '', '']
-        continue
-      row += [
-        f'{100 * np.mean(guesses[name] == labels):.2f} %',
-        *(f'{np.sum(guesses[name] != guesses[other])} of {len(labels)}' for other in ('training', 'integers')),
-      ]
-  return '\n'.join([*text_table.lines(header, body), '', weight_sizes(exported.graph), *notes])
+    found = _accuracies(run, exported.graph, paths)
+    body = [[name, ''] for name in (_TRAINING, _INTEGERS)] + body
+    body = [[*row, *found.get(row[0], ('', '', ''))] for row in body]
+  return '\n'.join([*text_table.lines(header, body), '', weight_sizes(exported.graph), *notes, *_stale(folder, step)])
+
+
+def _accuracies(run, graph, paths):
+  """`{row of the table: (accuracy, predictions unlike training, unlike integers)}` on all test images."""
+  kinds = export.FORMATS | export.FOLDERS
+  functions = {_TRAINING: lambda pixels: run.forward(pixels)[0], _INTEGERS: interpreter.Network(graph)}
+  functions |= {str(path): export.open_network(path)[0] for name, path in paths.items() if kinds[name].read}
+  guesses, labels = {name: [] for name in functions}, []
+  for pixels, label, mask in run.batches():
+    labels.append(label[mask])
+    for name, function in functions.items():
+      guesses[name].append(np.argmax(np.asarray(function(pixels)), -1)[mask])
+  labels, guesses = np.concatenate(labels), {name: np.concatenate(parts) for name, parts in guesses.items()}
+  return {
+    name: (
+      f'{100 * np.mean(own == labels):.2f} %',
+      *(f'{np.sum(own != guesses[other])} of {len(labels)}' for other in (_TRAINING, _INTEGERS)),
+    )
+    for name, own in guesses.items()
+  }
+
+
+def _stale(folder, step):
+  """Lines on files of earlier exports in `folder`."""
+  lost = manifest.stale(folder, [kind.file for kind in export.FORMATS.values()])
+  of = {folder / kind.file: _step(folder / kind.file, kind) for kind in export.FOLDERS.values()}
+  return [
+    *(f'{path} is of an earlier export and can no longer be read: export it again' for path in lost),
+    *(f'{path} is of step {n} and stays as it is: export it again' for path, n in of.items() if n not in (None, step)),
+  ]
 
 
 def _step(folder, kind):

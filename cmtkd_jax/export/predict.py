@@ -151,7 +151,7 @@ def _csv_line(cells):
 
 
 def read_image(file, about):
-  """Returns an image file as uint8 [H, W, C], read as in training (`data.image_file`), resized and cropped.
+  """Returns an image file as uint8 [H, W, C], read as in training (`data.transforms.image_file`), resized and cropped.
 
   Args:
     file: path of an image file.

@@ -22,7 +22,9 @@ def pearson(a: jax.Array, b: jax.Array, axis: int, epsilon: float = 0.0) -> jax.
     epsilon: >= 0; 0 gives the correlation itself.
 
   Returns:
-    float32, the shape without `axis`.
+    float32, the shape without `axis`, in [-1, 1] up to rounding.
+
+  Source: DIST, and its published code for epsilon.
   """
 
   def direction(x):

@@ -74,7 +74,10 @@ def linear_weights(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def linear_target(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """The mixture sum_i a_i z_i with a = `linear_weights`: [M, B, C], [B] -> [B, C], float32 (KDCL-Linear)."""
+  """The mixture of logits with the least cross entropy in the batch, sum_i a_i z_i with a = `linear_weights`.
+
+  Args and errors: as `linear_weights`. Returns [B, C], float32. Source: as there.
+  """
   return jnp.tensordot(linear_weights(logits, labels), logits.astype(jnp.float32), 1)
 
 

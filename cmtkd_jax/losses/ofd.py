@@ -20,8 +20,13 @@ def overhaul_margin(mean: jax.Array, deviation: jax.Array) -> jax.Array:
   Returns:
     [C], float32, negative.
 
+  Raises:
+    ValueError: the shapes differ or are not [C].
+
   Source: OFD section 3.2 and its published code.
   """
+  if mean.ndim != 1 or mean.shape != deviation.shape:
+    raise ValueError(f'mean and deviation must both be [C]; got {mean.shape} and {deviation.shape}')
   mean, deviation = mean.astype(jnp.float32), deviation.astype(jnp.float32)
   ratio = mean / deviation
   mass = jax.scipy.stats.norm.cdf(-ratio)

@@ -17,10 +17,15 @@ def similarity_matrix(features: jax.Array) -> jax.Array:
     features: [B, H, W, C], floating.
 
   Returns:
-    [B, B], float32.
+    [B, B], float32, rows of norm 1.
+
+  Raises:
+    ValueError: the array is not [B, H, W, C].
 
   Source: SP eqs. (1), (2).
   """
+  if features.ndim != 4:
+    raise ValueError(f'features must be [B, H, W, C]; got {features.shape}')
   flat = features.astype(jnp.float32).reshape(features.shape[0], -1)
   gram = jnp.matmul(flat, flat.T, precision='highest')
   return base.unit(gram)
@@ -43,7 +48,7 @@ def similarity_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:
 
   Source: SP eq. (4), one layer.
   """
-  if teacher.ndim != 4 or student.ndim != 4 or teacher.shape[0] != student.shape[0]:
+  if teacher.shape[0] != student.shape[0]:
     raise ValueError(f'teacher and student must be [B, H, W, C] with equal B; got {teacher.shape} and {student.shape}')
   return jnp.mean(jnp.square(similarity_matrix(teacher) - similarity_matrix(student)))
 

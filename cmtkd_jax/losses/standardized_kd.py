@@ -22,8 +22,13 @@ def standardize(logits: jax.Array) -> jax.Array:
   Returns:
     [B, C], float32.
 
+  Raises:
+    ValueError: the array is not [B, C] with two classes or more.
+
   Source: logit standardization, algorithm 1.
   """
+  if logits.ndim != 2 or logits.shape[-1] < 2:
+    raise ValueError(f'logits must be [B, C] with C >= 2; got {logits.shape}')
   z = logits.astype(jnp.float32)
   centered = z - jnp.mean(z, axis=-1, keepdims=True)
   variance = jnp.sum(jnp.square(centered), axis=-1, keepdims=True) / (z.shape[-1] - 1)

@@ -275,9 +275,8 @@ def check_teachers(teachers, method, least, most):
   """Raises `UserError` unless `method`, its name in the table, is given `least` to `most` trained teachers."""
   if not least <= len(teachers) <= most:
     given = tuple(teacher.directory for teacher in teachers)
-    wanted = (
-      'no trained teachers; set it to ()'
-      if not most
-      else (f'{least if most == least else f"at least {least}"} of them; name the work directories of finished runs')
-    )
+    count = least if most == least else f'at least {least}'
+    wanted = f'{count} of them; name the work directories of finished runs'
+    if not most:
+      wanted = 'no trained teachers; set it to ()'
     raise UserError(f'config.teacher_workdirs={given!r}; config.method.name={method!r} takes {wanted}')

@@ -254,7 +254,8 @@ def create(config, settings, num_classes, teachers=()):
     _check_normalizing(config, settings)
   make_head = None
   if settings.combined_head == 'shared':  # that of the teacher with the most bits
-    make_head = max(zip(bits, make_teachers), key=lambda pair: pair[0])[1]().make_head
+    make_largest = make_teachers[bits.index(max(bits))]
+    make_head = make_largest().make_head
   return CMTKD(
     make_teachers=make_teachers,
     make_student=make_student,

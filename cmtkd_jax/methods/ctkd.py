@@ -75,14 +75,17 @@ def ctkd_loss(logits, labels, maps, settings, cross_entropy=losses.cross_entropy
   `attention_to='scratch_teacher'`, F_t takes the place of F_s.
 
   Args:
-    logits: of 'student', 'scratch_teacher' and 'expert', float [B, C].
-    labels: int32 [B].
+    logits: of 'student', 'scratch_teacher' and 'expert', float [B, C], finite.
+    labels: y, int32 [B] in 0..C-1.
     maps: by the same names, lists of float [B, H, W, C'], the output of each group.
-    settings: `Settings`.
+    settings: `Settings`: alpha, beta, gamma >= 0, tau > 0.
     cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
 
   Returns:
-    (L, terms): float32 scalar, and every unweighted term by name.
+    (L, terms): float32 scalar >= 0, and every unweighted term by name.
+
+  Raises:
+    ValueError: the shapes do not fit, or the lists of maps have other lengths.
 
   Source: CTKD, from its abstract and published code; `alpha` is 0 in both, and its published factor 2 alpha tau^2.
   """

@@ -74,10 +74,10 @@ def guided_loss(logits, labels, pairs, settings, cross_entropy=losses.cross_entr
       logits:    R_S = tau^2 KL(p_T || p_S),  R_T = tau^2 KL(p_S || p_T),  their first argument a constant
 
   Args:
-    logits: `{'student': z_S, 'teacher': z_T}`, float [B, C].
-    labels: int32 [B].
-    pairs: `{tap: (Q(F_T), F_S)}`, the teacher's map through the student's quantizer, and the student's; for hints by
-      features only.
+    logits: `{'student': z_S, 'teacher': z_T}`, float [B, C], finite.
+    labels: y, int32 [B] in 0..C-1.
+    pairs: `{tap: (Q(F_T), F_S)}`, the teacher's map through the student's quantizer, and the student's, float
+      [B, H, W, C'] of one shape; for hints by features only.
     settings: `Settings`: the hint, w_T and w_S >= 0, tau > 0.
     cross_entropy: function (logits, labels, temperature=1.0) of the terms with labels.
 

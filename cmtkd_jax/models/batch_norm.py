@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 
-def _wide(values, x):
+def _per_channel(values, x):
   """[C] -> [1, ..., 1, C], of the rank of x."""
   return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
@@ -42,10 +42,10 @@ def _with_residuals(x, scale, bias, epsilon):
   axes = tuple(range(x.ndim - 1))
   wide = x.astype(jnp.float32)
   mean = jnp.mean(wide, axes)
-  centered = wide - _wide(mean, x)
+  centered = wide - _per_channel(mean, x)
   var = jnp.mean(jnp.square(centered), axes)
   inverse = jax.lax.rsqrt(var + epsilon)
-  y = centered * _wide(inverse * scale, x) + _wide(bias, x)
+  y = centered * _per_channel(inverse * scale, x) + _per_channel(bias, x)
   return (y, mean, var), (x, scale, mean, inverse)
 
 
@@ -53,10 +53,10 @@ def _gradients(epsilon, residuals, gradients):
   """dL/dx = scale / sqrt(var + epsilon) * (g - mean(g) - n mean(g n)), n = (x - mean) / sqrt(var + epsilon)."""
   x, scale, mean, inverse = residuals
   g, axes, rows = gradients[0], tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-  centered = x.astype(jnp.float32) - _wide(mean, x)
+  centered = x.astype(jnp.float32) - _per_channel(mean, x)
   bias_gradient, scale_gradient = jnp.sum(g, axes), jnp.sum(g * centered, axes) * inverse
-  x_gradient = _wide(inverse * scale, x) * (
-    g - _wide(bias_gradient / rows, x) - centered * _wide(inverse * scale_gradient / rows, x)
+  x_gradient = _per_channel(inverse * scale, x) * (
+    g - _per_channel(bias_gradient / rows, x) - centered * _per_channel(inverse * scale_gradient / rows, x)
   )
   return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
 
@@ -87,7 +87,7 @@ class BatchNorm(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, features, jnp.float32) if self.affine else jnp.zeros(features)
     if not train:
       slope = jax.lax.rsqrt(var.value + self.epsilon) * scale
-      return (x.astype(jnp.float32) - _wide(mean.value, x)) * _wide(slope, x) + _wide(bias, x)
+      return (x.astype(jnp.float32) - _per_channel(mean.value, x)) * _per_channel(slope, x) + _per_channel(bias, x)
     if self.groups == 1 or self.is_initializing():  # a network may be built from one row
       y, batch_mean, batch_var = normalize(x, scale, bias, self.epsilon)
     else:

@@ -97,3 +97,10 @@ def quantizer_values(variables, *path):
 def is_quantizer_path(path):
   """Whether `path`, names from the outermost to the variable, leads to a value of a quantizer."""
   return any(name.endswith(QUANTIZER_SUFFIX) for name in path)
+
+
+def at(tree, path):
+  """Returns what nested dicts `tree` hold at `path`, a tuple of names."""
+  for name in path:
+    tree = tree[name]
+  return tree

@@ -141,17 +141,17 @@ def _of_arrays(method):
   @functools.wraps(method)
   def checked(self, x, parameters=None):
     needed = (*self.learned, *self.fitted)
-    fault = ValueError(
+    fault = lambda: ValueError(
       f'{self._name} has values that are learned or fitted, {", ".join(needed)}; '
       f'call q.{method.__name__}(x, q.init(x)), or with those of a trained network'
     )
     if needed and not parameters:
-      raise fault
+      raise fault()
     try:
       return method(self, jnp.asarray(x, jnp.float32), parameters)
     except KeyError as e:
       if e.args[0] in needed:
-        raise fault from None
+        raise fault() from None
       raise
 
   return checked

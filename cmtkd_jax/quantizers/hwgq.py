@@ -27,7 +27,11 @@ _SMALLEST_SCALE = 1e-12  # an all-zero tensor has no standard deviation to scale
 
 
 def activation_step(bits, scheme='nearest', step='published'):
-  """Returns the step D of the half-wave quantizer in units of the pre-activation's standard deviation."""
+  """Returns the step D of the half-wave quantizer in units of the pre-activation's standard deviation, a float.
+
+  Raises:
+    ValueError: there is no such bit-width, scheme or step.
+  """
   base.check_bits(bits)
   if (scheme, step) not in ACTIVATION_STEP:
     raise ValueError(f'scheme={scheme!r}, step={step!r}: there are {", ".join(map(str, ACTIVATION_STEP))}')
@@ -50,6 +54,9 @@ def quantize_activation(x, bits, scheme='nearest', step='published'):
   Returns:
     `QTensor` with codes in 0..n and scale D.
 
+  Raises:
+    ValueError: there is no such bit-width, scheme or step.
+
   Source: EdMIPS, HWGQ; CMT-KD eq. (3).
   """
   d, n = activation_step(bits, scheme, step), 2**bits - 1
@@ -69,7 +76,7 @@ def fake_quantize_activation(x, bits, scheme='nearest', step='published'):
 
   Gradient (straight-through, clipped): g * 1[0 <= x <= n D]; 1[0 < x <= n D] for 'zero_threshold'.
 
-  Args and source: as `quantize_activation`. Returns float32 of x's shape with values in {0, D, .., n D}.
+  Args, errors and source: as `quantize_activation`. Returns float32 of x's shape with values in {0, D, .., n D}.
   """
   return Activation(bits, scheme, step).fake_quantize(x)
 
@@ -86,6 +93,9 @@ def weight_scale(w, bits, per_channel=False, binary_scale='std'):
 
   Returns:
     float32 scalar or [C], positive also for an all-zero tensor.
+
+  Raises:
+    ValueError: there is no such bit-width.
   """
   base.check_bits(bits)
   axes = base.reduction_axes(w, per_channel)
@@ -102,7 +112,7 @@ def quantize_weight(w, bits, per_channel=False, binary_scale='std'):
 
   code = clip(ceil(w / s), 1 - 2^(b-1), 2^(b-1)) + 2^(b-1) - 1,   value = s * (code - (2^(b-1) - 1/2))
 
-  Args and source: as `weight_scale`; EdMIPS. Returns `QTensor` with codes in 0..2^b - 1.
+  Args and errors: as `weight_scale`. Source: EdMIPS. Returns `QTensor` with codes in 0..2^b - 1.
   """
   s = base.broadcast_to_channels(weight_scale(w, bits, per_channel, binary_scale), w)
   half = 2 ** (bits - 1)
@@ -116,7 +126,7 @@ def fake_quantize_weight(w, bits, per_channel=False, binary_scale='std'):
 
   Gradient: the identity, unclipped, nothing through s (EdMIPS, HWGQ).
 
-  Args and source: as `quantize_weight`. Returns float32 of w's shape.
+  Args, errors and source: as `quantize_weight`. Returns float32 of w's shape.
   """
   return Weight(bits, per_channel, binary_scale).fake_quantize(w)
 

@@ -33,6 +33,9 @@ def init_step(v, bits, signed, per_channel=False):
 
   Returns:
     float32 scalar or [C], positive; 1 where v is so close to zero that s <= 1e-6.
+
+  Raises:
+    ValueError: there is no such bit-width.
   """
   magnitude = jnp.mean(jnp.abs(v) if signed else jnp.maximum(v, 0), base.reduction_axes(v, per_channel))
   s = magnitude if is_binary(bits, signed) else 2 * magnitude / math.sqrt(bounds(bits, signed)[1])
@@ -66,6 +69,9 @@ def quantize(v, step, bits, signed):
 
   Returns:
     `QTensor` with codes in -Q_N..Q_P (binary: 0..1).
+
+  Raises:
+    ValueError: there is no such bit-width.
   """
   s = base.broadcast_to_channels(jnp.maximum(step, base.SMALLEST), v)
   if is_binary(bits, signed):
@@ -90,7 +96,9 @@ def fake_quantize(v, step, bits, signed, step_gradient_scale=1.0):
   A step that training has pushed below `base.SMALLEST` still receives its gradient, so that it can come back.
   Binary weights: v_hat = s * sign(v), sign(0) = 1, dv_hat/dv = 1, dv_hat/ds = sign(v).
 
-  Args: as `quantize`. Returns float32 of v's shape.
+  Args and errors: as `quantize`. Returns float32 of v's shape.
+
+  Source: LSQ sections 2 and 2.1.
   """
   del step_gradient_scale
   return base.dequantize_keeping_nan(v, quantize(v, step, bits, signed))

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from cmtkd_jax.models import STUDENT
+from cmtkd_jax.models import STUDENT, bit_table
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 from cmtkd_jax.runs.run_reader import results
 
@@ -60,8 +60,8 @@ def points(run, name=''):
   found = []
   for network in sorted(last, key=lambda network: network != STUDENT):
     rows = layers(run.bits, network, last)
-    bits = sum(row.parameters * row.weight_bits for row in rows)
-    found.append(Point(name or run.name, network, bits, last[network], sum(row.parameters for row in rows)))
+    total = bit_table.total(rows)
+    found.append(Point(name or run.name, network, total.size, last[network], total.parameters))
   return found
 
 

@@ -4,7 +4,7 @@ import statistics
 
 from cmtkd_jax import methods
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models import STUDENT
+from cmtkd_jax.models import STUDENT, bit_table
 from cmtkd_jax.models.bit_policy import quantizer_names
 from cmtkd_jax.report import headline, training_rows
 from cmtkd_jax.report.page import Section, escape, table
@@ -128,8 +128,7 @@ def _networks(run):
   rows = []
   for name in sorted(networks, key=lambda name: name != STUDENT):
     layers = networks[name]
-    parameters = sum(layer.parameters for layer in layers)
-    bits = sum(layer.parameters * layer.weight_bits for layer in layers)
+    total = bit_table.total(layers)
     role = {
       STUDENT: 'the network that the run is for; what would be deployed',
       'combined_head': 'the classifier of the combined teacher',
@@ -138,11 +137,11 @@ def _networks(run):
       (
         run_reader.display_name(name),
         len(layers),
-        f'{parameters:,}',
+        f'{total.parameters:,}',
         ', '.join(map(str, sorted({layer.weight_bits for layer in layers}))),
-        f'{bits / parameters:.2f}',
-        f'{bits:,}',
-        f'{sum(layer.macs for layer in layers):,}',
+        f'{total.size / total.parameters:.2f}',
+        f'{total.size:,}',
+        f'{total.macs:,}',
         role,
       )
     )

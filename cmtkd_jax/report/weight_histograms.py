@@ -1,6 +1,5 @@
 """What quantization makes of the weights of the main network: histograms, levels, and shares of the levels."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -67,7 +66,7 @@ def collect(trained, input_shape):
     for call in calls
     if call.module.path[0] == STUDENT and (quantizer := call.module.quantizer()) is not None
   }
-  kernels = {path: _at(trained.variables['params'], (*path, 'kernel')) for path in quantizers}
+  kernels = {path: inspect.at(trained.variables['params'], (*path, 'kernel')) for path in quantizers}
   values = {
     path: inspect.quantizer_values(trained.variables, *path, layers.quantizer_name('weight')) for path in quantizers
   }
@@ -80,10 +79,6 @@ def collect(trained, input_shape):
     _describe(path, quantizer.bits, np.asarray(kernels[path]), jax.tree.map(np.asarray, coded))
     for (path, quantizer), coded in zip(quantizers.items(), quantize(kernels, values), strict=True)
   ]
-
-
-def _at(tree, path):
-  return functools.reduce(lambda tree, name: tree[name], path, tree)
 
 
 def _describe(path, bits, weights, coded):

@@ -195,7 +195,8 @@ def check_name(workdir):
 
 
 def _absolute(directory):
-  return path if (path := epath.Path(directory).expanduser()).is_absolute() else path.absolute()
+  path = epath.Path(directory).expanduser()
+  return path if path.is_absolute() else path.absolute()
 
 
 def _items(state):

@@ -1,6 +1,6 @@
 """Event files of TensorBoard: a run that resumes logs some steps again, and must not show them twice.
 
-An event file is a TFRecord file (see `data.tfrecord`) of `Event {double wall_time = 1; int64 step = 2; ...}`.
+An event file is a TFRecord file (see `data.sources.tfrecord`) of `Event {double wall_time = 1; int64 step = 2; ...}`.
 Reference: tensorflow/core/util/event.proto.
 """
 

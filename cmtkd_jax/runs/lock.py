@@ -59,7 +59,8 @@ class Lock(contextlib.AbstractContextManager):
       ) from None
     except OSError:  # a file system without locks
       return self
-    if not _HOLDER.startswith(self._file.read(len(_HOLDER))):
+    is_a_lock = _HOLDER.startswith(self._file.read(len(_HOLDER)))  # or empty, as before the first holder
+    if not is_a_lock:
       self.__exit__()
       raise UserError(f'--workdir: {self._path} is not of a run; choose another --workdir, or remove the file')
     self._file.seek(0)

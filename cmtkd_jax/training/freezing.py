@@ -98,7 +98,7 @@ def freeze_oscillations(optimizer, quantizers, momentum, threshold):
 
   def quantize(path, params):
     values = inspect.quantizer_values({'params': params}, *path, layers.quantizer_name('weight'))
-    return quantizers[path].quantize(_at(params, path)['kernel'], values)
+    return quantizers[path].quantize(inspect.at(params, path)['kernel'], values)
 
   def init(params):
     tracks = {path: track(quantize(path, params).codes) for path in quantizers}
@@ -108,15 +108,15 @@ def freeze_oscillations(optimizer, quantizers, momentum, threshold):
     updates, inner = optimizer.update(gradients, state.inner, params)
     updates, tracks = traverse_util.flatten_dict(updates), {}
     for path in quantizers:  # a frozen weight does not move
-      frozen = _at(state.tracks, path).frozen
+      frozen = inspect.at(state.tracks, path).frozen
       updates[*path, 'kernel'] = jnp.where(frozen, 0, updates[*path, 'kernel'])
     moved = optax.apply_updates(params, traverse_util.unflatten_dict(updates))
     for path in quantizers:  # but for what keeps its code
-      before, coded = _at(state.tracks, path), quantize(path, moved)
+      before, coded = inspect.at(state.tracks, path), quantize(path, moved)
       known = observe(before, jnp.where(before.frozen, before.code, coded.codes), momentum, threshold)
       held = dequantize(coded._replace(codes=known.code.astype(coded.codes.dtype)))
       kernel = updates[*path, 'kernel']
-      updates[*path, 'kernel'] = jnp.where(known.frozen, held - _at(params, path)['kernel'], kernel)
+      updates[*path, 'kernel'] = jnp.where(known.frozen, held - inspect.at(params, path)['kernel'], kernel)
       tracks[path] = known
     updates = traverse_util.unflatten_dict(updates)
     return updates, FreezingState(inner, traverse_util.unflatten_dict(tracks))
@@ -185,9 +185,3 @@ def frozen_fractions(opt_state):
     total = sum(array.size for array in frozen)
     fractions[f'{network}/frozen_weights'] = 100 * sum(jnp.sum(array, dtype=jnp.float32) for array in frozen) / total
   return fractions
-
-
-def _at(tree, path):
-  for name in path:
-    tree = tree[name]
-  return tree

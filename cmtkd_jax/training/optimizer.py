@@ -60,7 +60,16 @@ def group_of(path, method, decayed=()):
 
 
 def learning_rate(config, total_steps, **sizes):
-  """Returns the network's learning rate as a function of the step: [warm-up], then step decay or cosine to zero."""
+  """Returns the network's learning rate as a function of the step: [warm-up], then step decay or cosine to zero.
+
+  Args:
+    config: the run's configuration.
+    total_steps: of the training.
+    **sizes: as for `durations.parse`.
+
+  Raises:
+    UserError: the warm-up or a decay does not lie within the training, or decays do not ascend.
+  """
   optimizer = config.optimizer
   warmup = durations.parse_one(optimizer.warmup, 'config.optimizer.warmup', **sizes)
   if warmup >= total_steps:

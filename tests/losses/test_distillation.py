@@ -190,6 +190,23 @@ def test_overhaul_margin_by_hand():
   np.testing.assert_allclose(margin, [-0.797885, -1.595769, -3], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+  'function, shapes, match',
+  [
+    (losses.overhaul_margin, ((2,), (3,)), r'both be \[C\]'),
+    (losses.overhaul_margin, ((2, 2), (2, 2)), r'both be \[C\]'),
+    (losses.similarity_matrix, ((2, 3),), r'\[B, H, W, C\]; got \(2, 3\)'),
+    (losses.similarity_loss, ((2, 1, 1, 3), (2, 3)), r'\[B, H, W, C\]; got \(2, 3\)'),
+    (losses.similarity_loss, ((2, 1, 1, 3), (3, 1, 1, 3)), 'equal B'),
+    (losses.standardize, ((3,),), 'C >= 2'),
+    (losses.standardize, ((3, 1),), 'C >= 2'),
+  ],
+)
+def test_wrong_shapes_are_refused(function, shapes, match):
+  with pytest.raises(ValueError, match=match):
+    function(*map(jnp.ones, shapes))
+
+
 def test_overhaul_margin_is_the_mean_of_what_is_negative():
   x = np.random.default_rng(0).normal(0.4, 1.7, 400000)
   margin = losses.overhaul_margin(f32([0.4]), f32([1.7]))

@@ -65,7 +65,8 @@ class TfdsSource(Source):
     images, labels = [], np.empty(len(records), np.int32)
     for row, data in enumerate(self.records.read(records)):
       try:
-        (image,), (labels[row],) = map(tf_example.parse(data, self._keys).__getitem__, self._keys)
+        example = tf_example.parse(data, self._keys)
+        (image,), (labels[row],) = (example[key] for key in self._keys)
       except (ValueError, KeyError, TypeError, OverflowError) as e:
         raise UserError(
           f'config.data.name: {self.describe(records[row])} has no {self._keys[0]} with one '

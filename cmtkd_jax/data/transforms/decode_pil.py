@@ -19,6 +19,14 @@ from cmtkd_jax.data.transforms import crop_boxes, decode_tf, image_file
 from cmtkd_jax.data.transforms.augments import AUGMENTS
 
 
+def _opened(source: np.ndarray | bytes) -> tuple[Any, tuple[int, int], image_file.Orientation]:
+  """(image, its height and width as stored, how it is turned upright) of pixels or of an encoded file."""
+  if isinstance(source, np.ndarray):
+    return source, source.shape[:2], image_file.UPRIGHT
+  image = image_file.open_image(source)
+  return image, (image.height, image.width), image_file.orientation(image)
+
+
 def _resample(image: np.ndarray | Image.Image, box, size: tuple[int, int], channels: int) -> np.ndarray:
   """The box of the stored image, resampled to `size`, (width, height)."""
   if isinstance(image, np.ndarray):
@@ -61,13 +69,7 @@ class Transform:
   decoder: str = 'pil'
 
   def __call__(self, source: np.ndarray | bytes, position: int, record: int) -> np.ndarray:
-    image: Any = source
-    encoded = source if isinstance(source, bytes) else None
-    if encoded is None:
-      stored, turned = image.shape[:2], image_file.UPRIGHT
-    else:
-      image = image_file.open_image(encoded)
-      stored, turned = (image.height, image.width), image_file.orientation(image)
+    image, stored, turned = _opened(source)
     height, width = turned.size(*stored)
     random_box = AUGMENTS[self.augment].random_box
     if self.seed is not None and random_box:
@@ -81,18 +83,14 @@ class Transform:
       return image_file.to_array(image, self.channels)
     box = turned.stored_box(box, *stored)
     if self.decoder == 'tensorflow':
-      crop = decode_tf.resample(encoded, image, box, self.size, self.channels)
+      crop = decode_tf.resample(source if isinstance(source, bytes) else None, image, box, self.size, self.channels)
     else:
       crop = _resample(image, box, (self.size, self.size), self.channels)
     return turned.apply(crop)
 
   def shrink(self, source: np.ndarray | bytes) -> np.ndarray:
     """Returns the whole picture, the right way up, its shorter side at most `resize`: uint8[h, w, channels]."""
-    image: Any = source
-    stored, turned = source.shape[:2] if isinstance(source, np.ndarray) else (), image_file.UPRIGHT
-    if isinstance(source, bytes):
-      image = image_file.open_image(source)
-      stored, turned = (image.height, image.width), image_file.orientation(image)
+    image, stored, turned = _opened(source)
     scale = self.resize / min(stored)
     if scale >= 1:
       return image_file.to_array(image, self.channels)
