@@ -102,23 +102,28 @@ class Quantizer(Options):
   activations: str = option('', 'another quantizer for activations', choices=('', *quantizers.QUANTIZERS))
 
 
+def _readers(section):
+  """Names of the methods that read a section beside their own."""
+  return ', '.join(name for name, method in methods.METHODS.items() if section in getattr(method, 'READS', ()))
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureLoss(Options):
-  """The distance between feature maps, which CMT-KD minimizes; other methods do not read it."""
+  """The distance between feature maps."""
 
   name: str = option(
     'attention',
-    "distance between feature maps, of method.name='cmtkd' only",
+    f'distance between feature maps, of {_readers("feature_loss")}',
     choices=('none', *losses.FEATURE_LOSSES),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitLoss(Options):
-  """The distance between logits, of CMT-KD's mutual learning, `kd` and `average_teacher`."""
+  """The distance between logits."""
 
   name: str = option(
-    'kl_divergence', 'distance between logits, of cmtkd, kd and average_teacher', choices=losses.LOGIT_LOSSES
+    'kl_divergence', f'distance between logits, of {_readers("logit_loss")}', choices=losses.LOGIT_LOSSES
   )
 
 

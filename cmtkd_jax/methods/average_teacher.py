@@ -11,6 +11,8 @@ from cmtkd_jax.methods.base import check_teachers
 from cmtkd_jax.methods.kd import distillation
 from cmtkd_jax.options import Options, option
 
+READS = ('logit_loss',)  # sections of the configuration beside its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):

@@ -36,6 +36,8 @@ from cmtkd_jax.options import Options, option
 
 COMBINED = 'combined_teacher'
 
+READS = ('feature_loss', 'logit_loss')  # sections of the configuration beside its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):

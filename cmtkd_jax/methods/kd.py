@@ -16,6 +16,8 @@ from cmtkd_jax.methods.base import (
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.options import Options, option
 
+READS = ('logit_loss',)  # sections of the configuration beside its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
