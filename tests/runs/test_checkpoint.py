@@ -232,6 +232,7 @@ def test_missing_checkpoints_are_told(tmp_path):
     with pytest.raises(UserError, match=f'no checkpoint in {tmp_path}; train first'):
       checkpoints.restore(abstract(make_state(1)))
     checkpoints.save(3, make_state(1), {})
+    checkpoints.wait()
     with pytest.raises(UserError, match=r'no checkpoint of step 4 in .* \(it has \[3\]\)'):
       load_variables(tmp_path, step=4)
 
