@@ -28,11 +28,13 @@ def get_config(argument=''):
     lines[f'{name}alone'] = (title, '2/2', rows['lsq'] | settings)
     lines[f'{name}cmtkd'] = (f'{title}, CMT-KD', '2/2', rows['cmtkd'] | settings)
   weight = dict(method=dict(name='cmtkd', cmtkd=dict(beta=1.0)))
-  lines['weight_1'] = ('CutMix, LSQ from full precision, CMT-KD with weight 1', '2/2', rows['cmtkd'] | weight)
   attention = dict(feature_loss=dict(name='attention'))
-  title = 'no CutMix, LSQ from full precision, CMT-KD with weight 1'
-  lines['plain_weight_1'] = (title, '2/2', rows['cmtkd'] | WITHOUT['plain_'][1] | weight)
-  lines['attention'] = ('CutMix, LSQ from full precision, CMT-KD with attention', '2/2', rows['cmtkd'] | attention)
+  for name, (title, settings) in {
+    'weight_1': ('CutMix, LSQ from full precision, CMT-KD with weight 1', weight),
+    'plain_weight_1': ('no CutMix, LSQ from full precision, CMT-KD with weight 1', WITHOUT['plain_'][1] | weight),
+    'attention': ('CutMix, LSQ from full precision, CMT-KD with attention', attention),
+  }.items():
+    lines[name] = (title, '2/2', rows['cmtkd'] | settings)
   config.table.title = '72 digits, ResNet8: what CMT-KD gains, one change at a time'
   config.table.seeds = tuple(range(720, 730))
   config.table.runs = {name: run for name, (*_, run) in lines.items()}
