@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 import traceback
+import warnings
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -123,7 +124,9 @@ def parse(argv):
   _ConfigParser.fields = fields
   _check_config_files(argv)
   try:
-    rest = flags.FLAGS(argv)
+    with warnings.catch_warnings():
+      warnings.filterwarnings('ignore', '.*load_module', DeprecationWarning)  # ml_collections' own
+      rest = flags.FLAGS(argv)
     config = _CONFIG.value
     getattr(config, 'is_locked', None)  # raises what went wrong in reading the file
   except (Exception, SystemExit) as e:  # a config file is Python, and may raise anything
@@ -203,7 +206,7 @@ def _workdirs():
   directories = [part.rstrip('/') or part for part in directories]
   for directory in directories:
     if re.search('[\ud800-\udfff]', directory):  # which no checkpoint can be saved in
-      raise UserError(f'--workdir={directory} is not UTF-8; choose another name')
+      raise UserError(f'--workdir={directory} is not UTF-8; choose another name, or a locale such as LC_ALL=C.UTF-8')
     _check_store('--workdir', directory)
   return ','.join(directories)
 

@@ -1,6 +1,7 @@
-"""Standard output: lines that appear at once, and a failure that is one line."""
+"""Standard streams: lines that appear at once, a failure that is one line, and streams that are closed."""
 
 import contextlib
+import os
 import sys
 
 from cmtkd_jax.errors import UserError
@@ -8,6 +9,19 @@ from cmtkd_jax.errors import UserError
 
 class NotWrittenError(UserError):
   """Standard output cannot be written, as on a full disk."""
+
+
+def open_closed():
+  """Sends the output streams that the caller has closed to nowhere; libraries write on them without a look."""
+  for number, name in ((1, 'stdout'), (2, 'stderr')):
+    if getattr(sys, name) is not None:
+      continue
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+      os.fstat(number)  # something else may have taken the number
+    except OSError:
+      os.dup2(null, number)
+    setattr(sys, name, os.fdopen(null, 'w'))
 
 
 def write(text):

@@ -26,7 +26,7 @@ def text(modes, flags):
     flags: of absl, [flag], each with name and help.
   """
   width = max(map(len, [*modes, *(f'--{flag.name}' for flag in flags)]))
-  line = lambda name, help: f'  {name.ljust(width)}  {help.splitlines()[0].rstrip(".")}'
+  line = lambda name, help: f'  {name.ljust(width)}  {(help or "").partition(chr(10))[0].rstrip(".")}'
   return '\n'.join(
     [
       _START,

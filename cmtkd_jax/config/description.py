@@ -33,7 +33,7 @@ def describe(config, selected_only=True, wanted=()):
   """
   wanted = [name.removeprefix('config.') for name in wanted]
   for name in wanted:
-    if not any(_is_within(field, [name]) for field in sections.fields()):
+    if not any(_is_within(field, [name]) for field in (*sections.fields(), *sections.SECTIONS)):
       near = validation.suggest(name)
       hint = f'did you mean {near}?' if near else 'leave it out to see all'
       raise UserError(f'{name!r} is neither a field nor a section of the configuration; {hint}')
@@ -45,7 +45,9 @@ def describe(config, selected_only=True, wanted=()):
       for name, field in sections.fields().items()
       if name.rpartition('.')[0] == section and (not wanted or _is_within(name, wanted))
     }
-    if not fields or (selected_only and not wanted and not _is_selected(section, values)):
+    if not fields and not (wanted and _is_within(section, wanted)):
+      continue
+    if selected_only and not wanted and not _is_selected(section, values):
       continue
     body = [
       [
@@ -58,7 +60,8 @@ def describe(config, selected_only=True, wanted=()):
     ]
     title = (cls.__doc__ or '').partition('\n')[0]
     lines += ['', f'config.{section}: {title}' if section else title]
-    lines += text_table.lines(['', 'field', 'value', 'meaning [allowed values]'], body, left=range(4))
+    header = ['', 'field', 'value', 'meaning [allowed values]']
+    lines += text_table.lines(header, body, left=range(4)) if body else ['  has no options']
     for name in fields.keys() & _REGISTRIES.keys():
       lines += [f'  {name} can be:', *_names(_REGISTRIES[name])]
   return '\n'.join([*lines, '', f'{_CHANGED} differs from the default. Set a field with --config.FIELD=VALUE.'])

@@ -98,6 +98,22 @@ def check_configuration(workdir, config, root=''):
     )
 
 
+def check_unchanged(workdir, config, root=''):
+  """Raises `UserError` if the run in `workdir`, which is trained to its end, has another configuration.
+
+  Nothing would be trained with that one, but the results would be called its own. Data that have moved are compared by
+  `check_data`.
+  """
+  before, exclude = run_files.read_config(workdir), (*MUTABLE_FIELDS, 'data.name')
+  differing = config_lib.difference(before, config, exclude=exclude, root=root)
+  if differing:
+    raise UserError(
+      f'--workdir: {workdir} is trained to its end, and another configuration ({"; ".join(differing[:4])}'
+      f'{"; ..." if len(differing) > 4 else ""}) would change nothing; raise config.duration, or choose another '
+      '--workdir'
+    )
+
+
 def check_data(workdir, dataset, allow_config_changes=False):
   """Raises `UserError` if the run in `workdir` was trained with other classes, or other held-out or numbers of records.
 

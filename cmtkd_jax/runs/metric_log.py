@@ -1,5 +1,6 @@
 """Metrics of a run: one JSON object a line in `metrics.jsonl`, and TensorBoard where clu is installed."""
 
+import contextlib
 import json
 import math
 import os
@@ -63,6 +64,8 @@ class MetricLog:
     row.update((name, value if math.isfinite(value) else str(value)) for name, value in scalars.items())
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
+    with contextlib.suppress(OSError):  # some file systems have no such call
+      os.fsync(self._file.fileno())
     if self._clu is not None:
       self._clu.write_scalars(int(step), scalars)
 

@@ -82,6 +82,8 @@ def read_config(workdir, field='--workdir'):
   """
   path = epath.Path(workdir) / CONFIG
   if not path.exists():
+    if (epath.Path(workdir) / SUMMARY).exists():
+      raise UserError(f"{field}: {path} is missing; restore it, or copy what {SUMMARY} has under 'config'")
     raise UserError(
       f'{field}: there is no {CONFIG} in {workdir}; name the directory of a run, or train one first with --mode=train'
     )

@@ -44,6 +44,18 @@ def write(workdir, config, dataset):
   return summary
 
 
+def has_evaluation(workdir, step):
+  """Returns whether metrics.jsonl has the evaluation of `step`, the same in all processes."""
+  distributed.wait_for_all('the metrics can be read')
+  found = any(row['step'] == step and _is_evaluation(row) for row in metric_log.read(workdir))
+  distributed.check_agreement({f'evaluation of step {step} in {metric_log.FILE}': found})
+  return found
+
+
+def _is_evaluation(row):
+  return any(name.startswith('test/') for name in row)
+
+
 def results(rows, steps_per_epoch):
   """Returns last and best evaluation of every network, from the rows of metrics.jsonl.
 
@@ -54,7 +66,8 @@ def results(rows, steps_per_epoch):
     `{'test/student': {'last': {'top1', 'top5'}, 'best': {'top1', 'top5', 'epoch'}}}`, {} before any evaluation.
   """
   found = {}
-  evaluations = [row for row in rows if any(name.startswith('test/') for name in row)]
+  evaluations = [row for row in rows if _is_evaluation(row)]
+  epochs = {row['step']: row['train/epoch'] for row in rows if 'train/epoch' in row}  # also of another batch size
   for name in evaluations[-1] if evaluations else ():
     if not name.endswith('/top1'):
       continue
@@ -69,7 +82,8 @@ def results(rows, steps_per_epoch):
     if held_out != name and all(held_out in row for row in evaluations):
       found[network]['chosen'] = _best(evaluations[::-1], network, held_out)  # of equal ones, checkpoints keep the last
     for which in found[network].keys() - {'last'}:
-      found[network][which]['epoch'] = round(found[network][which].pop('step') / steps_per_epoch, 3)
+      step = found[network][which].pop('step')
+      found[network][which]['epoch'] = round(epochs.get(step, step / steps_per_epoch), 3)
   return found
 
 

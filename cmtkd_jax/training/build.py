@@ -1,5 +1,7 @@
 """The parts that training and evaluation both start from: devices, data and method, as configured."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import data, methods
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint
 
 
@@ -15,10 +18,27 @@ def make_mesh(devices=None):
 
   The devices of a process lie side by side, so that its rows of a batch do. `jax.make_mesh` orders TPUs by their
   network instead, and refuses GPUs of several hosts.
+
+  Raises:
+    UserError: JAX has no device, or computes in float64.
   """
-  devices = jax.devices() if devices is None else devices
+  if jax.config.jax_enable_x64:
+    raise UserError('JAX_ENABLE_X64 is set, but networks are trained and saved in float32; unset it')
+  devices = _all_devices() if devices is None else devices
   ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
   return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
+
+
+def _all_devices():
+  platforms = os.environ.get('JAX_PLATFORMS', '')
+  try:
+    return jax.devices()
+  except (AssertionError, RuntimeError) as e:  # the former where the named platform has no plugin
+    reason = ' '.join(str(e).split())[:200] or 'no such device, or its plugin is not installed'
+    raise UserError(
+      f'JAX finds no device with JAX_PLATFORMS={platforms!r} ({reason}); unset it, or install the plugin, such as '
+      "pip install 'jax[cuda12]'"
+    ) from None
 
 
 def replicated(mesh):

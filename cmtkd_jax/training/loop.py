@@ -40,15 +40,20 @@ def train_and_evaluate(config, workdir, root=''):
     announce(f'preparing {parts.config.model.name}, {len(parts.layers)} layers in all networks')
     released = Release(parts)
     state, report = start.restore_or_create(parts, checkpoints, released.is_apart)
+    first = int(state.step)
+    if first >= parts.schedule.total:
+      compatibility.check_unchanged(run, config, root)
     run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(released.tree(state))))
     run_files.describe(run, config, parts.dataset, parts.layers)
     teachers.save(run, parts.teachers)
-    with Journal(parts, run, int(state.step)) as journal, Preemption() as preemption:
+    with Journal(parts, run, first) as journal, Preemption() as preemption:
       for line in report:
         journal.note(line)
-      stopping = early_stopping.create(parts, run, int(state.step))
-      if int(state.step) < parts.schedule.total and not stopping.is_due:
+      stopping = early_stopping.create(parts, run, first)
+      if first < parts.schedule.total and not stopping.is_due:
         _train(parts, state, released, stopping, checkpoints, journal, preemption)
+      elif not run_summary.has_evaluation(run, first):  # it was lost, but not the checkpoint
+        journal.evaluated(first, _evaluate(parts, released(state, journal.meanwhile), journal))
       checkpoints.wait()  # before SIGTERM ends the process again
       stops = preemption.requested()
   with run_files.disk_errors_as_user_errors(run):
@@ -99,6 +104,11 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
       return
 
 
+def _evaluate(parts, variables, journal):
+  with _evaluating(parts.config, variables):
+    return evaluate.Evaluator(parts.method, parts.dataset, parts.sharding).run(variables, journal.meanwhile)
+
+
 def _evaluating(config, ready):
   """The context of an evaluation, which is not blamed for a lack of memory in what makes `ready`."""
   jax.block_until_ready(ready)
@@ -117,6 +127,8 @@ def _compile(parts, state, batch, journal):
     loss_at=parts.loss_at,
     averaging=parts.averaging,
   )
+  if jax.config.jax_disable_jit:
+    return step_fn
   with journal.compiling():
     step_fn = step_fn.lower(state, batch).compile()
   journal.note(memory.describe(step_fn))

@@ -55,7 +55,7 @@ def load_trained(run, step=None):
 def create_method(run):
   """Returns the `methods.Method` of a `run_reader.Run`."""
   if not run.classes:
-    raise UserError(f'{run.directory}/{run_files.CLASSES} names no classes; restore it')
+    raise UserError(f'{run.directory}/{run_files.CLASSES} is missing or names no classes; {run_files.WRITE_AGAIN}')
   return build.create_method(run.config, len(run.classes), teachers.open_all(run.config, run.directory))
 
 

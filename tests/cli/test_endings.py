@@ -67,6 +67,17 @@ def test_another_broken_pipe_is_no_quiet_end(monkeypatch):
 # --- Standard output.
 
 
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&- <&-'])
+def test_closed_streams(tmp_path, closed):
+  """Training writes its files, whoever listens."""
+  command = f"'{sys.executable}' -m cmtkd_jax.main {' '.join(SINGLE)} --workdir={tmp_path}/run {closed}"
+  environment = os.environ | compiling.QUICK
+  ended = subprocess.run(
+    ['bash', '-c', command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+  )
+  assert ended.returncode == 0 and (tmp_path / 'run' / 'summary.json').exists()
+
+
 @pytest.mark.parametrize('mode', ['config', 'evaluate'])
 def test_a_full_disk_for_the_output_is_one_line(monkeypatch, capsys, mode):
   def write(command):

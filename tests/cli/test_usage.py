@@ -1,6 +1,7 @@
 """`--help`, and arguments that are not flags."""
 
 import pathlib
+import re
 import shlex
 import sys
 
@@ -65,6 +66,10 @@ def test_config_prints_what_is_asked_for(capsys):
   lines = capsys.readouterr().out.splitlines()
   fields = [line.split()[0] for line in lines if line.startswith('  ') and '.' in line.split()[0]]
   assert fields == ['optimizer.momentum', 'quantizer.lsq.weight.per_channel', 'quantizer.lsq.activation.count']
+  assert main.main(['main', '--mode=config', 'quantizer.dorefa', 'logit_loss.kl_divergence']) == 0
+  text = capsys.readouterr().out
+  for section in ('quantizer.dorefa.weight', 'quantizer.dorefa.activation', 'logit_loss.kl_divergence'):
+    assert re.search(rf'^config.{section}: .+\n  has no options$', text, re.MULTILINE)
   assert main.main(['main', '--mode=config', 'quantizer.lqs']) == 2
   assert 'neither a field nor a section' in capsys.readouterr().err
   assert main.main(['main', '--mode=config', 'momentum']) == 2

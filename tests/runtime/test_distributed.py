@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint, metric_log
 from cmtkd_jax.runtime import distributed
 from cmtkd_jax.training import build
@@ -124,6 +125,28 @@ def test_a_process_that_is_killed_ends_the_run_and_both_resume(tmp_path, environ
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   steps = [row['step'] for row in metric_log.read(tmp_path / 'killed') if 'train/loss' in row]
   assert steps == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+  'raised, reason',
+  [
+    (AssertionError(), 'no such device, or its plugin'),
+    (RuntimeError("Unable to initialize backend 'x'"), "backend 'x'"),
+  ],
+)
+def test_a_missing_device_is_one_line(monkeypatch, raised, reason):
+  def fail():
+    raise raised
+
+  monkeypatch.setattr(jax, 'devices', fail)
+  monkeypatch.setenv('JAX_PLATFORMS', 'x')
+  with pytest.raises(UserError, match=f"JAX finds no device with JAX_PLATFORMS='x' .*{reason}.*; unset it"):
+    build._all_devices()
+
+
+def test_float64_is_refused():
+  with jax.enable_x64(True), pytest.raises(UserError, match='JAX_ENABLE_X64 is set.*; unset it'):
+    build.make_mesh()
 
 
 def test_a_mesh_has_the_devices_of_a_process_side_by_side(monkeypatch):

@@ -16,9 +16,9 @@ import cmtkd_jax
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
-from cmtkd_jax.runs import compatibility, metric_log, provenance, run_files, run_summary
+from cmtkd_jax.runs import compatibility, metric_log, provenance, run_files, run_reader, run_summary
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
-from cmtkd_jax.training import evaluate, loop
+from cmtkd_jax.training import evaluate, loop, restore
 from tests.small_run import make_config
 
 
@@ -64,6 +64,54 @@ def test_a_run_that_is_extended_has_no_summary_until_it_ends(finished, monkeypat
   assert run_summary.read(finished) is None
   monkeypatch.undo()
   assert loop.train_and_evaluate(longer, finished)['steps'] == 4 == run_summary.read(finished)['steps']
+
+
+def test_a_finished_run_is_not_called_by_another_configuration(finished):
+  """Nothing is left to train: its results are those of the configuration that it has."""
+  before = contents(finished)
+  with pytest.raises(
+    UserError, match=r'is trained to its end, and another configuration \(seed: 0 -> 7\) would change'
+  ):
+    loop.train_and_evaluate(make_config(seed=7, allow_config_changes=True), finished)
+  assert contents(finished) == before
+
+
+@pytest.mark.parametrize('lost', ['the evaluation', 'only the summary'])
+def test_a_lost_evaluation_is_repeated(finished, lost):
+  """The checkpoint is there, but the last row of the metrics and the summary are not."""
+  summary, log = run_summary.read(finished), finished / metric_log.FILE
+  (finished / run_files.SUMMARY).unlink()
+  lines = log.read_text().splitlines(keepends=True)
+  kept = [line for line in lines if lost == 'only the summary' or 'test/student/top1' not in line]
+  assert (len(lines) - len(kept)) == (1 if lost == 'the evaluation' else 0)
+  log.write_text(''.join(kept))
+  assert loop.train_and_evaluate(make_config(), finished)['results'] == summary['results']
+  assert len(metric_log.read(finished)) == len(lines)
+
+
+def test_the_epoch_of_an_evaluation_is_that_of_its_row():
+  """Another batch size later does not move it."""
+  rows = [
+    {'step': 2, 'train/epoch': 0.5, 'test/student/top1': 9.0, 'test/student/top5': 9.0},
+    {'step': 4, 'test/student/top1': 3.0, 'test/student/top5': 9.0},
+  ]
+  best = run_summary.results(rows, steps_per_epoch=2)['test/student']['best']
+  assert best == {'top1': 9.0, 'top5': 9.0, 'epoch': 0.5}
+  best = run_summary.results(rows[1:], steps_per_epoch=2)['test/student']['best']
+  assert best['epoch'] == 2.0
+
+
+def test_files_that_are_lost_are_named(finished):
+  (finished / run_files.CLASSES).unlink()
+  with pytest.raises(
+    UserError, match=r'classes.json is missing or names no classes; restore it, or delete it and summ'
+  ):
+    restore.load_trained(run_reader.read(finished))
+  (finished / run_files.CONFIG).unlink()
+  with pytest.raises(
+    UserError, match=r"config.json is missing; restore it, or copy what summary.json has under 'confi"
+  ):
+    run_reader.read(finished)
 
 
 def test_being_asked_to_stop_in_the_last_evaluation_ends_a_chain(tmp_path, monkeypatch):
