@@ -20,10 +20,12 @@ def make_mesh(devices=None):
   network instead, and refuses GPUs of several hosts.
 
   Raises:
-    UserError: JAX has no device, or computes in float64.
+    UserError: JAX has no device, computes in float64, or does not compile.
   """
   if jax.config.jax_enable_x64:
     raise UserError('JAX_ENABLE_X64 is set, but networks are trained and saved in float32; unset it')
+  if jax.config.jax_disable_jit:
+    raise UserError('JAX_DISABLE_JIT is set, but the train step is compiled before it runs; unset it')
   devices = _all_devices() if devices is None else devices
   ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
   return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))

@@ -127,8 +127,6 @@ def _compile(parts, state, batch, journal):
     loss_at=parts.loss_at,
     averaging=parts.averaging,
   )
-  if jax.config.jax_disable_jit:
-    return step_fn
   with journal.compiling():
     step_fn = step_fn.lower(state, batch).compile()
   journal.note(memory.describe(step_fn))

@@ -144,8 +144,10 @@ def test_a_missing_device_is_one_line(monkeypatch, raised, reason):
     build._all_devices()
 
 
-def test_float64_is_refused():
+def test_modes_of_jax_that_are_refused():
   with jax.enable_x64(True), pytest.raises(UserError, match='JAX_ENABLE_X64 is set.*; unset it'):
+    build.make_mesh()
+  with jax.disable_jit(), pytest.raises(UserError, match='JAX_DISABLE_JIT is set.*; unset it'):
     build.make_mesh()
 
 
