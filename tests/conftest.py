@@ -113,13 +113,13 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture
 def in_time():
-  """Fails what takes 20 seconds, such as opening a pipe."""
+  """Fails what takes a minute, such as opening a pipe: it would wait forever."""
 
   def give_up(*unused):
     raise AssertionError('it waits')
 
   before = signal.signal(signal.SIGALRM, give_up)
-  signal.alarm(20)
+  signal.alarm(60)
   yield
   signal.alarm(0)
   signal.signal(signal.SIGALRM, before)
