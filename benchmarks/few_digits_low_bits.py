@@ -2,8 +2,8 @@
 
 Network, data and steps are those of few_digits_resnet8.py. Rows are those of configs/table4_cifar100.py, CMT-KD without
 its feature loss, and those of configs/table5_imagenet.py with LSQ. The latter start from full precision, with their
-teachers, at a lower rate. Ten seeds that no other study uses show a difference of 0.8 to 1.8 points at
-two standard errors. A seed takes about a quarter of an hour on one busy core of an AMD EPYC without AVX-512.
+teachers, at a lower rate. Ten seeds that no other study uses show a difference of 0.8 to 1.8 points at two standard
+errors. A seed takes about a quarter of an hour on one busy core of an AMD EPYC without AVX-512.
 Run: python -m cmtkd_jax.main --mode=table --config=benchmarks/few_digits_low_bits.py
 """
 

@@ -26,7 +26,11 @@ def text(modes, flags):
     flags: of absl, [flag], each with name and help.
   """
   width = max(map(len, [*modes, *(f'--{flag.name}' for flag in flags)]))
-  line = lambda name, help: f'  {name.ljust(width)}  {(help or "").partition(chr(10))[0].rstrip(".")}'
+
+  def line(name, help):
+    first = (help or '').partition('\n')[0]  # python -OO leaves docstrings out
+    return f'  {name.ljust(width)}  {first.rstrip(".")}'
+
   return '\n'.join(
     [
       _START,

@@ -17,7 +17,7 @@ def similarity_matrix(features: jax.Array) -> jax.Array:
     features: [B, H, W, C], floating.
 
   Returns:
-    [B, B], float32, rows of norm 1.
+    [B, B], float32, rows of norm 1 or 0.
 
   Raises:
     ValueError: the array is not [B, H, W, C].
@@ -48,7 +48,7 @@ def similarity_loss(teacher: jax.Array, student: jax.Array) -> jax.Array:
 
   Source: SP eq. (4), one layer.
   """
-  if teacher.shape[0] != student.shape[0]:
+  if teacher.shape[:1] != student.shape[:1]:
     raise ValueError(f'teacher and student must be [B, H, W, C] with equal B; got {teacher.shape} and {student.shape}')
   return jnp.mean(jnp.square(similarity_matrix(teacher) - similarity_matrix(student)))
 

@@ -80,14 +80,15 @@ def apprentice_loss(teacher, student, labels, settings, cross_entropy=losses.cro
 
   Source: Apprentice (Mishra and Marr, ICLR 2018), where tau = 1. That the target is a constant is chosen here.
   """
-  ce = cross_entropy(student, labels)
+  ce_a = cross_entropy(student, labels)
   target = jax.lax.stop_gradient(teacher) if settings.stop_gradient_target else teacher
   soft = losses.soft_cross_entropy(target, student, settings.temperature)
-  total, terms = settings.beta * ce + settings.gamma * soft, {'student/cross_entropy': ce, 'student/distillation': soft}
-  if settings.scheme == 'A':
-    terms['teacher/cross_entropy'] = cross_entropy(teacher, labels)
-    total += settings.alpha * terms['teacher/cross_entropy']
-  return total, terms
+  terms = {'student/cross_entropy': ce_a, 'student/distillation': soft}
+  total = settings.beta * ce_a + settings.gamma * soft
+  if settings.scheme != 'A':
+    return total, terms
+  ce_t = cross_entropy(teacher, labels)
+  return settings.alpha * ce_t + total, {'teacher/cross_entropy': ce_t, **terms}
 
 
 def create(config, settings, num_classes, teachers=()):

@@ -83,9 +83,8 @@ def check_configuration(workdir, config, root=''):
     return
   if not config.allow_config_changes:
     raise UserError(
-      f'--workdir: {workdir} holds a run of another configuration ({"; ".join(differing[:4])}'
-      f'{"; ..." if len(differing) > 4 else ""}); choose another --workdir or the same '
-      'configuration, or set config.allow_config_changes=True'
+      f'--workdir: {workdir} holds a run of another configuration ({_first(differing)}); choose another --workdir or '
+      'the same configuration, or set config.allow_config_changes=True'
     )
   starts = any(line.startswith(('init_from', 'teacher_workdirs')) for line in differing)
   kept = starts and run_files.has_checkpoint(workdir)
@@ -108,10 +107,13 @@ def check_unchanged(workdir, config, root=''):
   differing = config_lib.difference(before, config, exclude=exclude, root=root)
   if differing:
     raise UserError(
-      f'--workdir: {workdir} is trained to its end, and another configuration ({"; ".join(differing[:4])}'
-      f'{"; ..." if len(differing) > 4 else ""}) would change nothing; raise config.duration, or choose another '
-      '--workdir'
+      f'--workdir: {workdir} is trained to its end, and another configuration ({_first(differing)}) would change '
+      'nothing; raise config.duration, or choose another --workdir'
     )
+
+
+def _first(differing, most=4):
+  return '; '.join([*differing[:most], *(['...'] if len(differing) > most else [])])
 
 
 def check_data(workdir, dataset, allow_config_changes=False):

@@ -87,9 +87,9 @@ class _Worker:
           raise EOFError
         return images, *answer
     except (OSError, EOFError, pickle.UnpicklingError) as e:
-      self.process.kill()  # it may be alive, and wait for its next request
+      _end([self.process])  # it may be alive, and wait for its next request
       raise UserError(
-        f'a worker process that decodes images ended (exit status {self.process.wait()}), perhaps for '
+        f'a worker process that decodes images ended (exit status {self.process.returncode}), perhaps for '
         "want of memory; lower config.data.num_workers, or set config.data.workers='threads'"
       ) from e
     if status == _USER_ERROR:
