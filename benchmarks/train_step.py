@@ -63,6 +63,8 @@ def resnet8(config):
   config.model.name, config.model.width = 'resnet8', 1.0
 
 
+CAN_BIND = hasattr(os, 'sched_setaffinity')  # macOS has no way to bind a process to a core
+
 # Name -> (config, classes, batch size, steps a repeat, whether images are cropped on the device, changes).
 PRESETS = {
   'cifar100': ('cifar100_resnet18', 100, 256, 20, True, lambda config: None),
@@ -277,7 +279,7 @@ def environment(options):
     'device': jax.devices()[0].device_kind,
     'platform': jax.default_backend(),
     'cpu': cpu_model(),
-    'cpus': len(os.sched_getaffinity(0)),
+    'cpus': len(os.sched_getaffinity(0)) if CAN_BIND else os.cpu_count(),
     'load': os.getloadavg()[0],
     'versions': versions,
     'commit': provenance.commit() or options.commit,
@@ -439,6 +441,8 @@ def main():
   if unknown := set(options.only) - set(variants):
     parser.error(f'--only: there is no {", ".join(sorted(unknown))}; there are {", ".join(variants)}')
   if options.one_core:
+    if not CAN_BIND:
+      parser.error('--one_core: this system cannot bind a process to a core; leave it out')
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # before JAX and PyTorch start their threads
   allocator.keep_memory()  # as the command does
   print(render(measure(options)))
