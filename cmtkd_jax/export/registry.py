@@ -52,6 +52,8 @@ FOLDERS = {'hub': Format('hub', hub.write, _read_hub, ('safetensors',))}
 
 def check_formats(formats):
   """Raises `UserError` unless all are names in `FORMATS` or `FOLDERS`."""
+  if isinstance(formats, str):
+    raise UserError(f'formats={formats!r} is one name; give a list of names: [{formats!r}]')
   for name in formats:
     if name not in FORMATS | FOLDERS:
       known = ', '.join(FORMATS | FOLDERS)

@@ -1,5 +1,7 @@
 """Reports on runs: what a work directory holds, as one page to look at. The only place that knows matplotlib."""
 
+import os
+
 from etils import epath
 
 from cmtkd_jax.errors import UserError
@@ -22,6 +24,8 @@ def write(workdir, others=()):
     UserError: a directory holds no run, or the page cannot be written.
   """
   workdir = local_file.expanded(workdir)
+  if isinstance(others, (str, os.PathLike)):
+    raise UserError(f'others={str(others)!r} is one directory; give a list of directories: [{str(others)!r}]')
   try:  # here, since whoever only trains needs no matplotlib
     from cmtkd_jax.report import confusion, curves, pareto, weight_histograms
   except ModuleNotFoundError as e:

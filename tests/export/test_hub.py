@@ -433,6 +433,7 @@ def test_folders_of_other_programs_and_of_newer_versions(copy, tmp_path):
 def test_formats_are_named(tmp_path):
   with pytest.raises(UserError, match="no format 'hib'; there are packed.*onnx_qonnx, hub"):
     export.write(exported(), tmp_path, ['hib'])
+  assert line(export.write, exported(), tmp_path, 'hub') == "formats='hub' is one name; give a list of names: ['hub']"
   (tmp_path / 'hub').write_text('')
   assert 'cannot be written' in line(export.write, exported(), tmp_path, ['hub'])
   assert 'is not written: about.classes has 1 names' in line(

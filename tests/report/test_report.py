@@ -311,6 +311,8 @@ def test_directory_without_a_run_is_refused(run, tmp_path):
     with pytest.raises(UserError, match='config.json') as e:
       report.write(*arguments)
     assert '\n' not in str(e.value) and str(tmp_path) in str(e.value)
+  with pytest.raises(UserError, match=r"^others='x3' is one directory; give a list of directories: \['x3'\]$"):
+    report.write(run, 'x3')
   assert not (tmp_path / 'report').exists()
 
 
