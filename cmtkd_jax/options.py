@@ -9,6 +9,7 @@ The checks of the configuration, its error messages and `--mode=config` all come
 """
 
 import dataclasses
+import difflib
 import functools
 import math
 import re
@@ -113,7 +114,8 @@ class Field:
       if isinstance(number, (int, float)) and abs(number) > LARGEST and not self._bounds().keys() & {'most', 'below'}:
         return f'must lie between -{LARGEST:g} and {LARGEST:g}'
     if self.choices and value not in self.choices:
-      return f'is not one of {", ".join(map(repr, self.choices))}'
+      close = difflib.get_close_matches(str(value), [choice for choice in self.choices if isinstance(choice, str)], 1)
+      return f'is not one of {", ".join(map(repr, self.choices))}' + (f'; perhaps {close[0]!r}' if close else '')
     if self._is_number() and not self.choices and not _within(value, self._bounds()):
       return f'must {_describe_bounds(self._bounds())}'
     if self.allowed.get('regex'):

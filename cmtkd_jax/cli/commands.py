@@ -34,7 +34,7 @@ def run_evaluate(command):
 
 
 def run_table(command):
-  """Trains the missing runs of a table and prints it.
+  """Trains the runs of a table that are not finished, and prints it.
 
   Returns 1 where one of its lines lacks a run.
   """
@@ -80,7 +80,7 @@ def run_bits(command):
 
 
 def run_plan(command):
-  """Prints what a step needs of the devices at hand, or of TPUs: --topology=v5e:2x2."""
+  """Prints memory and time of a step on the devices at hand, or on TPUs: --topology=v5e:2x2."""
   from cmtkd_jax.experiments import requirements
 
   config = _single_run(command)

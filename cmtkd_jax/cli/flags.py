@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import commands, output, usage
-from cmtkd_jax.config import validation
+from cmtkd_jax.config import unread, validation
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.runtime.distributed import FROM_ENVIRONMENT, Cluster
@@ -53,7 +53,7 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 flags.FLAGS['config'].parser = _ConfigParser(flags.FLAGS['config'].parser)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; by default runs/<name of the config file>.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run; by default runs/CONFIG[_VARIANTS].')
 _MODE = flags.DEFINE_enum(
   'mode',
   'train',
@@ -73,24 +73,28 @@ _OF_MODES = {
   'process_id': commands.ON_DEVICES,
 }
 _OUTPUTS = {'predict': ('text', 'csv', 'json'), 'summarize': ('text', 'markdown', 'json')}
+_TRAINING = ('train', 'table', 'plan')
 _OF_RUNS = ('evaluate', 'export', 'predict', 'report')  # which need no config file
 _AS_TRAINED = ('predict', 'report')  # in which no field can be another
 _WITH_ARGUMENTS = ('config', 'predict')  # fields, images; a shell has expanded ~ in them
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
-_FORMAT = flags.DEFINE_list('format', None, 'Formats to export, by default all installed files; hub is a folder.')
-_IMAGES = flags.DEFINE_list('images', None, 'Image files, folders or patterns to classify; also without the flag.')
+_FORMAT = flags.DEFINE_list('format', None, 'Formats to export; by default all whose packages are installed, but hub.')
+_IMAGES = flags.DEFINE_list('images', None, 'Image files, folders or patterns to classify; --images= can be left out.')
 _OUTPUT = flags.DEFINE_enum('output', None, ['text', 'csv', 'json', 'markdown'], 'How predictions or a table look.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to plan for, e.g. v5e:2x2; by default the devices here.')
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, unless the scheduler sets it.')
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes of the run, with --coordinator_address.')
 _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process from 0, with --coordinator_address.')
-_INIT_TIMEOUT = flags.DEFINE_integer('init_timeout', 300, 'How long to wait for the other processes.', lower_bound=1)
+_INIT_TIMEOUT = flags.DEFINE_integer(
+  'init_timeout', 300, 'Seconds to wait for the other processes; by default 300.', lower_bound=1
+)
 
 _HELP = {'-h', '--h', '-help', '--help', '--helpfull', '--helpshort'}
 _FIXES = {  # what Python says of values that flags cannot take -> what to do
   r'invalid literal for int\(\) with base 10: .*': 'give a whole number',
   r'could not convert string to float: .*': 'give a number',
+  r'Error while parsing string: (.*) as tuple\. .*': r'\1 is not a tuple; write it as in Python, such as "(4, 8)"',
   r"\('Non-boolean argument to boolean flag', .*\)": 'give True or False',
 }
 
@@ -121,6 +125,7 @@ def parse(argv):
   fields = re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE)
   for field in fields:
     validation.check_settable(field)
+  _check_fields(fields, next(reversed(re.findall(r'^--?mode[=\n](\w+)', '\n'.join(argv), re.MULTILINE)), 'train'))
   _ConfigParser.fields = fields
   _check_config_files(argv)
   try:
@@ -137,7 +142,6 @@ def parse(argv):
       'cmtkd_jax.config.default() with your changes'
     )
   _check_flags(rest[1:])
-  _check_fields(fields)
   images = [*(_IMAGES.value or ()), *rest[1:]] if _MODE.value == 'predict' else ()
   for image in images:
     _check_store('--images', image)
@@ -145,6 +149,8 @@ def parse(argv):
     for field, value in config_lib.flat(config).items():
       local_file.check_schemes(f'config.{field}', str(value))
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
+    for field, why in unread.unread(config, fields).items() if _MODE.value in _TRAINING else ():
+      print(f'note: --config.{field} has no effect: {why}', file=sys.stderr)
   return Command(
     mode=_MODE.value,
     config=config,
@@ -164,6 +170,8 @@ def _check_flags(arguments):
   """Refuses what does not belong to the mode, and empty values."""
   mode = _MODE.value
   if arguments and mode not in _WITH_ARGUMENTS:
+    if re.search(r'\.py(:|$)', arguments[0]):
+      raise UserError(f'{arguments[0]!r} is not a flag; did you mean --config={arguments[0]}?')
     raise UserError(
       f'{arguments[0]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --mode, '
       f'--{", --".join(_OF_MODES)}'
@@ -183,9 +191,8 @@ def _check_flags(arguments):
     raise UserError(f'--output={form}: --mode={mode} prints {", ".join(outputs)}; choose one of them')
 
 
-def _check_fields(fields):
+def _check_fields(fields, mode):
   """Refuses fields of the configuration that the mode does not read."""
-  mode = _MODE.value
   of_evaluation = [field for field in fields if field.startswith('data.') or field == 'eval_batch_size']
   if fields != of_evaluation and mode in ('evaluate', 'export'):
     field = next(field for field in fields if field not in of_evaluation)
@@ -313,10 +320,9 @@ def _default_workdir():
   if _CONFIG.value is None:
     if _MODE.value == 'config':
       return ''
-    run = ', or the directory of a run' if _MODE.value in _OF_RUNS else ''
-    raise UserError(
-      f'--config and --workdir are missing; give a config file, e.g. --config=configs/digits_resnet8.py{run}'
-    )
+    if _MODE.value in _OF_RUNS:
+      raise UserError('--workdir is missing; name the directory of a run, e.g. --workdir=runs/digits_resnet8')
+    raise UserError('--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py')
   path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
   words = [pathlib.PurePath(word).name for word in (path.removesuffix('.py'), *argument.split(','))]
   return os.path.join('runs', '_'.join(filter(None, words)))

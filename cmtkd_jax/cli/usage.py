@@ -4,6 +4,7 @@ _START = """\
 Trains networks of 1 to 4 bits together with teachers of more bits (CMT-KD), evaluates and exports them.
 
 usage: python -m cmtkd_jax.main --config=FILE [--workdir=DIR] [--mode=MODE] [--config.FIELD=VALUE ...]
+       python -m cmtkd_jax.main --mode=evaluate|report|export|predict --workdir=DIR
 
 commands to start with:
   python -m cmtkd_jax.main --config=configs/digits_resnet8.py                     train, in minutes on a CPU
@@ -15,7 +16,7 @@ commands to start with:
 
 modes:"""
 _END = """
-configs/README.md lists the configuration files and their variants, such as FILE:smoke for three quick steps."""
+README.md explains the rest. configs/README.md lists the config files and their variants, such as FILE:smoke."""
 
 
 def text(modes, flags):

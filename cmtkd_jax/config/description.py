@@ -98,4 +98,6 @@ def _is_selected(section, values):
 
 
 def _shown(name, values):
-  return printable(repr(values[name])) if name in values else '{...}'
+  if name in values:
+    return printable(repr(values[name]))
+  return '{...}' if any(field.startswith(f'{name}.') for field in values) else '{}'

@@ -178,6 +178,6 @@ def describe(path, found, accelerator, choices):
       f'shorter side {sides} pixels',
       f'chosen for {machine} (for {other}: --config=configs/folder.py:DIR,{word}):',
       *(f'  {field.ljust(width)}  {choice.reason}' for field, choice in zip(fields, choices)),
-      'Each of these flags overrules its line.',
+      'To change a choice, pass its flag with another value.',
     ]
   )

@@ -72,11 +72,10 @@ def check_field(field):
     if parent == field:
       fields = ', '.join(f'config.{field}.{name}' for name in sorted(names, key='name'.__ne__))
       raise UserError(f'config.{run}{field} is a section; set a field of it: {fields}')
-    hint = f', perhaps config.{close}' if (close := suggest(field, settable=True)) else ''
-    raise UserError(
-      f'config.{run}{field}: there is no such field{hint}; fields of config{prefix and "."}{parent} are '
-      f'{", ".join(names)}'
-    )
+    close = suggest(field, settable=True)
+    hint = f', perhaps config.{close}' if close else ''
+    listed = f'; fields of config{prefix and "."}{parent} are {", ".join(names)}' if parent or not close else ''
+    raise UserError(f'config.{run}{field}: there is no such field{hint}{listed}')
 
 
 # What other programs call our fields.
@@ -147,7 +146,11 @@ def _inside(name, known):
     if not (close := [part] if part in inner else difflib.get_close_matches(part, inner, 1, 0.75)):
       return ''
     section += f'{close[0]}.'
-  fields = sorted((field for field in known if field.startswith(section)), key=lambda field: (field.count('.'), field))
+  chosen = known[f'{section}name'].default if f'{section}name' in known else ''  # comes first
+  fields = sorted(
+    (field for field in known if field.startswith(section)),
+    key=lambda field: (field.count('.'), not field.startswith(f'{section}{chosen}.'), field),
+  )
   leaves = [field.rpartition('.')[2] for field in fields]
   meant = difflib.get_close_matches(leaf, leaves, 1, 0.75)  # the word itself, if it is there
   meant += [other for other in leaves if len(leaf) > 2 and other.startswith(leaf)]

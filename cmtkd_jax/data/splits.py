@@ -65,7 +65,7 @@ def check_images(config, splits):
     h, w, c = source.first_shape
     if c != channels:
       raise UserError(
-        f'config.data.mean={tuple(config.mean)} has {channels} numbers, but the images of '
+        f'config.data.mean={tuple(config.mean)} is for {channels} channels, but the images of '
         f'{config.name!r} have {c} channels; give mean and std of length {c}'
       )
     if not config.resize and (h, w) != (size, size):

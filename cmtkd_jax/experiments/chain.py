@@ -10,6 +10,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.config import init_from
 from cmtkd_jax.data.outline import outline
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import pytorch_weights
 from cmtkd_jax.runs import compatibility, run_files, run_summary
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import build, loop, plan, teachers
@@ -67,7 +68,13 @@ def _check(runs):
   """
   configs, outlines = dict(runs), {}
   for directory, config in runs:
-    if run_files.has_checkpoint(directory) or not all(teacher in configs for teacher in config.teacher_workdirs):
+    if run_files.has_checkpoint(directory):
+      continue
+    for source in init_from.parse(config.init_from).values() if config.init_from else ():
+      is_there = pytorch_weights.is_weight_file(source) or run_files.has_checkpoint(source)
+      if not is_there and source.removeprefix('./') not in configs:
+        raise UserError(f'config.init_from: there is no checkpoint in {source}; name the directory of a trained run')
+    if not all(teacher in configs for teacher in config.teacher_workdirs):
       continue
     key = config.data.to_json(), config.batch_size
     if key not in outlines:

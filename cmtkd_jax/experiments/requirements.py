@@ -179,6 +179,6 @@ def render(found):
       ('time of the run', f'{format_duration(longest * found.steps)} at that pace, for {found.steps:,} steps'),
     ]
   else:
-    lines.append(('time', f'unknown, since the peak of {found.kind} is; the run has {found.steps:,} steps'))
+    lines.append(('time', f'unknown, since the speed of {found.kind} is not listed; the run has {found.steps:,} steps'))
   width = max(len(name) for name, _ in lines)
   return '\n'.join(['on each device:', *(f'  {name.ljust(width)}  {text}' for name, text in lines)])

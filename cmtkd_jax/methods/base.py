@@ -276,7 +276,7 @@ def check_teachers(teachers, method, least, most):
   if not least <= len(teachers) <= most:
     given = tuple(teacher.directory for teacher in teachers)
     count = least if most == least else f'at least {least}'
-    wanted = f'{count} of them; name the work directories of finished runs'
+    wanted = f"{count} of them; name the work directories of finished runs, such as ('runs/a',)"
     if not most:
       wanted = 'no trained teachers; set it to ()'
     raise UserError(f'config.teacher_workdirs={given!r}; config.method.name={method!r} takes {wanted}')

@@ -96,7 +96,7 @@ def create_quantizer(name, role, bits, options=(), layer=''):
   try:
     return cls(bits=bits, **dict(options))
   except ValueError as e:
-    asked = f' (asked for by {layer}; give it other bits, or config.quantizer.{role}s another name)' if layer else ''
+    asked = f' (asked for by {layer}; give that network other bits, or set config.quantizer.{role}s)' if layer else ''
     raise UserError(f'config.quantizer: {e}{asked}') from None
 
 

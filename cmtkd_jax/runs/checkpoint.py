@@ -210,11 +210,16 @@ def _read_newest(directory, step, wanted):
   out of reach for a minute must not cost the newest checkpoint.
   """
   there = steps(directory)[::-1]
-  if not there or step not in [None, *there]:
+  if not there:
     raise UserError(
-      f'no checkpoint {"" if step is None else f"of step {step} "}in {directory}'
-      f'{f" (it has {there})" if there else ""}; '
-      'train first (a finished run begins anew only without its summary.json), or name another directory'
+      f'no checkpoint in {directory}; train first (a finished run begins anew only without its summary.json), or name '
+      'another directory'
+    )
+  if step not in [None, *there]:
+    steps_there = ', '.join(map(str, there[::-1]))
+    raise UserError(
+      f'no checkpoint of step {step} in {directory}, which has {steps_there}; set --step to one of these, or leave it '
+      'out for the newest'
     )
   for folder in [directory / str(candidate) for candidate in (there if step is None else [step])]:
     try:

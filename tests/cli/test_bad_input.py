@@ -79,8 +79,19 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize(
   'arguments, words',
   [
-    ([], ['--config and --workdir are missing', 'e.g. --config=configs/digits_resnet8.py']),
-    (['--mode=report'], ['--config and --workdir are missing', 'digits_resnet8.py, or the directory of a run']),
+    ([], ['--config is missing', 'e.g. --config=configs/digits_resnet8.py']),
+    (['--mode=report'], ['--workdir is missing; name the directory of a run, e.g. --workdir=runs/digits_resnet8']),
+    (['--mode=export', '--config.dtype=bfloat16'], ['--config.dtype does not belong to --mode=export', 'leave it out']),
+    (
+      [SMOKE, '--config.bits.rules=student 4'],
+      ['config.bits.rules', 'not a tuple; write it as in Python'],
+    ),
+    ([SMOKE, '--config.quantizer.name=lqs'], ["config.quantizer.name='lqs' is not one of", "perhaps 'lsq'"]),
+    (
+      [SMOKE, '--config.feature_loss.weight=5'],
+      ['no such field, perhaps config.feature_loss.attention.weight'],
+    ),
+    (['configs/x.py:smoke'], ["'configs/x.py:smoke' is not a flag; did you mean --config=configs/x.py:smoke?"]),
     (['--mode=nope', SMOKE], ['--mode=nope', 'should be one of', 'train|evaluate']),
     ([SMOKE, 'stray'], ["'stray' is not a flag", '--workdir']),
     (['--confg=x'], ["'confg'", 'Did you mean: config']),
@@ -128,7 +139,7 @@ def finished(tmp_path_factory):
         ['--mode=evaluate', '--workdir=x', f'--{prefix}config.{field}'],
         [f'--config.{field.partition("=")[0]} changes a field of a config file, and --config is missing'],
       )
-      for prefix, field in (('', 'eval_batch_size=32'), ('', 'prerequisites.teacher.seed=1'), ('no', 'tensorboard'))
+      for prefix, field in (('', 'eval_batch_size=32'), ('', 'data.dir=x'), ('no', 'data.cache'))
     ],
     ([SMOKE, '--workdir=/a/b\udcff'], [r'--workdir=/a/b\udcff is not UTF-8; choose another name']),
     # A variable of the shell that is not set.
@@ -789,8 +800,14 @@ def test_runs_with_class_names_from_macos_resume(tmp_path):
   'arguments, words',
   [
     (['--mode=evaluate', '--workdir=/nonexistent'], ['no config.json in /nonexistent', 'name the directory of a run']),
-    (['--mode=evaluate', '--workdir={run}', '--step=99'], ['no checkpoint of step 99', 'it has [3, 2]']),
-    (['--mode=evaluate', '--workdir={run}', '--step=-1'], ['no checkpoint of step -1', 'it has [3, 2]']),
+    (
+      ['--mode=evaluate', '--workdir={run}', '--step=99'],
+      ['no checkpoint of step 99', 'which has 2, 3; set --step to one'],
+    ),
+    (
+      ['--mode=evaluate', '--workdir={run}', '--step=-1'],
+      ['no checkpoint of step -1', 'which has 2, 3; set --step to one'],
+    ),
     (
       ['--mode=evaluate', '--workdir={run}', SMOKE, '--config.data.name=generated:8x8x1:7:48'],
       ['the classes are not those of the run', "'5', ... 7 in all] now", '... 10 in all] in its classes.json'],

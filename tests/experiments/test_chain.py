@@ -181,6 +181,10 @@ def test_a_reference_without_a_run_is_found_before_any_training(tmp_path):
     ({'bits.rules': (('nowhere', 4, 4),)}, 'config.bits.rules'),
     ({'remat': 'nobody'}, "config.remat='nobody' matches none of the networks"),
     ({'early_stopping': '1 epochs', 'data.minival': 0.0}, 'config.data.minival=0.0; set it'),
+    (
+      {'init_from': '/nowhere'},
+      'config.init_from: there is no checkpoint in /nowhere; name the directory of a trained run',
+    ),
   ],
 )
 def test_what_the_last_run_is_refused_for_is_found_before_any_training(tmp_path, changes, words):
