@@ -1,4 +1,4 @@
-"""Attention transfer: spatial attention maps and the distance between two of them."""
+"""Attention transfer: distance between spatial attention maps (Zagoruyko and Komodakis, ICLR 2017)."""
 
 import dataclasses
 

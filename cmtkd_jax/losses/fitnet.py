@@ -1,4 +1,4 @@
-"""FitNets: distance between a teacher's feature map and the adapted one of the student."""
+"""FitNets: distance of the teacher's feature map and the student's adapted one (Romero et al., ICLR 2015)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence between two softened class distributions."""
+"""Kullback-Leibler divergence between two softened class distributions (Hinton et al., 2015)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Regression of one network's logits on another's."""
+"""Regression of one network's logits on another's (Ba and Caruana, NIPS 2014)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Distillation from the average of several separately trained, frozen teachers: the mean of their softmax outputs.
+"""Distillation from the mean softmax of several trained, frozen teachers (after You et al., KDD 2017).
 
 The baseline "average teacher" of CMT-KD's ablation (its teachers: 4, 6 and 8 bits), after You et al., KDD 2017, without
 their triplets. A `logit_loss` may average otherwise: `logits_regression` takes the mean of the teachers' logits.

@@ -1,4 +1,4 @@
-"""HWGQ: half-wave Gaussian quantization of activations, mid-rise Gaussian quantization of weights.
+"""HWGQ: half-wave Gaussian activations, mid-rise Gaussian weights (Cai et al., CVPR 2017; EdMIPS, CVPR 2020).
 
 Sources: Cai, He, Sun, Vasconcelos, CVPR 2017 (activations, 1-bit weights); Cai and Vasconcelos, EdMIPS, CVPR 2020
 (weights, rounding of activations). CMT-KD eq. (3). Both assume batch normalization right before the activation

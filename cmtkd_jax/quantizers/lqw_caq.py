@@ -1,4 +1,4 @@
-"""LQW and CAQ: levels of weights that the loss trains, and steps of activations that fit most channels.
+"""LQW and CAQ: trained levels of weights, steps of activations for most channels (Hoang et al., IJCAI 2020).
 
 A reading of the abstract of Hoang, Do, Nguyen, Cheung, "Direct Quantization for Training Highly Accurate Low Bit-width
 Deep Neural Networks", IJCAI 2020 (arXiv 2012.13762), and not the authors' code, which is not public. The abstract says
