@@ -57,6 +57,18 @@ def test_forms_that_a_mode_does_not_print(mode, output):
     flags.parse(['main', '--workdir=/a', f'--mode={mode}', f'--output={output}'])
 
 
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # ml_collections loads config files so
+@pytest.mark.parametrize('mode, noted', [('train', True), ('plan', True), ('bits', False)])
+def test_a_field_that_no_run_reads_is_noted(monkeypatch, capsys, mode, noted):
+  arguments = ['main', f'--mode={mode}', '--config=configs/digits_resnet8.py', '--workdir=/a']
+  arguments += ['--config.quantizer.lsq.weight.per_channel=True', '--config.method.cmtkd.beta=1.0']
+  monkeypatch.setattr(sys, 'argv', arguments)  # where config flags look
+  monkeypatch.chdir(ROOT)
+  assert flags.parse(arguments).config.quantizer.lsq.weight.per_channel
+  note = "note: --config.quantizer.lsq.weight.per_channel has no effect: config.quantizer.name is 'hwgq'\n"
+  assert capsys.readouterr().err == (note if noted else '')
+
+
 def test_fields_that_are_not_flags():
   assert flags.parse(['main', '--mode=config', 'quantizer.lsq']).arguments == ('quantizer.lsq',)
 
