@@ -30,7 +30,9 @@ class Settings(Options):
   )
   distillation_weight: float = option(1.0, 'lambda, weight of the distillation terms')
   temperature: float = option(2.0, 'temperature of the distillation terms', above=0)
-  own_views: bool = option(True, 'each network sees its own augmentation')
+  own_views: bool = option(
+    True, 'each network sees its own augmentation; random crops of streamed images are common to all'
+  )
 
 
 class KDCL(MultiNetwork):

@@ -24,6 +24,11 @@ class ConvStage(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     for i, (features, kernel, stride, padding, role) in enumerate(self.convs, 1):
+      if padding is not None and min(x.shape[1:3]) + 2 * padding < kernel:
+        raise UserError(
+          f'config.data.image_size is too small for this network: a {kernel}x{kernel} convolution reads '
+          f'{x.shape[1]}x{x.shape[2]} maps; {self.smallest}'
+        )
       x = self.layers.conv(features, kernel, stride, padding, role, name=f'conv{i}')(x, train)
       if i == len(self.convs):
         if min(x.shape[1:3]) < self.pool[0]:

@@ -170,6 +170,13 @@ def load_variables(directory, step=None):
     UserError: there is no such checkpoint, or it cannot be read.
   """
   items, meta, step = _read_newest(_absolute(directory), step, {'variables': None})
+  if not meta.get('statistics_measured', True):
+    logging.getLogger(__name__).warning(
+      '%s/%s was saved when the run was asked to stop, without config.bn_reestimation; its accuracy is another one. '
+      'Resume the run, or take another --step',
+      directory,
+      step,
+    )
   return items['variables'], meta, step
 
 

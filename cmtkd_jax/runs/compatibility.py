@@ -78,13 +78,19 @@ def check_configuration(workdir, config, root=''):
   """
   if not (path := epath.Path(workdir) / run_files.CONFIG).exists():
     raise UserError(f'--workdir: {path} is missing beside what a run has made; restore it, or choose another --workdir')
-  differing = config_lib.difference(run_files.read_config(workdir), config, exclude=MUTABLE_FIELDS, root=root)
+  before = run_files.read_config(workdir)
+  differing = config_lib.difference(before, config, exclude=MUTABLE_FIELDS, root=root)
   if not differing:
     return
   if not config.allow_config_changes:
     raise UserError(
       f'--workdir: {workdir} holds a run of another configuration ({_first(differing)}); choose another --workdir or '
       'the same configuration, or set config.allow_config_changes=True'
+    )
+  if config.data.minival > before.data.minival and run_files.has_checkpoint(workdir):
+    raise UserError(
+      f'config.data.minival={config.data.minival}: the run in {workdir} was trained on images that this '
+      f'would hold out ({before.data.minival} so far); keep that value, or choose another --workdir'
     )
   starts = any(line.startswith(('init_from', 'teacher_workdirs')) for line in differing)
   kept = starts and run_files.has_checkpoint(workdir)
@@ -155,6 +161,21 @@ def check_data(workdir, dataset, allow_config_changes=False):
     f'config.data.name: the number of images is not that of the run in {workdir}: {found}; restore the data, choose '
     'another --workdir, or set config.allow_config_changes=True'
   )
+
+
+def check_minival(field, directory, config):
+  """Raises `UserError` if the run in `directory` was trained on images that `config.data.minival` holds out.
+
+  A larger slice has all images of a smaller one. Arguments as for `check_held_out`.
+  """
+  if not config.data.minival or not (epath.Path(directory) / run_files.CONFIG).exists():
+    return
+  there = run_files.read_config(directory, field).data
+  if there.minival < config.data.minival and config_lib.same_path(there.name, config.data.name):
+    raise UserError(
+      f'{field}: the run in {directory} was trained with config.data.minival={there.minival}, on images that this run '
+      f'holds out with {config.data.minival}; train it with the same config.data.minival'
+    )
 
 
 def check_held_out(field, directory, config, dataset):

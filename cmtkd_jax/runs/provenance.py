@@ -9,9 +9,13 @@ from etils import epath
 import cmtkd_jax
 
 
-def meta(config, step, rows):
-  """Returns what a checkpoint says about itself."""
+def meta(config, step, rows, statistics_measured=True):
+  """Returns what a checkpoint says about itself.
+
+  statistics_measured: whether `config.bn_reestimation`, where it is set, was done for it.
+  """
   return {
+    **({'statistics_measured': statistics_measured} if config.bn_reestimation else {}),
     'step': step,
     'data_position': step,
     'config': config.to_dict(),

@@ -93,7 +93,7 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
           results = evaluator.run(variables, journal.meanwhile)
         journal.evaluated(step, results)
         stopping.add(step, results)
-      meta = provenance.meta(parts.config, step, parts.layers)
+      meta = provenance.meta(parts.config, step, parts.layers, statistics_measured=schedule.saves(step))
       checkpoints.save(step, released.tree(state, variables), meta, results)
       window.restart()
     if stops:

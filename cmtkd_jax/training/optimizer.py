@@ -109,8 +109,9 @@ def rates(config, method, rate):
 
 def _sgd(options, rate, decay):
   """w <- w - lr v,  v <- m v + (g + decay w): L2 regularization."""
-  regularize = [optax.add_decayed_weights(decay)] if decay else []
-  return optax.chain(*regularize, optax.sgd(rate, options.momentum, options.nesterov))
+  # Without decay the state has the same structure, so that a run can resume with another one.
+  regularize = optax.add_decayed_weights(decay) if decay else optax.identity()
+  return optax.chain(regularize, optax.sgd(rate, options.momentum, options.nesterov))
 
 
 def _adamw(options, rate, decay):
@@ -142,8 +143,18 @@ def create(config, method, schedule):
   decayed = _decayed(config.quantizer)
   transforms = {name: transform(group) for name, group in groups(config, method).items()}
   transforms[FROZEN_GROUP] = optax.set_to_zero()
-  clip = [optax.clip_by_global_norm(optimizer.grad_clip_norm)] if optimizer.grad_clip_norm else []
-  return optax.chain(*clip, optax.partition(transforms, labels))
+  whole = optax.chain(optax.partition(transforms, labels))
+  return _clipped(whole, optimizer.grad_clip_norm) if optimizer.grad_clip_norm else whole
+
+
+def _clipped(optimizer, norm):
+  """`optimizer` with clipped gradients and a state of the same structure: a run that diverged can resume with it."""
+  clip = optax.clip_by_global_norm(norm)
+
+  def update(gradients, state, params=None):
+    return optimizer.update(clip.update(gradients, clip.init(params))[0], state, params)
+
+  return optax.GradientTransformation(optimizer.init, update)
 
 
 def _decayed(quantizer):

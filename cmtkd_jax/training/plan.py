@@ -77,6 +77,8 @@ def create(config, workdir):
     ):
       for directory in directories:
         compatibility.check_held_out(field, directory, config, dataset)
+        if field == 'config.init_from':  # of a teacher, the student sees what it makes of the training images only
+          compatibility.check_minival(field, directory, config)
   return Plan(
     config=config,
     sharding=build.replicated(mesh),

@@ -459,6 +459,8 @@ def test_vgg_small():
     build('vgg_small', stem='imagenet')
   with pytest.raises(UserError, match='too small for this network: 1x1 maps are left to pool; use 8 or more'):
     shapes_of(build('vgg_small'), images(7))
+  with pytest.raises(UserError, match='too small for this network: a 11x11 convolution reads 8x8 maps; use 227'):
+    shapes_of(build('alexnet', stem='imagenet'), images(8))
 
 
 def test_heads():

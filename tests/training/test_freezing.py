@@ -145,10 +145,15 @@ def test_what_is_refused_and_what_is_left_alone():
 
 @pytest.mark.parametrize(
   'name, bits, keeps',
-  [('lsq', 8, True), ('hwgq', 2, True), ('ewgs', 2, False), ('dorefa', 4, False)],
+  [
+    *[
+      (name, bits, True) for name, bits in (('lsq', 8), ('hwgq', 2), ('sawb', 2), ('twn', 2), ('xnor', 1), ('n2uq', 2))
+    ],
+    *[(name, bits, False) for name, bits in (('ewgs', 2), ('dorefa', 4), ('dorefa', 2), ('pact', 3), ('apot', 3))],
+  ],
 )
 def test_which_quantizers_map_levels_to_themselves(name, bits, keeps):
-  """EWGS only where its scale fits its interval, which training changes; tanh moves DoReFa's levels."""
+  """EWGS only where its scale fits its interval, which training changes; DoReFa, PACT and APoT change the unit."""
   assert freezing.maps_levels_to_themselves(quantizers.QUANTIZERS[name].Weight(bits)) == keeps
 
 

@@ -76,6 +76,19 @@ def test_a_finished_run_is_not_called_by_another_configuration(finished):
   assert contents(finished) == before
 
 
+def test_images_that_were_trained_on_are_not_held_out_later(finished, tmp_path):
+  before = contents(finished)
+  longer = make_config(**{'duration': '4 steps', 'allow_config_changes': True, 'data.minival': 0.25})
+  with pytest.raises(UserError, match=r'^config.data.minival=0.25: the run in .* would hold out \(0.0 so far\)'):
+    loop.train_and_evaluate(longer, finished)
+  assert contents(finished) == before
+  start = make_config(**{'init_from': str(finished), 'data.minival': 0.25})
+  with pytest.raises(UserError, match='^config.init_from: the run in .*minival=0.0, on images that this run holds out'):
+    loop.train_and_evaluate(start, tmp_path / 'new')
+  start.data.name = 'digits'  # other images
+  compatibility.check_minival('config.init_from', finished, start)
+
+
 @pytest.mark.parametrize('lost', ['the evaluation', 'only the summary'])
 def test_a_lost_evaluation_is_repeated(finished, lost):
   """The checkpoint is there, but the last row of the metrics and the summary are not."""

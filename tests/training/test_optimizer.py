@@ -147,6 +147,19 @@ def test_small_gradients_are_not_clipped():
   np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize(
+  'field, value', [('grad_clip_norm', 1.0), ('weight_decay_low_bits', 0.0), ('quantizer_weight_decay', 1e-4)]
+)
+def test_a_run_can_resume_with_another_clipping_or_decay(field, value):
+  config = config_lib.default()
+  structures = []
+  for change in ({}, {field: value}):
+    config.optimizer.update(change)
+    state = optimizer.create(config, METHOD, lambda step: RATE).init(tree_of(draw(0)))
+    structures.append(jax.tree.structure(state))
+  assert structures[0] == structures[1]
+
+
 def abstract_params(config):
   method = build.create_method(config, 10)
   images = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)

@@ -59,7 +59,7 @@ def whole(tmp_path_factory):
   return workdir
 
 
-def test_a_run_that_was_interrupted_ends_with_the_same_bits(whole, tmp_path, monkeypatch):
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(whole, tmp_path, monkeypatch, caplog):
   with monkeypatch.context() as patch:
     steps = itertools.count(1)
     patch.setattr(Preemption, 'requested', lambda self: next(steps) == 5)
@@ -72,8 +72,12 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(whole, tmp_path, mon
     with pytest.raises(Preempted):
       loop.train_and_evaluate(make_config(), tmp_path)
     assert measured and 5 not in measured  # who asks to stop may not wait for statistics
+  read(tmp_path)
+  assert f'{tmp_path}/checkpoints/5 was saved when the run was asked to stop, without config.bn_reest' in caplog.text
   loop.train_and_evaluate(make_config(), tmp_path)
+  caplog.clear()
   jax.tree.map(np.testing.assert_array_equal, read(tmp_path), read(whole))
+  assert 'bn_reestimation' not in caplog.text
   final = [next(row for row in metric_log.read(run) if 'test/student/top1' in row) for run in (tmp_path, whole)]
   assert final[0] | {'time': 0} == final[1] | {'time': 0}
 
