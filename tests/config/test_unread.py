@@ -1,0 +1,51 @@
+"""Fields that a flag sets in vain."""
+
+import pytest
+
+from cmtkd_jax import config as config_lib
+from cmtkd_jax.config.unread import unread
+
+PER_CHANNEL = 'quantizer.lsq.weight.per_channel'
+
+
+def changed(**fields):
+  config = config_lib.default()
+  config.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+  return config
+
+
+@pytest.mark.parametrize(
+  'fields, field, reason',
+  [
+    ({}, PER_CHANNEL, "config.quantizer.name is 'hwgq'"),
+    ({'quantizer__name': 'lsq'}, PER_CHANNEL, ''),
+    ({'quantizer__weights': 'lsq'}, PER_CHANNEL, ''),
+    ({'quantizer__weights': 'lsq'}, 'quantizer.lsq.activation.gradient_scale', "config.quantizer.name is 'hwgq'"),
+    ({'quantizer__name': 'lsq', 'quantizer__weights': 'twn'}, PER_CHANNEL, "config.quantizer.weights is 'twn'"),
+    ({}, 'method.kd.beta', "config.method.name is 'cmtkd'"),
+    ({}, 'method.cmtkd.beta', ''),
+    ({}, 'feature_loss.fitnet.weight', "config.feature_loss.name is 'attention'"),
+    ({}, 'feature_loss.name', ''),
+    ({'method__name': 'kd'}, 'feature_loss.name', "config.method.name is 'kd', and feature_loss is for cmtkd"),
+    ({'method__name': 'kd'}, 'logit_loss.name', ''),
+    (
+      {'method__name': 'dml'},
+      'logit_loss.dkd.beta',
+      "config.method.name is 'dml', and logit_loss is for average_teacher, cmtkd, kd",
+    ),
+    ({}, 'optimizer.momentum', ''),
+    ({}, 'prerequisites.teacher.seed', ''),
+  ],
+)
+def test_what_no_run_reads(fields, field, reason):
+  assert unread(changed(**fields), [field]) == ({field: reason} if reason else {})
+
+
+def test_a_run_of_the_chain_or_table_may_read_it():
+  config = config_lib.default()
+  config.method.name = 'kd'
+  config.prerequisites = {'teacher': {'method': {'name': 'cmtkd'}, 'quantizer': {'name': 'lsq'}}}
+  assert unread(config, [PER_CHANNEL, 'method.cmtkd.beta', 'feature_loss.name']) == {}
+  config.table.runs = {'row': {'method': {'name': 'dml'}}}
+  reason = "config.method.name is 'cmtkd' or 'dml' or 'kd'"
+  assert unread(config, ['method.dml.temperature', 'method.ctkd.beta']) == {'method.ctkd.beta': reason}
