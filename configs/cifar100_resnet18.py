@@ -2,7 +2,7 @@
 
 The paper's row reads 78.3 / 94.4 (top-1 / top-5), combined teacher 79.5 / 94.9. Not reproduced here yet: 36 epochs gave
 68.3 / 91.3 and 73.6 / 93.4 (benchmarks/results/cifar100_resnet18). By the time of a step, 120 epochs would take an H200
-about ten minutes, and one core of an AMD EPYC about six days.
+eight to eleven minutes, and one core of an AMD EPYC about six days.
 Run: python -m cmtkd_jax.main --config=configs/cifar100_resnet18.py --config.data.dir=TFDS_DIR
 Variants after a colon: fitnet, w1a2, w3a3, w4a4, upsampled (256, crop 224, ImageNet stem), smoke; e.g. :fitnet,smoke.
 """

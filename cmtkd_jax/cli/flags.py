@@ -125,7 +125,7 @@ def parse(argv):
   fields = re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE)
   for field in fields:
     validation.check_settable(field)
-  _check_fields(fields, next(reversed(re.findall(r'^--?mode[=\n](\w+)', '\n'.join(argv), re.MULTILINE)), 'train'))
+  _check_fields(fields, _mode(argv))
   _ConfigParser.fields = fields
   _check_config_files(argv)
   try:
@@ -149,8 +149,9 @@ def parse(argv):
     for field, value in config_lib.flat(config).items():
       local_file.check_schemes(f'config.{field}', str(value))
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
-    for field, why in unread.unread(config, fields).items() if _MODE.value in _TRAINING else ():
-      print(f'note: --config.{field} has no effect: {why}', file=sys.stderr)
+    if _MODE.value in _TRAINING:
+      for field, why in unread.find(config, fields).items():
+        print(f'note: --config.{field} has no effect: {why}', file=sys.stderr)
   return Command(
     mode=_MODE.value,
     config=config,
@@ -189,6 +190,11 @@ def _check_flags(arguments):
   outputs = _OUTPUTS.get(mode, ('text',))
   if (form := _OUTPUT.value or 'text') not in outputs:
     raise UserError(f'--output={form}: --mode={mode} prints {", ".join(outputs)}; choose one of them')
+
+
+def _mode(argv):
+  """The value of --mode; before the flags are read, since without --config a field is an unknown flag."""
+  return next(reversed(re.findall(r'^--?mode[=\n](\w+)', '\n'.join(argv), re.MULTILINE)), 'train')
 
 
 def _check_fields(fields, mode):

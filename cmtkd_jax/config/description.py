@@ -89,12 +89,7 @@ def _is_within(field, names):
 
 
 def _is_selected(section, values):
-  kind, _, rest = section.partition('.')
-  if not rest:
-    return True
-  name, _, role = rest.partition('.')
-  chosen = values[f'{kind}.{role}s'] if role else ''
-  return name == (chosen or values[f'{kind}.name'])
+  return '.' not in section or section.split('.')[1] == values[sections.selector(section, values)]
 
 
 def _shown(name, values):

@@ -8,6 +8,11 @@ from cmtkd_jax.errors import UserError
 _NETWORK = r'\s*\w+\s*='
 
 
+def sources(text: str) -> tuple[str, ...]:
+  """Returns the directories and files that `config.init_from` names; raises as `parse`."""
+  return tuple(parse(text).values()) if text else ()
+
+
 def parse(text: str) -> dict[str, str]:
   """Returns `{network: work directory}` of 'student=DIR,teacher1_4bit=DIR', or `{'': DIR}` for one directory.
 

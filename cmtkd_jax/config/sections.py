@@ -102,8 +102,8 @@ class Quantizer(Options):
   activations: str = option('', 'another quantizer for activations', choices=('', *quantizers.QUANTIZERS))
 
 
-def _readers(section):
-  """Names of the methods that read a section beside their own."""
+def readers(section):
+  """Returns the names of the methods that read a section beside their own, as text."""
   return ', '.join(name for name, method in methods.METHODS.items() if section in getattr(method, 'READS', ()))
 
 
@@ -113,7 +113,7 @@ class FeatureLoss(Options):
 
   name: str = option(
     'attention',
-    f'distance between feature maps, of {_readers("feature_loss")}',
+    f'distance between feature maps, of {readers("feature_loss")}',
     choices=('none', *losses.FEATURE_LOSSES),
   )
 
@@ -123,7 +123,7 @@ class LogitLoss(Options):
   """The distance between logits."""
 
   name: str = option(
-    'kl_divergence', f'distance between logits, of {_readers("logit_loss")}', choices=losses.LOGIT_LOSSES
+    'kl_divergence', f'distance between logits, of {readers("logit_loss")}', choices=losses.LOGIT_LOSSES
   )
 
 
@@ -220,6 +220,16 @@ def selections():
       if name in {entry.partition('.')[0] for entry in table}:
         raise ValueError(f'{section} {name!r}: config.{section} itself uses this name; give the file another one')
   return {f'{section}.{name}': cls for section, table in chosen.items() for name, cls in table.items()}
+
+
+def selector(section, values):
+  """Returns the field that selects between `section`, such as 'quantizer.lsq.weight', and its alternatives.
+
+  values: flat fields of one run. Of a quantizer the field of its role comes first, where it is set.
+  """
+  kind, _, *role = section.split('.')
+  own = f'{kind}.{role[0]}s' if role else ''
+  return own if own and values[own] else f'{kind}.name'
 
 
 SECTIONS = {

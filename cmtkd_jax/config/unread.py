@@ -1,42 +1,39 @@
 """Fields that no run of a configuration reads: those of a method, loss or quantizer that is not selected."""
 
-from cmtkd_jax import methods
-from cmtkd_jax.config import sections
+from cmtkd_jax.config import sections, validation
 from cmtkd_jax.config.defaults import flat
 
 _LOSSES = ('feature_loss', 'logit_loss')
 
 
-def unread(config, fields):
+def find(config, fields):
   """Returns `{field: reason}` for those of `fields` that neither `config` nor a run of its chain or table reads.
 
   Args:
     config: a `ConfigDict`.
     fields: such as 'quantizer.lsq.weight.per_channel'.
   """
-  values = flat(config)
-
-  def chosen(name):
-    """What the runs select, as the field `name` of each of them says."""
-    return {value for field, value in values.items() if f'.{field}'.endswith(f'.{name}')}
-
-  def reason(field):
-    kind, *inner = field.split('.')
-    readers = {name for name, method in methods.METHODS.items() if kind in getattr(method, 'READS', ())}
-    if kind in _LOSSES and not readers & chosen('method.name'):
-      return f'config.method.name is {_names(chosen("method.name"))}, and {kind} is for {", ".join(sorted(readers))}'
-    if kind not in sections.SELECTING or len(inner) < 2:
-      return ''
-    name, *role = inner[:-1]
-    selector = f'{kind}.name'
-    selected = chosen(selector)
-    if role and (own := chosen(f'{kind}.{role[0]}s')) != {''}:  # of a quantizer; '' stands for quantizer.name
-      selector = f'{kind}.{role[0]}s'
-      selected = own - {''} | (selected if '' in own else set())
-    return '' if name in selected else f'config.{selector} is {_names(selected)}'
-
-  return {field: why for field in fields if (why := reason(field))}
+  runs = _runs(flat(config))
+  reasons = {field: [_reason(field, run) for run in runs] for field in fields}
+  return {field: ' or '.join(dict.fromkeys(why)) for field, why in reasons.items() if all(why)}
 
 
-def _names(values):
-  return ' or '.join(sorted(map(repr, values)))
+def _runs(values):
+  """Flat fields of the configuration, and of each run of its chain or table."""
+  changes = {}
+  for field, value in values.items():
+    if run := validation.run_of(field):
+      changes.setdefault(run, {})[field.removeprefix(run)] = value
+  return [values, *(values | changed for changed in changes.values())]
+
+
+def _reason(field, values):
+  """Why a run with the flat fields `values` does not read `field`; '' where it does."""
+  kind, method = field.split('.')[0], values['method.name']
+  if kind in _LOSSES and method not in sections.readers(kind).split(', '):
+    return f'config.method.name is {method!r}, and {kind} is for {sections.readers(kind)}'
+  section = field.rpartition('.')[0]
+  if kind not in sections.SELECTING or section == kind:
+    return ''
+  selector = sections.selector(section, values)
+  return '' if section.split('.')[1] == values[selector] else f'config.{selector} is {values[selector]!r}'

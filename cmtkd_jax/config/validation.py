@@ -58,10 +58,15 @@ def _create(values, section):
   return options.create(cls, section, values, **others)
 
 
+def run_of(field):
+  """Returns the part of `field` that says to which run of a chain or table it belongs, 'table.runs.NAME.'; else ''."""
+  return match[0] if (match := _RUN.match(field)) else ''
+
+
 def check_field(field):
   """Raises `UserError` unless `field`, such as 'optimizer.learning_rate', is a field of the base configuration."""
   known = sections.fields()
-  run = match[0] if (match := _RUN.match(field)) else ''  # of a chain or table, 'table.runs.NAME.'
+  run = run_of(field)
   field = field.removeprefix(run)
   if field not in known:
     parent = field

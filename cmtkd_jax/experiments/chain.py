@@ -70,10 +70,14 @@ def _check(runs):
   for directory, config in runs:
     if run_files.has_checkpoint(directory):
       continue
-    for source in init_from.parse(config.init_from).values() if config.init_from else ():
-      is_there = pytorch_weights.is_weight_file(source) or run_files.has_checkpoint(source)
-      if not is_there and source.removeprefix('./') not in configs:
-        raise UserError(f'config.init_from: there is no checkpoint in {source}; name the directory of a trained run')
+    for field, sources in (
+      ('init_from', init_from.sources(config.init_from)),
+      ('teacher_workdirs', map(os.path.expanduser, config.teacher_workdirs)),
+    ):
+      for source in sources:
+        is_there = pytorch_weights.is_weight_file(source) or run_files.has_checkpoint(source)
+        if not is_there and source.removeprefix('./') not in configs:  # see `resolve`
+          raise UserError(f'config.{field}: there is no checkpoint in {source}; name the directory of a trained run')
     if not all(teacher in configs for teacher in config.teacher_workdirs):
       continue
     key = config.data.to_json(), config.batch_size

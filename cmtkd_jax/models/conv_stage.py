@@ -25,17 +25,14 @@ class ConvStage(nn.Module):
   def __call__(self, x, train):
     for i, (features, kernel, stride, padding, role) in enumerate(self.convs, 1):
       if padding is not None and min(x.shape[1:3]) + 2 * padding < kernel:
-        raise UserError(
-          f'config.data.image_size is too small for this network: a {kernel}x{kernel} convolution reads '
-          f'{x.shape[1]}x{x.shape[2]} maps; {self.smallest}'
-        )
+        raise self._too_small(f'a {kernel}x{kernel} convolution reads {x.shape[1]}x{x.shape[2]} maps')
       x = self.layers.conv(features, kernel, stride, padding, role, name=f'conv{i}')(x, train)
       if i == len(self.convs):
         if min(x.shape[1:3]) < self.pool[0]:
-          raise UserError(
-            f'config.data.image_size is too small for this network: {x.shape[1]}x{x.shape[2]} maps are left to pool; '
-            f'{self.smallest}'
-          )
+          raise self._too_small(f'{x.shape[1]}x{x.shape[2]} maps are left to pool')
         return self.layers.norm(name=f'norm{i}')(MaxPool(*self.pool, name='pool')(x), train)
       x = self.layers.norm(name=f'norm{i}')(x, train)
       x = self.layers.activation(name=f'activation{i}')(x, train)
+
+  def _too_small(self, where):
+    return UserError(f'config.data.image_size is too small for this network: {where}; {self.smallest}')

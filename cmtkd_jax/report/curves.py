@@ -5,7 +5,6 @@ from cmtkd_jax.models import STUDENT
 from cmtkd_jax.report import plotting, training_rows
 from cmtkd_jax.report.page import Section
 from cmtkd_jax.runs.run_reader import display_name
-from cmtkd_jax.runs.run_summary import in_order
 
 _NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images')  # train/METRIC and train/NETWORK/METRIC
 _NO_TERMS = ('gradient_norm', 'frozen_weights')  # drawn after the terms
@@ -172,4 +171,4 @@ def _label(name):
 
 
 def _importance_names(run):
-  return in_order(name for name in run.names if name.split('/')[0] == IMPORTANCE and name.count('/') == 2)
+  return [name for name in run.names if name.split('/')[0] == IMPORTANCE and name.count('/') == 2]

@@ -172,8 +172,8 @@ def load_variables(directory, step=None):
   items, meta, step = _read_newest(_absolute(directory), step, {'variables': None})
   if not meta.get('statistics_measured', True):
     logging.getLogger(__name__).warning(
-      '%s/%s was saved when the run was asked to stop, without config.bn_reestimation; its accuracy is another one. '
-      'Resume the run, or take another --step',
+      '%s/%s was saved when the run was asked to stop, before config.bn_reestimation, which changes its accuracy; '
+      'resume the run, or take another --step',
       directory,
       step,
     )

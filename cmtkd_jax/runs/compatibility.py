@@ -163,18 +163,18 @@ def check_data(workdir, dataset, allow_config_changes=False):
   )
 
 
-def check_minival(field, directory, config):
-  """Raises `UserError` if the run in `directory` was trained on images that `config.data.minival` holds out.
+def check_minival(directory, config):
+  """Raises `UserError` if a run of `config.init_from` was trained on images that `config.data.minival` holds out.
 
-  A larger slice has all images of a smaller one. Arguments as for `check_held_out`.
+  A larger slice has all images of a smaller one. `directory` may be that of no run.
   """
   if not config.data.minival or not (epath.Path(directory) / run_files.CONFIG).exists():
     return
-  there = run_files.read_config(directory, field).data
+  there = run_files.read_config(directory, 'config.init_from').data
   if there.minival < config.data.minival and config_lib.same_path(there.name, config.data.name):
     raise UserError(
-      f'{field}: the run in {directory} was trained with config.data.minival={there.minival}, on images that this run '
-      f'holds out with {config.data.minival}; train it with the same config.data.minival'
+      f'config.init_from: the run in {directory} was trained with config.data.minival={there.minival}, on images that '
+      f'this run holds out with {config.data.minival}; train it with the same config.data.minival'
     )
 
 

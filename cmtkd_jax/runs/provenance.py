@@ -15,9 +15,9 @@ def meta(config, step, rows, statistics_measured=True):
   statistics_measured: whether `config.bn_reestimation`, where it is set, was done for it.
   """
   return {
-    **({'statistics_measured': statistics_measured} if config.bn_reestimation else {}),
     'step': step,
     'data_position': step,
+    'statistics_measured': statistics_measured or not config.bn_reestimation,
     'config': config.to_dict(),
     'versions': versions(),
     'commit': commit(),

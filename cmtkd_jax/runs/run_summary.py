@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 
 import jax
 from etils import epath
@@ -38,16 +37,11 @@ def write(workdir, config, dataset):
     'epochs': round(rows[-1]['step'] / steps_per_epoch, 3),
     'results': results(rows, steps_per_epoch),
     **({'test': dataset.held_out} if dataset.held_out else {}),
-    'importance': {name[len(factor) :]: trained[-1][name] for name in in_order(trained[-1]) if name.startswith(factor)},
+    'importance': {name[len(factor) :]: value for name, value in trained[-1].items() if name.startswith(factor)},
   }
   json_file.write(epath.Path(workdir) / FILE, json.dumps(summary, indent=1))
   distributed.wait_for_all('the summary is written')
   return summary
-
-
-def in_order(names):
-  """Returns `names` sorted with numbers in them by value: 'tap5' comes before 'tap13'."""
-  return sorted(names, key=lambda name: [(part.isdigit() and int(part), part) for part in re.split(r'(\d+)', name)])
 
 
 def has_evaluation(workdir, step):
@@ -122,7 +116,7 @@ def closing_table(summary):
       chosen = result['chosen']
       lines.append(f'{network + ", as minival chooses":42}{chosen["top1"]:.2f} %  at epoch {chosen["epoch"]:.4g}')
   if summary['importance']:
-    taps = list(dict.fromkeys(name.split('/')[0] for name in in_order(summary['importance'])))
+    taps = list(dict.fromkeys(name.split('/')[0] for name in summary['importance']))
     teachers = list(dict.fromkeys(name.split('/')[1] for name in summary['importance']))
     lines += ['', f'{"importance factors":28}' + ''.join(f'{teacher:>16}' for teacher in teachers)]
     for tap in taps:

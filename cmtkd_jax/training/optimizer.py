@@ -109,7 +109,7 @@ def rates(config, method, rate):
 
 def _sgd(options, rate, decay):
   """w <- w - lr v,  v <- m v + (g + decay w): L2 regularization."""
-  # Without decay the state has the same structure, so that a run can resume with another one.
+  # The state has the same structure without decay: a run can resume with another one.
   regularize = optax.add_decayed_weights(decay) if decay else optax.identity()
   return optax.chain(regularize, optax.sgd(rate, options.momentum, options.nesterov))
 
@@ -143,7 +143,7 @@ def create(config, method, schedule):
   decayed = _decayed(config.quantizer)
   transforms = {name: transform(group) for name, group in groups(config, method).items()}
   transforms[FROZEN_GROUP] = optax.set_to_zero()
-  whole = optax.chain(optax.partition(transforms, labels))
+  whole = optax.chain(optax.partition(transforms, labels))  # a chain of one, as checkpoints have it
   return _clipped(whole, optimizer.grad_clip_norm) if optimizer.grad_clip_norm else whole
 
 

@@ -73,12 +73,12 @@ def create(config, workdir):
   if not run_files.has_checkpoint(workdir):  # or it has what it started from
     for field, directories in (
       ('config.teacher_workdirs', [teacher.directory for teacher in trained]),
-      ('config.init_from', init_from.parse(config.init_from).values() if config.init_from else ()),
+      ('config.init_from', init_from.sources(config.init_from)),
     ):
       for directory in directories:
         compatibility.check_held_out(field, directory, config, dataset)
-        if field == 'config.init_from':  # of a teacher, the student sees what it makes of the training images only
-          compatibility.check_minival(field, directory, config)
+    for directory in init_from.sources(config.init_from):  # a teacher sees only the images that its student trains on
+      compatibility.check_minival(directory, config)
   return Plan(
     config=config,
     sharding=build.replicated(mesh),

@@ -82,15 +82,9 @@ def finished(tmp_path_factory):
     ([], ['--config is missing', 'e.g. --config=configs/digits_resnet8.py']),
     (['--mode=report'], ['--workdir is missing; name the directory of a run, e.g. --workdir=runs/digits_resnet8']),
     (['--mode=export', '--config.dtype=bfloat16'], ['--config.dtype does not belong to --mode=export', 'leave it out']),
-    (
-      [SMOKE, '--config.bits.rules=student 4'],
-      ['config.bits.rules', 'not a tuple; write it as in Python'],
-    ),
+    ([SMOKE, '--config.bits.rules=student 4'], ['config.bits.rules', 'not a tuple; write it as in Python']),
     ([SMOKE, '--config.quantizer.name=lqs'], ["config.quantizer.name='lqs' is not one of", "perhaps 'lsq'"]),
-    (
-      [SMOKE, '--config.feature_loss.weight=5'],
-      ['no such field, perhaps config.feature_loss.attention.weight'],
-    ),
+    ([SMOKE, '--config.feature_loss.weight=5'], ['no such field, perhaps config.feature_loss.attention.weight']),
     (['configs/x.py:smoke'], ["'configs/x.py:smoke' is not a flag; did you mean --config=configs/x.py:smoke?"]),
     (['--mode=nope', SMOKE], ['--mode=nope', 'should be one of', 'train|evaluate']),
     ([SMOKE, 'stray'], ["'stray' is not a flag", '--workdir']),

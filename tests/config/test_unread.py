@@ -3,7 +3,7 @@
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.config.unread import unread
+from cmtkd_jax.config.unread import find
 
 PER_CHANNEL = 'quantizer.lsq.weight.per_channel'
 
@@ -20,7 +20,7 @@ def changed(**fields):
     ({}, PER_CHANNEL, "config.quantizer.name is 'hwgq'"),
     ({'quantizer__name': 'lsq'}, PER_CHANNEL, ''),
     ({'quantizer__weights': 'lsq'}, PER_CHANNEL, ''),
-    ({'quantizer__weights': 'lsq'}, 'quantizer.lsq.activation.gradient_scale', "config.quantizer.name is 'hwgq'"),
+    ({'quantizer__weights': 'lsq'}, 'quantizer.lsq.activation.count', "config.quantizer.name is 'hwgq'"),
     ({'quantizer__name': 'lsq', 'quantizer__weights': 'twn'}, PER_CHANNEL, "config.quantizer.weights is 'twn'"),
     ({}, 'method.kd.beta', "config.method.name is 'cmtkd'"),
     ({}, 'method.cmtkd.beta', ''),
@@ -38,14 +38,14 @@ def changed(**fields):
   ],
 )
 def test_what_no_run_reads(fields, field, reason):
-  assert unread(changed(**fields), [field]) == ({field: reason} if reason else {})
+  assert find(changed(**fields), [field]) == ({field: reason} if reason else {})
 
 
 def test_a_run_of_the_chain_or_table_may_read_it():
   config = config_lib.default()
   config.method.name = 'kd'
   config.prerequisites = {'teacher': {'method': {'name': 'cmtkd'}, 'quantizer': {'name': 'lsq'}}}
-  assert unread(config, [PER_CHANNEL, 'method.cmtkd.beta', 'feature_loss.name']) == {}
+  assert find(config, [PER_CHANNEL, 'method.cmtkd.beta', 'feature_loss.name']) == {}
   config.table.runs = {'row': {'method': {'name': 'dml'}}}
-  reason = "config.method.name is 'cmtkd' or 'dml' or 'kd'"
-  assert unread(config, ['method.dml.temperature', 'method.ctkd.beta']) == {'method.ctkd.beta': reason}
+  reason = "config.method.name is 'kd' or config.method.name is 'cmtkd' or config.method.name is 'dml'"
+  assert find(config, ['method.dml.temperature', 'method.ctkd.beta']) == {'method.ctkd.beta': reason}

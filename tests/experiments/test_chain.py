@@ -185,6 +185,10 @@ def test_a_reference_without_a_run_is_found_before_any_training(tmp_path):
       {'init_from': '/nowhere'},
       'config.init_from: there is no checkpoint in /nowhere; name the directory of a trained run',
     ),
+    (
+      {'teacher_workdirs': ('{teacher}', '/nowhere')},
+      'config.teacher_workdirs: there is no checkpoint in /nowhere; name the directory of a trained run',
+    ),
   ],
 )
 def test_what_the_last_run_is_refused_for_is_found_before_any_training(tmp_path, changes, words):

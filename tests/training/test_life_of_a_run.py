@@ -86,7 +86,7 @@ def test_images_that_were_trained_on_are_not_held_out_later(finished, tmp_path):
   with pytest.raises(UserError, match='^config.init_from: the run in .*minival=0.0, on images that this run holds out'):
     loop.train_and_evaluate(start, tmp_path / 'new')
   start.data.name = 'digits'  # other images
-  compatibility.check_minival('config.init_from', finished, start)
+  compatibility.check_minival(finished, start)
 
 
 @pytest.mark.parametrize('lost', ['the evaluation', 'only the summary'])

@@ -73,7 +73,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(whole, tmp_path, mon
       loop.train_and_evaluate(make_config(), tmp_path)
     assert measured and 5 not in measured  # who asks to stop may not wait for statistics
   read(tmp_path)
-  assert f'{tmp_path}/checkpoints/5 was saved when the run was asked to stop, without config.bn_reest' in caplog.text
+  assert f'{tmp_path}/checkpoints/5 was saved when the run was asked to stop, before config.bn_reest' in caplog.text
   loop.train_and_evaluate(make_config(), tmp_path)
   caplog.clear()
   jax.tree.map(np.testing.assert_array_equal, read(tmp_path), read(whole))
