@@ -9,13 +9,15 @@ _LOSSES = ('feature_loss', 'logit_loss')
 def find(config, fields):
   """Returns `{field: reason}` for those of `fields` that neither `config` nor a run of its chain or table reads.
 
+  The reason is that of `config` itself.
+
   Args:
     config: a `ConfigDict`.
     fields: such as 'quantizer.lsq.weight.per_channel'.
   """
   runs = _runs(flat(config))
   reasons = {field: [_reason(field, run) for run in runs] for field in fields}
-  return {field: ' or '.join(dict.fromkeys(why)) for field, why in reasons.items() if all(why)}
+  return {field: why[0] for field, why in reasons.items() if all(why)}
 
 
 def _runs(values):

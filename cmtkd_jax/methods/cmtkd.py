@@ -166,9 +166,9 @@ class CMTKD(Method):
 
   def summary(self, params):
     return {
-      f'{IMPORTANCE}/{tap}/{name}': pi
-      for tap, theta in params[IMPORTANCE].items()
-      for name, pi in zip(self.teacher_names, jnp.unstack(importance(theta)))
+      f'{IMPORTANCE}/tap{tap}/{name}': pi
+      for tap in self.taps
+      for name, pi in zip(self.teacher_names, jnp.unstack(importance(params[IMPORTANCE][f'tap{tap}'])))
     }
 
 

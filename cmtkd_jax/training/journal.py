@@ -75,6 +75,7 @@ class Journal(contextlib.ExitStack):
   def trained(self, step, window, state):
     """Writes and prints the `window.Summary` of the steps up to `step`."""
     plan, broken = self._plan, self._plan.dataset.train.broken
+    summary = plan.method.summary(state.params)
     self._log.write(
       step,
       {f'train/{name}': value for name, value in window.means.items()}
@@ -84,7 +85,7 @@ class Journal(contextlib.ExitStack):
         'perf/data_wait': window.data_wait,
         **({'train/corrupt_images': len(broken)} if broken else {}),
         **optimizer.rates(plan.config, plan.method, jax.jit(plan.learning_rate)(step - 1)),
-        **jax.device_get(plan.method.summary(state.params)),
+        **dict(zip(summary, jax.device_get([*summary.values()]), strict=True)),  # of a dict it would sort the names
       },
     )
     if len(broken) > 2 * self._reported_broken:  # Not at every row, where there are many.

@@ -1,6 +1,5 @@
 """The training metrics between two rows of the log."""
 
-import re
 import time
 from typing import NamedTuple
 
@@ -69,17 +68,12 @@ class Window:
     history = jax.device_get(self._pending)
     _check_finite(history, step, last_good)
     summary = Summary(
-      {name: float(np.mean([metrics[name] for metrics in history])) for name in _in_order(history[0])},
+      {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]},
       self._speed(),
       self._waited / (time.monotonic() - self._begin),
     )
     self.restart()
     return summary
-
-
-def _in_order(names):
-  """Names sorted with their numbers by value, 'tap5' before 'tap13': compiled functions sort them as text."""
-  return sorted(names, key=lambda name: [(part.isdigit() and int(part), part) for part in re.split(r'(\d+)', name)])
 
 
 def _check_finite(history, step, last_good):

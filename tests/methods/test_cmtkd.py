@@ -321,6 +321,15 @@ def test_importance_starts_where_it_should_and_is_summarized():
       assert_close([summary[f'importance/{tap}/{name}'] for name in TEACHERS], expected)
 
 
+def test_importance_is_summarized_in_the_order_of_layers():
+  config = config_lib.default()
+  config.model.name, config.method.cmtkd.teacher_bits = 'resnet18', (4, 8)
+  method = build.create_method(config, 10)
+  params = {'importance': {f'tap{tap}': jnp.zeros(2) for tap in (13, 17, 5, 9)}}  # as compiled functions sort them
+  names = [name.split('/')[1] for name in method.summary(params)]
+  assert names == ['tap5', 'tap5', 'tap9', 'tap9', 'tap13', 'tap13', 'tap17', 'tap17']
+
+
 @pytest.mark.parametrize(
   'options, field',
   [

@@ -62,14 +62,6 @@ def test_a_window_by_hand(clock):
   assert steps.close(3, None) == window.Summary({'loss': 4.0}, 50.0, 0.0)
 
 
-def test_metrics_are_in_the_order_of_layers(clock):
-  steps = window.Window(batch_size=1)
-  steps.add({'importance/tap13/a': 0.5, 'importance/tap5/a': 0.4, 'importance/tap5/b': 0.6, 'loss': 1.0})
-  clock[0] += 1
-  names = ['importance/tap5/a', 'importance/tap5/b', 'importance/tap13/a', 'loss']
-  assert list(steps.close(1, None).means) == names
-
-
 def test_the_first_metric_that_is_not_finite_is_named(clock):
   steps = window.Window(batch_size=1)
   for loss, term in ((1.0, 1.0), (float('nan'), float('inf')), (float('nan'), 1.0)):
