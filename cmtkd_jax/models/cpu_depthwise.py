@@ -9,7 +9,7 @@ Shapes: x [B, H, W, C], kernel [k, k, 1, C], y and its gradient g [B, H', W', C]
 import jax
 import jax.numpy as jnp
 
-from cmtkd_jax.models.cpu_convolution import added, shifted
+from cmtkd_jax.models.cpu_convolution import shifted
 
 
 def forward(x, kernel, *, plain, stride, padding, sums=None):
@@ -22,10 +22,15 @@ def forward(x, kernel, *, plain, stride, padding, sums=None):
 
 
 def gradient_of_x(x, kernel, g, *, plain, stride, padding):
-  """Returns the gradient of x [B, H, W, C], in its type; `plain` is not needed."""
-  del plain
-  columns = g[:, :, :, None, None].astype(jnp.float32) * kernel[None, None, None, :, :, 0].astype(jnp.float32)
-  return added(columns, x.shape[1:3], stride, padding).astype(x.dtype)
+  """Returns the gradient of x [B, H, W, C], in its type; `plain` is not needed.
+
+  It is the convolution of g, with zeros between its positions, and the flipped kernel.
+  """
+  size = kernel.shape[0]
+  around = lambda side, out: (size - 1 - padding, side + padding - 1 - (out - 1) * stride, stride - 1)
+  edges = [around(*sides) for sides in zip(x.shape[1:3], g.shape[1:3], strict=True)]
+  spread = jax.lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+  return forward(spread, jnp.flip(kernel, (0, 1)), plain=plain, stride=1, padding=0, sums=x.dtype)
 
 
 def gradient_of_kernel(x, kernel, g, *, plain, stride, padding):

@@ -49,14 +49,14 @@ class Weight(base.Quantizer):
     return {'clip': jnp.float32(self.init_clip)}
 
   def quantize(self, x, parameters):
-    a = jnp.maximum(parameters['clip'], base.SMALLEST)
+    a = base.magnitude(parameters['clip'])
     positive = magnitudes(self.bits - 1)
     levels = jnp.asarray(np.concatenate([-positive[:0:-1], positive]))
     centered, deviation = _center(x)
     return base.QTensor(base.nearest_level(_ratio(centered, deviation, a), levels), a, levels=levels)
 
   def surrogate(self, x, parameters):
-    a, (centered, deviation) = base.ste_maximum(parameters['clip']), _center(x)
+    a, (centered, deviation) = base.magnitude(parameters['clip']), _center(x)
     ratio = _ratio(centered, deviation, a)
     value = a * base.ste(_projected(self, x, parameters), base.clip(ratio, -1, 1))
     if self.bits > 2:
@@ -81,12 +81,12 @@ class Activation(base.Quantizer):
     return {'clip': jnp.float32(self.init_clip)}
 
   def quantize(self, x, parameters):
-    a = jnp.maximum(parameters['clip'], base.SMALLEST)
+    a = base.magnitude(parameters['clip'])
     levels = jnp.asarray(magnitudes(self.bits))
     return base.QTensor(base.nearest_level(x * (1 / a), levels), a, levels=levels)
 
   def surrogate(self, x, parameters):
-    a = base.ste_maximum(parameters['clip'])
+    a = base.magnitude(parameters['clip'])
     return a * base.ste(_projected(self, x, parameters), base.clip(x * (1 / a), 0, 1))
 
 

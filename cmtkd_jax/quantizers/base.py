@@ -262,6 +262,16 @@ def ste_maximum(x, low=SMALLEST):
   return ste(jnp.maximum(jax.lax.stop_gradient(x), low), x)
 
 
+def magnitude(scale):
+  """Returns max(|scale|, SMALLEST) of a learned scale, float32 of its shape, with gradient 1, or -1 where scale < 0.
+
+  So a scale that training pushes through zero is one of moderate size again. Kept at `SMALLEST` instead, it would
+  shrink a whole layer, and the normalization that follows would blow up its gradient.
+  """
+  size = jnp.where(scale < 0, -scale, scale)
+  return ste(jnp.maximum(jax.lax.stop_gradient(size), SMALLEST), size)
+
+
 def step_gradient_scale(x, levels):
   """Returns LSQ's factor on the gradient of a value that all of an activation shares: 1 / sqrt(features * levels)."""
   return np.float32(1 / np.sqrt(math.prod(x.shape[1:]) * levels))

@@ -63,7 +63,7 @@ def quantize(v, step, bits, signed):
 
   Args:
     v: float32 [..., C].
-    step: float32 scalar or [C]; values below `base.SMALLEST` count as that.
+    step: float32 scalar or [C]; it counts by its `base.magnitude`.
     bits: 1..8.
     signed: see `bounds`.
 
@@ -73,7 +73,7 @@ def quantize(v, step, bits, signed):
   Raises:
     ValueError: there is no such bit-width.
   """
-  s = base.broadcast_to_channels(jnp.maximum(step, base.SMALLEST), v)
+  s = base.broadcast_to_channels(base.magnitude(step), v)
   if is_binary(bits, signed):
     return base.QTensor((v >= 0).astype(jnp.int32), 2 * s, 0.5)
   q_n, q_p = bounds(bits, signed)
@@ -83,7 +83,7 @@ def quantize(v, step, bits, signed):
 def _ratio(v, step):
   # v / s. The reciprocal is written out: compilers may or may not replace a division by one value with it, and the
   # codes must be the same wherever they are computed.
-  return v * (1 / base.broadcast_to_channels(jnp.maximum(step, base.SMALLEST), v))
+  return v * (1 / base.broadcast_to_channels(base.magnitude(step), v))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -93,7 +93,7 @@ def fake_quantize(v, step, bits, signed, step_gradient_scale=1.0):
   Gradients:
     dv_hat/dv = 1 inside (-Q_N < v/s < Q_P), 0 outside
     dv_hat/ds = round(v/s) - v/s inside, -Q_N below, Q_P above; times `step_gradient_scale`
-  A step that training has pushed below `base.SMALLEST` still receives its gradient, so that it can come back.
+  A step that training has pushed below zero counts by its `base.magnitude`, here as in all formulas.
   Binary weights: v_hat = s * sign(v), sign(0) = 1, dv_hat/dv = 1, dv_hat/ds = sign(v).
 
   Args and errors: as `quantize`. Returns float32 of v's shape.
@@ -118,7 +118,8 @@ def _fake_quantize_backward(bits, signed, step_gradient_scale, residuals, g):
     below, above = ratio <= -q_n, ratio >= q_p
     dv = jnp.where(below | above, 0, g)
     ds = jnp.where(below, -q_n, jnp.where(above, q_p, jnp.round(ratio) - ratio))
-  return dv, step_gradient_scale * jnp.sum(g * ds, base.reduction_axes(v, per_channel=step.ndim > 0))
+  ds = jnp.sum(g * ds, base.reduction_axes(v, per_channel=step.ndim > 0))
+  return dv, step_gradient_scale * jnp.where(step < 0, -ds, ds)
 
 
 fake_quantize.defvjp(_fake_quantize_forward, _fake_quantize_backward)

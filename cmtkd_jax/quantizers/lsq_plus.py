@@ -67,14 +67,14 @@ class Activation(base.Quantizer):
     return {'step': step, 'offset': offset}
 
   def quantize(self, x, parameters):
-    n, step = 2**self.bits - 1, jnp.maximum(parameters['step'], base.SMALLEST)
+    n, step = 2**self.bits - 1, base.magnitude(parameters['step'])
     ratio = (FUNCTIONS[self.function](x) - parameters['offset']) * (1 / step)
     return base.QTensor(jnp.round(jnp.clip(ratio, 0, n)).astype(jnp.int32), step, 0.0, parameters['offset'])
 
   def surrogate(self, x, parameters):
     n = 2**self.bits - 1
     step, offset = (base.scale_gradient(parameters[name], base.step_gradient_scale(x, n)) for name in self.learned)
-    step = base.ste_maximum(step)
+    step = base.magnitude(step)
     ratio = (FUNCTIONS[self.function](x) - offset) * (1 / step)
     return step * base.ste_round(base.clip(ratio, 0, n)) + offset
 

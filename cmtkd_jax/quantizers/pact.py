@@ -28,8 +28,8 @@ class Activation(base.Quantizer):
     return {'clip': jnp.float32(self.init_clip)}
 
   def quantize(self, x, parameters):
-    n, a = 2**self.bits - 1, jnp.maximum(parameters['clip'], base.SMALLEST)
+    n, a = 2**self.bits - 1, base.magnitude(parameters['clip'])
     return base.QTensor(jnp.round(jnp.clip(x * (n / a), 0, n)).astype(jnp.int32), a / n)
 
   def surrogate(self, x, parameters):
-    return base.clip(x, 0, base.ste_maximum(parameters['clip']))
+    return base.clip(x, 0, base.magnitude(parameters['clip']))

@@ -282,21 +282,35 @@ def test_bounds():
 
 
 @pytest.mark.parametrize('bits, signed', GRIDS)
-@pytest.mark.parametrize('step', [0.0, -0.5])
-def test_lost_step_comes_back(bits, signed, step):
-  """A step at or below zero quantizes to finite values, receives a gradient, and training brings it back."""
+def test_a_step_of_zero_comes_back(bits, signed):
+  """It quantizes to finite values, receives a gradient, and training brings it back."""
   v = f32(np.abs(normal(0, 64)) + 0.5)
   loss = jax.value_and_grad(lambda s: jnp.mean((lsq.fake_quantize(v, s, bits, signed) - v) ** 2))
-  quantized = np.asarray(lsq.fake_quantize(v, f32(step), bits, signed))
+  quantized = np.asarray(lsq.fake_quantize(v, f32(0), bits, signed))
   assert np.isfinite(quantized).all() and np.abs(quantized).max() < 1e-3
   # Every value is above the grid, so that d/ds is Q_P each: 2 mean((s Q_P - v) Q_P), with s all but 0.
   q_p = max(1, lsq.bounds(bits, signed)[1])
-  s = f32(step)
-  before, gradient = loss(s)
+  before, gradient = loss(f32(0))
   np.testing.assert_allclose(gradient, -2 * q_p * np.mean(v), rtol=1e-3)
-  rate = (step - 0.5 / q_p) / gradient  # of one step of descent back into the usable range
-  after, gradient = loss(s - rate * gradient)
+  rate = -0.5 / q_p / gradient  # of one step of descent back into the usable range
+  after, gradient = loss(-rate * gradient)
   assert rate > 0 and after < before and gradient != 0
+
+
+@pytest.mark.parametrize('bits, signed', GRIDS)
+def test_a_step_below_zero_counts_by_its_magnitude(bits, signed):
+  """It must not shrink the layer: values, codes and gradients are those of -s, the step's own with the other sign."""
+  v, g, s = f32(normal(0, 5, 4)), f32(normal(1, 5, 4)), f32([-0.5, 0.5, -2e-6, -1e-9])
+  results = []
+  for step in (s, jnp.maximum(jnp.abs(s), base.SMALLEST)):
+    coded = lsq.quantize(v, step, bits, signed)
+    value, pull_back = jax.vjp(lambda v, step: lsq.fake_quantize(v, step, bits, signed), v, step)
+    results.append((coded.codes, coded.scale, value, *pull_back(g)))
+  *ours, ds = results[0]
+  *theirs, wanted = results[1]
+  for found, expected in zip(ours, theirs, strict=True):
+    np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(ds, wanted * np.array([-1, 1, -1, -1], np.float32))
 
 
 def test_nan_is_not_hidden():

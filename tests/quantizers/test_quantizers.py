@@ -843,18 +843,23 @@ def test_qil_gamma_below_zero():
   assert jax.jit(jax.grad(loss))(parameters)['gamma'] < 0
 
 
-def test_lost_values_come_back():
-  """A clip, width or interval that training has pushed below zero keeps finite values and receives a gradient."""
-  x = f32(np.abs(sample('a-Activation')) + 0.5)
-  for quantizer, lost, rest in [
+def test_scales_below_zero_count_by_their_magnitude():
+  """A clip or step: values are those of the scale without its sign, and so is the gradient but for the sign."""
+  x = f32(2 * sample('a-Activation'))
+  for quantizer, name, rest in [
     (pact.Activation(2), 'clip', {}),
     (apot.Activation(2), 'clip', {}),
-    (lsq_plus.Activation(2), 'step', {'offset': 0.0}),
+    (apot.Weight(2), 'clip', {}),
+    (apot.Weight(3), 'clip', {}),
+    (lsq_plus.Weight(2), 'step', {}),
+    (lsq_plus.Activation(2), 'step', {'offset': f32(0.1)}),
   ]:
-    parameters = {lost: f32(-0.3)} | {k: f32(v) for k, v in rest.items()}
-    loss = lambda p, q=quantizer: jnp.mean((q.fake_quantize(x, p) - x) ** 2)
-    value, gradient = jax.jit(jax.value_and_grad(loss))(parameters)
-    assert np.isfinite(value) and gradient[lost] < 0, quantizer
+    loss = jax.jit(jax.value_and_grad(lambda p, q=quantizer: jnp.mean((q.fake_quantize(x, p) - x) ** 2)))
+    (value, gradient), (wanted, of_magnitude) = (loss({name: f32(scale)} | rest) for scale in (-0.3, 0.3))
+    assert value == wanted and gradient[name] == -of_magnitude[name] != 0, quantizer
+    coded, wanted = (base.dequantize(quantizer.quantize(x, {name: f32(scale)} | rest)) for scale in (-0.3, 0.3))
+    np.testing.assert_array_equal(coded, wanted)
+    assert np.isfinite(loss({name: f32(0)} | rest)[0])
 
 
 def test_n2uq_published_gradient():
