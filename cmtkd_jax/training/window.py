@@ -84,8 +84,11 @@ def _check_finite(history, step, last_good):
       if not np.isfinite(metrics[name]):
         kept = f'the last good checkpoint, of step {last_good}, is kept' if last_good else 'there is no checkpoint yet'
         fix = ' or set config.optimizer.grad_clip_norm'
-        if name.endswith('/gradient_norm'):  # the loss is finite; clipping scales by the norm, and so cannot help
-          fix = '; in a loss or quantizer of your own, look for a derivative that is not finite, such as of sqrt at 0'
+        if name.endswith('/gradient_norm'):  # of a finite loss; clipping divides by it, and so has to begin earlier
+          fix += (
+            ' if the norm has grown over several steps; else look in a loss or quantizer of your own for a derivative '
+            'that is not finite, such as of sqrt at 0'
+          )
         raise UserError(
           f'step {step - len(history) + i + 1}: {name} is {metrics[name]}, the first value that is not '
           f'finite; {kept}; lower config.optimizer.learning_rate{fix}'

@@ -71,3 +71,12 @@ def test_the_first_metric_that_is_not_finite_is_named(clock):
   clock[0] += 1
   with pytest.raises(UserError, match='^step 8: student/cross_entropy is inf, .* checkpoint, of step 5, is kept'):
     steps.close(9, 5)
+
+
+def test_what_may_help_against_gradients_that_are_not_finite(clock):
+  steps = window.Window(batch_size=1)
+  for norm in (1e5, float('inf')):
+    steps.add({'loss': 1.0, 'student/gradient_norm': norm})
+  clock[0] += 1
+  with pytest.raises(UserError, match='^step 2: student/gradient_norm is inf, .*grad_clip_norm if the norm has grown'):
+    steps.close(2, None)
