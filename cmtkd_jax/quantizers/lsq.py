@@ -105,7 +105,8 @@ def fake_quantize(v, step, bits, signed, step_gradient_scale=1.0):
 
 
 def _fake_quantize_forward(v, step, bits, signed, step_gradient_scale):
-  return fake_quantize(v, step, bits, signed, step_gradient_scale), (v, step)
+  # A step may be a number of Python.
+  return fake_quantize(v, step, bits, signed, step_gradient_scale), (v, jnp.asarray(step))
 
 
 def _fake_quantize_backward(bits, signed, step_gradient_scale, residuals, g):

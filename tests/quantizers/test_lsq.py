@@ -345,6 +345,12 @@ def test_degenerate_input_stays_finite(name):
       assert np.isfinite(value).all() and np.isfinite(dx).all() and np.isfinite(ds).all()
 
 
+def test_a_step_may_be_a_number_of_python():
+  gradients = jax.grad(lambda v, s: lsq.fake_quantize(v, s, 2, True), (0, 1))
+  np.testing.assert_allclose(gradients(f32(0.4), 0.5), (1, 1 - 0.8), rtol=1e-6)
+  np.testing.assert_allclose(gradients(f32(0.4), -0.5), (1, 0.8 - 1), rtol=1e-6)
+
+
 def test_init_step_where_there_is_nothing_to_measure():
   assert lsq.Weight(2).init(f32(np.zeros((3, 4))))['step'] == 1
   assert lsq.Activation(2).init(f32(-np.ones((3, 4))))['step'] == 1
