@@ -265,8 +265,8 @@ def ste_maximum(x, low=SMALLEST):
 def magnitude(scale):
   """Returns max(|scale|, SMALLEST) of a learned scale, float32 of its shape, with gradient 1, or -1 where scale < 0.
 
-  So a scale that training pushes through zero is one of moderate size again. Kept at `SMALLEST` instead, it would
-  shrink a whole layer, and the normalization that follows would blow up its gradient.
+  So a scale that training pushes through zero soon has a usual size again. Kept at `SMALLEST` instead, it would scale
+  its layer to almost zero, and the normalization that follows would multiply the gradient.
   """
   size = jnp.where(scale < 0, -scale, scale)
   return ste(jnp.maximum(jax.lax.stop_gradient(size), SMALLEST), size)
