@@ -5,6 +5,10 @@ import select
 import signal
 import sys
 
+if __name__ == '__main__' and not __package__:
+  print('error: this file is a module of a package; run `python -m cmtkd_jax.main` instead', file=sys.stderr)
+  sys.exit(2)
+
 # As a program: until `run` answers Ctrl-C, it ends the process, which has nothing to lose yet, without a trace. In the
 # background it may be ignored, and stays so.
 if (__name__ == '__main__' or os.path.basename(sys.argv[0]) == 'cmtkd-jax') and (

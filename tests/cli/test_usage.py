@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -34,6 +35,11 @@ def test_help_fits_a_screen_and_names_every_mode_and_flag(capsys, flag):
   assert first >= commands.MODES.keys()
   own = {f'--{flag.name}' for flag in flags.flags.FLAGS.get_flags_for_module(flags.__name__)}
   assert first >= own - {'--mode'} and len(own) > 10
+
+
+def test_the_file_by_its_path():
+  ended = subprocess.run([sys.executable, ROOT / 'cmtkd_jax' / 'main.py'], capture_output=True, text=True, check=False)
+  assert ended.returncode == 2 and ended.stderr.count('\n') == 1 and '`python -m cmtkd_jax.main`' in ended.stderr
 
 
 def test_arguments_that_are_not_flags():
