@@ -268,8 +268,7 @@ def magnitude(scale):
   So a scale that training pushes through zero soon has a usual size again. Kept at `SMALLEST` instead, it would scale
   its layer to almost zero, and the normalization that follows would multiply the gradient.
   """
-  size = jnp.where(scale < 0, -scale, scale)
-  return ste(jnp.maximum(jax.lax.stop_gradient(size), SMALLEST), size)
+  return ste_maximum(jnp.where(scale < 0, -scale, scale))
 
 
 def step_gradient_scale(x, levels):

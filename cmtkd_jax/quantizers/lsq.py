@@ -93,7 +93,7 @@ def fake_quantize(v, step, bits, signed, step_gradient_scale=1.0):
   Gradients:
     dv_hat/dv = 1 inside (-Q_N < v/s < Q_P), 0 outside
     dv_hat/ds = round(v/s) - v/s inside, -Q_N below, Q_P above; times `step_gradient_scale`
-  A step that training has pushed below zero counts by its `base.magnitude`, here as in all formulas.
+  A step below zero counts by its `base.magnitude`, and its gradient has the other sign.
   Binary weights: v_hat = s * sign(v), sign(0) = 1, dv_hat/dv = 1, dv_hat/ds = sign(v).
 
   Args and errors: as `quantize`. Returns float32 of v's shape.
