@@ -4,8 +4,7 @@ Data and schedule of benchmarks/cifar10c_resnet8.py, 20 epochs, each network alo
 with a step for each channel of its weights, since its depthwise layers have one kernel a channel. Its quantized
 networks start from the full-precision one and train for 10 epochs more, at a fifth of the learning rate. The steps
 learn at a hundredth of that: as fast as the weights, some cross zero within a few updates. Gradients are clipped,
-because with 2 bits they reach 10^5: where a channel is nearly all zeros, the map behind its depthwise kernel has hardly
-any variance, and the normalization that follows multiplies the gradient by up to 300.
+because with 2 bits their norm reaches 10^5.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/networks_cifar10c.py --config.data.name=npy:DIR
 Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/networks_cifar10c.py \
            --workdir=benchmarks/results/networks_cifar10c
