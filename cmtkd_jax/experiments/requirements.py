@@ -24,7 +24,8 @@ class Requirements(NamedTuple):
   devices: their number. kind: as JAX names it. batch: images on each device.
   held, temporary, images: bytes of state and batch, of temporary buffers, of images that stay on the device.
   available: bytes of memory. chip: its `chips.Chip`.
-  flops: floating-point operations. traffic: bytes read and written. collectives: bytes of results of collectives.
+  flops: floating-point operations. traffic: bytes read and written. collectives: bytes of results of collectives. With
+    `grad_accum_steps` these are those of a step on one part, times the parts: the optimizer counts once for each.
   steps: of the run.
   """
 
@@ -113,12 +114,19 @@ def _of_parts(run, config, data, mesh):
   parts = dict({name: run[name] for name in ('method', 'optimizer', 'averaging')}, augment=data.augment)
   sharding = build.replicated(mesh)
   state = abstract_state(data.batch_spec, sharding, **parts, seed=config.seed)
-  step = jit_train_step(
-    sharding, **parts, grad_accum_steps=config.grad_accum_steps, mix=data.mix, loss_at=run['loss_at']
-  )
-  with memory.errors_as_advice(config):
-    compiled = step.lower(state, data.batch_spec).compile()
-  analysis, cost = compiled.memory_analysis(), compiled.cost_analysis()
+
+  def compiled(batch_spec, grad_accum_steps):
+    step = jit_train_step(sharding, **parts, grad_accum_steps=grad_accum_steps, mix=data.mix, loss_at=run['loss_at'])
+    with memory.errors_as_advice(config):
+      return step.lower(state, batch_spec).compile()
+
+  times = config.grad_accum_steps
+  whole = part = compiled(data.batch_spec, times)
+  if times > 1:  # a loop, whose body the compiler counts once: so it counts a step of one part
+    part = compiled(
+      {name: spec.update(shape=(spec.shape[0] // times, *spec.shape[1:])) for name, spec in data.batch_spec.items()}, 1
+    )
+  analysis, cost = whole.memory_analysis(), part.cost_analysis()
   if analysis is None or not cost:
     raise UserError(
       f'--mode=plan: the compiler of {mesh.devices.flat[0].platform!r} reports no memory or no operations; plan for '
@@ -134,9 +142,9 @@ def _of_parts(run, config, data, mesh):
     images=data.on_device_bytes,
     available=chips.memory(device),
     chip=chips.CHIPS.get(device.device_kind),
-    flops=cost.get('flops', 0.0),
-    traffic=cost.get('bytes accessed', 0.0),
-    collectives=_collective_bytes(compiled.as_text()),
+    flops=times * cost.get('flops', 0.0),
+    traffic=times * cost.get('bytes accessed', 0.0),
+    collectives=times * _collective_bytes(part.as_text()),
     steps=run['schedule'].total,
   )
 
@@ -154,18 +162,17 @@ def _collective_bytes(program):
 
 def render(found):
   """Returns `Requirements` as text, a line each."""
-  mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
-  parts = f'state and batch {mebibytes(found.held)}, temporary buffers {mebibytes(found.temporary)}'
+  parts = f'state and batch {memory.size_text(found.held)}, temporary buffers {memory.size_text(found.temporary)}'
   if found.images:
-    parts += f', images {mebibytes(found.images)}'
+    parts += f', images {memory.size_text(found.images)}'
   room = 'memory of the device unknown'
   if found.available is not None:
-    room = f'fits into {mebibytes(found.available)}'
+    room = f'fits into {memory.size_text(found.available)}'
     if not found.fits:
-      room = f'does not fit into {mebibytes(found.available)}: {memory.ADVICE}'
+      room = f'does not fit into {memory.size_text(found.available)}: {memory.ADVICE}'
   lines = [
     ('devices', f'{found.devices} x {found.kind}, {found.batch} images a step on each'),
-    ('memory', f'{mebibytes(found.memory)}: {parts}; {room}'),
+    ('memory', f'{memory.size_text(found.memory)}: {parts}; {room}'),
     ('operations', f'{found.flops / 1e9:,.1f} GFLOP a step'),
     ('memory traffic', f'{found.traffic / 1e9:,.2f} GB a step'),
     ('collectives', f'{found.collectives / 1e6:,.1f} MB a step'),

@@ -21,7 +21,7 @@ _LAYERS = {
 
 # A layer as one equation of the traced program; what the layer computes inside becomes dead code.
 _layer = jex.core.Primitive('layer')
-_layer.def_abstract_eval(lambda x, *, path, shape: jax.core.ShapedArray(shape, jnp.float32))
+_layer.def_abstract_eval(lambda x, *, call, shape: jax.core.ShapedArray(shape, jnp.float32))
 
 
 class TracedOp(NamedTuple):
@@ -52,27 +52,30 @@ def trace(method, variables, input_shape, network):
   Raises:
     UserError: the network does something between its layers that has no name here.
   """
-  found = {}
+  calls = []  # other networks may call the layers of this one, too
 
   def record(call):
     module = call.module
-    found[call.path] = {
-      'op': next(op for cls, op in _LAYERS.items() if isinstance(module, cls)),
-      'module': module.clone(parent=None),
-      'variables': jax.tree.map(lambda x: x, dict(module.variables)),
-      'quantizer': module.quantizer() if hasattr(module, 'quantizer') else None,
-    }
-    return _layer.bind(call.input.astype(jnp.float32), path=call.path, shape=call.output.shape)
+    calls.append(
+      {
+        'op': next(op for cls, op in _LAYERS.items() if isinstance(module, cls)),
+        'output': call.path,
+        'module': module.clone(parent=None),
+        'variables': jax.tree.map(lambda x: x, dict(module.variables)),
+        'quantizer': module.quantizer() if hasattr(module, 'quantizer') else None,
+      }
+    )
+    return _layer.bind(call.input.astype(jnp.float32), call=len(calls) - 1, shape=call.output.shape)
 
   def forward(images):
     with inspect.visit_layers(record, *_LAYERS):
       return method.apply(variables, images, train=False).logits[network]
 
   jaxpr = jax.make_jaxpr(forward)(jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)).jaxpr
-  return _steps(jaxpr, found)
+  return _steps(jaxpr, calls)
 
 
-def _steps(jaxpr, found):
+def _steps(jaxpr, calls):
   """Walks back from the result, so that other networks, and the insides of layers, are left out."""
   made_by = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
   names, steps = {jaxpr.invars[0]: 'input'}, []
@@ -87,8 +90,11 @@ def _steps(jaxpr, found):
     equation = made_by[variable]
     kind, shape = equation.primitive.name, equation.invars[0].aval.shape[1:]
     if kind == 'layer':
-      path = equation.params['path']
-      step = TracedOp(inputs=(visit(equation.invars[0]),), output=path, shape=shape, **found[path])
+      step = TracedOp(inputs=(visit(equation.invars[0]),), shape=shape, **calls[equation.params['call']])
+      if step.output in names.values():
+        raise UserError(
+          f'the network calls its layer {step.output} twice, which cannot be exported; make it two layers'
+        )
     elif kind in ('convert_element_type', 'copy'):
       return names.setdefault(variable, visit(equation.invars[0]))
     elif kind == 'add':

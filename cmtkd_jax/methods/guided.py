@@ -51,7 +51,7 @@ class Guided(MultiNetwork):
     _, student_maps, student = run_stages(self.student, self.student.embed(images, train), train)
     before, _, teacher = run_stages(self.teacher, self.teacher.embed(images, train), train)
     pairs = {}
-    if self.settings.hint == 'features':
+    if train and self.settings.hint == 'features':  # an evaluation calls each layer once, and reads logits alone
       quantized = [self._quantize(k, x, seen or self.variables) for k, x in enumerate(before)]
       pairs = {f'tap{tap}': (q, s) for tap, q, s in zip(self.student.taps, quantized, student_maps)}
     return Outputs({STUDENT: student, 'teacher': teacher}, pairs)

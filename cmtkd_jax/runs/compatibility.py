@@ -103,18 +103,20 @@ def check_configuration(workdir, config, root=''):
     )
 
 
-def check_unchanged(workdir, config, root=''):
+def check_unchanged(workdir, config, fix, root=''):
   """Raises `UserError` if the run in `workdir`, which is trained to its end, has another configuration.
 
   Nothing would be trained with that one, but the results would be called its own. Data that have moved are compared by
   `check_data`.
+
+  fix: what lets the run go on, in words. root: as for `check_configuration`.
   """
   before, exclude = run_files.read_config(workdir), (*MUTABLE_FIELDS, 'data.name')
   differing = config_lib.difference(before, config, exclude=exclude, root=root)
   if differing:
     raise UserError(
       f'--workdir: {workdir} is trained to its end, and another configuration ({_first(differing)}) would change '
-      'nothing; raise config.duration, or choose another --workdir'
+      f'nothing; {fix}, or choose another --workdir'
     )
 
 

@@ -41,16 +41,18 @@ def train_and_evaluate(config, workdir, root=''):
     released = Release(parts)
     state, report = start.restore_or_create(parts, checkpoints, released.is_apart)
     first = int(state.step)
-    if first >= parts.schedule.total:
-      compatibility.check_unchanged(run, config, root)
+    stopping = early_stopping.create(parts, run, first)
+    ended = first >= parts.schedule.total or stopping.is_due
+    if ended:
+      fix = 'set a longer config.early_stopping' if stopping.is_due else 'raise config.duration'
+      compatibility.check_unchanged(run, config, fix, root)
     run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(released.tree(state))))
     run_files.describe(run, config, parts.dataset, parts.layers)
     teachers.save(run, parts.teachers)
     with Journal(parts, run, first) as journal, Preemption() as preemption:
       for line in report:
         journal.note(line)
-      stopping = early_stopping.create(parts, run, first)
-      if first < parts.schedule.total and not stopping.is_due:
+      if not ended:
         _train(parts, state, released, stopping, checkpoints, journal, preemption)
       elif not run_summary.has_evaluation(run, first):  # it was lost, but not the checkpoint
         journal.evaluated(first, _evaluate(parts, released(state, journal.meanwhile), journal))

@@ -39,11 +39,15 @@ def describe(compiled):
   analysis = compiled.memory_analysis()
   if analysis is None:
     return 'the backend does not report how much memory a step takes'
-  mebibytes = lambda size: f'{size / 2**20:,.0f} MiB'
   return (
-    f'memory of a step on each device: {mebibytes(held(analysis))} for state and batch, '
-    f'{mebibytes(analysis.temp_size_in_bytes)} for temporary buffers'
+    f'memory of a step on each device: {size_text(held(analysis))} for state and batch, '
+    f'{size_text(analysis.temp_size_in_bytes)} for temporary buffers'
   )
+
+
+def size_text(size):
+  """Returns a number of bytes as '1,823 MiB', or as '12 KiB' below one MiB."""
+  return f'{size / 2**20:,.0f} MiB' if size >= 2**20 else f'{size / 2**10:.0f} KiB'
 
 
 def held(analysis):

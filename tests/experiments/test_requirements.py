@@ -11,7 +11,7 @@ from cmtkd_jax.cli.flags import Command
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import requirements
 from cmtkd_jax.runtime import chips
-from cmtkd_jax.training import loop
+from cmtkd_jax.training import loop, memory
 from tests.experiments.test_chain import load, smoke_config
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
@@ -37,13 +37,22 @@ def test_planned_memory_is_what_the_run_prints(tmp_path, capsys):
   found = requirements.find(config, tmp_path)
   assert not list(tmp_path.iterdir())  # a plan leaves nothing behind
   loop.train_and_evaluate(config, tmp_path)
-  printed = re.search(r'each device: ([\d,]+) MiB for state and batch, ([\d,]+) MiB', capsys.readouterr().err)
-  assert printed.groups() == (f'{found.held / MIB:,.0f}', f'{found.temporary / MIB:,.0f}')
+  printed = re.search(r'each device: ([\d,]+ .iB) for state and batch, ([\d,]+ .iB)', capsys.readouterr().err)
+  assert printed.groups() == (memory.size_text(found.held), memory.size_text(found.temporary))
   assert (found.devices, found.batch, found.steps) == (8, config.batch_size // 8, 1)
   assert found.temporary > 0 and found.flops > 0 and found.traffic > 0
   # Gradients are summed over the devices, in float32, and not much else is.
   parameters = config_size(config)
   assert 4 * parameters < found.collectives < 4.4 * parameters
+
+
+def test_a_step_in_parts_has_the_operations_of_a_whole_one():
+  config = one_network()
+  whole = requirements.find(config, '/nowhere')
+  config.grad_accum_steps = 2
+  parts = requirements.find(config, '/nowhere')
+  assert abs(parts.flops / whole.flops - 1) < 0.2  # the optimizer counts twice
+  assert parts.traffic > 0.9 * whole.traffic and 1.9 * whole.collectives < parts.collectives < 2.1 * whole.collectives
 
 
 def config_size(config):

@@ -25,6 +25,8 @@ from cmtkd_jax.export.formats import bitpacking, packed, stablehlo
 from cmtkd_jax.export.graph import Graph, Node
 from cmtkd_jax.models import resnet, wide_resnet
 from cmtkd_jax.models.batch_norm import BatchNorm
+from cmtkd_jax.models.bit_policy import BitPolicy
+from cmtkd_jax.models.layers import Activation
 from cmtkd_jax.quantizers import base
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import build
@@ -454,6 +456,15 @@ def test_what_cannot_be_exported_is_named():
 
   with pytest.raises(UserError, match='adds a constant to a map .*; make it the bias of a layer'):
     trace.trace(Shifted(), {}, (2, 2, 1), 'student')
+
+  class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, images, train):
+      activation = Activation(BitPolicy(32, 32), name='activation')
+      return type('Outputs', (), {'logits': {'student': activation(activation(images, train), train)}})
+
+  with pytest.raises(UserError, match='calls its layer activation twice, .*; make it two layers'):
+    trace.trace(Twice(), {}, (2, 2, 1), 'student')
 
 
 # Files.

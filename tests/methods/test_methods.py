@@ -14,8 +14,9 @@ from flax import traverse_util
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import trace
 from cmtkd_jax.methods import METHODS, apprentice, average_teacher, ctkd, dml, guided, kd, kdcl, qkd, speq
-from cmtkd_jax.models import bit_table
+from cmtkd_jax.models import bit_table, inspect, layers
 from cmtkd_jax.runs import checkpoint, provenance
 from cmtkd_jax.training import build, initialize, optimizer
 from cmtkd_jax.training.step import eval_step, initial_state, train_step
@@ -388,6 +389,7 @@ def test_every_method_is_tried():
     ('kd', 'lq_nets'),
     ('ctkd', 'lsq'),
     ('cmtkd', 'lsq'),
+    ('guided', 'lsq'),
   ],
 )
 def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer):
@@ -431,6 +433,20 @@ def test_one_step_trains_what_is_to_be_trained_and_nothing_else(name, quantizer)
   assert all(np.isfinite(value) for value in metrics.values())
   assert {n.removesuffix('/gradient_norm') for n in metrics if n.endswith('/gradient_norm')} == learning
   assert 'student' in sums and all(total['count'] == 4 for total in sums.values())
+
+  # An export and the comparison of codes find each layer of the student once, with the values that it has.
+  variables = {'params': after.params, **after.model_state}
+  paths = []
+  with inspect.visit_layers(lambda call: paths.append(call.path), layers.Activation):
+    jax.eval_shape(functools.partial(method.apply, train=False), variables, np.zeros((1, 6, 6, 1), np.float32))
+  activations = [path for path in paths if path.startswith('student/')]
+  assert len(set(activations)) == len(activations) == 3
+  steps = trace.trace(method, variables, (6, 6, 1), 'student')
+  assert [step.output for step in steps if step.op == 'activation'] == activations
+  own = lambda step: functools.reduce(lambda tree, part: tree[part], step.output.split('/'), after.params)
+  assert all(
+    same(step.variables['params'], own(step)) for step in steps if step.variables and step.variables.get('params')
+  )
 
 
 def test_ctkds_recipes_pad_and_start_every_network_as_its_code_does():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.runs import checkpoint, metric_log
+from cmtkd_jax.errors import UserError
+from cmtkd_jax.runs import checkpoint, metric_log, run_files
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import averaging, build, evaluate, loop, release
 from cmtkd_jax.training.step import MixedLabels, mixed
@@ -151,6 +152,15 @@ def test_training_stops_early_and_stays_stopped(tmp_path):
   assert summary['steps'] == 6  # the first evaluation, of step 2, is never surpassed
   assert loop.train_and_evaluate(config, tmp_path)['steps'] == 6
   assert max(row['step'] for row in metric_log.read(tmp_path)) == 6
+
+  # Its results are not those of another configuration; with more patience it goes on.
+  config.allow_config_changes, config.seed = True, 7
+  before = (tmp_path / run_files.CONFIG).read_bytes()
+  with pytest.raises(UserError, match=r'trained to its end, .*\(seed: 0 -> 7\) .*; set a longer config.early_stopping'):
+    loop.train_and_evaluate(config, tmp_path)
+  assert (tmp_path / run_files.CONFIG).read_bytes() == before
+  config.early_stopping = '5 steps'
+  assert loop.train_and_evaluate(config, tmp_path)['steps'] == 8
 
 
 def test_the_loss_of_mixed_labels_is_the_cross_entropy_with_the_mixed_label():
