@@ -158,9 +158,8 @@ def weight_sizes(graph):
   parts = [f'{count:,} of {bits} bits take {count * bits / 8192:,.1f} KiB' for bits, count in by_bits.items()]
   total = sum(by_bits.values())
   size = sum(count * bits for bits, count in by_bits.items())
-  return (
-    f'weights: {", ".join(parts)}; together {size / 8192:,.1f} KiB, {32 * total / size:.1f} times less than as float32'
-  )
+  saved = f', {32 * total / size:.1f} times less than as float32' if size < 32 * total else ''
+  return f'weights: {", ".join(parts)}; together {size / 8192:,.1f} KiB{saved}'
 
 
 class _Run:

@@ -6,7 +6,7 @@ from cmtkd_jax import data
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import fold, graph_check, schema, strict_json, trace
 from cmtkd_jax.models import STUDENT
-from cmtkd_jax.runs import provenance, run_files, run_reader
+from cmtkd_jax.runs import run_files, run_reader
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import restore
 
@@ -15,7 +15,8 @@ class Exported(NamedTuple):
   """The main network of a run, ready to be written.
 
   graph: its `Graph`.
-  about: classes, image_shape, resize, network, step, bits, metrics, config and versions, as JSON has them.
+  about: classes, image_shape, resize, network, step, bits, metrics, config and versions, as JSON has them. The metrics
+    are the last and best of the run, whatever the step; the versions are those of training.
   summary: of the run, see `run_summary.write`; {} where it is not finished.
   """
 
@@ -46,7 +47,7 @@ def from_run(workdir, step=None):
     'bits': [row._asdict() for row in run.bits if row.layer.startswith(f'{name}/')],
     'metrics': run_reader.results(run),
     'config': run.config.to_dict(),
-    'versions': provenance.versions(),
+    'versions': trained.meta.get('versions', {}),
   }
   try:
     about = strict_json.parse(strict_json.dump(about))

@@ -9,6 +9,7 @@ import time
 _LOG_SECONDS = 10.0  # Between lines of a log.
 _TERMINAL_SECONDS = 0.1  # Between rewrites of the terminal line.
 _CLEAR = '\r\x1b[K'
+_ETA = '  ETA'  # begins the last part of a line
 
 
 class Progress:
@@ -92,7 +93,9 @@ class Progress:
   def close(self):
     """Shows the last step, if it was not yet, and ends the line."""
     if self._line:
-      self._show(self._clock())
+      if self._terminal or self._line != self._shown:
+        self._line = self._line.partition(_ETA)[0]  # no more steps come
+        self._show(self._clock())
       if self._terminal and self._enabled:
         self._stream.write('\n')
         self._stream.flush()
@@ -139,7 +142,7 @@ def _cut(line):
   room = shutil.get_terminal_size().columns - 1
   if len(line) <= room:
     return line
-  head, mark, eta = line.rpartition('  ETA') if '  ETA' in line else (line, '', '')
+  head, mark, eta = line.partition(_ETA)
   return (head[: max(room - len(mark + eta), 0) + 2].rpartition('  ')[0] + mark + eta)[:room]
 
 

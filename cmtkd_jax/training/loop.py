@@ -81,7 +81,7 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
     batch = window.next_batch(batches)
     stops = preemption.requested()
     if learn and step % data.steps_per_epoch == 0:
-      with _evaluating(parts.config, state):
+      with _evaluating(parts.config, state), window.paused():
         state = jax.block_until_ready(learn(state))
     if stops or schedule.logs(step):
       journal.trained(step, window.close(step, checkpoints.latest()), state)

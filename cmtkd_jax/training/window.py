@@ -1,5 +1,6 @@
 """The training metrics between two rows of the log."""
 
+import contextlib
 import time
 from typing import NamedTuple
 
@@ -58,6 +59,13 @@ class Window:
     batch = next(batches)
     self._waited += time.monotonic() - begin
     return batch
+
+  @contextlib.contextmanager
+  def paused(self):
+    """The context of other work than steps, whose time does not count."""
+    begin = time.monotonic()
+    yield
+    self._begin += time.monotonic() - begin
 
   def close(self, step, last_good):
     """Returns the `Summary` of the steps up to `step`, and begins a new window.

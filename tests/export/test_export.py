@@ -28,6 +28,7 @@ from cmtkd_jax.models.batch_norm import BatchNorm
 from cmtkd_jax.models.bit_policy import BitPolicy
 from cmtkd_jax.models.layers import Activation
 from cmtkd_jax.quantizers import base
+from cmtkd_jax.runs import provenance
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.training import build
 from cmtkd_jax.training import loop as train
@@ -274,7 +275,9 @@ def test_sizes_are_those_of_the_network():
   kernels = sum(x.size for x in jax.tree.leaves(variables['params']) if x.ndim > 1)
   words = compare.weight_sizes(make_graph(config, method, variables))
   counts = [int(count.replace(',', '')) for count in re.findall(r'([\d,]+) of \d+ bits', words)]
-  assert len(counts) == 2 and sum(counts) == kernels
+  assert len(counts) == 2 and sum(counts) == kernels and words.endswith('times less than as float32')
+  full = compare.weight_sizes(make_graph(*make_network(**{'student.weight_bits': 32})[:3]))
+  assert full == f'weights: {kernels:,} of 32 bits take {kernels / 256:,.1f} KiB; together {kernels / 256:,.1f} KiB'
 
 
 def test_pixels_carry_mean_and_std():
@@ -702,6 +705,12 @@ def test_images_of_another_size_before_the_crop_are_not_compared(run):
   config.data.resize = 9
   with pytest.raises(UserError, match='config.data.resize=9: exported networks take images as the run in'):
     compare.integer_against_training(run, config)
+
+
+def test_versions_are_those_of_training(run, monkeypatch):
+  trained = provenance.versions()
+  monkeypatch.setattr(provenance, 'versions', lambda: {'jax': 'another'})
+  assert export.from_run(run).about['versions'] == trained
 
 
 def test_what_is_compared_is_one_checkpoint(run, tmp_path, monkeypatch):

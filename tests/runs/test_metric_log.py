@@ -281,7 +281,8 @@ def test_a_terminal_has_one_line_and_notes_above_it(clock, monkeypatch):
   progress.note('saved step 3')
   progress.close()
   assert stream.getvalue() == (
-    '\r\x1b[Kstep 1/100  1 %\r\x1b[Kstep 3/100  ETA 9.7 s\r\x1b[Ksaved step 3\nstep 3/100  ETA 9.7 s\n'
+    '\r\x1b[Kstep 1/100  1 %\r\x1b[Kstep 3/100  ETA 9.7 s\r\x1b[Ksaved step 3\nstep 3/100  ETA 9.7 s'
+    '\r\x1b[Kstep 3/100  3 %\n'  # no more steps come
   )
 
 

@@ -45,6 +45,18 @@ def test_the_shown_speed_is_that_of_the_window_before_until_there_are_three_step
   assert ours.close(6, None).images_per_second == 4.0
 
 
+def test_other_work_is_not_counted_in_the_speed(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(window.time, 'monotonic', lambda: now[0])
+  ours = window.Window(batch_size=8)
+  for _ in range(2):
+    now[0] += 2.0
+    ours.add({'loss': np.float32(1)})
+    with ours.paused():
+      now[0] += 50.0
+  assert ours.close(2, None).images_per_second == 4.0
+
+
 def test_how_long_compilation_takes_is_said_before_and_after(monkeypatch):
   """0.45 s a layer."""
   ours, lines = journal.Journal(types.SimpleNamespace(layers=[None] * 40), None, 0), []
@@ -89,6 +101,15 @@ def test_a_log_shows_steps_between_two_rows(shown):
   steps = [int(line.split('/')[0].split()[1]) for line in lines]
   assert steps == [11, 18, 25, 32, 39]  # every ten seconds, in steps of 1.5
   assert lines[1] == 'step 18/1000  1 %  11 img/s  1.5 s/step  ETA 24 min 33 s'
+
+
+def test_a_log_that_ends_early_promises_no_more_steps(shown):
+  assert step_through(shown, range(11, 16), 3.0)[-1] == 'step 15/1000  1 %  5.3 img/s  3.0 s/step  ETA 49 min 15 s'
+  shown._progress.close()
+  assert shown.stream.getvalue().count('step 15') == 1  # it was shown
+  step_through(shown, [16], 3.0)
+  shown._progress.close()
+  assert shown.stream.getvalue().splitlines()[-1] == 'step 16/1000  1 %  5.3 img/s  3.0 s/step'
 
 
 def test_a_long_run_on_a_cpu_says_once_how_to_shorten_it(shown):

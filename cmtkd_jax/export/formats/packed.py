@@ -7,7 +7,8 @@ operations, uint8 or little-endian float32, named OUTPUT/ARRAY. The manifest has
   image_shape       [H, W, C] of the uint8 images that go in
   nodes             the operations, see `graph`: op, inputs, output, attributes, arrays
   about             classes, image_shape, resize (shorter side before the center crop; 0: none), and what no program
-                    needs: network, step, metrics, bits, config, versions
+                    needs: network, step, metrics (of the run's last and best epoch, whatever the step), bits, config,
+                    versions (of training)
 
 The arrays `codes` are packed as `bitpacking` says, `bits` of their attributes each, and have the shape of the attribute
 `shape`. So `manifest = json.loads(bytes(numpy.load('student.npz')['manifest']))` says all there is to know.
