@@ -10,6 +10,8 @@ from cmtkd_jax import config as base
 METHOD_SETTINGS = {  # {run: (title, options of CMT-KD)}
   'cmtkd': ('CMT-KD', {}),
   'beta_0': ('beta 0, without mutual learning', dict(beta=0.0)),
+  # As large as a mutual term whose target is the label: beta tau^2 = 2.
+  'warm_labels': ('beta 0, labels at temperature 2, alpha 2', dict(beta=0.0, alpha=2.0, ce_temperature=2.0)),
   'beta_1': ('beta 1', dict(beta=1.0)),
   'beta_2': ('beta 2', dict(beta=2.0)),
   'beta_4': ('beta 4', dict(beta=4.0)),
