@@ -4,7 +4,7 @@ Rows of Table 2 with teachers from scratch, the same with pretrained teachers, a
 precision. Five seeds: differences of two rows, paired by seed, had a standard deviation of 1.9 points in earlier runs
 (22 pairs of rows, 3 seeds each), so 3, 5 and 14 seeds show 2.2, 1.7 and 1.0 points at two standard errors.
 
-A run with teachers takes about 10 minutes on one idle core, a single network 3; a seed has 15 runs.
+A run with teachers takes about 10 minutes on one idle core, a single network 3; a seed has 16 runs.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/ladder_resnet8.py --config.data.name=npy:DIR
 Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/ladder_resnet8.py \
            --workdir=benchmarks/results/ladder_resnet8
@@ -27,6 +27,7 @@ def get_config(argument=''):
   after = dict(init_from='{full_precision}', optimizer=dict(learning_rate=0.01))
   lsq = after | dict(quantizer=dict(name='lsq'))
   config.table.runs = {name: rows[name] for name in (*singles, 'kd', 'average_teacher', 'without_attention')} | dict(
+    beta_2=without_attention | dict(method=dict(cmtkd=dict(beta=2.0))),
     cmtkd=attention,
     trained_teachers=trained,
     trained_teachers_attention=trained | attention,
@@ -44,6 +45,7 @@ def get_config(argument=''):
     student('KD from full precision', 'kd'),
     student('average teacher', 'average_teacher'),
     *both('CMT-KD without attention', 'without_attention'),
+    *both('CMT-KD without attention, beta 2', 'beta_2'),
     *both('CMT-KD, gamma 5', 'cmtkd'),
     *both('CMT-KD without attention, pretrained teachers', 'trained_teachers'),
     *both('CMT-KD, gamma 5, pretrained teachers', 'trained_teachers_attention'),
