@@ -1,8 +1,8 @@
 """CMT-KD without attention on CIFAR-100: a 4-bit MobileNetV2 taught by its 6- and 8-bit versions, HWGQ.
 
 The other settings are those of `cifar100_resnet18.py`; the paper has no such row, and it has not been run here yet. On
-ten classes, at a quarter of the width, a student with the attention loss (gamma 100) was at chance after six epochs, and
-one without it learned (benchmarks/results/networks_cifar10c). So there is no feature loss, but a warm-up.
+ten classes, at a quarter of the width, a student with the attention loss (gamma 100) was at chance after six epochs,
+and one without it learned (benchmarks/results/networks_cifar10c). So there is no feature loss, but a warm-up.
 Run: python -m cmtkd_jax.main --config=configs/cifar100_mobilenet_v2.py --config.data.dir=TFDS_DIR
 Variant after a colon: smoke.
 """
