@@ -122,7 +122,7 @@ def _of_parts(run, config, data, mesh):
 
   times = config.grad_accum_steps
   whole = part = compiled(data.batch_spec, times)
-  if times > 1:  # a loop, whose body the compiler counts once: so it counts a step of one part
+  if times > 1:  # the compiler counts the body of a loop once, so what is counted is a step on one part
     part = compiled(
       {name: spec.update(shape=(spec.shape[0] // times, *spec.shape[1:])) for name, spec in data.batch_spec.items()}, 1
     )
