@@ -2,9 +2,9 @@
 
 Run: python benchmarks/student_gradients.py RUN [RUN ...] --out=FILE.json    (writes FILE.md beside it)
 
-RUN is the work directory of CMT-KD, its checkpoints are points of time; train with checkpoint_every='100 steps' and
-max_checkpoints=50 to keep many. At each checkpoint the student's terms are differentiated on training batches, mixed
-and augmented as in training: L_CE^S with its weight alpha, L_KL^S with beta, the feature loss with gamma.
+RUN is the work directory of a run of CMT-KD. To keep many checkpoints, train with checkpoint_every='100 steps' and
+max_checkpoints=50. At each of them the student's terms are differentiated on training batches, augmented and mixed as
+in training: L_CE^S with its weight alpha, L_KL^S with beta, the feature loss with gamma.
 
   share:      norm of a term's gradient in the student's parameters, in percent of the sum over the terms
   cosine:     between a term's gradient and that of L_CE^S; 1 where it asks for what the labels ask for
@@ -28,6 +28,7 @@ import numpy as np
 import train_step
 
 from cmtkd_jax import losses
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.cmtkd import CMTKD, COMBINED
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import checkpoint, provenance, run_files, run_reader
@@ -81,21 +82,28 @@ def measure(variables, batch, key, *, method, dataset):
   return found | mixed(functools.partial(confidences, method, outputs), labels)
 
 
-def rows_of(workdir, batches):
-  """Yields for each checkpoint of a run `{'step': ..., name: mean over `batches` training batches}`."""
+def open_run(workdir):
+  """Returns (`run_reader.Run`, its CMT-KD); `UserError` where there is none."""
   run = run_reader.read(workdir)
-  mesh = build.make_mesh()
-  dataset = build.load_data(run.config, mesh)
   method = restore.create_method(run)
   if not isinstance(method, CMTKD):
-    raise SystemExit(f'{workdir} holds a run of {run.config.method.name}; give runs of cmtkd')
+    raise UserError(f'{workdir} holds a run of {run.config.method.name}; give runs of cmtkd')
+  return run, method
+
+
+def rows_of(run, method, batches):
+  """Returns for each checkpoint of a run `{'step': ..., name: mean over `batches` training batches}`."""
+  mesh = build.make_mesh()
+  dataset = build.load_data(run.config, mesh)
   step_fn = jax.jit(functools.partial(measure, method=method, dataset=dataset))
-  for step in checkpoint.steps(f'{workdir}/{run_files.CHECKPOINTS}'):
+  rows = []
+  for step in checkpoint.steps(run.directory / run_files.CHECKPOINTS):
     variables = jax.device_put(restore.load_trained(run, step).variables, build.replicated(mesh))
     keys = jax.random.split(jax.random.fold_in(jax.random.key(run.config.seed), step), batches)
     data = itertools.islice(dataset.train.batches(step), batches)
     found = [step_fn(variables, batch, key) for batch, key in zip(data, keys)]
-    yield {'step': step} | {name: float(np.mean([row[name] for row in found])) for name in found[0]}
+    rows.append({'step': step} | {name: float(np.mean([row[name] for row in found])) for name in found[0]})
+  return rows
 
 
 COLUMNS = {  # title: (name, digits)
@@ -128,18 +136,23 @@ def main():
   parser.add_argument('--out', required=True, type=pathlib.Path, help='JSON file to write')
   parser.add_argument('--batches', type=int, default=20, help='training batches at each checkpoint')
   arguments = parser.parse_args()
-  runs = {}
-  for workdir in arguments.runs:
-    runs[workdir] = list(rows_of(workdir, arguments.batches))
-    print(markdown({workdir: runs[workdir]}), flush=True)
-  about = {
+  report = {
     'command': ' '.join(['python', *sys.argv]),
     'commit': provenance.commit(),
     'cpu': train_step.cpu_model(),
     'batches': arguments.batches,
+    'runs': {},
   }
-  arguments.out.write_text(json.dumps(about | {'runs': runs}, indent=1) + '\n')
-  arguments.out.with_suffix('.md').write_text(markdown(runs))
+  try:
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    opened = {workdir: open_run(workdir) for workdir in arguments.runs}  # all, before the first is measured
+    for workdir, (run, method) in opened.items():
+      rows = report['runs'][workdir] = rows_of(run, method, arguments.batches)
+      print(markdown({workdir: rows}), flush=True)
+      arguments.out.write_text(json.dumps(report, indent=1) + '\n')
+      arguments.out.with_suffix('.md').write_text(markdown(report['runs']))
+  except (UserError, OSError) as e:
+    parser.error(str(e))
 
 
 if __name__ == '__main__':
