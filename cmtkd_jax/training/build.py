@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import data, methods
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import checkpoint
 
 
@@ -59,6 +60,8 @@ def create_method(config, num_classes, teachers=()):
   """Returns the configured `methods.Method`; `teachers` are the `teachers.Teacher`s it learns from."""
   name = config.method.name
   method = methods.METHODS[name].create(config, config_lib.create(config, f'method.{name}'), num_classes, teachers)
+  if STUDENT not in method.weight_bits:  # what is evaluated, kept and exported
+    raise TypeError(f'cmtkd_jax.methods.{name} trains no network {STUDENT!r}, but {", ".join(method.weight_bits)}')
   return method.clone(label_smoothing=config.label_smoothing)
 
 

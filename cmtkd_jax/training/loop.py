@@ -119,16 +119,7 @@ def _evaluating(config, ready):
 
 def _compile(parts, state, batch, journal):
   """The train step, compiled before the first one so that its time is reported apart."""
-  step_fn = jit_train_step(
-    parts.sharding,
-    method=parts.method,
-    optimizer=parts.optimizer,
-    augment=parts.dataset.augment,
-    grad_accum_steps=parts.config.grad_accum_steps,
-    mix=parts.dataset.mix,
-    loss_at=parts.loss_at,
-    averaging=parts.averaging,
-  )
+  step_fn = jit_train_step(parts.sharding, **parts.step_parts, mix=parts.dataset.mix, loss_at=parts.loss_at)
   with journal.compiling():
     step_fn = step_fn.lower(state, batch).compile()
   journal.note(memory.describe(step_fn))

@@ -57,6 +57,17 @@ class Plan(NamedTuple):
     """The metric whose best checkpoint is kept, '' without a held-out slice."""
     return f'minival/{STUDENT}/top1' if 'minival' in self.dataset.evals else ''
 
+  @property
+  def step_parts(self):
+    """What both `step.initial_state` and `step.train_step` take, by name."""
+    return dict(
+      method=self.method,
+      optimizer=self.optimizer,
+      augment=self.dataset.augment,
+      grad_accum_steps=self.config.grad_accum_steps,
+      averaging=self.averaging,
+    )
+
 
 def create(config, workdir):
   """Returns the `Plan` of a configuration; a run that is in `workdir` already keeps its teachers.

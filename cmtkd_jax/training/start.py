@@ -22,14 +22,7 @@ def restore_or_create(plan, checkpoints, is_apart=False):
     UserError: a network that the configuration names cannot be read, or does not fit; or the checkpoint is beyond the
       end of the training.
   """
-  parts = dict(
-    method=plan.method,
-    optimizer=plan.optimizer,
-    augment=plan.dataset.augment,
-    seed=plan.config.seed,
-    grad_accum_steps=plan.config.grad_accum_steps,
-    averaging=plan.averaging,
-  )
+  parts = dict(plan.step_parts, seed=plan.config.seed)
   abstract = lambda: abstract_state(plan.dataset.train.batch_spec, plan.sharding, **parts)
   if checkpoints.latest() is not None:
     wanted = abstract()

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import runpy
+import types
 
 import jax
 import jax.numpy as jnp
@@ -621,6 +622,19 @@ def test_an_expert_whose_maps_have_other_sizes_is_refused(monkeypatch, settings,
   config = make_config('ctkd', **{'method.ctkd.attention_to': 'scratch_teacher'})
   config.method.ctkd.teacher_model = 'strided'
   build.create_method(config, CLASSES, expert)
+
+
+def test_a_method_without_a_student_is_refused(monkeypatch):
+  single = METHODS['single']
+
+  def create(*arguments):
+    method = single.create(*arguments)
+    return method.clone(networks=tuple(network._replace(name='pupil') for network in method.networks))
+
+  config = make_config('single')
+  monkeypatch.setitem(METHODS, 'single', types.SimpleNamespace(create=create, Settings=single.Settings))
+  with pytest.raises(TypeError, match="cmtkd_jax.methods.single trains no network 'student', but pupil"):
+    build.create_method(config, CLASSES)
 
 
 def test_speq_switches_widths_that_only_rules_lower():
