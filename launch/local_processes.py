@@ -124,6 +124,8 @@ def main():
   parser.add_argument('--gpus', action='store_true')
   parser.add_argument('arguments', nargs='*', help='after --: what cmtkd_jax.main takes')
   options = parser.parse_args()
+  if options.processes < 1 or options.devices < 0:
+    parser.error('--processes must be at least 1, and --devices not below 0')
   started = start(options.arguments, options.processes, options.devices, options.gpus)
   forward = lambda number, frame: [process.send_signal(number) for process, _ in started if process.poll() is None]
   signal.signal(signal.SIGTERM, forward)

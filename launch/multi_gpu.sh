@@ -6,6 +6,7 @@
 # Paths are those of the folder that you are in. By default it takes the GPUs that CUDA_VISIBLE_DEVICES names, which
 # schedulers set, or else all that nvidia-smi lists; GPUS=4 takes the first four of them.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;; esac
 if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
   IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
   gpus="${GPUS:-${#visible[@]}}"

@@ -18,7 +18,8 @@ set -euo pipefail
 
 fail() { echo "error: $1" >&2; exit 2; }
 data='' out='' seeds=3 epochs=120 minutes='' jobs=1 workdir='' benchmark='--preset=cifar100 --dtype=bfloat16'
-rows=full_precision,single2,cmtkd,kd,single8,single6,single4,average_teacher,without_attention,without_mutual_learning
+all=full_precision,single2,cmtkd,kd,single8,single6,single4,average_teacher,without_attention,without_mutual_learning
+rows="$all"
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;;
@@ -36,8 +37,10 @@ done
 for name in seeds epochs jobs minutes; do
   [[ ${!name} =~ ^[1-9][0-9]{0,5}$ || $name${!name} == minutes ]] || fail "--$name=${!name} is not from 1 to 999999"
 done
+for row in ${rows//,/ }; do [[ ,$all, == *,"$row",* ]] || fail "--rows: $row is not one of $all"; done
 data="npy:$(realpath "${data#npy:}")"
-mkdir -p "$out" && out="$(realpath "$out")"
+mkdir -p "$out" 2>/dev/null || fail "--out=$out cannot be made; name a folder that can be written"
+out="$(realpath "$out")"
 workdir="$(realpath -m "${workdir:-$out/runs}")"
 checkout="$(cd "$(dirname "$0")/.." && pwd)"
 export PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}"
@@ -50,7 +53,8 @@ flags=(--config.data.name="$data" --config.duration="$epochs epochs" --config.op
 arguments="$workdir: ${flags[*]}"
 [ ! -f "$out/arguments.txt" ] || [ "$(cat "$out/arguments.txt")" = "$arguments" ] ||
   fail "--out=$out holds a table of other arguments ($out/arguments.txt); repeat these, or give another --out"
-mkdir -p "$workdir/logs" && echo "$arguments" >"$out/arguments.txt"
+mkdir -p "$workdir/logs" 2>/dev/null || fail "--workdir=$workdir cannot be made; name a folder that can be written"
+echo "$arguments" >"$out/arguments.txt"
 count="$(python -c 'import sys, numpy; print(len(numpy.load(sys.argv[1])))' "${data#npy:}/train_labels.npy")"
 
 pids=()

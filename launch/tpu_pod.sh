@@ -8,6 +8,7 @@
 # installs what is missing, and starts. Work and data directories must be in a bucket, which all hosts see. Started again
 # after a preemption, it goes on from the last checkpoint.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;; esac
 name="${1:?name of the TPU}"
 zone="${2:?zone of the TPU}"
 shift 2

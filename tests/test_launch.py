@@ -175,6 +175,18 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, capsys):
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize('script', ['multi_gpu.sh', 'tpu_pod.sh'])
+def test_scripts_explain_themselves(script):
+  run = subprocess.run([LAUNCH / script, '--help'], capture_output=True, text=True, check=True)
+  assert run.stdout.startswith('Trains on ') and f'launch/{script} ' in run.stdout and 'set -' not in run.stdout
+
+
+def test_a_run_has_a_process():
+  command = [sys.executable, LAUNCH / 'local_processes.py', '--processes=0', '--', '--mode=config']
+  run = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert run.returncode == 2 and '--processes must be at least 1' in run.stderr
+
+
 def test_hosts_of_a_pod_get_the_files_as_they_are(programs, tmp_path):
   """Not those of the last commit, and none of an earlier copy."""
   checkout, hosts = tmp_path / 'checkout', tmp_path / 'hosts'
@@ -313,6 +325,10 @@ def test_table2_says_what_is_wrong(table2, tmp_path):
   fails('--jobs=0 is not from 1 to 999999', '--jobs=0')
   fails('--minutes=1.5 is not from 1 to 999999', '--minutes=1.5')
   fails('--row=kd is not an option', '--row=kd')
+  fails('--rows: single3 is not one of full_precision,single2,', '--rows=kd,single3')
+  (tmp_path / 'file').touch()
+  fails(f'--out={tmp_path}/file cannot be made', f'--out={tmp_path}/file')
+  fails(f'--workdir={tmp_path}/file cannot be made', f'--workdir={tmp_path}/file', f'--out={tmp_path}/other')
   fails('--data=digits is not npy:DIR', '--data=digits')
   fails(f'there is no {tmp_path}/train_images.npy', f'--data=npy:{tmp_path}')
   assert table2('--help')[1].startswith('Table 2 of the paper')

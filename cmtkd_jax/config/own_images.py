@@ -11,7 +11,7 @@ from cmtkd_jax.data.sources.folder import FolderSource, read
 from cmtkd_jax.errors import UserError, printable
 from cmtkd_jax.runtime import chips, local_file
 
-_LOOKED_AT = 200  # images whose size is read
+_LOOKED_AT = 200  # images of training and of test each, whose size is read
 _FEW = 1500  # images of which a CPU can train on 64x64 pixels in ten minutes
 _CPU_SECONDS = 420  # of training, beside compilation and evaluation
 # Of one image of 32x32 pixels through a step of four ResNet8: measured on two cores of an Intel Xeon.
@@ -26,8 +26,8 @@ class Found(NamedTuple):
 
   train, test, classes: numbers of images and classes.
   held_out: which part of train the test images are, in words; '' where there are test images.
-  short: shorter sides of the images that were looked at, in pixels, sorted.
-  square: whether these all have one size, and are square.
+  short: shorter sides of the training images that were looked at, in pixels, sorted.
+  square: whether these and the test images all have one size, and are square.
   """
 
   train: int
@@ -53,23 +53,29 @@ def look(path, test_fraction) -> Found:
     UserError: it holds no images that can be trained on.
   """
   splits = read(path, 3, test_fraction)
-  train = cast(FolderSource, splits.train)
-  count, sizes, errors = len(train), [], []
-  for i in range(min(count, _LOOKED_AT)):
-    try:
-      sizes.append(train.shape_of(i * count // min(count, _LOOKED_AT))[:2])
-    except CorruptImageError as e:  # replaced, or an error, in training
-      errors.append(e)
+  (sizes, errors), (others, _) = (_sizes(cast(FolderSource, source)) for source in (splits.train, splits.test))
   if not sizes:
     raise errors[0]
   return Found(
-    count,
+    len(splits.train),
     len(splits.test),
     len(splits.class_names),
     splits.held_out,
     sorted(map(min, sizes)),
-    len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1],
+    len({*sizes, *others}) == 1 and sizes[0][0] == sizes[0][1],
   )
+
+
+def _sizes(source):
+  """(sizes of some images, evenly spread; errors of those that cannot be read)."""
+  sizes, errors = [], []
+  looked_at = min(len(source), _LOOKED_AT)
+  for i in range(looked_at):
+    try:
+      sizes.append(source.shape_of(i * len(source) // looked_at)[:2])
+    except CorruptImageError as e:  # replaced, or an error, in training
+      errors.append(e)
+  return sizes, errors
 
 
 def choose(found: Found, accelerator: bool) -> list[Choice]:
@@ -129,7 +135,7 @@ def _on_cpu(found, size):
   """As `_on_accelerator`."""
   seconds = found.train * _CPU_IMAGE_SECONDS * (size / 32) ** 2  # of an epoch
   epochs = min(300, max(10, round(_CPU_SECONDS / seconds)))
-  network = [Choice('model.name', 'resnet8', 'four of them train in minutes on a CPU')]
+  network = [Choice('model.name', 'resnet8', 'small enough to train student and teachers on a CPU')]
   return network, epochs, f'about {max(1, round(epochs * seconds / 60))} min of training on two cores'
 
 
@@ -178,6 +184,6 @@ def describe(path, found, accelerator, choices):
       f'shorter side {sides} pixels',
       f'chosen for {machine} (for {other}: --config=configs/folder.py:DIR,{word}):',
       *(f'  {field.ljust(width)}  {choice.reason}' for field, choice in zip(fields, choices)),
-      'To change a choice, pass its flag with another value.',
+      'To change a choice, pass its flag with another value. The other choices stay as they are.',
     ]
   )

@@ -13,7 +13,12 @@ _STAND_INS = 100  # that are tried for one broken image
 
 
 class CorruptImageError(UserError):
-  """One image cannot be decoded; others can."""
+  """One image cannot be decoded; others can.
+
+  record: which one, and why, in words.
+  """
+
+  record = ''
 
 
 class WrongSizeError(ValueError):
@@ -32,10 +37,10 @@ def naming_record(source: Source, record: int):
       f'config.data.resize=0, but {source.describe(record)} is {e} (config.data.image_size); set config.data.resize'
     ) from e
   except (OSError, ValueError) as e:
-    raise CorruptImageError(
-      f'config.data.name: {source.describe(record)} cannot be decoded '
-      f'({" ".join(str(e).split())[:200]}); repair or remove it'
-    ) from e
+    name, reason = source.describe(record), ' '.join(str(getattr(e, 'strerror', '') or e).split())[:200]
+    error = CorruptImageError(f'config.data.name: {name} cannot be decoded ({reason}); repair or remove it')
+    error.record = f'{name} ({reason})'
+    raise error from e
 
 
 def first_shape(shape_of: Callable[[int], tuple[int, int, int]], count: int) -> tuple[int, int, int]:

@@ -47,6 +47,7 @@ def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Me
       splits = splits_lib.open_splits(config)
     except UserError as e:
       raise UserError(f'{e}{advice}') from e
+  splits_lib.check_classes(config, splits)
   splits_lib.check_images(config, splits)
   is_on_device = splits_lib.is_on_device(config, splits)
   train_records, _ = splits_lib.split_train(config, splits, batch_size)

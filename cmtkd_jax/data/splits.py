@@ -10,6 +10,7 @@ from cmtkd_jax.errors import UserError
 
 _ON_DEVICE_LIMIT = 2**30
 _MOST_IN_A_BATCH = 2**20
+_MUCH_LARGER = 2  # times the side to which images are resized
 _SMALL = 64  # pixels a side of images that networks take as they are
 
 
@@ -20,9 +21,14 @@ def open_splits(config) -> base.Splits:
     UserError: there is none of that name, it cannot be read, or it has fewer than two classes.
   """
   splits = _open(config)
+  check_classes(config, splits)
+  return splits
+
+
+def check_classes(config, splits):
+  """Raises `UserError` where there is nothing to tell apart."""
   if len(splits.class_names) < 2:
     raise UserError(f'config.data.name={config.name!r}: there is one class; give images of two or more')
-  return splits
 
 
 def _open(config) -> base.Splits:
@@ -61,7 +67,7 @@ def check_batch_sizes(batch_size, eval_batch_size, devices):
 def check_images(config, splits):
   """Raises `UserError` unless the images become what `config` says that the network takes."""
   size, channels = config.image_size, len(config.mean)
-  for source in splits[:2]:
+  for which, source in zip(('training', 'test'), splits):
     h, w, c = source.first_shape
     if c != channels:
       raise UserError(
@@ -69,12 +75,13 @@ def check_images(config, splits):
         f'{config.name!r} have {c} channels; give mean and std of length {c}'
       )
     if not config.resize and (h, w) != (size, size):
-      same = source.shape is not None
-      unchanged = f'image_size={h} (takes them as they are) or ' if same and h == w <= _SMALL else ''
+      sizes = [other.shape and other.shape[:2] for other in splits[:2]]
+      fits = sizes == [(h, h)] * 2 and h <= _SMALL
+      unchanged = f'config.data.image_size={h}, which takes them as they are, or set ' if fits else ''
       raise UserError(
-        f'config.data.image_size={size} and config.data.resize=0, but the images of {config.name!r} are '
-        f'{h}x{w}{"" if same else " and of other sizes"}; set {unchanged}config.data.resize={size} or '
-        f'more (scales the shorter side to that, then crops {size}x{size})'
+        f'config.data.image_size={size} and config.data.resize=0, but the {which} images of {config.name!r} are '
+        f'{h}x{w}{"" if source.shape else " and of other sizes"}; set {unchanged}config.data.resize={size} or more, '
+        f'which scales the shorter side to that and crops {size}x{size}'
       )
 
 
@@ -83,8 +90,12 @@ def is_on_device(config, splits) -> bool:
   if config.on_device == 'no':
     return False
   total = sum(len(s) * math.prod(s.first_shape) for s in splits[:2])
-  if config.on_device == 'auto' and total > _ON_DEVICE_LIMIT:
-    return False  # Decided before `shape`, which may open every file.
+  largest = max(min(s.first_shape[:2]) for s in splits[:2])
+  if config.on_device == 'auto':  # Decided before `shape`, which may open every file.
+    if total > _ON_DEVICE_LIMIT:
+      return False
+    if config.resize and largest > _MUCH_LARGER * config.resize:
+      return False  # Every step would resize them again.
   same = all(s.shape is not None for s in splits[:2])
   if config.on_device == 'yes' and not same:
     raise UserError(f"config.data.on_device='yes', but images of {config.name!r} differ in size; set on_device='no'")

@@ -90,6 +90,8 @@ def read(path):
     schema.check_about(found['about'])
   except FileNotFoundError:
     raise UserError(f'{path} does not exist; copy it with the exported file, or export the network again') from None
+  except PermissionError as e:
+    raise local_file.cannot_be_read(path, e) from None
   except (OSError, schema.InvalidError) as e:
     raise UserError(f'{path} is damaged or not a manifest ({e}); export the network again') from None
   return found

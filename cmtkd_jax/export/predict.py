@@ -42,6 +42,9 @@ def find(images):
 
   Of folders, hidden files and folders are left out, as in training. What names nothing stays as it is, and is reported
   when it is read.
+
+  Raises:
+    UserError: a folder cannot be read.
   """
   found = []
   for path in images:
@@ -57,8 +60,12 @@ def find(images):
 
 def _folders(path):
   """(folder, its files) of `path` and what is below, without hidden ones, each once: links may lead in a circle."""
+
+  def fail(error):
+    raise local_file.cannot_be_read(f'--images: {error.filename}', error)
+
   seen = set()
-  for folder, folders, files in os.walk(path, followlinks=True):
+  for folder, folders, files in os.walk(path, onerror=fail, followlinks=True):
     if (real := os.path.realpath(folder)) in seen:
       folders.clear()
       continue

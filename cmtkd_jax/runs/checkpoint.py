@@ -153,10 +153,18 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 
 def steps(directory):
-  """Returns the steps of the checkpoints in `directory`, ascending; empty if there are none."""
+  """Returns the steps of the checkpoints in `directory`, ascending; empty if there are none.
+
+  Raises:
+    UserError: the directory is there, but cannot be read.
+  """
   directory = _absolute(directory)
-  found = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
-  return sorted(step for step in set(found) if (directory / str(step)).is_dir())  # orbax counts 'broken_20', too
+  try:
+    found = ocp.utils.checkpoint_steps(directory) if local_file.is_there(directory) and directory.is_dir() else []
+  except OSError as e:
+    raise local_file.cannot_be_read(directory, e) from None
+  is_folder = lambda path: local_file.is_there(path) and path.is_dir()
+  return sorted(step for step in set(found) if is_folder(directory / str(step)))  # orbax counts 'broken_20', too
 
 
 def load_variables(directory, step=None):
@@ -242,7 +250,7 @@ def _read_step(folder, wanted):
   """(items, meta) of one checkpoint; raises `ChecksumError` if that is proven."""
   names = [*wanted, 'meta']
   for name in names:
-    if not (folder / name).exists():
+    if not local_file.is_there(folder / name):
       raise checksums.ChecksumError(f'{name} is missing')
   checksums.check(folder, names)  # first: orbax leaves tasks running that complain about a damaged file
   items = {name: _read_item(folder / name, target) for name, target in wanted.items()}

@@ -24,21 +24,21 @@ def write(folder):
 
 
 def check(folder, items):
-  """Raises `ChecksumError` unless the folders `items` of `folder` hold what `write` saw.
+  """Raises `ChecksumError` unless the folders `items` of `folder` hold what `write` saw; other errors prove nothing.
 
   Where it has not been, only pipes and devices in place of files are damage. (Object stores have neither.)
   """
   for path in _files(folder) if '://' not in str(folder) else ():
     if kind := local_file.not_a_file(path):
       raise ChecksumError(f'{path.relative_to(folder)} is {kind}, not a file')
-  if not (folder / FILE).exists():
+  if not local_file.is_there(folder / FILE):
     return
   try:
     wanted = {name: crc for name, crc in json.loads((folder / FILE).read_text()).items() if name.split('/')[0] in items}
   except (ValueError, AttributeError, RecursionError):
     raise ChecksumError(f'{FILE} is damaged') from None
   for name, crc in wanted.items():
-    if not (folder / name).exists():
+    if not local_file.is_there(folder / name):
       raise ChecksumError(f'{name} is missing')
     if _crc(folder / name) != crc:
       raise ChecksumError(f'{name} is not what was written')

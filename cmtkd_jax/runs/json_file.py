@@ -23,6 +23,8 @@ def read(path, kind, needed=(), valid=lambda value: True, fix='restore it'):
     value = json.loads(local_file.read_bytes(path))
     whole = isinstance(value, kind) and all(key in value for key in needed) and _holds(valid, value)
     problem = '' if whole else 'it is not what was written'
+  except PermissionError as e:
+    raise local_file.cannot_be_read(path, e) from None
   except (OSError, ValueError, RecursionError) as e:  # no file, not UTF-8, not JSON, nested too deeply
     problem = ' '.join(str(e).split())
   if problem:

@@ -10,7 +10,7 @@ from etils import epath
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint, json_file
-from cmtkd_jax.runtime import distributed
+from cmtkd_jax.runtime import distributed, local_file
 
 CONFIG, BITS, CLASSES, RECORDS = 'config.json', 'bits.json', 'classes.json', 'records.json'
 SUMMARY = 'summary.json'  # of a finished run, see `run_summary`
@@ -81,7 +81,7 @@ def read_config(workdir, field='--workdir'):
     UserError: there is no run, or its configuration is damaged.
   """
   path = epath.Path(workdir) / CONFIG
-  if not path.exists():
+  if not local_file.is_there(path):
     if (epath.Path(workdir) / SUMMARY).exists():
       raise UserError(f"{field}: {path} is missing; restore it, or copy what {SUMMARY} has under 'config'")
     raise UserError(

@@ -32,6 +32,29 @@ def matching(directory: epath.PathLike, pattern: str) -> list[epath.Path]:
   return sorted(path for path in found if fnmatch.fnmatchcase(path.name, pattern))
 
 
+def cannot_be_read(path: str | os.PathLike, error: OSError) -> UserError:
+  """Returns what to raise where something lies at `path`, and reading it ended in `error`."""
+  fix = 'make it readable' if isinstance(error, PermissionError) else 'check the disk'
+  return UserError(f'{path} cannot be read ({error.strerror or error}); {fix}')
+
+
+def is_there(path: str | os.PathLike) -> bool:
+  """Returns whether anything lies at `path`. (`exists` also says no where that cannot be told.)
+
+  Raises:
+    UserError: it cannot be told, as below a folder that may not be entered, or on a disk that fails.
+  """
+  if '://' in os.fspath(path):
+    return epath.Path(path).exists()
+  try:
+    os.stat(path)
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  except OSError as e:
+    raise cannot_be_read(path, e) from None
+  return True
+
+
 def not_a_file(path: str | os.PathLike) -> str:
   """Returns 'a folder' or 'a pipe, socket or device'; '' for a file, for nothing at all, and for object stores.
 

@@ -1,5 +1,6 @@
 """The trained networks of a run: with its data for evaluation, without them for reports and exports."""
 
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,10 @@ def open_run(workdir, config=None, step=None):
 
 
 def _check_same_images(config, run_config, workdir):
-  """Raises `UserError` where `config` gives the networks other numbers than those that they were trained on."""
+  """Raises `UserError` where `config` gives the networks other numbers than those that they were trained on.
+
+  The same where it calls images held out that they were trained on. Warns of another `resize`.
+  """
   here, there = config_lib.flat(config), config_lib.flat(run_config)
   for field in teachers.SHARED:
     if here[field] != there[field]:
@@ -102,6 +106,18 @@ def _check_same_images(config, run_config, workdir):
         f'config.{field}={here[field]!r}: the run in {workdir} was trained with {there[field]!r}; make them equal, or '
         'leave --config out'
       )
+  if here['data.minival'] > there['data.minival']:
+    raise UserError(
+      f'config.data.minival={config.data.minival}: the run in {workdir} was trained on images that this would hold '
+      f'out ({run_config.data.minival} so far); keep that value, or leave --config out'
+    )
+  if here['data.resize'] != there['data.resize'] and distributed.is_first():
+    logging.getLogger(__name__).warning(
+      'images are resized with config.data.resize=%s; the run in %s had %s, so its accuracy may differ',
+      config.data.resize,
+      workdir,
+      run_config.data.resize,
+    )
 
 
 def _load(workdir, method, input_shape, step):

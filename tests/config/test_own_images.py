@@ -108,6 +108,16 @@ def test_the_config_file_looks_into_the_folder_and_says_what_it_chose(photos, ca
   assert get_config('smoke').data.name.startswith('generated:')
 
 
+def test_test_images_of_another_size_are_seen(tmp_path):
+  for split, side in (('train', 32), ('test', 48)):
+    for name in ('ant', 'bee'):
+      (tmp_path / split / name).mkdir(parents=True)
+      for i in range(5):
+        Image.new('RGB', (side, side)).save(tmp_path / split / name / f'{i}.png')
+  found = own_images.look(str(tmp_path), 0.2)
+  assert (found.short, found.square) == ([32] * 10, False)
+
+
 def test_mistakes(photos):
   for argument, words in (
     ('', 'the folder of images is missing; name it after a colon'),

@@ -70,6 +70,9 @@ def test_what_does_not_fit_is_refused_as_when_it_is_read():
   settings.update(name='imagenet2012', **COLOR)
   with pytest.raises(UserError, match='and of other sizes; set config.data.resize=8 or more'):
     outline(settings, batch_size=16, mesh=mesh)
+  settings.update(name='generated:8x8x3:1:160')
+  with pytest.raises(UserError, match='there is one class'):
+    outline(settings, batch_size=16, mesh=mesh)
   settings.update(name='generated:8x8x3:7')
   with pytest.raises(UserError, match='does not parse'):
     outline(settings, batch_size=16, mesh=mesh)

@@ -239,7 +239,7 @@ def test_the_tensorflow_decoder_streams_resumes_and_counts_broken_images(photos)
   load_with = functools.partial(load, f'folder:{photos}', decoder='tensorflow', max_corrupt_fraction=0.1)
   dataset = load_with()
   whole = take(dataset.train, 0, 6)
-  assert dict(dataset.train.broken) == {7: f'file {path}'}
+  assert dict(dataset.train.broken) == {7: f'file {path} (the data of the JPEG are cut short or damaged)'}
   assert_equal(whole[4:], take(load_with(num_workers=0, devices=1).train, 4, 2))
   assert_equal(whole, take(load_with(workers='processes').train, 0, 6))
 
@@ -397,7 +397,7 @@ def test_broken_training_images_are_replaced_by_the_next(photos):
   (photos / 'train' / 'bee' / '18.jpg').unlink()  # Record 38, after the folder was read.
   damaged = take(dataset.train, 0, 10)
   assert dataset.train.broken.keys() == {3, 38, 39}
-  assert dataset.train.broken[38] == f'file {photos}/train/bee/18.jpg'
+  assert dataset.train.broken[38] == f'file {photos}/train/bee/18.jpg (No such file or directory)'
   transform = decode_pil.Transform('inception_crop_flip', size=56, resize=64, channels=3, seed=0)
   replaced = {3: 4, 38: 0, 39: 0}  # The next one; after the last comes the first.
   seen = 0
@@ -452,7 +452,9 @@ def test_on_device_sets_replace_broken_images_as_streams_do(small, first):
     paths[record].write_bytes(content)
   on_device, streamed = load_small(small, on_device='yes'), load_small(small, on_device='no')
   assert is_on_device(on_device) and not is_on_device(streamed)
-  assert on_device.train.broken == {r: f'file {paths[r]}' for r in (first, first + 1, 21, 39)}
+  reasons = {first: 'it is not an image', first + 1: 'it is not an image', 21: 'image file is truncated'}
+  reasons[39] = 'it is not an image'
+  assert on_device.train.broken == {record: f'file {paths[record]} ({why})' for record, why in reasons.items()}
   drawn = take(on_device.train, 0, 5)
   assert_equal(drawn, take(streamed.train, 0, 5))
   assert on_device.train.broken == streamed.train.broken
@@ -524,6 +526,6 @@ def test_substitutes_leave_the_held_out_images_alone():
   out, labels, broken = reader.read(np.array([3, 1, 5, -1]), 0)
   np.testing.assert_array_equal(out[:, 0, 0, 0], [7, 1, 7, 0])
   np.testing.assert_array_equal(labels, [7, 1, 7, 0])
-  assert broken == {3: 'record 3 of blank', 5: 'record 5 of blank'}
+  assert broken == {3: 'record 3 of blank (it is not an image)', 5: 'record 5 of blank (it is not an image)'}
   with pytest.raises(UserError, match='record 3 of blank.*nor can'):
     host_reader.HostReader(source, (4, 4, 1), transform, np.array([3, 5])).read(np.array([3]), 0)

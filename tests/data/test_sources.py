@@ -139,9 +139,9 @@ LABELS = np.arange(12) % 3
       ['train_labels.npy is int64[11]', '11 labels, not 12', 'save integers [12]'],
       None,
     ),
-    ({'train_labels': np.arange(12) - 1}, ['labels -1..10'], None),
-    ({'test_labels': np.full(5, 3)}, ['test_labels.npy has labels 3..3', '0..2'], None),
-    ({'class_names': np.array(['a', 'b'])}, ['labels 0..2', '2 classes'], None),
+    ({'test_labels': np.full(5, 3)}, ['test_labels.npy has the label 3', 'there are 3 classes', '0..2'], None),
+    ({'train_labels': np.full(12, -1)}, ['train_labels.npy has the label -1; number the classes from 0'], None),
+    ({'class_names': np.array(['a', 'b'])}, ['the label 2', '2 classes'], None),
     ({'class_names': np.array([1, 2, 3])}, ['class_names.npy is int64', 'vector of strings'], None),
     ({'class_names': np.array(['a', 'b', 'a'])}, ["class_names.npy: classes 0 and 2 are both called 'a'"], None),
     ({'class_names': np.array(['a', ' ', 'c'])}, ["class_names.npy: class 1 has the name ' ', which is empty"], None),
@@ -697,6 +697,23 @@ def test_a_name_that_is_nearly_right(tmp_path, monkeypatch):
   expect(['tensorflow_datasets is not installed'], name='cifar100')
 
 
+def test_squares_of_two_sizes_cannot_be_taken_as_they_are(tmp_path):
+  for split, side in (('train', 8), ('test', 9)):
+    for label, name in enumerate(('ant', 'bee')):
+      save_images(tmp_path / split / name, ((side, side),) * 4, level=100 * label)
+  for size, words in ((9, 'the training images of'), (8, 'the test images of')):
+    line = expect([words, f'set config.data.resize={size} or more'], **rgb(name=f'folder:{tmp_path}', image_size=size))
+    assert 'takes them as they are' not in line
+
+
+def test_images_that_are_much_larger_than_the_network_are_resized_once(tmp_path):
+  """Not on the device, in every step; unless that is asked for."""
+  name = save_folder(tmp_path, sizes=((17, 20),) * 4)
+  for resize, on_device, expected in ((8, 'auto', False), (8, 'yes', True), (9, 'auto', True)):
+    fields = rgb(name=name, image_size=8, resize=resize, augment='resize_crop_flip', on_device=on_device)
+    assert is_on_device(load(**fields)) == expected
+
+
 @pytest.mark.parametrize('name', ['npy', 'generated:8x8x1:1:48'])
 def test_one_class_is_refused(tmp_path, name):
   name = save_npy(tmp_path, classes=1) if name == 'npy' else name
@@ -742,7 +759,10 @@ def expect(words, **fields):
     ({'augment': 'flip'}, ["config.data.augment='flip'", 'pad_crop_flip']),
     ({'augment': 'resize_crop_flip'}, ['config.data.resize=0', 'resize_crop_flip']),
     ({'on_device': 'maybe'}, ["config.data.on_device='maybe'", "'auto', 'yes', 'no'"]),
-    ({'image_size': 32}, ['config.data.image_size=32', '8x8', 'set image_size=8', 'config.data.resize=32 or more']),
+    (
+      {'image_size': 32},
+      ['config.data.image_size=32', '8x8', 'set config.data.image_size=8', 'config.data.resize=32 or more'],
+    ),
     ({'image_size': 0}, ['config.data.image_size=0']),
     ({'image_size': 10**9}, ['config.data.image_size=1000000000', 'must lie in [1, 16384]']),
     ({'resize': 10**9}, ['config.data.resize=1000000000', 'must lie in [0, 16384]']),
@@ -785,14 +805,14 @@ def test_bad_fields(fields, words):
     (
       ((12, 12),) * 4,
       8,
-      ['are 12x12;', 'set image_size=12 (takes them as they are) or config.data.resize=8'],
+      ['are 12x12;', 'set config.data.image_size=12, which takes them as they are, or set config.data.resize=8'],
       'other sizes',
     ),
     (((12, 12), (12, 13)) * 2, 8, ['are 12x12 and of other sizes;', 'set config.data.resize=8'], 'image_size=12'),
     (
       ((8, 8),) * 4,
       32,
-      ['are 8x8;', 'set image_size=8 (takes them as they are) or config.data.resize=32'],
+      ['are 8x8;', 'set config.data.image_size=8, which takes them as they are, or set config.data.resize=32'],
       'other sizes',
     ),
   ],

@@ -1,8 +1,10 @@
 """Predictions: which files are meant, what is printed, and files that cannot be read."""
 
 import csv
+import errno
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -57,6 +59,21 @@ def test_folders_are_read_as_in_training(tmp_path):
   (tmp_path / 'in' / 'link').symlink_to(tmp_path / 'real')
   (tmp_path / 'real' / 'circle').symlink_to(tmp_path / 'in')
   assert predict.find([str(tmp_path / 'in')]) == [str(tmp_path / 'in' / name) for name in ('b.png', 'link/a.png')]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+  save(tmp_path / 'in' / 'open' / 'a.png', 0)
+  save(tmp_path / 'in' / 'shut' / 'b.png', 0)
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path).endswith('shut'):
+      raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', refuse)  # permissions do not bind the superuser
+  with pytest.raises(UserError, match=f'--images: {tmp_path}/in/shut cannot be read .Permission denied.; make it'):
+    predict.find([str(tmp_path / 'in')])
 
 
 def test_networks_of_other_channels_than_image_files_have(tmp_path, monkeypatch):

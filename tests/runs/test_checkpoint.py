@@ -1,5 +1,6 @@
 """Checkpoints: bits, device counts, what is kept, what is told when they do not fit."""
 
+import errno
 import logging
 import os
 import shutil
@@ -235,6 +236,35 @@ def test_missing_checkpoints_are_told(tmp_path):
     checkpoints.wait()
     with pytest.raises(UserError, match='no checkpoint of step 4 in .*, which has 3; set --step to one of these'):
       load_variables(tmp_path, step=4)
+
+
+@pytest.mark.parametrize('unreadable', ['2', '2/variables', '.'])
+def test_what_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, caplog, unreadable):
+  """No older checkpoint is taken in its place, and nothing is moved aside. (The superuser reads everything.)"""
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make_state(1, offset=step), {})
+  shut = str(tmp_path / unreadable)
+  assert os.path.exists(shut)
+
+  def refusing(name):
+    function = getattr(os, name)
+
+    def refuse(path, *rest, **more):
+      if not isinstance(path, int):
+        inside = os.fspath(path).startswith(f'{shut}/') or (os.fspath(path) == shut and name != 'stat')
+        if inside:
+          raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+      return function(path, *rest, **more)
+
+    return refuse
+
+  for name in ('stat', 'listdir', 'scandir'):
+    monkeypatch.setattr(os, name, refusing(name))
+  with pytest.raises(UserError, match='cannot be read .*Permission denied'):
+    load_variables(tmp_path)
+  monkeypatch.undo()
+  assert not caplog.records and load_variables(tmp_path)[2] == 2
 
 
 # Orbax leaves unfinished tasks behind when a read fails.

@@ -192,6 +192,16 @@ def test_images_of_another_mean_are_not_evaluated(finished):
     evaluate.evaluate_run(finished, make_config(**{'data.mean': (0.9,)}))
 
 
+def test_images_that_were_trained_on_are_not_evaluated_as_held_out(finished):
+  with pytest.raises(UserError, match=r'^config.data.minival=0.25: the run in .* would hold out \(0.0 so far\)'):
+    evaluate.evaluate_run(finished, make_config(**{'data.minival': 0.25}))
+
+
+def test_another_size_before_the_crop_is_mentioned(finished, caplog):
+  evaluate.evaluate_run(finished, make_config(**{'data.resize': 9}))
+  assert 'images are resized with config.data.resize=9; the run in' in caplog.text
+
+
 def train_on_photos(tmp_path):
   """Trains for a step in tmp_path/run on image files in tmp_path/data, some of which are held out."""
   rng = np.random.default_rng(0)

@@ -40,7 +40,7 @@ class HostReader:
       position: rows of the stream from step 0 to the first of these.
 
     Returns:
-      uint8[n, H, W, C], int32[n], and the broken records with their names.
+      uint8[n, H, W, C], int32[n], and the broken records: number -> `CorruptImageError.record`.
 
     Raises:
       UserError: a record cannot be read, or has no label; an image cannot be decoded and has no substitute.
@@ -76,12 +76,12 @@ class HostReader:
 
   def _substitute(self, error, position, record, broken):
     """(image, label) of the next record that can be decoded; `broken` takes those that cannot."""
-    broken[record] = self._source.describe(record)
+    broken[record] = error.record
     for other in broken_lib.stand_ins(self._substitutes, record):
       opened, labels = self._source.read(np.array([other]))
       base.check_labels(labels, self._source, np.array([other]))
       try:
         return self._decode(opened, 0, position, other), labels[0]
-      except broken_lib.CorruptImageError:
-        broken[other] = self._source.describe(other)
+      except broken_lib.CorruptImageError as e:
+        broken[other] = e.record
     raise UserError(f'{error}; nor can {len(broken) - 1} other images') from error

@@ -30,7 +30,7 @@ def read_all(
       by the next of them that can, also its label.
 
   Returns:
-    (uint8[N, h, w, C], int32[N], the broken records with their names).
+    (uint8[N, h, w, C], int32[N], the broken records: number -> `CorruptImageError.record`).
 
   Raises:
     UserError: an image that is not one of `substitutes` cannot be decoded, or has no substitute.
@@ -76,14 +76,14 @@ def read_all(
     if other is None:
       raise UserError(f'{errors[record]}; nor can the {len(errors) - 1} images that could stand in')
     images[record], labels[record] = images[other], labels[other]
-  return images, labels, {record: source.describe(record) for record in sorted(errors)}
+  return images, labels, {record: errors[record].record for record in sorted(errors)}
 
 
 class Reader:
   """Holds uint8[N, h, w, C] and int32[N] on every device, and gathers sharded batches from them.
 
   Attributes:
-    broken: the images that were replaced when they were read: record -> its name.
+    broken: the images that were replaced when they were read: record -> its name and the reason.
   """
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, broken: Mapping[int, str], mesh: jax.sharding.Mesh):

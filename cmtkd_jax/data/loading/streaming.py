@@ -55,7 +55,7 @@ class Reader:
     mesh: devices with an axis 'data'.
 
   Attributes:
-    broken: the images that this process has met so far and cannot decode: record -> its name.
+    broken: the images that this process has met so far and cannot decode: record -> its name and the reason.
   """
 
   def __init__(

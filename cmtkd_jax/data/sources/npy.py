@@ -50,6 +50,8 @@ def read(path: str, channels: int) -> Splits:
     images, labels = (_load(folder / f'{split}_{what}.npy', name) for what in ('images', 'labels'))
     _check_images(images, len(labels) if labels.ndim else 0, channels, f'{name}: {split}_images.npy')
     _check_labels(labels, len(images), f'{name}: {split}_labels.npy')
+    if labels.min() < 0:
+      raise UserError(f'{name}: {split}_labels.npy has the label {labels.min()}; number the classes from 0')
     if not num_classes:  # Training comes first: a class that only the test set has is a mistake.
       num_classes = int(labels.max()) + 1
       if num_classes > _MOST_CLASSES:
@@ -57,10 +59,10 @@ def read(path: str, channels: int) -> Splits:
           f'{name}: {split}_labels.npy has the label {num_classes - 1}, and {_MOST_CLASSES} classes are '
           'the most; number the classes from 0'
         )
-    if labels.min() < 0 or labels.max() >= num_classes:
+    if labels.max() >= num_classes:
       raise UserError(
-        f'{name}: {split}_labels.npy has labels {labels.min()}..{labels.max()}, but there are '
-        f'{num_classes} classes; labels must lie in 0..{num_classes - 1}'
+        f'{name}: {split}_labels.npy has the label {labels.max()}, but there are {num_classes} classes; '
+        f'labels must lie in 0..{num_classes - 1}'
       )
     sources[split] = ArraySource(images, labels, f'{folder}/{split}_images.npy')
   return Splits(sources['train'], sources['test'], names or tuple(map(str, range(num_classes))))
@@ -83,6 +85,8 @@ def _load(path, name):
       f'{name}: {path} does not exist; the folder must hold train_images.npy, '
       'train_labels.npy, test_images.npy and test_labels.npy'
     ) from e
+  except PermissionError as e:
+    raise UserError(f'{name}: {path} cannot be read ({e.strerror}); make it readable') from e
   except Exception as e:  # A header is parsed as Python: tokenize and ast add kinds of their own.
     raise UserError(f'{name}: {path} {_fault(path, e)}') from e
   if isinstance(array, np.ndarray):
