@@ -14,7 +14,7 @@ class Averaging(Options):
     "'ema', an exponential moving average; 'swa', the mean of the networks at regular steps",
     choices=('none', 'ema', 'swa'),
   )
-  start: str = option('', "when it begins, such as '90 epochs'; '' = at once", durations='one')
+  start: str = option('', "when it begins, such as '90 epochs'; '' = at once, swa after `every`", durations='one')
   decay: float = option(0.999, 'share of the old average that one step of ema keeps', least=0, below=1)
   every: str = option('1 epochs', 'how often swa takes the networks', durations='one')
 

@@ -1,5 +1,6 @@
 """Chains of runs: what `config.prerequisites` names is trained first, each run in a directory of its own."""
 
+import contextlib
 import json
 import os
 import re
@@ -46,10 +47,11 @@ def train_chain(config, workdir, directories=(), report=lambda text: None):
     directories[name] = f'{workdir}/{name}'
   last = resolve(last, directories)  # a reference without a run is found before any training
   if runs:
-    _check([*((directories[name], run) for name, run in runs.items()), (workdir, last)])
+    _check([*((name, directories[name], run) for name, run in runs.items()), ('', workdir, last)])
   for name, run in runs.items():
     report(f'\n== {name} -> {directories[name]}')
-    _train(run, directories[name], root, report)
+    with _naming(name):
+      _train(run, directories[name], root, report)
   if runs:
     report(f'\n== {config.method.name} -> {workdir}')
   return _train(last, workdir, root, report)
@@ -61,13 +63,27 @@ def _common(directories):
   return os.path.commonprefix([f'{directory}/' for directory in directories]).rpartition('/')[0]  # noqa: RUF071
 
 
+@contextlib.contextmanager
+def _naming(name):
+  """Says of an error that it is of the run `name` of `config.prerequisites`; '' is the last run."""
+  try:
+    yield
+  except UserError as e:
+    if not name:
+      raise
+    raise UserError(
+      f'{e} (in the run {name!r}, which is trained first; --config.prerequisites.{name}.FIELD=VALUE sets a field of it '
+      'alone)'
+    ) from e
+
+
 def _check(runs):
   """Raises `UserError` before any training for what a run would be refused for when its turn comes.
 
-  runs: [(directory, configuration)]. One that learns from runs elsewhere is checked when it begins.
+  runs: [(name, directory, configuration)]. One that learns from runs elsewhere is checked when it begins.
   """
-  configs, outlines = dict(runs), {}
-  for directory, config in runs:
+  configs, outlines = {directory: config for _, directory, config in runs}, {}
+  for name, directory, config in runs:
     if run_files.has_checkpoint(directory):
       continue
     for field, sources in (
@@ -85,7 +101,8 @@ def _check(runs):
       outlines[key] = outline(config.data, batch_size=config.batch_size, mesh=build.make_mesh())
     data = outlines[key]
     given = tuple(teachers.Teacher(teacher, configs[teacher]) for teacher in config.teacher_workdirs)
-    plan.of_data(config, given, data.num_classes, data.input_shape, data.steps_per_epoch)
+    with _naming(name):
+      plan.of_data(config, given, data.num_classes, data.input_shape, data.steps_per_epoch)
 
 
 def prerequisite(config, name):

@@ -36,7 +36,7 @@ class SPEQ(MultiNetwork):
   """The student, which is its own teacher."""
 
   def __call__(self, images, train):
-    before = jax.tree.map(lambda x: x, self.variables)  # with the fitted values that the student is about to use
+    before = jax.tree.map(lambda x: x, self.variables)  # the student updates fitted values; the teacher has the same
     logits = {STUDENT: self.student(images, train)}
     if not train or self.is_initializing():
       return Outputs(logits)

@@ -43,7 +43,8 @@ def collect(method, input_shape, rules=()):
     layers.Conv,
     layers.Dense,
   ):
-    # The map itself, not an equal one: whatever was done to it since took it off its grid. Maxima stay on it.
+    # An input is on the grid of a quantizer if it is that quantizer's output, the same array: any operation but maxima
+    # takes it off the grid.
     bits = next((bits for map_, bits in quantized if map_ is x), FULL_PRECISION)
     if isinstance(module, layers.MaxPool):
       quantized.append((result, bits))

@@ -92,6 +92,8 @@ def check_configuration(workdir, config, root=''):
       f'config.data.minival={config.data.minival}: the run in {workdir} was trained on images that this '
       f'would hold out ({before.data.minival} so far); keep that value, or choose another --workdir'
     )
+  if run_files.has_checkpoint(workdir):
+    _check_networks(before, config, workdir)
   starts = any(line.startswith(('init_from', 'teacher_workdirs')) for line in differing)
   kept = starts and run_files.has_checkpoint(workdir)
   if distributed.is_first():
@@ -101,6 +103,20 @@ def check_configuration(workdir, config, root=''):
       '; '.join(differing),
       '. Teachers and weights to start from are read when a run starts: it keeps those that it has' if kept else '',
     )
+
+
+def _check_networks(before, config, workdir):
+  """Refuses to begin or to end averaging or re-estimation: checkpoints hold other networks with them, see `release`."""
+  fields = [('averaging.name', 'none')]
+  if 'none' in (before.averaging.name, config.averaging.name):  # averages are apart from what is trained anyway
+    fields.append(('bn_reestimation', 0))
+  for field, off in fields:
+    there, here = config_lib.flat(before)[field], config_lib.flat(config)[field]
+    if (there == off) != (here == off):
+      raise UserError(
+        f'config.{field}={here!r}: the checkpoints in {workdir} were saved with {there!r} and hold other networks; '
+        'keep that value, or choose another --workdir'
+      )
 
 
 def check_unchanged(workdir, config, fix, root=''):
@@ -168,7 +184,8 @@ def check_data(workdir, dataset, allow_config_changes=False):
 def check_minival(directory, config):
   """Raises `UserError` if a run of `config.init_from` was trained on images that `config.data.minival` holds out.
 
-  A larger slice has all images of a smaller one. `directory` may be that of no run.
+  A larger slice contains a smaller one, so a run with a larger slice has seen none of these images. `directory` may be
+  that of no run.
   """
   if not config.data.minival or not (epath.Path(directory) / run_files.CONFIG).exists():
     return

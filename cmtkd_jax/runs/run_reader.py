@@ -35,8 +35,8 @@ class Run(NamedTuple):
 
   @property
   def steps_per_epoch(self):
-    """Steps of an epoch; None before the first row of training."""
-    return next((row['step'] / row['train/epoch'] for row in self.rows if row.get('train/epoch')), None)
+    """Steps of an epoch, by the newest row: another batch size changes it. None before the first row of training."""
+    return next((row['step'] / row['train/epoch'] for row in self.rows[::-1] if row.get('train/epoch')), None)
 
   @property
   def names(self):

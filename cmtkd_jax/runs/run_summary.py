@@ -59,8 +59,8 @@ def _is_evaluation(row):
 def results(rows, steps_per_epoch):
   """Returns last and best evaluation of every network, from the rows of metrics.jsonl.
 
-  'best' is the evaluation with the highest top-1 of that network on that split: on 'test' a maximum, as papers print
-  it, that no choice could have found. 'chosen' is the one that minival chooses, where there is a minival.
+  'best' is the evaluation with the highest top-1 of that network on that split. On 'test' this is the maximum over
+  epochs, as papers print it, picked by looking at the test images. 'chosen' is the one that minival chooses.
 
   Returns:
     `{'test/student': {'last': {'top1', 'top5'}, 'best': {'top1', 'top5', 'epoch'}}}`, {} before any evaluation.
@@ -120,7 +120,8 @@ def closing_table(summary):
     teachers = list(dict.fromkeys(name.split('/')[1] for name in summary['importance']))
     lines += ['', f'{"importance factors":28}' + ''.join(f'{teacher:>16}' for teacher in teachers)]
     for tap in taps:
-      lines.append(f'{tap:28}' + ''.join(f'{summary["importance"][f"{tap}/{t}"]:>16.3f}' for t in teachers))
+      factors = [summary['importance'].get(f'{tap}/{teacher}') for teacher in teachers]
+      lines.append(f'{tap:28}' + ''.join(f'{"-" if x is None else f"{x:.3f}":>16}' for x in factors))
   return '\n'.join(lines)
 
 

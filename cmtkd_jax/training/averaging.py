@@ -33,7 +33,8 @@ class Averaging(NamedTuple):
     if self.weight is None:
       return ()
     w = self.weight(step)
-    return jax.tree.map(lambda a, x: (1 - w) * a + w * x, average, variables)
+    # What does not change, such as a frozen teacher, keeps its bits.
+    return jax.tree.map(lambda a, x: jnp.where(w == 1, x, a + w * (x - a)), average, variables)
 
 
 def ema_weight(step, start, decay):
@@ -80,4 +81,5 @@ def create(config, total_steps, **sizes):
   every = durations.parse_one(options.every, 'config.averaging.every', **sizes)
   if not every:
     raise UserError(f"config.averaging.every={options.every!r} is no time between two networks; give '1 epochs'")
+  start = start or every  # the network before the first step has learned nothing
   return Averaging(lambda step: swa_weight(step, start, every))

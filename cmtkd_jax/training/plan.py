@@ -88,7 +88,7 @@ def create(config, workdir):
     ):
       for directory in directories:
         compatibility.check_held_out(field, directory, config, dataset)
-    for directory in init_from.sources(config.init_from):  # a teacher sees only the images that its student trains on
+    for directory in init_from.sources(config.init_from):  # teachers are asked about images of this run alone
       compatibility.check_minival(directory, config)
   return Plan(
     config=config,

@@ -30,8 +30,8 @@ class Release:
     self._averages, self._batches = plan.averaging.weight is not None, config.bn_reestimation
     self._loader, self._frozen = plan.dataset.train, plan.method.frozen
     if self._batches:
-      # Without momentum, the running statistics are those of the last rows normalized together; of several groups they
-      # would be the mean, without the variance between the groups.
+      # With momentum 0, a normalization keeps the statistics of the last part that it saw. Of several groups it would
+      # keep the mean of their variances, without the variance between them: so there is one group, and more parts.
       same = config.copy_and_resolve_references()
       same.model.bn_momentum, same.model.bn_groups = 0.0, 1
       add = functools.partial(

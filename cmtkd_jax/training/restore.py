@@ -85,7 +85,10 @@ def open_run(workdir, config=None, step=None):
   except UserError as e:
     if config is not None:
       raise
-    raise UserError(f'{e}; if the images have moved, add --config=FILE with their new place') from e
+    kind, _, path = run_config.data.name.partition(':')
+    is_relative = kind in ('folder', 'npy') and not path.startswith(('/', '~')) and '://' not in path
+    where = f'{path} is relative to where the run was started; ' if is_relative else ''
+    raise UserError(f'{e}; {where}if the images have moved, add --config=FILE with their new place') from e
   distributed.check_agreement(compatibility.facts(run_config, dataset))
   compatibility.check_data(workdir, dataset, allow_config_changes=config is not None)
   method = build.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))

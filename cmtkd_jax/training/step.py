@@ -153,7 +153,7 @@ def train_step(
 
     def add(carry, part):
       total, model_state = carry
-      # Weights are the same in all parts: each part starts from the values before the step, and they are fitted once.
+      # All parts see the same weights, so each fits their quantizers from the values before the step: once a step.
       model_state = _with_weight_quantizers(model_state, state.model_state)
       gradients, (metrics, model_state) = gradients_of(state.params, model_state, *part)
       return (jax.tree.map(lambda t, g: t + g / grad_accum_steps, total, gradients), model_state), metrics

@@ -15,8 +15,9 @@ from cmtkd_jax.cli.flags import Command
 from cmtkd_jax.config import init_from
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table, table_text
-from cmtkd_jax.runs import checkpoint
-from cmtkd_jax.training import evaluate
+from cmtkd_jax.runs import checkpoint, run_files, run_summary
+from cmtkd_jax.training import evaluate, loop
+from tests.small_run import make_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FULL = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))
@@ -270,3 +271,31 @@ def test_tables_are_not_trained_as_one_run():
     commands.run_train(Command('train', load('table2_resnet18_cifar100'), 'runs/x'))
   with pytest.raises(UserError, match='has no table'):
     commands.run_table(Command('table', load('digits_resnet8'), 'runs/x'))
+
+
+def test_errors_of_a_run_that_comes_first_name_it(tmp_path):
+  config = smoke_config()
+  config.prerequisites.first = dict(method=dict(name='single'))
+  config.method.cmtkd.teacher_bits = (4,)
+  config.remat = 'teacher.*'  # for the last run, which has teachers
+  line = r"config.remat='teacher.*' matches none .* \(in the run 'first', .*--config.prerequisites.first.FIELD=VALUE"
+  with pytest.raises(UserError, match=line):
+    chain.train_chain(config, tmp_path)
+  config.prerequisites.first.remat = ''
+  chain._check([('first', tmp_path / 'first', chain.prerequisite(config, 'first')), ('', tmp_path, config)])
+
+
+def test_another_field_of_the_last_run_alone(tmp_path, monkeypatch):
+  """A field is also one of the runs before; what keeps it for a finished one is in the line."""
+  config = make_config(**{'optimizer.learning_rate': 0.01})
+  config.prerequisites.first = dict()
+  chain.train_chain(config, tmp_path)
+  (tmp_path / run_files.SUMMARY).unlink()
+  config.optimizer.learning_rate, config.allow_config_changes = 0.02, True
+  with pytest.raises(UserError, match=r"in the run 'first', .* --config.prerequisites.first.FIELD=VALUE sets a field"):
+    chain.train_chain(config, tmp_path)
+  config.prerequisites.first = dict(optimizer=dict(learning_rate=0.01))
+  begun, summary = [], run_summary.read(tmp_path / 'first')
+  monkeypatch.setattr(loop, 'train_and_evaluate', lambda config, workdir, root: begun.append(workdir) or summary)
+  chain.train_chain(config, tmp_path)
+  assert begun == [str(tmp_path)]  # the first run is finished

@@ -46,6 +46,28 @@ def test_swa_is_the_mean_of_the_networks_at_regular_steps():
   np.testing.assert_allclose(seen[-1], np.mean([values[s - 1] for s in (20, 25, 30, 35, 40)]), rtol=1e-5)
 
 
+def test_swa_without_a_start_leaves_out_the_network_that_has_learned_nothing():
+  values = np.random.default_rng(3).normal(size=40)
+  for start in ('', '0 steps'):
+    average = make(name='swa', start=start, every='10 steps')
+    kept = average.init({'params': jnp.float32(1e6)})  # the initial network, before any step
+    for step, value in enumerate(values, 1):
+      kept = average.update(kept, {'params': jnp.float32(value)}, jnp.int32(step))
+      if step == 5:
+        assert float(kept['params']) == np.float32(value)
+    np.testing.assert_allclose(float(kept['params']), np.mean(values[[9, 19, 29, 39]]), rtol=1e-5)
+
+
+@pytest.mark.parametrize('fields', [dict(name='ema', decay=0.99), dict(name='swa', start='3 steps', every='2 steps')])
+def test_what_does_not_change_keeps_its_bits(fields):
+  """Such as frozen teachers."""
+  x, average = {'params': jnp.asarray(np.random.default_rng(4).normal(size=999), jnp.float32)}, make(**fields)
+  kept = average.init(x)
+  for step in range(1, 40):
+    kept = jax.jit(average.update)(kept, x, step)
+  np.testing.assert_array_equal(kept['params'], x['params'])
+
+
 def test_ema_against_a_loop():
   values, expected = np.random.default_rng(1).normal(size=40), None
   for t, value in enumerate(values, 1):

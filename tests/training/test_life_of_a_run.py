@@ -178,6 +178,47 @@ def test_what_only_a_start_reads_is_said_to_stay(finished, caplog):
   assert 'init_from' in caplog.text and 'it keeps those that it has' in caplog.text
 
 
+@pytest.mark.parametrize(
+  'before, after, words',
+  [
+    ({}, {'averaging.name': 'ema'}, "config.averaging.name='ema': the checkpoints in .* were saved with 'none'"),
+    ({'averaging.name': 'swa'}, {}, "config.averaging.name='none': the checkpoints in .* were saved with 'swa'"),
+    ({}, {'bn_reestimation': 2}, 'config.bn_reestimation=2: the checkpoints in .* were saved with 0'),
+    ({'bn_reestimation': 2}, {}, 'config.bn_reestimation=0: the checkpoints in .* were saved with 2'),
+    ({'averaging.name': 'swa'}, {'averaging.name': 'ema'}, ''),
+    ({'averaging.name': 'ema'}, {'averaging.name': 'ema', 'bn_reestimation': 2}, ''),
+  ],
+)
+def test_averages_neither_begin_nor_end_in_a_run(finished, before, after, words):
+  (finished / run_files.CONFIG).write_text(config_lib.to_json(make_config(**before)))
+  config = make_config(**after, allow_config_changes=True)
+  if not words:
+    compatibility.check_configuration(finished, config)
+    return
+  with pytest.raises(UserError, match=f'^{words} and hold other networks; keep that value, or choose another'):
+    compatibility.check_configuration(finished, config)
+
+
+def test_data_whose_path_is_relative(finished):
+  (finished / run_files.CONFIG).write_text(config_lib.to_json(make_config(**{'data.name': 'npy:some/place'})))
+  with pytest.raises(UserError, match='some/place is relative to where the run was started; if the images have moved'):
+    evaluate.evaluate_run(finished)
+
+
+def test_the_closing_table_of_unequal_taps():
+  results = {'test/student': {'last': {'top1': 1.0, 'top5': 2.0}, 'best': {'top1': 1.0, 'top5': 2.0, 'epoch': 3.0}}}
+  importance = {'tap3/a': 0.5, 'tap3/b': 0.5, 'tap5/b': 1.0}
+  *_, first, second = run_summary.closing_table({'results': results, 'importance': importance}).splitlines()
+  assert (first.split(), second.split()) == (['tap3', '0.500', '0.500'], ['tap5', '-', '1.000'])
+
+
+def test_epochs_of_a_page_are_those_of_the_last_batch_size(finished):
+  """As in the summary and the log: 16 steps of 8 an epoch, then 16 of 4."""
+  run = run_reader.read(finished)
+  rows = [{'step': 16, 'train/epoch': 2.0, 'train/loss': 1.0}, {'step': 32, 'train/epoch': 8.0, 'train/loss': 0.5}]
+  np.testing.assert_array_equal(run._replace(rows=rows).series('train/loss'), [[4, 8], [1, 0.5]])
+
+
 def test_an_evaluation_without_room_names_its_batch_size(finished, monkeypatch):
   def exhausted(*unused):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes')
