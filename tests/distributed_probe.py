@@ -18,6 +18,7 @@ from cmtkd_jax.runtime import distributed
 from cmtkd_jax.training import build, optimizer
 from cmtkd_jax.training.evaluate import Evaluator
 from cmtkd_jax.training.step import initial_state, train_step
+from tests import tiny_main  # noqa: F401  the network
 
 
 def own_rows(array):

@@ -264,7 +264,7 @@ def start_processes(tmp_path, per_process, count=2):
     start(
       [
         '-m',
-        'cmtkd_jax.main',
+        'tests.tiny_main',
         *SINGLE,
         f'--workdir={tmp_path}/run',
         f'--coordinator_address=127.0.0.1:{port}',

@@ -102,6 +102,7 @@ def train(workdir, environment):
     ],
     2,
     1,
+    module='tests.tiny_main',
     environment=environment,
   )
 

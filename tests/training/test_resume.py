@@ -26,7 +26,7 @@ def start(workdir):
     [
       sys.executable,
       '-m',
-      'cmtkd_jax.main',
+      'tests.tiny_main',
       '--config=configs/digits_resnet8.py:smoke',
       f'--workdir={workdir}',
       '--config.method.cmtkd.teacher_bits=(4,)',
