@@ -3,7 +3,7 @@
 from cmtkd_jax import main, models
 from tests import networks
 
-models.MODELS['resnet8'] = networks.tiny((64, 2, 'body'), (64, 2, 'body'), stem=4)
+models.MODELS['resnet8'] = networks.two_convolutions
 
 if __name__ == '__main__':
   main.run()

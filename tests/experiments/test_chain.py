@@ -17,7 +17,10 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table, table_text
 from cmtkd_jax.runs import checkpoint, run_files, run_summary
 from cmtkd_jax.training import evaluate, loop
+from tests import networks
 from tests.small_run import make_config
+
+small_network = networks.named(networks.two_convolutions, 'resnet8')
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FULL = dict(method=dict(name='single'), student=dict(weight_bits=32, activation_bits=32))

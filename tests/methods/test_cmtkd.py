@@ -25,7 +25,7 @@ TEACHERS = ('teacher1_4bit', 'teacher2_8bit')
 LABELS = np.array([0, 3, 1, 4, 2, 2, 0, 1], np.int32)
 
 
-tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (6, 2, 'body'), (8, 2, 'body')))
+tiny_model = networks.named(networks.tiny((4, 1, 'first'), (6, 2, 'body'), (8, 2, 'body')))
 
 
 def make_config(bits=(4, 8), student=2, **settings):

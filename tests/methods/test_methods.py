@@ -29,7 +29,7 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 LABELS = np.array([0, 3, 1, 4], np.int32)
 
 
-tiny_model = networks.named_tiny(networks.tiny((4, 1, 'body'), (6, 2, 'body'), stem=3))
+tiny_model = networks.named(networks.tiny((4, 1, 'body'), (6, 2, 'body'), stem=3))
 
 
 def make_config(method, bits=2, **settings):

@@ -10,6 +10,9 @@ import pytest
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runtime import profiler
 from cmtkd_jax.training import loop
+from tests import networks
+
+small_network = networks.named(networks.two_convolutions, 'resnet8')
 
 pytestmark = pytest.mark.integration
 

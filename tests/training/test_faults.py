@@ -11,6 +11,9 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint, lock, metric_log
 from cmtkd_jax.training import loop, memory
+from tests import networks
+
+small_network = networks.named(networks.two_convolutions, 'resnet8')
 
 
 def make_config(**changes):

@@ -22,7 +22,7 @@ TEACHERS = {'teacher1_4bit': 4, 'teacher2_8bit': 8}
 NETWORKS = {'student': 2, **TEACHERS}
 
 
-tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (8, 2, 'body')))
+tiny_model = networks.named(networks.tiny((4, 1, 'first'), (8, 2, 'body')))
 
 
 def make_config(method='cmtkd', **changes):

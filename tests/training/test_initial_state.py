@@ -15,7 +15,7 @@ from cmtkd_jax.training.step import initial_state
 from tests import networks
 
 CLASSES = 5
-tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
+tiny_model = networks.named(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
 
 
 def make_parts(**changes):

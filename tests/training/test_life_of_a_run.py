@@ -19,7 +19,10 @@ from cmtkd_jax.experiments import chain
 from cmtkd_jax.runs import compatibility, metric_log, provenance, run_files, run_reader, run_summary
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import evaluate, loop, restore
+from tests import networks
 from tests.small_run import make_config
+
+small_network = networks.named(networks.two_convolutions, 'resnet8')
 
 
 @pytest.fixture(scope='module')

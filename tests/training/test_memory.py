@@ -9,7 +9,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.training import evaluate, loop, memory
 from tests import networks
 
-tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
+tiny_model = networks.named(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
 
 
 def exhausted(*arguments):

@@ -17,7 +17,7 @@ from cmtkd_jax.training import averaging, build, evaluate, loop, release
 from cmtkd_jax.training.step import MixedLabels, mixed
 from tests import networks
 
-tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
+tiny_model = networks.named(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
 STEPS = 8
 
 

@@ -13,7 +13,7 @@ from cmtkd_jax.training import build, release
 from cmtkd_jax.training.step import SAMPLING
 from tests import networks
 
-tiny_model = networks.named_tiny(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
+tiny_model = networks.named(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
 
 
 def test_every_normalization_is_as_configured():

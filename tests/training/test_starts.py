@@ -9,7 +9,10 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.runs import checkpoint, checksums, lock, metric_log, run_files
 from cmtkd_jax.training import evaluate, loop, plan, restore, teachers
+from tests import networks
 from tests.small_run import make_config
+
+small_network = networks.named(networks.two_convolutions, 'resnet8')
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ from tests import networks
 
 BENCHMARKS = pathlib.Path(__file__).resolve().parents[2] / 'benchmarks'
 
-tiny_model = networks.named_tiny(networks.tiny((4, 1, 'body'), (6, 2, 'body')))
+tiny_model = networks.named(networks.tiny((4, 1, 'body'), (6, 2, 'body')))
 
 
 @pytest.mark.parametrize('other, beta, feature_loss', [('mutual', 0.5, 'none'), ('feature', 0.0, 'attention')])
