@@ -12,11 +12,14 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import requirements
 from cmtkd_jax.runtime import chips
 from cmtkd_jax.training import loop, memory
+from tests import networks
 from tests.experiments.test_chain import load, smoke_config
 
 pytestmark = pytest.mark.usefixtures('eight_devices')
 
 MIB = 2**20
+
+small_network = networks.named(networks.two_convolutions, 'resnet8')
 
 
 def one_network():
