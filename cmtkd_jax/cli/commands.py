@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 
+import jax
 from etils import epath
 
 from cmtkd_jax import config as config_lib
@@ -25,6 +26,8 @@ def run_train(command):
 
 def run_evaluate(command):
   """Evaluates a checkpoint, by default the newest, and prints one JSON object."""
+  if command.integer and jax.process_count() > 1:
+    raise UserError('--integer compares in one process; start it again without the other processes')
   results = evaluate.evaluate_run(command.workdir, command.config, command.step)
   if command.integer:
     from cmtkd_jax.export import compare

@@ -26,9 +26,15 @@ def open_splits(config) -> base.Splits:
 
 
 def check_classes(config, splits):
-  """Raises `UserError` where there is nothing to tell apart."""
+  """Raises `UserError` where there is nothing to tell apart, or labels in memory have classes without a name."""
   if len(splits.class_names) < 2:
     raise UserError(f'config.data.name={config.name!r}: there is one class; give images of two or more')
+  for source in splits[:2]:
+    if isinstance(source, base.ArraySource) and source.labels.max(initial=0) >= len(splits.class_names):
+      raise UserError(
+        f'config.data.name={config.name!r}: there is the label {source.labels.max()}, but there are '
+        f'{len(splits.class_names)} class names; number the classes from 0'
+      )
 
 
 def _open(config) -> base.Splits:

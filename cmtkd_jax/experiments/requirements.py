@@ -1,5 +1,6 @@
 """What a run needs, before anything is rented: memory, operations and traffic of its step, found by the compiler."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -123,9 +124,9 @@ def _of_parts(run, config, data, mesh):
   times = config.grad_accum_steps
   whole = part = compiled(data.batch_spec, times)
   if times > 1:  # the compiler counts the body of a loop once, so what is counted is a step on one part
-    part = compiled(
-      {name: spec.update(shape=(spec.shape[0] // times, *spec.shape[1:])) for name, spec in data.batch_spec.items()}, 1
-    )
+    rows = _rows_of_part(config, mesh)
+    part = compiled({name: spec.update(shape=(rows, *spec.shape[1:])) for name, spec in data.batch_spec.items()}, 1)
+    times *= config.batch_size / times / rows
   analysis, cost = whole.memory_analysis(), part.cost_analysis()
   if analysis is None or not cost:
     raise UserError(
@@ -144,9 +145,15 @@ def _of_parts(run, config, data, mesh):
     chip=chips.CHIPS.get(device.device_kind),
     flops=times * cost.get('flops', 0.0),
     traffic=times * cost.get('bytes accessed', 0.0),
-    collectives=times * _collective_bytes(part.as_text()),
+    collectives=round(times * _collective_bytes(part.as_text())),
     steps=run['schedule'].total,
   )
+
+
+def _rows_of_part(config, mesh):
+  """Images of a part, or a few more, so that they divide among the devices and the groups of a normalization."""
+  unit = math.lcm(mesh.size, config.model.bn_groups)
+  return -(-(config.batch_size // config.grad_accum_steps) // unit) * unit
 
 
 def _collective_bytes(program):

@@ -253,7 +253,8 @@ def activation_grid(quantizer, parameters, name):
   if not 0 <= highest - lowest < 2**quantizer.bits:
     raise UserError(
       f'{name}: its quantizer has codes from {lowest} to {highest}, and {quantizer.bits} bits hold '
-      f'{2**quantizer.bits}, ascending with the input; fix its quantize()'
+      f'{2**quantizer.bits}, ascending with the input; a learned scale may be below 0: take another --step, or fix its '
+      'quantize()'
     )
   wanted = np.arange(lowest + 1, highest + 1)
   low, high = np.full(len(wanted), _key(-_LARGEST)), np.full(len(wanted), _key(_LARGEST))  # code below; at least
@@ -263,15 +264,16 @@ def activation_grid(quantizer, parameters, name):
     low, high = np.where(reached, low, middle), np.where(reached, middle, high)
   thresholds = _float(high)
   coded = quantize([0])
+  found = (coded.scale, coded.offset, coded.levels)
+  if not all(np.isfinite(value).all() for value in found if value is not None):
+    raise UserError(f'{name}: the values of its quantizer are not finite; {_DIVERGED}')
   scale = np.float64(np.asarray(coded.scale))
   if scale.ndim or not len(wanted):
+    what = f'a scale of shape {scale.shape}' if scale.ndim else 'one level'
     raise UserError(
-      f'{name}: activations with a scale a channel, or with one level, cannot be exported; use another quantizer for '
-      'activations'
+      f'{name}: activations with {what} cannot be exported; take another --step, or another quantizer for activations'
     )
   offset = 0.0 if coded.offset is None else float(coded.offset)
-  if not np.isfinite([scale, offset, *np.ravel(coded.levels if coded.levels is not None else 0)]).all():
-    raise UserError(f'{name}: the values of its quantizer are not finite; {_DIVERGED}')
   if coded.levels is not None:
     values = np.asarray(scale * (np.asarray(coded.levels, np.float64) - coded.zero) + offset, np.float32)
     grid, uniform = Grid(values=values[lowest : highest + 1]), False

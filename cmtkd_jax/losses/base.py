@@ -10,6 +10,7 @@ from cmtkd_jax.losses.mean_softmax import mean_softmax
 from cmtkd_jax.options import Options, option
 
 ADAPTORS = ('identity', 'conv', 'conv_norm')
+MAPS = ('quantized', 'pre_quantizer')  # which feature maps a loss compares
 
 
 def check_maps(teacher, student):
@@ -81,6 +82,11 @@ class FeatureLoss(Options):
   adaptor: str = adaptor_option('identity')
 
   maps: ClassVar[str] = 'quantized'
+
+  def __init_subclass__(cls, **settings):
+    super().__init_subclass__(**settings)
+    if cls.maps not in MAPS:
+      raise TypeError(f'{cls.__module__}.{cls.__name__}: maps={cls.maps!r} is not one of {", ".join(MAPS)}')
 
   def __call__(self, teacher, student):
     """Returns the loss, a float32 scalar, of maps [B, H, W, C]."""

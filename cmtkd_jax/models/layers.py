@@ -59,6 +59,8 @@ def _with_levels(quantizer, x, parameters):
 
 def _initial(quantizer, x):
   values = quantizer.init(x)
+  if not isinstance(values, dict):
+    raise ValueError(f'{type(quantizer).__module__}: init() returns {type(values).__name__}; return a dict of arrays')
   if missing := {*quantizer.learned, *quantizer.fitted} - values.keys():
     raise ValueError(f'{type(quantizer).__module__}: init() returns no {min(missing)!r}, which is learned or fitted')
   return values

@@ -11,6 +11,8 @@ STUDENT = 'student'  # the name of the network that a run is for, among those th
 class Network(nn.Module):
   """Stages 0..K-1, each closed by an activation whose output is the tap, and a head.
 
+  Stage k is `stage{k+1}` in paths of parameters, and closes at layer `taps[k]`.
+
   A method that fuses maps runs the parts itself: `stage` takes a quantized map (stage 0: what `embed` returns) and
   returns the map before its closing quantizer, `activate` applies that quantizer, after a normalization where
   `activate_normalizes`, `classify` turns the last map into logits. `stage` and `classify` also take arrays, such as
@@ -33,6 +35,8 @@ class Network(nn.Module):
   activate_normalizes: bool = False
 
   def setup(self):
+    if len(self.taps) != len(self.make_stages) or list(self.taps) != sorted(set(self.taps)):
+      raise ValueError(f'taps={self.taps} are not one ascending number for each of {len(self.make_stages)} stages')
     for k, make_stage in enumerate(self.make_stages, 1):
       setattr(self, f'stage{k}', make_stage())
       setattr(self, f'stage{k}_activation', self.make_activation())

@@ -152,7 +152,11 @@ def _of_arrays(method):
     except KeyError as e:
       if e.args[0] in needed:
         raise fault() from None
-      raise
+      if parameters is not None and e.args[0] in parameters:
+        raise
+      raise ValueError(
+        f'{self._name}: there is no value {e.args[0]!r}; return it from init(), and name it in `learned` or `fitted`'
+      ) from e
 
   return checked
 
@@ -160,6 +164,26 @@ def _of_arrays(method):
 def _of_float32(init):
   """Returns `init` of a quantizer, which casts its input to float32."""
   return functools.wraps(init)(lambda self, x: init(self, jnp.asarray(x, jnp.float32)))
+
+
+def _check_declarations(cls):
+  """Raises `TypeError` where the names or bit-widths that a quantizer declares cannot be meant."""
+  where = f'{cls.__module__}.{cls.__name__}'
+  # A property depends on the settings; nothing is known of it yet.
+  names = {
+    kind: getattr(cls, kind)
+    for kind in ('learned', 'decayed', 'fitted')
+    if not isinstance(getattr(cls, kind), property)
+  }
+  for kind, found in names.items():
+    if not isinstance(found, tuple):
+      raise TypeError(f"{where}: {kind}={found!r} is not a tuple of names; write ('step',)")
+  if unknown := set(names.get('decayed', ())) - set(names.get('learned', names.get('decayed', ()))):
+    raise TypeError(f'{where}: {min(unknown)!r} is decayed, but not learned; name it in `learned`')
+  if 'update' in vars(cls) and names.get('fitted') == ():
+    raise TypeError(f'{where} has update(), but nothing is fitted; name the values that it returns in `fitted`')
+  if unknown := set(cls.bit_widths) - set(range(1, MAX_BITS + 1)):
+    raise TypeError(f'{where}: bit_widths={cls.bit_widths} has {min(unknown)}; allowed: 1 to {MAX_BITS}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +206,7 @@ class Quantizer(Options):
 
   def __init_subclass__(cls, **settings):
     super().__init_subclass__(**settings)
+    _check_declarations(cls)
     for name in {'quantize', 'fake_quantize'} & vars(cls).keys():
       setattr(cls, name, _of_arrays(vars(cls)[name]))
     if 'init' in vars(cls):
@@ -222,8 +247,8 @@ class Quantizer(Options):
       value = jax.lax.stop_gradient(dequantize_keeping_nan(x, coded))
     except ValueError as e:
       raise ValueError(f'{self._name}: {e}') from None
-    if surrogate.shape != x.shape:
-      raise ValueError(f'{self._name}: surrogate() has shape {surrogate.shape} for an input of shape {x.shape}')
+    if (shape := getattr(surrogate, 'shape', type(surrogate).__name__)) != x.shape:
+      raise ValueError(f'{self._name}: surrogate() returns {shape} for an input of shape {x.shape}; return its shape')
     return ste(value, surrogate)
 
   def with_levels(self, x, parameters=None):

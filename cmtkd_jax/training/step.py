@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cmtkd_jax.models import layers
+from cmtkd_jax.models import STUDENT, layers
 from cmtkd_jax.training.averaging import Averaging
 from cmtkd_jax.training.freezing import frozen_fractions
 
@@ -188,6 +188,10 @@ def _metrics(loss, outputs, labels):
   if not isinstance(found, tuple) or len(found) != 2:
     raise ValueError(f"a method's loss returns (total, terms); got {type(found).__name__}")
   total, terms = found
+  if not isinstance(terms, dict):
+    raise ValueError(f"the terms of a method's loss are a dict of scalars; got {type(terms).__name__}")
+  if STUDENT not in outputs.logits:
+    raise ValueError(f"a method's outputs have logits of {STUDENT!r}; got those of {', '.join(outputs.logits)}")
   top1 = {f'{name}/top1': 100 * jnp.mean(label_rank(z, labels) < 1) for name, z in outputs.logits.items()}
   if clash := sorted(name for name in terms if name == 'loss' or name.rpartition('/')[2] in _OWN_METRICS):
     raise ValueError(f'a term of the loss is named {clash[0]!r}, which is what training calls another value; rename it')

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmtkd_jax.data.sources import base
 from cmtkd_jax.data.transforms import decode_pil
 from cmtkd_jax.errors import UserError
 from tests import batches
@@ -712,6 +713,28 @@ def test_images_that_are_much_larger_than_the_network_are_resized_once(tmp_path)
   for resize, on_device, expected in ((8, 'auto', False), (8, 'yes', True), (9, 'auto', True)):
     fields = rgb(name=name, image_size=8, resize=resize, augment='resize_crop_flip', on_device=on_device)
     assert is_on_device(load(**fields)) == expected
+
+
+@pytest.mark.parametrize(
+  'images, labels, words',
+  [
+    (np.ones((3, 8, 8, 1)), [0, 1, 0], r'images are float64.3, 8, 8, 1., not uint8'),
+    (np.ones((3, 8, 8), np.uint8), [0, 1, 0], r'images are uint8.3, 8, 8., not uint8 .N, H, W, C.'),
+    (np.ones((3, 8, 8, 1), np.uint8), [0.0, 1.0, 0.0], r'labels are float64.3., not integers .3.'),
+    (np.ones((3, 8, 8, 1), np.uint8), [[1, 0], [0, 1], [1, 0]], r'labels are int64.3, 2., not integers .3.'),
+    (np.ones((3, 8, 8, 1), np.uint8), [0, 1], r'labels are int64.2., not integers .3.'),
+  ],
+)
+def test_arrays_of_a_reader_of_ones_own(images, labels, words):
+  with pytest.raises(ValueError, match=f'mine: {words}'):
+    base.ArraySource(images, np.array(labels), 'mine')
+
+
+def test_labels_of_a_reader_have_names(monkeypatch):
+  images = np.ones((3, 8, 8, 1), np.uint8)
+  source = base.ArraySource(images, np.array([0, 1, 2]), 'mine')
+  monkeypatch.setattr(base, 'digits', lambda: base.Splits(source, source, ('a', 'b')))
+  expect(['there is the label 2, but there are 2 class names'], name='digits')
 
 
 @pytest.mark.parametrize('name', ['npy', 'generated:8x8x1:1:48'])

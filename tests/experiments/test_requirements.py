@@ -58,6 +58,15 @@ def test_a_step_in_parts_has_the_operations_of_a_whole_one():
   assert parts.traffic > 0.9 * whole.traffic and 1.9 * whole.collectives < parts.collectives < 2.1 * whole.collectives
 
 
+def test_parts_that_do_not_divide_among_the_devices():
+  """16 images in 4 parts on 8 devices: half of the devices compute a part, as the run does."""
+  config = one_network()
+  whole = requirements.find(config, '/nowhere')
+  config.grad_accum_steps = 4
+  parts = requirements.find(config, '/nowhere')
+  assert abs(parts.flops / whole.flops - 1) < 0.5 and isinstance(parts.collectives, int)
+
+
 def config_size(config):
   """Parameters of the networks that train together."""
   from cmtkd_jax.training import build

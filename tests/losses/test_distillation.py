@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cmtkd_jax import losses
+from cmtkd_jax.losses.base import FeatureLoss
 from cmtkd_jax.losses.dist import pearson
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
@@ -345,3 +346,8 @@ def test_shapes_are_checked_of_logits(name):
 def test_options_are_checked(make, words):
   with pytest.raises(ValueError, match=words):
     make()
+
+
+def test_maps_that_there_are_not():
+  with pytest.raises(TypeError, match="maps='prequantizer' is not one of quantized, pre_quantizer"):
+    type('Own', (FeatureLoss,), {'maps': 'prequantizer'})

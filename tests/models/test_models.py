@@ -13,6 +13,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import MODELS, ORDERS, resnet
 from cmtkd_jax.models.bit_policy import BitPolicy, Rule
 from cmtkd_jax.models.layers import LayerFactory
+from cmtkd_jax.models.network import Network
 from cmtkd_jax.models.products import values
 
 pytestmark = pytest.mark.integration  # whole networks
@@ -590,3 +591,11 @@ def test_a_networks_name_is_part_of_its_rules():
   assert ('teacher/stage1/stem/conv', 'first') in ASKED and ('student/head/classifier', 'last') in ASKED
   plain = jax.tree_util.tree_leaves_with_path(shapes_of(Pair(), images(32))['params'])
   assert not any(path[-1].key == 'step' for path, _ in plain)  # HWGQ has nothing to learn, whatever its bits
+
+
+@pytest.mark.parametrize('taps', [(2,), (2, 4, 6), (4, 2), (2, 2)])
+def test_taps_are_one_ascending_number_a_stage(taps):
+  make = lambda: None
+  network = Network(taps, (make, make), make, make)
+  with pytest.raises(ValueError, match='are not one ascending number for each of 2 stages'):
+    network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=True)

@@ -146,14 +146,38 @@ def test_quantizers_that_lack_a_part_are_named():
     def surrogate(self, x, parameters):
       return x[:1]
 
+  class Nothing(Half):
+    def surrogate(self, x, parameters):
+      pass
+
+  class Lost(Half):
+    def quantize(self, x, parameters=None):
+      return quantizers.QTensor(x.astype(jnp.int32), {}['step'])
+
   for cls, error, text in (
     (Empty, NotImplementedError, 'test_quantizers.empty defines no quantize'),
     (Half, NotImplementedError, 'test_quantizers.half defines neither surrogate nor fake_quantize'),
     (Array, ValueError, 'test_quantizers.array: quantize.. returned .*Array.*; return a QTensor'),
-    (Short, ValueError, r'test_quantizers.short: surrogate.. has shape \(1, 3\) for an input of shape \(2, 3\)'),
+    (Nothing, ValueError, r'test_quantizers.nothing: surrogate.. returns NoneType for an input of shape \(2, 3\)'),
+    (Lost, ValueError, "test_quantizers.lost: there is no value 'step'; return it from init"),
+    (Short, ValueError, r'test_quantizers.short: surrogate.. returns \(1, 3\) for an input of shape \(2, 3\)'),
   ):
     with pytest.raises(error, match=text):
       cls(2).fake_quantize(jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+  'declared, words',
+  [
+    (dict(learned='step'), r"Own: learned='step' is not a tuple of names; write .'step',."),
+    (dict(learned=('clip',), decayed=('clipp',)), "'clipp' is decayed, but not learned"),
+    (dict(update=lambda self, x, parameters: {}), 'has update.., but nothing is fitted'),
+    (dict(bit_widths=(2, 16)), r'bit_widths=\(2, 16\) has 16; allowed: 1 to 8'),
+  ],
+)
+def test_declarations_that_cannot_be_meant(declared, words):
+  with pytest.raises(TypeError, match=words):
+    type('Own', (base.Quantizer,), declared)
 
 
 @pytest.mark.parametrize('cls', [cls for cls in CLASSES.values() if cls.learned or cls.fitted])

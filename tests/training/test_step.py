@@ -463,9 +463,16 @@ def test_maps_computed_again_give_the_same_gradients():
     (lambda loss: (loss, {'student/frozen_weights': loss}), "named 'student/frozen_weights'"),
     (lambda loss: (jnp.stack([loss, loss]), {}), r'the total has shape \(2,\); take the mean'),
     (lambda loss: (loss, {'student/own': jnp.stack([loss])}), r'student/own has shape \(1,\)'),
+    (lambda loss: (loss, [loss]), "the terms of a method's loss are a dict of scalars; got list"),
   ],
 )
 def test_losses_that_break_the_contract_are_refused(found, problem):
   outputs, labels = Outputs({'student': jnp.ones((2, 3))}), jnp.zeros(2, jnp.int32)
   with pytest.raises(ValueError, match=problem):
     step._metrics(lambda outputs, labels: found(jnp.float32(1)), outputs, labels)
+
+
+def test_outputs_without_the_student_are_refused():
+  outputs, labels = Outputs({'helper': jnp.ones((2, 3))}), jnp.zeros(2, jnp.int32)
+  with pytest.raises(ValueError, match="outputs have logits of 'student'; got those of helper"):
+    step._metrics(lambda outputs, labels: (jnp.float32(1), {}), outputs, labels)

@@ -116,9 +116,17 @@ class Splits(NamedTuple):
 
 
 class ArraySource(Source):
-  """uint8[N, h, w, C] and int32[N] in memory or memory-mapped."""
+  """Images uint8[N, h, w, C] and labels, integers [N] from 0, in memory or memory-mapped.
+
+  Raises:
+    ValueError: an array has another shape or dtype.
+  """
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, name: str):
+    if images.ndim != 4 or images.dtype != np.uint8:
+      raise ValueError(f'{name}: images are {images.dtype}{list(images.shape)}, not uint8 [N, H, W, C]')
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
+      raise ValueError(f'{name}: labels are {labels.dtype}{list(labels.shape)}, not integers [{len(images)}]')
     self.images, self.labels, self._name = images, labels.astype(np.int32), name
 
   def __len__(self):

@@ -273,7 +273,7 @@ def _int8(node, weights):
   if weights.max() > 127 or weights.min() < -128:
     raise UserError(
       f'{node.output}: its {node.attributes["bits"]}-bit weights are the odd numbers up to '
-      f'{int(np.abs(weights).max())}, which int8 does not hold; use the exact ONNX file, or 7 bits'
+      f'{int(np.abs(weights).max())}, which int8 does not hold; use the exact ONNX file, or 7 bits in config.bits.rules'
     )
   return np.round(weights).astype(np.int8)
 
