@@ -69,7 +69,7 @@ def _naming(name):
   try:
     yield
   except UserError as e:
-    if not name:
+    if not name or type(e) is not UserError:  # such as of standard output
       raise
     raise UserError(
       f'{e} (in the run {name!r}, which is trained first; --config.prerequisites.{name}.FIELD=VALUE sets a field of it '

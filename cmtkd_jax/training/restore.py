@@ -111,8 +111,8 @@ def _check_same_images(config, run_config, workdir):
       )
   if here['data.minival'] > there['data.minival']:
     raise UserError(
-      f'config.data.minival={config.data.minival}: the run in {workdir} was trained on images that this would hold '
-      f'out ({run_config.data.minival} so far); keep that value, or leave --config out'
+      f'config.data.minival={config.data.minival}: the run in {workdir} may have trained on images that this would '
+      f'hold out ({run_config.data.minival} so far); keep that value, or leave --config out'
     )
   if here['data.resize'] != there['data.resize'] and distributed.is_first():
     logging.getLogger(__name__).warning(

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl.testing import flagsaver
 
@@ -132,6 +133,12 @@ def test_an_optional_number_can_be_unset(monkeypatch, tmp_path, place):
   config = flags.parse(arguments).config
   found = [config.optimizer.grad_clip_norm, chain.prerequisite(config, 'teacher').optimizer.grad_clip_norm]
   assert found == ([2.0, None] if place else [None, 3.0])
+
+
+def test_integers_are_compared_in_one_process(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(UserError, match='--integer compares in one process; start it again without'):
+    commands.run_evaluate(flags.Command('evaluate', workdir='/nowhere', integer=True))
 
 
 @pytest.mark.parametrize('workdir, quoted', [('runs/a', 'runs/a'), ("my runs/o'a;b", "'my runs/o'\"'\"'a;b'")])

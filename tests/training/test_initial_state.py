@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.models import inspect
-from cmtkd_jax.training import averaging, build, optimizer, start
+from cmtkd_jax.training import averaging, build, optimizer, plan, start
 from cmtkd_jax.training.step import initial_state
 from tests import networks
 
@@ -68,16 +68,21 @@ def test_a_start_takes_no_more_images_than_a_part_of_a_step():
   config, parts = make_parts(**{'quantizer.name': 'lsq', 'method.name': 'single', 'grad_accum_steps': 4})
   batch = make_batch()
   loader = types.SimpleNamespace(batches=lambda step: iter([batch]))
-  plan = types.SimpleNamespace(
+  run = plan.Plan(
     config=config,
+    sharding=build.replicated(build.make_mesh(jax.devices()[:1])),
     dataset=types.SimpleNamespace(augment=parts['augment'], train=loader),
-    averaging=averaging.Averaging(),
+    schedule=None,
     teachers=(),
     method=parts['method'],
+    layers=[],
+    learning_rate=None,
     optimizer=parts['optimizer'],
-    sharding=build.replicated(build.make_mesh(jax.devices()[:1])),
+    averaging=averaging.Averaging(),
+    loss_at=None,
+    patience=0,
   )
-  state, _ = start.restore_or_create(plan, types.SimpleNamespace(latest=lambda: None))
+  state, _ = start.restore_or_create(run, types.SimpleNamespace(latest=lambda: None))
   few = jax.tree.map(lambda x: x[::4], batch)
   expected, whole = jax.jit(lambda *batches: [initial_state({}, b, **parts, seed=config.seed).params for b in batches])(
     few, batch
