@@ -12,7 +12,7 @@ def find(config, fields):
   The reason is that of `config` itself.
 
   Args:
-    config: a `ConfigDict`.
+    config: a `ConfigDict`, or its fields as `flat` returns them.
     fields: such as 'quantizer.lsq.weight.per_channel'.
   """
   runs = _runs(flat(config))

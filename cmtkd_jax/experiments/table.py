@@ -14,6 +14,7 @@ import jax
 from etils import epath
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.config import unread
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table_text
 from cmtkd_jax.models import STUDENT
@@ -208,7 +209,7 @@ def _note(config, line, workdir, found, failures):
 
 
 def _differing(summaries):
-  """The fields in which the configurations of the seeds of a run differ, among those that exist in all of them."""
+  """The fields that the seeds of a run read with other values, among those that exist in all of them."""
   configs = [config_lib.flat(summary['config']) for summary in summaries.values()]
   fields = set(config_lib.fields()).intersection(*configs) - {
     'seed',
@@ -216,7 +217,11 @@ def _differing(summaries):
     'teacher_workdirs',
     *compatibility.MUTABLE_FIELDS,
   }
-  return sorted(field for field in fields if any(config[field] != configs[0][field] for config in configs))
+  differing = {field for field in fields if any(config[field] != configs[0][field] for config in configs)}
+  # Such as options of a quantizer that is not chosen, whose defaults another version may have changed.
+  now = config_lib.flat(config_lib.default())  # an earlier version may lack a selector
+  ignored = differing.intersection(*(unread.find(now | config, differing) for config in configs))
+  return sorted(differing - ignored)
 
 
 def _is_pair(published):

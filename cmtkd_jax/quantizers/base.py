@@ -178,7 +178,7 @@ def _check_declarations(cls):
   for kind, found in names.items():
     if not isinstance(found, tuple):
       raise TypeError(f"{where}: {kind}={found!r} is not a tuple of names; write ('step',)")
-  if unknown := set(names.get('decayed', ())) - set(names.get('learned', names.get('decayed', ()))):
+  if 'learned' in names and (unknown := set(names.get('decayed', ())) - set(names['learned'])):
     raise TypeError(f'{where}: {min(unknown)!r} is decayed, but not learned; name it in `learned`')
   if 'update' in vars(cls) and names.get('fitted') == ():
     raise TypeError(f'{where} has update(), but nothing is fitted; name the values that it returns in `fitted`')

@@ -87,12 +87,8 @@ def check_configuration(workdir, config, root=''):
       f'--workdir: {workdir} holds a run of another configuration ({_first(differing)}); choose another --workdir or '
       'the same configuration, or set config.allow_config_changes=True'
     )
-  if config.data.minival > before.data.minival and run_files.has_checkpoint(workdir):
-    raise UserError(
-      f'config.data.minival={config.data.minival}: the run in {workdir} was trained on images that this '
-      f'would hold out ({before.data.minival} so far); keep that value, or choose another --workdir'
-    )
   if run_files.has_checkpoint(workdir):
+    check_held_back(before, config, workdir, 'choose another --workdir')
     _check_networks(before, config, workdir)
   starts = any(line.startswith(('init_from', 'teacher_workdirs')) for line in differing)
   kept = starts and run_files.has_checkpoint(workdir)
@@ -102,6 +98,18 @@ def check_configuration(workdir, config, root=''):
       workdir,
       '; '.join(differing),
       '. Teachers and weights to start from are read when a run starts: it keeps those that it has' if kept else '',
+    )
+
+
+def check_held_back(before, config, workdir, otherwise):
+  """Raises `UserError` if `config` would call images held out that the run in `workdir` was trained on.
+
+  before: the run's own configuration. otherwise: what to do but to keep its value, in words.
+  """
+  if config.data.minival > before.data.minival:
+    raise UserError(
+      f'config.data.minival={config.data.minival}: the run in {workdir} was trained on images that this '
+      f'would hold out ({before.data.minival} so far); keep that value, or {otherwise}'
     )
 
 

@@ -1,6 +1,6 @@
 """Averages of the networks over training: EMA and SWA, which are one update with another weight.
 
-    average_t = (1 - w_t) average_{t-1} + w_t network_t
+    average_t = average_{t-1} + w_t (network_t - average_{t-1})
 
 Parameters, running statistics and fitted quantizer values are averaged alike. Until it begins, w_t = 1 and the average
 is the network itself.

@@ -109,11 +109,7 @@ def _check_same_images(config, run_config, workdir):
         f'config.{field}={here[field]!r}: the run in {workdir} was trained with {there[field]!r}; make them equal, or '
         'leave --config out'
       )
-  if here['data.minival'] > there['data.minival']:
-    raise UserError(
-      f'config.data.minival={config.data.minival}: the run in {workdir} may have trained on images that this would '
-      f'hold out ({run_config.data.minival} so far); keep that value, or leave --config out'
-    )
+  compatibility.check_held_back(run_config, config, workdir, 'leave --config out')
   if here['data.resize'] != there['data.resize'] and distributed.is_first():
     logging.getLogger(__name__).warning(
       'images are resized with config.data.resize=%s; the run in %s had %s, so its accuracy may differ',

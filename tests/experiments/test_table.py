@@ -279,6 +279,18 @@ def test_seeds_of_other_configurations_are_noted(config, tmp_path):
   assert notes['single'] == 'seeds differ in data.name' and notes['cmtkd'] == ''
 
 
+def test_only_fields_that_a_run_reads_are_noted():
+  def differing(field, values):
+    configs = [config_lib.default() for _ in values]
+    for config, value in zip(configs, values):
+      config.update_from_flattened_dict({'quantizer.name': 'hwgq', field: value})
+    return table._differing({seed: {'config': config.to_dict()} for seed, config in enumerate(configs)})
+
+  assert differing('quantizer.lqw_caq.weight.gradient', ('sum', 'mean')) == []
+  assert differing('quantizer.weights', ('', 'lsq')) == ['quantizer.weights']
+  assert differing('method.cmtkd.beta', (0.5, 2.0)) == ['method.cmtkd.beta']
+
+
 @pytest.mark.parametrize('published', [None, 78.1, ('78.1', '90'), (78.1,), (True, None)])
 def test_published_figures_are_a_pair_of_numbers(published, config, tmp_path):
   config.table.lines = (('single', '2/2', 'single', 'student', published),)

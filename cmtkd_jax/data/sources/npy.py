@@ -9,7 +9,7 @@ from etils import epath
 
 from cmtkd_jax.data.sources.base import ArraySource, Splits, class_names
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runtime.local_file import not_a_file
+from cmtkd_jax.runtime.local_file import cannot_be_read, not_a_file
 
 _MAGIC = b'\x93NUMPY'
 _MOST_CLASSES = 10**6
@@ -86,7 +86,7 @@ def _load(path, name):
       'train_labels.npy, test_images.npy and test_labels.npy'
     ) from e
   except PermissionError as e:
-    raise UserError(f'{name}: {path} cannot be read ({e.strerror}); make it readable') from e
+    raise cannot_be_read(f'{name}: {path}', e) from e
   except Exception as e:  # A header is parsed as Python: tokenize and ast add kinds of their own.
     raise UserError(f'{name}: {path} {_fault(path, e)}') from e
   if isinstance(array, np.ndarray):
