@@ -33,6 +33,7 @@ os.environ['XLA_FLAGS'] = ' '.join(flags)  # read with the first operation
 jax.config.update('jax_enable_compilation_cache', False)  # in one process it saves no time
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_disable_most_optimizations', True)
+compiling.draw_quickly()
 if compiling.OLD:
   compiling.reuse_contexts()
 gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live, and collections walk over all of JAX's

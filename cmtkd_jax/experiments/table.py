@@ -156,7 +156,7 @@ def _row(config, line, workdir, baseline, failures) -> dict[str, Any]:
     'data': configured('data.name'),
     'run_bits': configured('student.weight_bits', 'student.activation_bits') if line.network == STUDENT else [],
     'tests': sorted({test for summary in found.values() if (test := summary.get('test', ''))}),
-    'note': _note(config, line, workdir, found, failures),
+    'note': _note(config, line, workdir, found, baseline, failures),
   }
 
 
@@ -195,7 +195,7 @@ def _difference(results, baseline, name):
   return {'baseline': name, **_statistics([top1(results[seed]) - top1(baseline[seed]) for seed in seeds])}
 
 
-def _note(config, line, workdir, found, failures):
+def _note(config, line, workdir, found, baseline, failures):
   if not line.run:
     return 'cited, not run here'
   if line.run in failures:
@@ -205,6 +205,8 @@ def _note(config, line, workdir, found, failures):
     return 'not finished' if started else f'{len(missing)} seed{"s" * (len(missing) > 1)} not run'
   if differing := _differing(found):
     return f'seeds differ in {", ".join(differing)}'
+  if config.table.baseline and not found.keys() & baseline:
+    return f'no seed in common with {config.table.baseline}'
   return ''
 
 

@@ -187,8 +187,8 @@ def test_random_erasing_has_the_promised_boxes():
   assert abs(changed.sum() - 1000) < 5 * math.sqrt(4000 * 0.25 * 0.75)
   h, w = (bottom - top)[changed], (right - left)[changed]
   area, ratio = h * w / 2000, h / w
-  assert 0.018 < area.min() < 0.024 and 0.3 < area.max() < 0.35  # sides are whole numbers
-  assert 0.27 < ratio.min() < 0.34 and 2.9 < ratio.max() < 3.6
+  assert 0.018 <= area.min() < 0.024 and 0.3 < area.max() < 0.35  # sides are whole numbers
+  assert 3 / 12 <= ratio.min() < 0.34 and 2.9 < ratio.max() <= 12 / 3
   assert 0.9 < np.exp(np.log(ratio).mean()) < 1.1
   assert top[changed].min() == left[changed].min() == 0 and bottom.max() == 40 and right.max() == 50
 

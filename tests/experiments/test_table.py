@@ -125,6 +125,8 @@ def test_differences_are_paired_by_seed(config, tmp_path):
   assert [line.split(' | ')[4] for line in text.splitlines()[6:10]] == ['-', '+2.50 ± 0.50', '+2.50 ± 0.50', '-1.50']
   assert [line.split(' | ')[5] for line in text.splitlines()[6:10]] == ['10.00', '13.20', '13.20', '0.00']
   assert 'Difference to single: top-1 of the last epoch' in text
+  config.table.baseline, config.table.seeds = 'later', (1, 2)
+  assert [row['note'] for row in table.collect(config, tmp_path)][:2] == ['', 'no seed in common with later']
   config.table.baseline = 'singel'
   with pytest.raises(UserError, match="there is no run 'singel'"):
     table.collect(config, tmp_path)
