@@ -7,23 +7,18 @@ their triplets. A `logit_loss` may average otherwise: `logits_regression` takes 
 import dataclasses
 import math
 
+from cmtkd_jax.methods import kd
 from cmtkd_jax.methods.base import check_teachers
-from cmtkd_jax.methods.kd import distillation
-from cmtkd_jax.options import Options, option
 
 READS = ('logit_loss',)  # sections of the configuration beside its own
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Options):
+class Settings(kd.Settings):
   """Distillation from the average of trained teachers, the students of the runs in `config.teacher_workdirs`."""
-
-  alpha: float = option(1.0, 'weight of the cross entropy')
-  beta: float = option(1.0, 'weight of the distillation term, `config.logit_loss`')
-  temperature: float = option(2.0, 'temperature of the distillation term', above=0)
 
 
 def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
   check_teachers(teachers, 'average_teacher', 2, math.inf)
-  return distillation(config, settings, num_classes, teachers, 'combined_teacher')
+  return kd.distillation(config, settings, num_classes, teachers, 'combined_teacher')
