@@ -1,10 +1,11 @@
 """Does CMT-KD help here, and what would: ResNet8 on ten classes of CIFAR-100, twice the epochs of cifar10c_resnet8.py.
 
-Rows of Table 2 with teachers from scratch, the same with pretrained teachers, and learned steps (LSQ) from full
-precision. Five seeds: differences of two rows, paired by seed, had a standard deviation of 1.9 points in earlier runs
-(22 pairs of rows, 3 seeds each), so 3, 5 and 14 seeds show 2.2, 1.7 and 1.0 points at two standard errors.
+Rows of Table 2 with teachers from scratch, FitNet and 1-bit weights (its Table 4), two teachers (Table 3), pretrained
+teachers, and learned steps (LSQ) from full precision. Five seeds: differences of two rows, paired by seed, had a
+standard deviation of 1.9 points in earlier runs (22 pairs of rows, 3 seeds each), so 3, 5 and 14 seeds show 2.2, 1.7
+and 1.0 points at two standard errors.
 
-A run with teachers takes about 10 minutes on one idle core, a single network 3; a seed has 16 runs.
+A run with teachers takes about 10 minutes on one idle core, a single network 3; a seed has 20 runs.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/ladder_resnet8.py --config.data.name=npy:DIR
 Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/ladder_resnet8.py \
            --workdir=benchmarks/results/ladder_resnet8
@@ -25,10 +26,15 @@ def get_config(argument=''):
   attention = dict(feature_loss=dict(attention=dict(weight=5.0)))  # 100 costs accuracy in cifar10c_resnet8.py
   # As in quantizers_resnet8.py; the learning rate was not searched.
   after = dict(init_from='{full_precision}', optimizer=dict(learning_rate=0.01))
+  w1a2 = dict(student=dict(weight_bits=1, activation_bits=2))
   lsq = after | dict(quantizer=dict(name='lsq'))
   config.table.runs = {name: rows[name] for name in (*singles, 'kd', 'average_teacher', 'without_attention')} | dict(
     beta_2=without_attention | dict(method=dict(cmtkd=dict(beta=2.0))),
     cmtkd=attention,
+    fitnet=dict(feature_loss=dict(name='fitnet')),
+    two_teachers=without_attention | dict(method=dict(cmtkd=dict(teacher_bits=(4, 8)))),
+    single_w1a2=rows['single2'] | w1a2,
+    cmtkd_w1a2=without_attention | w1a2 | dict(method=dict(cmtkd=dict(teacher_bits=(2, 4, 8)))),
     trained_teachers=trained,
     trained_teachers_attention=trained | attention,
     full_precision_continued=rows['full_precision'] | after,
@@ -36,9 +42,9 @@ def get_config(argument=''):
     kd_lsq=rows['kd'] | lsq,
     cmtkd_lsq=without_attention | lsq | dict(init_from=','.join(f'{name}={{full_precision}}' for name in NETWORKS)),
   )
-  student = lambda title, run: (title, '2/2', run, 'student', (None, None))
-  teacher = lambda title, run: (f'combined teacher of {title}', '4, 6, 8', run, 'combined_teacher', (None, None))
-  both = lambda title, run: (student(title, run), teacher(title, run))
+  student = lambda title, run, bits='2/2': (title, bits, run, 'student', (None, None))
+  teacher = lambda title, run, bits: (f'combined teacher of {title}', bits, run, 'combined_teacher', (None, None))
+  both = lambda title, run, bits='2/2', teachers='4, 6, 8': (student(title, run, bits), teacher(title, run, teachers))
   config.table.title = 'CMT-KD with teachers from scratch and pretrained: ten classes of CIFAR-100, ResNet8, 20 epochs'
   config.table.lines = (
     *((*line[:4], (None, None)) for line in config.table.lines if line[2] in singles),
@@ -47,6 +53,10 @@ def get_config(argument=''):
     *both('CMT-KD without attention', 'without_attention'),
     *both('CMT-KD without attention, beta 2', 'beta_2'),
     *both('CMT-KD, gamma 5', 'cmtkd'),
+    *both('CMT-KD, FitNet', 'fitnet'),
+    *both('CMT-KD without attention, two teachers', 'two_teachers', teachers='4, 8'),
+    student('single model', 'single_w1a2', '1/2'),
+    *both('CMT-KD without attention', 'cmtkd_w1a2', '1/2', '2, 4, 8'),
     *both('CMT-KD without attention, pretrained teachers', 'trained_teachers'),
     *both('CMT-KD, gamma 5, pretrained teachers', 'trained_teachers_attention'),
     ('full precision, 20 more epochs', '32/32', 'full_precision_continued', 'student', (None, None)),
