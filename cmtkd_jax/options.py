@@ -35,8 +35,19 @@ def option(default: Any, doc: str, **allowed: Any) -> Any:
       items: an example of what a tuple is made of.
       regex: whether it is a regular expression.
       durations: 'one' or 'several': how many durations the text gives, see `config.durations`.
+      unread_with: (field, value, ..): values of another option of the class with which nothing reads this one.
   """
-  if unknown := allowed.keys() - {'choices', 'least', 'above', 'most', 'below', 'items', 'regex', 'durations'}:
+  if unknown := allowed.keys() - {
+    'choices',
+    'least',
+    'above',
+    'most',
+    'below',
+    'items',
+    'regex',
+    'durations',
+    'unread_with',
+  }:
     raise TypeError(f'option: {", ".join(sorted(unknown))}')
   if isinstance(default, dict):
     return dataclasses.field(default_factory=default.copy, metadata={'doc': doc, **allowed})

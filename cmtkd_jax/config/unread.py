@@ -1,4 +1,4 @@
-"""Fields that no run of a configuration reads: those of a method, loss or quantizer that is not selected."""
+"""Fields that no run of a configuration reads, such as those of a method, loss or quantizer that is not selected."""
 
 from cmtkd_jax.config import sections, validation
 from cmtkd_jax.config.defaults import flat
@@ -35,7 +35,17 @@ def _reason(field, values):
   if kind in _LOSSES and method not in sections.readers(kind).split(', '):
     return f'config.method.name is {method!r}, and {kind} is for {sections.readers(kind)}'
   section = field.rpartition('.')[0]
+  if cause := _turned_off(section, field, values):
+    return cause
   if kind not in sections.SELECTING or section == kind:
     return ''
   selector = sections.selector(section, values)
   return '' if section.split('.')[1] == values[selector] else f'config.{selector} is {values[selector]!r}'
+
+
+def _turned_off(section, field, values):
+  """The value of another option of the section with which nothing reads `field`; '' where it is read."""
+  known = sections.fields().get(field)
+  other, *unread_with = known.allowed.get('unread_with', ('',)) if known else ('',)
+  value = values.get(f'{section}.{other}')
+  return f'config.{section}.{other} is {value!r}' if value in unread_with else ''

@@ -87,10 +87,7 @@ def attention_loss(teacher: jax.Array, student: jax.Array, p: float = 2, norm: s
   if norm == 'sum_square':
     return jnp.mean(jnp.sum(jnp.square(difference), axis=-1))
   if norm == 'l2':
-    squared = jnp.sum(jnp.square(difference), axis=-1)
-    positive = squared > 0
-    # The inner `where` keeps the infinite slope of the root at 0 out of the gradient.
-    return jnp.mean(jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0))
+    return jnp.mean(base.root(jnp.sum(jnp.square(difference), axis=-1)))
   # |d| as d sign(d): its gradient at 0 is 0, where that of `jnp.abs` is 1.
   return jnp.mean(jnp.sum(difference * jnp.sign(difference), axis=-1))
 
@@ -100,7 +97,7 @@ class Attention(base.FeatureLoss):
   """Attention transfer, `attention_loss`; its default weight suits norm='mean_square' and large maps."""
 
   weight: float = base.weight_option(100.0)
-  power: float = option(2.0, 'p of the attention map', above=0)
+  power: float = option(2.0, 'p of the attention map', above=0, most=8)  # beyond it, float32 overflows
   norm: str = option('mean_square', 'norm of the difference between attention maps', choices=NORMS)
 
   def __call__(self, teacher, student):

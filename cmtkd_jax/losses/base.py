@@ -33,6 +33,13 @@ def check_labels(logits, labels):
     raise ValueError(f'labels must be integers; got {labels.dtype}')
 
 
+def root(x):
+  """Returns the square root of `x` >= 0, with a gradient of 0 at 0 in place of its infinite slope."""
+  positive = x > 0
+  # The inner `where` keeps the slope out of the gradient.
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
 def unit(v):
   """Returns v / ||v||_2 along the last axis of `v`, float32; zero, without a gradient, where ||v||^2 underflows."""
   squared_norm = jnp.sum(jnp.square(v), axis=-1, keepdims=True)

@@ -43,10 +43,7 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
   if norm == 'mean_square':
     return jnp.mean(jnp.square(difference))
   if norm == 'l2':
-    squared = jnp.sum(jnp.square(difference), axis=(1, 2, 3))
-    positive = squared > 0
-    # The inner `where` keeps the infinite slope of the root at 0 out of the gradient.
-    return jnp.mean(jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0))
+    return jnp.mean(base.root(jnp.sum(jnp.square(difference), axis=(1, 2, 3))))
   # |d| as d sign(d): its gradient at 0 is 0, where that of `jnp.abs` is 1.
   absolute = difference * jnp.sign(difference)
   return jnp.mean(absolute) if norm == 'mean_abs' else jnp.mean(jnp.sum(absolute, axis=(1, 2, 3)))

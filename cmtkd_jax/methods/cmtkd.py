@@ -64,7 +64,7 @@ class Settings(Options):
   )
   student_map: str = option(
     'quantized',
-    "the student's side of the feature loss; 'quantized' cannot follow fused='pre_quantizer' below 0",
+    "the student's side of attention, fitnet, similarity; 'quantized' cannot follow fused='pre_quantizer' below 0",
     choices=('quantized', 'pre_quantizer'),
   )
   requantize: bool = option(False, 'each teacher quantizes the mixture again before its next stage')
@@ -340,6 +340,11 @@ def _taps(config, settings, of_backbone):
     raise UserError(
       f"config.method.cmtkd.combined_head: 'shared' needs a tap at the last stage, layer "
       f"{of_backbone[-1]}, but config.method.cmtkd.taps is {taps!r}; add it or use 'mean'"
+    )
+  if settings.combined_head == 'shared' and settings.requantize and len(taps) == 1:
+    raise UserError(
+      f'config.method.cmtkd.requantize=True changes nothing with config.method.cmtkd.taps={taps!r}: the shared head '
+      'reads the mixture itself; tap an earlier layer, too, or set it to False'
     )
   return taps
 

@@ -37,7 +37,7 @@ class Settings(Options):
   gamma: float = option(0.03, 'weight of the logits of the scratch teacher')
   beta: float = option(1000.0, 'weight of the attention maps of the expert')
   # The published code computes this term and leaves it out.
-  alpha: float = option(0.0, "weight of tau^2 KL to the expert's logits; the published factor is 2 alpha tau^2")
+  alpha: float = option(0.0, "weight of tau^2 KL to the expert's logits; published: 2 alpha tau^2 / C")
   temperature: float = option(4.0, "temperature of the expert's logits", above=0)
   # As in the paper; the published code compares the expert with the scratch teacher.
   attention_to: str = option('student', 'whom the expert shows where to look', choices=('student', 'scratch_teacher'))
@@ -87,7 +87,7 @@ def ctkd_loss(logits, labels, maps, settings, cross_entropy=losses.cross_entropy
   Raises:
     ValueError: the shapes do not fit, or the lists of maps have other lengths.
 
-  Source: CTKD, from its abstract and published code; `alpha` is 0 in both, and its published factor 2 alpha tau^2.
+  Source: CTKD, from its abstract and published code; `alpha` is 0 in both, and its published factor 2 alpha tau^2 / C.
   """
   z_s, z_t, z_e = (logits[name] for name in (STUDENT, 'scratch_teacher', 'expert'))
   ce_s, ce_t = cross_entropy(z_s, labels), cross_entropy(z_t, labels)

@@ -1,6 +1,7 @@
 """QIL: quantization interval learning (Jung et al., CVPR 2019).
 
-The interval starts at the levels of HWGQ's grid for as many bits. QIL's own start is not known.
+The interval of activations starts at the levels of HWGQ's grid for as many bits. That of weights has its step: QIL has
+a level at 0, and one less. QIL's own start is not known.
 """
 
 import dataclasses
@@ -38,7 +39,9 @@ def transform(magnitude, center, distance, gamma=None):
 
 @dataclasses.dataclass(frozen=True)
 class _Interval(base.Quantizer):
-  gradient_scale: float = option(0.01, "factor on the interval's gradients", above=0)
+  gradient_scale: float = option(
+    0.01, "factor on the interval's gradients; adamw and lamb are blind to it, see quantizer_lr_factor", above=0
+  )
   learned = ('center', 'distance')
 
   def _init(self, top):

@@ -7,7 +7,7 @@ import numpy as np
 
 from cmtkd_jax.quantizers import base, pact
 
-# (c1, c2) of the clip, for 2^b levels. There are none for 1 and 6 bits.
+# (c1, c2) of the clip, for 2^b levels; those of 7 bits are published for 127 levels. There are none for 1 and 6 bits.
 COEFFICIENTS = {
   2: (3.12, 2.064),
   3: (7.509, 6.892),
@@ -43,8 +43,10 @@ class Weight(base.Quantizer):
 
       w_hat = a (2 round(n (w / a + 1) / 2) / n - 1),  w / a clipped to [-1, 1], n = 2^b - 1
 
-  Gradient: the identity. Source: Choi et al., "Accurate and Efficient 2-bit Quantized Neural Networks", SysML 2019;
-  coefficients from IBM's fms-model-optimizer.
+  Gradient: the identity everywhere, as in IBM's "SAWB+"; its plain SAWB has 0 outside of [-a, a].
+
+  Source: Choi et al., "Accurate and Efficient 2-bit Quantized Neural Networks", SysML 2019; coefficients from IBM's
+  fms-model-optimizer.
   """
 
   bit_widths = tuple(COEFFICIENTS)

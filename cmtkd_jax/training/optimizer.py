@@ -83,6 +83,11 @@ def learning_rate(config, total_steps, **sizes):
     decay_at = durations.parse(optimizer.decay_at, 'config.optimizer.decay_at', **sizes)
     if list(decay_at) != sorted(set(decay_at)):
       raise UserError(f'config.optimizer.decay_at={optimizer.decay_at!r} must ascend; list each step once, in order')
+    if decay_at and decay_at[0] < warmup:
+      raise UserError(
+        f'config.optimizer.decay_at={optimizer.decay_at!r} begins before config.optimizer.warmup={optimizer.warmup!r} '
+        'ends; decay later, or shorten the warm-up'
+      )
     if decay_at and not 0 < decay_at[0] <= decay_at[-1] < total_steps:
       raise UserError(
         f'config.optimizer.decay_at={optimizer.decay_at!r} must lie within the training of {total_steps} '
@@ -120,8 +125,17 @@ def _adamw(options, rate, decay):
 
 
 def _lamb(options, rate, decay):
-  """AdamW's update of each array, with 1e-6, scaled to the norm of the array (You et al., ICLR 2020)."""
-  return optax.lamb(rate, options.momentum, options.beta2, weight_decay=decay)
+  """AdamW's update of each array, with 1e-6, scaled to the norm of the array (You et al., ICLR 2020).
+
+  Vectors and scalars keep AdamW's: most start at zero, such as biases and importance factors, and would stay there.
+  """
+  has_axes = lambda updates: jax.tree.map(lambda x: x.ndim > 1, updates)
+  return optax.chain(
+    optax.scale_by_adam(options.momentum, options.beta2, eps=1e-6),
+    optax.add_decayed_weights(decay),
+    optax.masked(optax.scale_by_trust_ratio(), has_axes),
+    optax.scale_by_learning_rate(rate),
+  )
 
 
 _RULES = {'sgd': _sgd, 'adamw': _adamw, 'lamb': _lamb}
@@ -162,5 +176,5 @@ def _decayed(quantizer):
   found = []
   for role, name in quantizer_names(quantizer).items():
     cls = getattr(quantizers.QUANTIZERS[name], role.capitalize(), None)
-    found += [(layers.quantizer_name(role), name) for name in (cls.decayed if cls else ())]
+    found += [(layers.quantizer_name(role), parameter) for parameter in (cls.decayed if cls else ())]
   return found

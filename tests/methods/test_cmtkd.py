@@ -339,6 +339,7 @@ def test_importance_is_summarized_in_the_order_of_layers():
     (dict(taps=(4,)), 'taps'),
     (dict(taps=(3, 2, 3)), r'taps=\(3, 2, 3\) names a layer twice'),
     (dict(taps=(1, 2)), 'combined_head'),
+    (dict(taps=(3,), requantize=True), 'requantize=True changes nothing'),
     (dict(importance_init=(0.0,)), 'importance_init'),
   ],
 )

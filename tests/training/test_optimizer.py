@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.errors import UserError
 from cmtkd_jax.training import build, optimizer
 
 SIZES = dict(steps_per_epoch=20, batch_size=64)
@@ -112,28 +113,45 @@ def test_rate_and_decay_of_learned_values_of_quantizers(quantizer, expected):
   np.testing.assert_allclose(value, -RATE * factor * (0.03 + decay * 100), rtol=1e-5)
 
 
-@pytest.mark.parametrize('name, nesterov', [('adamw', False), ('adamw', True), ('lamb', False)])
-def test_adaptive_updates_of_every_group(name, nesterov):
-  """Kingma and Ba's moments without bias; decay times the rate; LAMB: the norm of each array, here of a row."""
+@pytest.mark.parametrize(
+  'name, nesterov, shape', [('adamw', False, 3), ('adamw', True, 3), ('lamb', False, (3, 1)), ('lamb', False, 3)]
+)
+def test_adaptive_updates_of_every_group(name, nesterov, shape):
+  """Kingma and Ba's moments without bias; decay times the rate; LAMB: the norm of each array, but of no vector."""
   config = config_lib.default()
   config.optimizer.update(name=name, nesterov=nesterov, momentum=0.8, beta2=0.95, weight_decay=0.05)
   transform = optimizer.create(config, METHOD, lambda step: jnp.where(step == 0, RATE, RATE / 5))
   weights, gradients = [draw(0), draw(1)], [draw(2, 0.01), draw(3, 0.01)]
-  state = transform.init(tree_of(weights[0]))
+  tree = lambda rows: jax.tree.map(lambda x: x.reshape(shape), tree_of(rows))
+  state = transform.init(tree(weights[0]))
   factors = np.array([[factor] for factor, _ in GROUPS.values()])
   decays = np.array([[{1e-4: 0.05}.get(decay, decay)] for _, decay in GROUPS.values()])
   m = v = 0
   for step, rate in enumerate((RATE, RATE / 5)):
-    updates, state = transform.update(tree_of(gradients[step]), state, tree_of(weights[step]))
+    updates, state = transform.update(tree(gradients[step]), state, tree(weights[step]))
     g, w = gradients[step].astype(np.float64), weights[step].astype(np.float64)
     m, v, t = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2, step + 1
     first = m / (1 - 0.8**t)
     if nesterov:
       first = 0.8 * m / (1 - 0.8 ** (t + 1)) + 0.2 * g / (1 - 0.8**t)
     direction = first / (np.sqrt(v / (1 - 0.95**t)) + (1e-6 if name == 'lamb' else 1e-8)) + decays * w
-    if name == 'lamb':
+    if name == 'lamb' and shape != 3:
       direction *= np.linalg.norm(w, axis=1, keepdims=True) / np.linalg.norm(direction, axis=1, keepdims=True)
+    updates = jax.tree.map(jnp.ravel, updates)
     np.testing.assert_allclose(leaves(updates), -rate * factors * direction, rtol=1e-4, atol=1e-9)
+
+
+def test_lamb_moves_what_starts_at_zero():
+  """Importance factors of 0 under a constant gradient: the first ten steps are the rate each, not rate^2 and less."""
+  config = config_lib.default()
+  config.optimizer.name = 'lamb'
+  transform = optimizer.create(config, METHOD, lambda step: RATE)
+  params = {'importance': {'tap3': jnp.zeros(2)}}
+  state = transform.init(params)
+  for _ in range(10):
+    updates, state = transform.update({'importance': {'tap3': jnp.array([1.0, -1.0])}}, state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+  np.testing.assert_allclose(params['importance']['tap3'], [-RATE, RATE], rtol=1e-4)  # ten steps of a tenth of the rate
 
 
 def test_small_gradients_are_not_clipped():
@@ -217,6 +235,11 @@ def rates(total_steps, steps, **options):
   config.optimizer.update(learning_rate=0.4, **options)
   schedule = optimizer.learning_rate(config, total_steps, **SIZES)
   return [float(schedule(step)) for step in steps]
+
+
+def test_a_decay_before_the_end_of_the_warmup_is_refused():
+  with pytest.raises(UserError, match=r"decay_at='9, 20 steps' begins before config.optimizer.warmup='10 steps' ends"):
+    rates(100, (0,), warmup='10 steps', decay_at='9, 20 steps')
 
 
 def test_step_decay():
