@@ -149,7 +149,7 @@ def parse(argv):
     for field, value in config_lib.flat(config).items():
       local_file.check_schemes(f'config.{field}', str(value))
     _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
-    if _MODE.value in _TRAINING:
+    if _MODE.value in _TRAINING and _is_valid(config):  # what is wrong is reported alone
       for field, why in unread.find(config, fields).items():
         print(f'note: --config.{field} has no effect: {why}', file=sys.stderr)
   return Command(
@@ -165,6 +165,14 @@ def parse(argv):
     arguments=tuple(rest[1:]),
     cluster=Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),
   )
+
+
+def _is_valid(config):
+  try:
+    config_lib.check(config)
+  except UserError:
+    return False
+  return True
 
 
 def _check_flags(arguments):

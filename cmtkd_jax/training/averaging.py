@@ -82,9 +82,9 @@ def create(config, total_steps, **sizes):
   if not every:
     raise UserError(f"config.averaging.every={options.every!r} is no time between two networks; give '1 epochs'")
   start = start or every  # the network before the first step has learned nothing
-  if start + every > total_steps:
+  if start > total_steps:
     raise UserError(
-      f'config.averaging.every={options.every!r}: from step {start} to the end of training, step {total_steps}, there '
-      'is one network or none to average; shorten it'
+      f'config.averaging.every={options.every!r}: the first network to average would be that of step {start}, after '
+      f'the end of training, step {total_steps}; shorten it'
     )
   return Averaging(lambda step: swa_weight(step, start, every))
