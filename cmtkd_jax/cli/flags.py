@@ -61,6 +61,7 @@ _MODE = flags.DEFINE_enum(
   'What to do, see above; by default train.',
 )
 # {flag: the modes that it belongs to}
+_OF_PROCESSES = ('coordinator_address', 'num_processes', 'process_id')
 _OF_MODES = {
   'step': ('evaluate', 'export'),
   'integer': ('evaluate',),
@@ -68,9 +69,7 @@ _OF_MODES = {
   'images': ('predict',),
   'topology': ('plan',),
   'output': ('predict', 'summarize'),
-  'coordinator_address': commands.ON_DEVICES,
-  'num_processes': commands.ON_DEVICES,
-  'process_id': commands.ON_DEVICES,
+  **dict.fromkeys(_OF_PROCESSES, commands.ON_DEVICES),
 }
 _OUTPUTS = {'predict': ('text', 'csv', 'json'), 'summarize': ('text', 'markdown', 'json')}
 _TRAINING = ('train', 'table', 'plan')
@@ -187,6 +186,11 @@ def _check_flags(arguments):
     )
   for name, allowed in _OF_MODES.items():
     if flags.FLAGS[name].value is not None and mode not in allowed:
+      if name in _OF_PROCESSES:
+        raise UserError(
+          f'--mode={mode} runs in one process; start it without --{name}={flags.FLAGS[name].value}, or without '
+          'launch/local_processes.py, which gives this flag'
+        )
       raise UserError(
         f'--{name}={flags.FLAGS[name].value} belongs to --mode={" or --mode=".join(allowed)}, not to '
         f'--mode={mode}; leave it out'

@@ -27,7 +27,7 @@ def from_json(text):
   try:
     with config.unlocked():
       _assign(config, _without_unknown(json.loads(text), config))
-  except (AttributeError, TypeError, OverflowError) as e:  # fields where there is a number, or 10^400
+  except (AttributeError, TypeError, ValueError, OverflowError) as e:  # a number for fields, a name with dots, 10^400
     raise UserError(
       f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in another --workdir'
     ) from None

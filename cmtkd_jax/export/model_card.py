@@ -36,7 +36,8 @@ def public(value, field=''):
   if _PATHS.fullmatch(field):
     kind, colon, path = value.partition(':')
     if field.endswith('.data.name'):
-      return f'{kind}:{_last_part(path)}' if colon and kind in ('folder', 'npy') else value
+      is_path = kind in ('folder', 'npy') or path.startswith(('/', '~', '.')) or '://' in path  # also of own readers
+      return f'{kind}:{_last_part(path)}' if colon and is_path else value
     if field.endswith('.init_from'):
       named = {name: _last_part(path) for name, path in init_from.parse(value).items()}
       return ','.join(f'{name}={path}' if name else path for name, path in named.items())

@@ -81,9 +81,10 @@ def _steps(jaxpr, calls):
   names, steps = {jaxpr.invars[0]: 'input'}, []
 
   def visit(variable):
-    if variable in names:
+    is_number = isinstance(variable, jex.core.Literal)
+    if not is_number and variable in names:
       return names[variable]
-    if variable not in made_by:
+    if is_number or variable not in made_by:
       raise UserError(
         'the network adds a constant to a map between its layers, which cannot be exported; make it the bias of a layer'
       )
@@ -101,13 +102,8 @@ def _steps(jaxpr, calls):
       step = TracedOp('add', tuple(map(visit, equation.invars)), f'add{len(steps)}', shape)
     elif _is_relu(equation):
       step = TracedOp('relu', (visit(equation.invars[0]),), f'relu{len(steps)}', shape)
-    elif (
-      kind == 'div'
-      and (total := made_by.get(equation.invars[0]))
-      and total.primitive.name == 'reduce_sum'
-      and (tuple(total.params['axes']) == (1, 2))
-    ):
-      step = TracedOp('mean', (visit(total.invars[0]),), f'mean{len(steps)}', total.invars[0].aval.shape[1:])
+    elif total := _mean_of(equation, made_by):
+      step = TracedOp('mean', (visit(total),), f'mean{len(steps)}', total.aval.shape[1:])
     else:
       raise UserError(
         f'the network has the operation {kind!r} between its layers, which cannot be exported; use layers of '
@@ -118,6 +114,18 @@ def _steps(jaxpr, calls):
 
   visit(jaxpr.outvars[0])
   return steps
+
+
+def _mean_of(equation, made_by):
+  """The map [1, H, W, C] whose mean over height and width an equation takes: its sum, divided by H W; else None."""
+  if equation.primitive.name != 'div' or isinstance(equation.invars[0], jex.core.Literal):
+    return None
+  total, divisor = made_by.get(equation.invars[0]), equation.invars[1]
+  if total is None or total.primitive.name != 'reduce_sum' or tuple(total.params['axes']) != (1, 2):
+    return None
+  summed = total.invars[0]
+  size = summed.aval.shape[1] * summed.aval.shape[2]
+  return summed if isinstance(divisor, jex.core.Literal) and float(divisor.val) == size else None
 
 
 def _is_relu(equation):

@@ -69,7 +69,8 @@ def front(found):
   """Returns the points that no other beats: none is as small, or smaller, and more accurate; by size."""
   best, kept = -math.inf, []
   for point in sorted(found, key=lambda point: (point.bits, -point.top1)):
-    if point.top1 > best:
+    equals = point.top1 == best and point.bits == kept[-1].bits  # which do not beat each other
+    if point.top1 > best or equals:
       best = point.top1
       kept.append(point)
   return kept

@@ -44,7 +44,8 @@ def _facts(run):
     ),
     (
       'data',
-      f'{config.data.name}, {len(run.classes)} classes, images of {config.data.image_size} x {config.data.image_size}',
+      f'{config.data.name}, {len(run.classes) or "unknown"} classes, images of {config.data.image_size} x '
+      f'{config.data.image_size}',
     ),
     *([('test split', run.summary['test'])] if run.summary.get('test') else []),
     ('bits of the student', f'weights {config.student.weight_bits}, activations {config.student.activation_bits}'),

@@ -19,14 +19,17 @@ def section(run, others=()):
   runs = [run, *others]
   names = comparison.names(runs)
   found = [model_size.points(r, name) for r, name in zip(runs, names)]
+  if not any(found):
+    return Section(title, 'There is no evaluation in metrics.jsonl yet.')
+  silent = [name for name, group in zip(names, found) if not group]
+  unknown = [name for name, group in zip(names, found) if not all(map(_is_known, group))]
+  unfinished = [name for name, group, r in zip(names, found, runs) if group and not r.summary]
+  found = [list(filter(_is_known, group)) for group in found]
   everything = [point for group in found for point in group]
   if not everything:
-    return Section(title, 'There is no evaluation in metrics.jsonl yet.')
-  if not all(point.bits and math.isfinite(point.top1) for point in everything):
     return Section(
       title, 'This part is missing, because a size (bits.json) or an accuracy (metrics.jsonl) is not known.'
     )
-  silent = [name for name, group in zip(names, found) if not group]
   data = sorted({r.config.data.name for r in runs})
   best = model_size.front(everything)
   if len(everything) < _MIN_FRONT or len(best) < 2:
@@ -39,6 +42,9 @@ def section(run, others=()):
     'since it needs them all. Filled: the network that a run is for.'
     + (' The dashed line joins the networks that no other beats in size and accuracy (the Pareto front).' * bool(best))
     + (f' Not evaluated yet: {escape(", ".join(silent))}.' if silent else '')
+    + (f' Not finished: {escape(", ".join(unfinished))}.' if unfinished else '')
+    + (f' Without all networks, because a size or an accuracy is not known: {escape(", ".join(unknown))}.')
+    * bool(unknown)
     + (f' Beware: these runs are on different data ({escape(", ".join(data))}).' if len(data) > 1 else '')
   )
   header = ['run', 'network', 'test top-1', 'size', 'bits in all']
@@ -49,6 +55,10 @@ def section(run, others=()):
   ]
   header += ['on the front'] * bool(best)
   return Section(title, text, {'accuracy_size.png': plotting.png(draw(found, best))}, table(header, rows))
+
+
+def _is_known(point):
+  return point.bits and math.isfinite(point.top1)
 
 
 def draw(found, best=()):

@@ -40,6 +40,9 @@ def commit():
     if git('ls-files', '--error-unmatch', '__init__.py').returncode:
       return ''
     described = git('describe', '--always', '--dirty', '--exclude=*')
+    added = git('status', '--porcelain', '--', '.').stdout  # such as a quantizer of one's own
   except OSError:  # no git here
     return ''
-  return described.stdout.strip() if described.returncode == 0 else ''
+  if described.returncode:
+    return ''
+  return described.stdout.strip().removesuffix('-dirty') + '-dirty' * bool(added or '-dirty' in described.stdout)

@@ -24,12 +24,18 @@ _keep = []  # C calls it, so it must not be collected
 
 
 def install():
-  """Turns abort() into one line and `EXIT_STATUS`, and holds back the C++ stack that is printed before it."""
+  """Turns abort() into one line and `EXIT_STATUS`, and holds back the C++ stack that is printed before it.
+
+  What C++ prints to standard output goes to standard error: the command's own output may be JSON.
+  """
   global _terminal
+  sys.stdout.flush()
+  sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1)
   sys.stderr.flush()
   _terminal = os.dup(2)
   sys.stderr = os.fdopen(os.dup(_terminal), 'w', buffering=1)
   read_end, write_end = os.pipe()
+  os.dup2(write_end, 1)
   os.dup2(write_end, 2)
   os.close(write_end)
   threading.Thread(target=_forward, args=(read_end,), daemon=True).start()
@@ -66,10 +72,13 @@ def _on_abort(number):
 
 
 def _forward(read_end):
-  """Copies what C++ prints to the real standard error, up to a fatal error, which abort() follows."""
+  """Copies what C++ prints to the real standard error, up to a fatal error, which abort() follows.
+
+  Lines of Gloo, which connects processes on CPUs, are left out: it prints one for each connection.
+  """
   fatal = False
   with os.fdopen(read_end, 'rb') as lines:
     for line in lines:
       fatal = fatal or (line[:1] == b'F' and line[1:5].isdigit())  # the log format: F, then month and day
-      if not fatal:
+      if not fatal and not line.startswith(b'[Gloo]'):
         os.write(_terminal, line)

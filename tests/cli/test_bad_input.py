@@ -109,7 +109,10 @@ def finished(tmp_path_factory):
       )
       for mode in ('evaluate', 'export')
     ],
-    (['--mode=export', '--workdir=x', '--num_processes=2'], ['--num_processes=2 belongs to --mode=train or --mode=']),
+    (
+      ['--mode=export', '--workdir=x', '--num_processes=2'],
+      ['--mode=export runs in one process', 'without --num_processes=2'],
+    ),
     (['--mode=evaluate'], ['--workdir', 'the directory of a run']),
     (['--mode=bits', '--workdir=x'], ['--config is missing', 'configs/digits_resnet8.py']),
     (['--mode=summarize', SMOKE], ['config.table.runs is empty: this configuration has no table']),

@@ -659,8 +659,22 @@ def test_tfds_not_prepared(tmp_path):
   command = f"tfds.builder('cifar100', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()"
   expect([f"'cifar100' is not prepared in {tmp_path}", command], **rgb(name='cifar100', dir=str(tmp_path)))
   expect([f'{tmp_path}/downloads/manual'], **rgb(name='tfds:imagenet2012', dir=str(tmp_path)))
+  expect(["tfds.builder('cifar100:3.0.2', data_dir="], **rgb(name='cifar100/3.0.2', dir=str(tmp_path)))
   for unknown in ('cifar1000', 'dig its', 'tfds:', 'abcdefgh'):
     expect(['allowed are', 'folder:/path'], name=unknown, dir=str(tmp_path))
+
+
+def test_tfds_in_another_folder_than_given(tmp_path):
+  """A path as a name, and a data directory that is too deep: the line has what to write, and that works."""
+  pytest.importorskip('tensorflow_datasets')
+  version = tmp_path / 'cifar100' / '3.0.2'
+  version.mkdir(parents=True)
+  (version / 'dataset_info.json').write_text('{"name": "cifar100", "version": "3.0.2"}')
+  for path in (version, version.parent):
+    words = f"is a prepared data set; write tfds:cifar100:3.0.2, and config.data.dir='{tmp_path}'"
+    expect([words], **rgb(name=str(path)))
+    found = f"'cifar100:9.9.9' is in {tmp_path}, not in {path}; set config.data.dir='{tmp_path}'"
+    expect([found], **rgb(name='cifar100:9.9.9', dir=str(path)))
 
 
 def test_a_name_that_is_nearly_right(tmp_path, monkeypatch):

@@ -459,8 +459,24 @@ def test_what_cannot_be_exported_is_named():
     def __call__(self, images, train):
       return type('Outputs', (), {'logits': {'student': images + np.ones((1, 2, 2, 1), np.float32)}})
 
-  with pytest.raises(UserError, match='adds a constant to a map .*; make it the bias of a layer'):
-    trace.trace(Shifted(), {}, (2, 2, 1), 'student')
+  class ShiftedByOne(nn.Module):
+    def __call__(self, images, train):
+      return type('Outputs', (), {'logits': {'student': jnp.mean(images + 1.0, (1, 2))}})
+
+  for shifted in (Shifted(), ShiftedByOne()):
+    with pytest.raises(UserError, match='adds a constant to a map .*; make it the bias of a layer'):
+      trace.trace(shifted, {}, (2, 2, 1), 'student')
+
+  class Divided(nn.Module):
+    divisor: float = 4.0
+
+    def __call__(self, images, train):
+      return type('Outputs', (), {'logits': {'student': jnp.sum(images, (1, 2)) / self.divisor}})
+
+  assert [step.op for step in trace.trace(Divided(), {}, (2, 2, 1), 'student')] == ['mean']
+  for divisor in (2.0, 16.0, np.float32([[4, 2, 4]])):  # of 2x2 pixels, no mean
+    with pytest.raises(UserError, match="operation 'div' .*, sums, ReLU and means"):
+      trace.trace(Divided(divisor), {}, (2, 2, 3), 'student')
 
   class Twice(nn.Module):
     @nn.compact

@@ -279,6 +279,8 @@ def test_public_by_hand():
     ('data.name', 'imagenet_resized/32x32:0.1.0', 'imagenet_resized/32x32:0.1.0'),  # of TensorFlow Datasets
     ('data.name', 'generated:8x8x1:4:16', 'generated:8x8x1:4:16'),
     ('data.name', 'digits', 'digits'),
+    ('data.name', 'csv:/private/acme/x.csv', 'csv:x.csv'),
+    ('data.name', 'cifar100:3.0.2', 'cifar100:3.0.2'),
     ('data.dir', '../clients/acme', 'acme'),
     ('data.dir', r'C:\Users\me\x', 'x'),
     ('data.dir', '/home/me/a,b=c:d/e', 'e'),

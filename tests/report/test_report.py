@@ -276,6 +276,8 @@ def test_model_sizes_by_hand(run, alone):
 def test_front():
   small, good, beaten = (model_size.Point('', '', bits, top1) for bits, top1 in ((1, 50), (3, 60), (4, 60)))
   assert model_size.front([beaten, good, small]) == [small, good]
+  same = good._replace(run='another')
+  assert model_size.front([same, beaten, good, small]) == [small, same, good]
 
 
 def test_what_is_not_there_is_said(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -324,3 +325,9 @@ def test_the_commit_is_that_of_the_package(tmp_path, monkeypatch):
   assert provenance.commit.__wrapped__() == ''
   git('add', '-f', 'venv')
   assert provenance.commit.__wrapped__().endswith('-dirty')
+  git('-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-m', 'y')
+  assert re.fullmatch('[0-9a-f]+', provenance.commit.__wrapped__())
+  (tmp_path / 'notes').touch()
+  assert re.fullmatch('[0-9a-f]+', provenance.commit.__wrapped__())
+  (package / 'quantizer.py').touch()  # one's own, which the commit lacks
+  assert re.fullmatch('[0-9a-f]+-dirty', provenance.commit.__wrapped__())

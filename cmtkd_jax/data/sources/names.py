@@ -1,7 +1,11 @@
 """What the user may have meant by a name of a data set that does not exist."""
 
+import contextlib
 import difflib
+import glob
+import json
 import os
+import pathlib
 from collections.abc import Iterable
 
 from cmtkd_jax.errors import UserError
@@ -27,6 +31,8 @@ def unknown(name: str, known: Iterable[str] = ()) -> UserError | None:
   """
   field, path = f'config.data.name={name!r}', os.path.expanduser(name)
   if os.path.isdir(path):
+    if place := _prepared(path):
+      return UserError(f'{field} is a prepared data set; write {place[1]}, and config.data.dir={place[0]!r}')
     kind = 'npy' if os.path.exists(os.path.join(path, 'train_images.npy')) else 'folder'
     return UserError(f'{field} is a folder; write {kind}:{name}')
   if is_path(name):
@@ -40,6 +46,18 @@ def unknown(name: str, known: Iterable[str] = ()) -> UserError | None:
   if near := _near(kind, ('digits', *known)):
     return UserError(f'{field} is unknown; did you mean {near!r}? {ALLOWED}')
   return None
+
+
+def _prepared(path):
+  """(config.data.dir, config.data.name) of a folder that tensorflow_datasets has prepared, () of another one."""
+  for levels in ('', '*', '*/*'):  # the version, the data set, a variant of it between the two
+    for found in sorted(glob.glob(os.path.join(glob.escape(path), levels, 'dataset_info.json'))):
+      with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        info = json.loads(pathlib.Path(found).read_text())
+        variant = info.get('configName', '')
+        root = pathlib.Path(found).absolute().parents[3 if variant else 2]
+        return str(root), f'tfds:{info["name"]}{f"/{variant}" if variant else ""}:{info["version"]}'
+  return ()
 
 
 def _near(name, names):

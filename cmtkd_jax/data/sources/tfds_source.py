@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import warnings
 from typing import Protocol
 
@@ -176,6 +177,9 @@ def _builder(tfds, name, data_dir, field):
   if plain not in known():
     raise names.unknown(name, known()) or UserError(f'{field} is unknown; {names.ALLOWED}')
   looked_in = data_dir or str(epath.Path(tfds.core.constants.DATA_DIR).expanduser())
+  for above in list(epath.Path(looked_in).parents)[:2]:
+    if (above / plain).is_dir():
+      raise UserError(f'{field} is in {above}, not in {looked_in}; set config.data.dir={str(above)!r}')
   raise UserError(
     f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); {_how_to_prepare(name, looked_in)}'
   )
@@ -192,6 +196,7 @@ def _check_metadata(data_dir, plain, field):
 
 def _how_to_prepare(name, data_dir, new=False):
   place = ' in another folder, and set config.data.dir to it' if new else ''
+  name = re.sub(r'/(\d+\.\d+\.\d+)$', r':\1', name)  # the builder takes NAME:VERSION
   archives = f'put its archives into {data_dir}/downloads/manual and '
   return (
     f'{archives if name.startswith("imagenet2012") else ""}prepare it{place}: '
