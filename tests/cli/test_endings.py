@@ -292,6 +292,23 @@ def test_processes_that_differ_are_refused(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_output_of_several_processes_holds_the_command_only():
+  """C++ prints to standard output, too: to standard error with it, but for Gloo's line for each connection."""
+  program = """
+import os
+from cmtkd_jax.runtime import peers
+peers.install()
+os.write(1, b'[Gloo] Rank 0 is connected\\nfrom C++\\n')
+print('{"step": 3}')
+while os.read(0, 1):  # until what C++ printed has arrived
+  pass
+"""
+  pipes = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE)
+  process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, text=True, **pipes)
+  assert process.stderr.readline() == 'from C++\n'
+  assert process.communicate() == ('{"step": 3}\n', '')
+
+
 def test_processes_that_never_join_are_reported_in_one_line(tmp_path):
   status, errors, text = ended(*start_processes(tmp_path, [['--init_timeout=2']]))
   assert status == peers.EXIT_STATUS == 75

@@ -17,6 +17,7 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.export import interpreter, model_card, predict
 from cmtkd_jax.export.formats import hub, packed
 from cmtkd_jax.export.graph import Graph, Node
+from cmtkd_jax.runs import run_files
 from cmtkd_jax.runtime import local_file
 from tests.export.test_files import INSTALLED, graph, images, line
 
@@ -430,6 +431,13 @@ def test_folders_of_other_programs_and_of_newer_versions(copy, tmp_path):
   assert f'{config} has no model_type' in line(export.open_network, copy)
   (tmp_path / 'run').mkdir()
   assert 'there is no config.json' in line(export.open_network, tmp_path / 'run')
+
+
+def test_a_folder_is_no_run(whole):
+  with pytest.raises(
+    UserError, match='--workdir: .* is an exported folder for the hub, not a run; only --mode=predict'
+  ):
+    run_files.read_config(whole[0])
 
 
 def test_formats_are_named(tmp_path):

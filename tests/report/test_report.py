@@ -273,6 +273,16 @@ def test_model_sizes_by_hand(run, alone):
     assert f'<td class="n">{point.bits / 8192:.1f} KiB</td>' in section.table
 
 
+def test_a_comparison_names_what_it_lacks(run, alone, tmp_path):
+  """A run that has not finished, and one without the bits of its layers; the others are shown."""
+  shutil.copytree(alone, tmp_path / 'unknown')
+  (tmp_path / 'unknown' / 'bits.json').unlink()
+  section = pareto.section(run_reader.read(run), [run_reader.read(alone), run_reader.read(tmp_path / 'unknown')])
+  assert ' Not finished: alone, unknown.' in section.text
+  assert ' a size or an accuracy is not known: unknown.' in section.text
+  assert section.images and '<td>alone</td>' in section.table and '<td>unknown</td>' not in section.table
+
+
 def test_front():
   small, good, beaten = (model_size.Point('', '', bits, top1) for bits, top1 in ((1, 50), (3, 60), (4, 60)))
   assert model_size.front([beaten, good, small]) == [small, good]
