@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from cmtkd_jax.errors import UserError
 
+_ALLOWED = {'choices', 'least', 'above', 'most', 'below', 'items', 'regex', 'durations', 'unread_with'}
 LARGEST = 1e9  # beyond it float32 sums overflow, and int32 counts
 
 
@@ -37,17 +38,7 @@ def option(default: Any, doc: str, **allowed: Any) -> Any:
       durations: 'one' or 'several': how many durations the text gives, see `config.durations`.
       unread_with: (field, value, ..): values of another option of the class with which nothing reads this one.
   """
-  if unknown := allowed.keys() - {
-    'choices',
-    'least',
-    'above',
-    'most',
-    'below',
-    'items',
-    'regex',
-    'durations',
-    'unread_with',
-  }:
+  if unknown := allowed.keys() - _ALLOWED:
     raise TypeError(f'option: {", ".join(sorted(unknown))}')
   if isinstance(default, dict):
     return dataclasses.field(default_factory=default.copy, metadata={'doc': doc, **allowed})

@@ -1,7 +1,7 @@
 """QIL: quantization interval learning (Jung et al., CVPR 2019).
 
-The interval of activations starts at the levels of HWGQ's grid for as many bits. That of weights has its step: QIL has
-a level at 0, and one less. QIL's own start is not known.
+The interval of activations starts at the levels of HWGQ's grid for as many bits. That of weights has the step of that
+grid, although QIL has one level less, and one at 0. QIL's own start is not known.
 """
 
 import dataclasses
@@ -39,9 +39,7 @@ def transform(magnitude, center, distance, gamma=None):
 
 @dataclasses.dataclass(frozen=True)
 class _Interval(base.Quantizer):
-  gradient_scale: float = option(
-    0.01, "factor on the interval's gradients; adamw and lamb are blind to it, see quantizer_lr_factor", above=0
-  )
+  gradient_scale: float = option(0.01, "factor on the interval's gradients; of no effect with adamw and lamb", above=0)
   learned = ('center', 'distance')
 
   def _init(self, top):

@@ -45,4 +45,5 @@ def commit():
     return ''
   if described.returncode:
     return ''
-  return described.stdout.strip().removesuffix('-dirty') + '-dirty' * bool(added or '-dirty' in described.stdout)
+  name = described.stdout.strip()
+  return f'{name}-dirty' if added and not name.endswith('-dirty') else name

@@ -3,6 +3,7 @@
 import pytest
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.config import sections
 from cmtkd_jax.config.unread import find
 
 PER_CHANNEL = 'quantizer.lsq.weight.per_channel'
@@ -50,6 +51,14 @@ def changed(**fields):
 )
 def test_what_no_run_reads(fields, field, reason):
   assert find(changed(**fields), [field]) == ({field: reason} if reason else {})
+
+
+def test_options_that_others_turn_off_name_them():
+  for field, option in sections.fields().items():
+    other, *values = option.allowed.get('unread_with', (field.rpartition('.')[2],))
+    turns_off = sections.fields()[f'{field.rpartition(".")[0]}.{other}'.lstrip('.')]
+    for value in values:
+      turns_off.check(value)
 
 
 def test_a_run_of_the_chain_or_table_may_read_it():
