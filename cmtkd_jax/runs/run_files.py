@@ -87,10 +87,10 @@ def read_config(workdir, field='--workdir'):
     raise UserError(
       f'{field}: there is no {CONFIG} in {workdir}; name the directory of a run, or train one first with --mode=train'
     )
-  found = json_file.read(path, dict)
-  if 'model_type' in found:  # as config.json of the hub begins
-    raise UserError(f'{field}: {workdir} is an exported folder for the hub, not a run; only --mode=predict opens it')
   try:
+    found = json_file.read(path, dict)
+    if 'model_type' in found:  # as config.json of the hub begins
+      raise UserError('this is a folder exported for the hub, not a run; only --mode=predict opens it')
     return config_lib.from_json(json.dumps(found))
   except UserError as e:
     raise UserError(f'{field}: {path}: {e}') from None

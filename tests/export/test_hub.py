@@ -435,7 +435,7 @@ def test_folders_of_other_programs_and_of_newer_versions(copy, tmp_path):
 
 def test_a_folder_is_no_run(whole):
   with pytest.raises(
-    UserError, match='--workdir: .* is an exported folder for the hub, not a run; only --mode=predict'
+    UserError, match='--workdir: .*config.json: this is a folder exported for the hub, not a run; only --mode='
   ):
     run_files.read_config(whole[0])
 

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Iterable
 
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.runtime import local_file
 
 ALLOWED = (
   "allowed are 'digits', 'generated:HxWxC:CLASSES:N', 'npy:/path', 'folder:/path', or a name of "
@@ -53,7 +54,7 @@ def _prepared(path):
   for levels in ('', '*', '*/*'):  # the version, the data set, a variant of it between the two
     for found in sorted(glob.glob(os.path.join(glob.escape(path), levels, 'dataset_info.json'))):
       with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        info = json.loads(pathlib.Path(found).read_text())
+        info = json.loads(local_file.read_bytes(found))
         variant = info.get('configName', '')
         root = pathlib.Path(found).absolute().parents[3 if variant else 2]
         return str(root), f'tfds:{info["name"]}{f"/{variant}" if variant else ""}:{info["version"]}'
