@@ -60,8 +60,8 @@ _MODE = flags.DEFINE_enum(
   list(commands.MODES),
   'What to do, see above; by default train.',
 )
-# {flag: the modes that it belongs to}
 _OF_PROCESSES = ('coordinator_address', 'num_processes', 'process_id')
+# {flag: the modes that it belongs to}
 _OF_MODES = {
   'step': ('evaluate', 'export'),
   'integer': ('evaluate',),

@@ -34,7 +34,7 @@ def check_labels(logits, labels):
 
 
 def root(x):
-  """Returns the square root of `x` >= 0, with a gradient of 0 at 0 in place of its infinite slope."""
+  """Returns the square root of `x` >= 0, float32 of any shape; its gradient at 0 is 0, not infinite."""
   positive = x > 0
   # The inner `where` keeps the slope out of the gradient.
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
