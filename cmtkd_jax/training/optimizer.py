@@ -68,7 +68,8 @@ def learning_rate(config, total_steps, **sizes):
     **sizes: as for `durations.parse`.
 
   Raises:
-    UserError: the warm-up or a decay does not lie within the training, or decays do not ascend.
+    UserError: the warm-up or a decay does not lie within the training, or decays do not ascend or begin within the
+      warm-up.
   """
   optimizer = config.optimizer
   warmup = durations.parse_one(optimizer.warmup, 'config.optimizer.warmup', **sizes)

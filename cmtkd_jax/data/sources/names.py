@@ -32,7 +32,7 @@ def unknown(name: str, known: Iterable[str] = ()) -> UserError | None:
   """
   field, path = f'config.data.name={name!r}', os.path.expanduser(name)
   if os.path.isdir(path):
-    if place := _prepared(path):
+    if place := prepared(path):
       return UserError(f'{field} is a prepared data set; write {place[1]}, and config.data.dir={place[0]!r}')
     kind = 'npy' if os.path.exists(os.path.join(path, 'train_images.npy')) else 'folder'
     return UserError(f'{field} is a folder; write {kind}:{name}')
@@ -49,8 +49,8 @@ def unknown(name: str, known: Iterable[str] = ()) -> UserError | None:
   return None
 
 
-def _prepared(path):
-  """(config.data.dir, config.data.name) of a folder that tensorflow_datasets has prepared, () of another one."""
+def prepared(path: str) -> tuple[str, ...]:
+  """Returns (config.data.dir, config.data.name) of a folder that tensorflow_datasets has prepared, else ()."""
   for levels in ('', '*', '*/*'):  # the version, the data set, a variant of it between the two
     for found in sorted(glob.glob(os.path.join(glob.escape(path), levels, 'dataset_info.json'))):
       with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

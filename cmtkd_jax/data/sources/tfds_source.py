@@ -178,8 +178,8 @@ def _builder(tfds, name, data_dir, field):
     raise names.unknown(name, known()) or UserError(f'{field} is unknown; {names.ALLOWED}')
   looked_in = data_dir or str(epath.Path(tfds.core.constants.DATA_DIR).expanduser())
   for above in list(epath.Path(looked_in).parents)[:2]:
-    if (above / plain).is_dir():
-      raise UserError(f'{field} is in {above}, not in {looked_in}; set config.data.dir={str(above)!r}')
+    if place := names.prepared(os.fspath(above / plain)):
+      raise UserError(f'{field} is in {place[0]}, not in {looked_in}; set config.data.dir={place[0]!r}')
   raise UserError(
     f'{field} is not prepared in {looked_in} (config.data.dir={data_dir!r}); {_how_to_prepare(name, looked_in)}'
   )
