@@ -114,7 +114,7 @@ class Field:
       if isinstance(number, float) and not math.isfinite(number):
         return 'must be finite'
       if isinstance(number, (int, float)) and abs(number) > LARGEST and not self._bounds().keys() & {'most', 'below'}:
-        return f'must lie between -{LARGEST:g} and {LARGEST:g}'
+        return f'must be at most {LARGEST:g}' if number > 0 else f'must be at least -{LARGEST:g}'
     if self.choices and value not in self.choices:
       close = difflib.get_close_matches(str(value), [choice for choice in self.choices if isinstance(choice, str)], 1)
       return f'is not one of {", ".join(map(repr, self.choices))}' + (f'; perhaps {close[0]!r}' if close else '')

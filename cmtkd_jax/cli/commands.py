@@ -46,8 +46,7 @@ def run_table(command):
   config = _config(command)
   rows = table.train_table(config, command.workdir, report=output.write)
   output.write(table_text.render(config.table.title, rows))
-  # A line has a note, too, where its run could not be trained and an earlier one is in its place.
-  return int(any(row['run'] and (row['note'] or set(config.table.seeds) - set(row['seeds'])) for row in rows))
+  return int(any(row['run'] and not row['is_complete'] for row in rows))
 
 
 def run_summarize(command):

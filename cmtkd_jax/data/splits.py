@@ -116,9 +116,10 @@ def split_train(config, splits, batch_size):
       f'config.data.minival={config.minival} of {len(splits.train)} training examples is none; raise it, or set it to 0'
     )
   if len(train_records) < batch_size:
+    or_less = f', or config.data.minival={config.minival}' if batch_size <= len(splits.train) else ''
     raise UserError(
-      f'config.batch_size={batch_size} is more than the {len(train_records)} training examples '
-      f'of {config.name!r}; lower it{f", or config.data.minival={config.minival}" if config.minival else ""}'
+      f'config.batch_size={batch_size} is more than the {len(train_records)} training examples of {config.name!r}; '
+      f'lower it{or_less}'
     )
   return train_records, minival_records
 

@@ -73,11 +73,11 @@ def train_table(config, workdir, report=lambda text: None):
         if jax.process_count() > 1:  # the others wait for this one in the same run
           raise
         failed[run] = str(e)
-        failures.setdefault(run, str(e))
+        failures.setdefault(run, {})[seed] = str(e)
         report(f'not run: {e}')
   if failures and not epath.Path(workdir).is_dir():
-    run, reason = next(iter(failures.items()))  # the first one: it needs no other
-    raise UserError(f'--mode=table: no run could be trained; {run}: {reason}')
+    run, reasons = next(iter(failures.items()))  # the first one: it needs no other
+    raise UserError(f'--mode=table: no run could be trained; {run}: {next(iter(reasons.values()))}')
   whole = config.copy_and_resolve_references()
   whole.table.only = ()  # files have all rows, also where only some are trained
   rows = collect(whole, workdir, failures)
@@ -93,7 +93,7 @@ def collect(config, workdir, failures=None):
   Args:
     config: a `ConfigDict` with a `table`.
     workdir: directory of the table.
-    failures: `{run: why it could not be trained}`.
+    failures: `{run: {seed: why it could not be trained}}`.
 
   Returns:
     list of JSON-able dicts, one a line.
@@ -156,6 +156,7 @@ def _row(config, line, workdir, baseline, failures) -> dict[str, Any]:
     'data': configured('data.name'),
     'run_bits': configured('student.weight_bits', 'student.activation_bits') if line.network == STUDENT else [],
     'tests': sorted({test for summary in found.values() if (test := summary.get('test', ''))}),
+    'is_complete': line.run not in failures and set(config.table.seeds) <= found.keys(),
     'note': _note(config, line, workdir, found, baseline, failures),
   }
 
@@ -198,8 +199,9 @@ def _difference(results, baseline, name):
 def _note(config, line, workdir, found, baseline, failures):
   if not line.run:
     return 'cited, not run here'
-  if line.run in failures:
-    return failures[line.run]
+  if reasons := failures.get(line.run):
+    seed, reason = next(iter(reasons.items()))
+    return reason if len(reasons) == len(config.table.seeds) else f'seed {seed}: {reason}'
   if missing := [seed for seed in config.table.seeds if seed not in found]:
     started = any((workdir / line.run / f'seed{seed}' / run_files.CONFIG).exists() for seed in missing)
     return 'not finished' if started else f'{len(missing)} seed{"s" * (len(missing) > 1)} not run'

@@ -86,7 +86,7 @@ def _cells(rows):
   columns = {
     'row': lambda row: row['title'],
     'W/A': lambda row: ', '.join(row.get('run_bits', ())) or row['bits'],
-    'published': lambda row: ' / '.join('-' if value is None else f'{value:.1f}' for value in row['published']) or '-',
+    'published': lambda row: _published(row['published']),
     'last epoch': lambda row: _pair(row['last']),
     'difference': lambda row: _cell(row['difference'], sign='+') if row['difference'] else '-',
     'sd': lambda row: _deviation(row['last']),
@@ -99,6 +99,11 @@ def _cells(rows):
   if not any(row['difference'] for row in rows):
     del columns['difference']
   return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
+
+
+def _published(values):
+  known = any(value is not None for value in values)
+  return ' / '.join('-' if value is None else f'{value:.1f}' for value in values) if known else '-'
 
 
 def _deviation(result):

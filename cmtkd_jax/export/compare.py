@@ -102,6 +102,8 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
       notes.append(f'{name} is left out: {e}')
   header, body = ['file', 'KiB'], [[str(path), f'{_size(path) / 1024:,.1f}'] for path in paths.values()]
   if run is not None:
+    if run.dtype != 'float32':
+      notes.append(f'training computes in {run.dtype} and the files in float32, so some predictions differ')
     header += ['top-1', 'predictions unlike training', 'unlike the integer forward']
     found = _accuracies(run, exported.graph, paths)
     body = [[name, ''] for name in (_TRAINING, _INTEGERS)] + body
@@ -155,7 +157,9 @@ def _size(path):
 def weight_sizes(graph):
   """Returns in words how many bytes the weights take, and would take as float32."""
   by_bits = sizes.by_bits(graph)
-  parts = [f'{count:,} of {bits} bits take {count * bits / 8192:,.1f} KiB' for bits, count in by_bits.items()]
+  parts = [
+    f'{count:,} of {bits} bit{"s" * (bits > 1)} take {count * bits / 8192:,.1f} KiB' for bits, count in by_bits.items()
+  ]
   total = sum(by_bits.values())
   size = sum(count * bits for bits, count in by_bits.items())
   saved = f', {32 * total / size:.1f} times less than as float32' if size < 32 * total else ''
@@ -168,7 +172,8 @@ class _Run:
   def __init__(self, workdir, config, step):
     opened = restore.open_run(workdir, config, step)
     self._method, self._variables, self._data = opened.method, opened.variables, opened.dataset
-    data = run_reader.read(workdir).config.data
+    before = run_reader.read(workdir).config
+    data, self.dtype = before.data, (before if config is None else config).dtype
     if config is not None and config.data.resize != data.resize:
       raise UserError(
         f'config.data.resize={config.data.resize}: exported networks take images as the run in {workdir} did, with '

@@ -132,6 +132,8 @@ class _Folder:
 
   def norm(self, step):
     running, own = step.variables['batch_stats'], step.variables.get('params', {})
+    if not all(np.isfinite(values).all() for values in running.values()):  # an infinite variance would hide in a scale
+      raise UserError(f'{step.output}: its running statistics are not finite; {_DIVERGED}')
     slope = np.float64(own.get('scale', 1)) / np.sqrt(np.float64(running['var']) + step.module.epsilon)
     shift = np.float64(own.get('bias', 0)) - np.float64(running['mean']) * slope
     self._affine(self._as_real(step.inputs[0]), slope, shift, step.output)

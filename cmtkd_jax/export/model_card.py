@@ -15,6 +15,7 @@ from cmtkd_jax.models.bit_policy import FULL_PRECISION
 
 LIBRARY = 'cmtkd_jax'
 _TASK = 'image-classification'
+FULL_PRECISION_SHORTCUTS = 'full_precision'  # a value of `config.bits.shortcut`
 _SPLITS = {'last': 'last epoch', 'best': 'best epoch', 'chosen': 'as minival chooses'}
 
 
@@ -63,7 +64,9 @@ def text(graph, about, summary, file_bytes):
   bits = {role: config.get(f'student.{role}_bits') for role in ('weight', 'activation')}
   low = quantized(graph)
   data = config.get('data.name')
-  but = ', but for layers of `bits.rules`' if config.get('bits.rules') else ''
+  by_rules = ['layers of `bits.rules`'] if config.get('bits.rules') else []
+  shortcuts = ['shortcuts in full precision'] if config.get('bits.shortcut') == FULL_PRECISION_SHORTCUTS else []
+  but, but_at_ends = (f', but for {" and ".join(found)}' if found else '' for found in (shortcuts + by_rules, by_rules))
   title = ', '.join(
     filter(
       None, [_code(config.get('model.name')), _words_of_bits(bits, but), f'trained on {_code(data)}' if data else '']
@@ -75,7 +78,7 @@ def text(graph, about, summary, file_bytes):
     'classes': f'{len(about["classes"])}, named in `config.json`',
     'weights': _words_of_one(bits['weight'], but),
     'activations': _words_of_one(bits['activation'], but),
-    'first and last layer': _words_of_one(first_last_bits(config), but),
+    'first and last layer': _words_of_one(first_last_bits(config), but_at_ends),
     'quantizer': _quantizers(config, low),
     'method': _code(config.get('method.name')),
     'data': _code(data),
@@ -135,8 +138,9 @@ def _front_matter(about, summary, data, title, low):
   tags = [_TASK, *(['quantization', 'low-bit'] if low else []), 'jax']
   lines = ['---', f'library_name: {LIBRARY}', f'pipeline_tag: {_TASK}', 'tags:', *(f'- {tag}' for tag in tags)]
   found = _own_results(about)
-  # The figures of the last epoch are those of these weights only where the last step was exported.
-  exact = about.get('step') is not None and about['step'] == summary.get('steps')
+  # The figures of the last epoch are those of this network only where it is that of the last step, and as precise.
+  last = about.get('step') is not None and about['step'] == summary.get('steps')
+  exact = last and not _is_rounded(about)
   values = [
     (kind, round(result['last'][name], 4))
     for split, result in found.items()
@@ -167,6 +171,11 @@ def _own_results(about):
   return {name.removesuffix(own): result for name, result in about.get('metrics', {}).items() if name.endswith(own)}
 
 
+def _is_rounded(about):
+  """Whether the run computed, and was evaluated, with fewer digits than the exported network has."""
+  return about.get('config', {}).get('dtype', 'float32') != 'float32'
+
+
 def _figures(about, summary, data):
   found = _own_results(about)
   if not found:
@@ -187,6 +196,11 @@ def _figures(about, summary, data):
     notes.append(
       f'The weights here are those of step {about.get("step")}; the last epoch ended at step {summary.get("steps")}.'
     )
+  if _is_rounded(about):
+    notes.append(
+      f'The run computed in {about["config"]["dtype"]}, and this network computes in float32: its accuracy can be a '
+      'little higher or lower; `--mode=export` prints it.'
+    )
   return '\n\n'.join(['## Figures', _table(['', 'top-1', 'top-5', 'epoch'], body), ' '.join(notes)])
 
 
@@ -194,12 +208,14 @@ def _sizes(graph, file_bytes):
   counts = sizes.by_bits(graph)
   total, packed = sum(counts.values()), {bits: -(-count * bits // 8) for bits, count in counts.items()}
   body = [[str(bits), f'{count:,}', f'{packed[bits]:,}', f'{4 * count:,}'] for bits, count in counts.items()]
+  takes_pixels = any(node.op == 'pixels' for node in graph.nodes)
+  ones = ', a further channel of the first layer for mean and std of the images,' if takes_pixels else ''
   body.append(['all', f'{total:,}', f'{sum(packed.values()):,}', f'{4 * total:,}'])
   return '\n\n'.join(
     [
       '## Size',
       _table(['bits', 'weights', 'bytes', 'bytes as float32'], body),
-      f'`model.safetensors` has {file_bytes:,} bytes, with scales, biases and its header.',
+      f'`model.safetensors` has {file_bytes:,} bytes, with scales, biases{ones} and its header.',
     ]
   )
 

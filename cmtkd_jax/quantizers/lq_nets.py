@@ -60,7 +60,7 @@ class _Basis(base.Quantizer):
   The state holds v_t in 'basis' and t in 'updates'.
   """
 
-  momentum: float = option(0.9, 'm', least=0, below=1)
+  momentum: float = option(0.9, 'm, weight of earlier batches in the running average of fits', least=0, below=1)
   fitted = ('basis', 'updates')
 
   def _binary(self, low):

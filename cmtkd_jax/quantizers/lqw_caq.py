@@ -144,7 +144,7 @@ class Activation(base.Quantizer):
   weighting: str = option(
     'relative', "of the channels' errors, see `channel_weights`", choices=('relative', 'clipped', 'equal')
   )
-  momentum: float = option(0.9, 'm', least=0, below=1)
+  momentum: float = option(0.9, 'm, weight of earlier batches in the running average of fits', least=0, below=1)
   fitted = ('step', 'updates')
 
   def init(self, x):

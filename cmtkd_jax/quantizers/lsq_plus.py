@@ -39,7 +39,7 @@ class Weight(base.Quantizer):
 
 @dataclasses.dataclass(frozen=True)
 class Activation(base.Quantizer):
-  """Activations on 2^b steps that begin at a learned offset.
+  """Activations on 2^b evenly spaced levels, of which the lowest is a learned offset.
 
       x_hat = s round(clip((f(x) - o) / s, 0, n)) + o,  n = 2^b - 1
 

@@ -39,7 +39,7 @@ def weight_clip(w, bits):
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """Weights on 2^b equal steps from -a to a, ends included; a = `weight_clip`.
+  """Weights on 2^b evenly spaced levels from -a to a, ends included; a = `weight_clip`.
 
       w_hat = a (2 round(n (w / a + 1) / 2) / n - 1),  w / a clipped to [-1, 1], n = 2^b - 1
 

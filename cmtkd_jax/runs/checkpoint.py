@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import time
@@ -179,11 +180,9 @@ def load_variables(directory, step=None):
   """
   items, meta, step = _read_newest(_absolute(directory), step, {'variables': None})
   if not meta.get('statistics_measured', True):
-    logging.getLogger(__name__).warning(
-      '%s/%s was saved when the run was asked to stop, before config.bn_reestimation, which changes its accuracy; '
-      'resume the run, or take another --step',
-      directory,
-      step,
+    _warn_once(
+      f'{directory}/{step} was saved when the run was asked to stop, before config.bn_reestimation, which changes its '
+      'accuracy; resume the run, or take another --step'
     )
   return items['variables'], meta, step
 
@@ -199,6 +198,11 @@ def _drop_damaged_metrics(directory):
         logging.getLogger(__name__).warning('%s: %s; it cannot be the best one any more', folder, error)
         (folder / 'metrics').rmtree()
   distributed.wait_for_all('damaged metrics are dropped')
+
+
+@functools.cache
+def _warn_once(text):
+  logging.getLogger(__name__).warning(text)
 
 
 def check_name(workdir):

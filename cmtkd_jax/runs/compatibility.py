@@ -28,6 +28,9 @@ MUTABLE_FIELDS = (
   'remat',
   'tensorboard',
 )
+# What checkpoints hold belongs to the values of the first fields, and to whether the others are on.
+_KEPT, _KEPT_ON = ('averaging.name', 'optimizer.name'), ('freezing.threshold', 'bn_reestimation')
+_LONGER = ('duration', 'early_stopping')  # with another value, training may go on after its end
 # What may differ between the processes of one run: where its data are, and how they are read.
 _OF_PROCESS = ('data.dir', 'data.num_workers', 'data.workers')
 
@@ -76,23 +79,27 @@ def check_configuration(workdir, config, root=''):
 
   root: of the chain or table that it belongs to, see `config.difference`.
   """
-  if not (path := epath.Path(workdir) / run_files.CONFIG).exists():
+  workdir = epath.Path(workdir)
+  if not (path := workdir / run_files.CONFIG).exists():
     raise UserError(f'--workdir: {path} is missing beside what a run has made; restore it, or choose another --workdir')
   before = run_files.read_config(workdir)
-  differing = config_lib.difference(before, config, exclude=MUTABLE_FIELDS, root=root)
+  decides = ('eval_every',) if config.early_stopping else ()  # at evaluations, training may end
+  exclude = [field for field in MUTABLE_FIELDS if field not in decides]
+  differing = config_lib.difference(before, config, exclude=exclude, root=root)
   if not differing:
     return
+  is_over = (workdir / run_files.SUMMARY).exists() and not any(line.startswith(_LONGER) for line in differing)
   if not config.allow_config_changes:
     raise UserError(
       f'--workdir: {workdir} holds a run of another configuration ({_first(differing)}); choose another --workdir or '
-      'the same configuration, or set config.allow_config_changes=True'
+      f'the same configuration{"" if is_over else ", or set config.allow_config_changes=True"}'
     )
   if run_files.has_checkpoint(workdir):
     check_held_back(before, config, workdir, 'choose another --workdir')
     _check_networks(before, config, workdir)
   starts = any(line.startswith(('init_from', 'teacher_workdirs')) for line in differing)
   kept = starts and run_files.has_checkpoint(workdir)
-  if distributed.is_first():
+  if distributed.is_first() and not is_over:
     logging.getLogger(__name__).warning(
       '%s continues with another configuration: %s%s',
       workdir,
@@ -114,17 +121,19 @@ def check_held_back(before, config, workdir, otherwise):
 
 
 def _check_networks(before, config, workdir):
-  """Refuses to begin or to end averaging or re-estimation: checkpoints hold other networks with them, see `release`."""
-  fields = [('averaging.name', 'none')]
-  if 'none' in (before.averaging.name, config.averaging.name):  # averages are apart from what is trained anyway
-    fields.append(('bn_reestimation', 0))
-  for field, off in fields:
-    there, here = config_lib.flat(before)[field], config_lib.flat(config)[field]
-    if (there == off) != (here == off):
-      raise UserError(
-        f'config.{field}={here!r}: the checkpoints in {workdir} were saved with {there!r} and hold other networks; '
-        'keep that value, or choose another --workdir'
-      )
+  """Refuses another average or optimizer, and to begin or end what checkpoints hold arrays of, see `release`."""
+  then, now = config_lib.flat(before), config_lib.flat(config)
+  changed = [field for field in _KEPT if then[field] != now[field]]
+  if now['averaging.name'] == 'swa':  # the steps whose networks the mean has
+    changed += [field for field in ('averaging.start', 'averaging.every') if then[field] != now[field]]
+  changed += [field for field in _KEPT_ON if bool(then[field]) != bool(now[field])]
+  if now['averaging.name'] != 'none' and 'bn_reestimation' in changed:  # averages are apart from what is trained anyway
+    changed.remove('bn_reestimation')
+  for field in changed:
+    raise UserError(
+      f'config.{field}={now[field]!r}: the checkpoints in {workdir} were saved with {then[field]!r} and hold what '
+      'belongs to it; keep that value, or choose another --workdir'
+    )
 
 
 def check_unchanged(workdir, config, fix, root=''):
@@ -135,7 +144,9 @@ def check_unchanged(workdir, config, fix, root=''):
 
   fix: what lets the run go on, in words. root: as for `check_configuration`.
   """
-  before, exclude = run_files.read_config(workdir), (*MUTABLE_FIELDS, 'data.name')
+  before, exclude = run_files.read_config(workdir), [*MUTABLE_FIELDS, 'data.name']
+  if not (workdir / run_files.SUMMARY).exists():  # a shorter patience may be what ends it
+    exclude.append('early_stopping')
   differing = config_lib.difference(before, config, exclude=exclude, root=root)
   if differing:
     raise UserError(

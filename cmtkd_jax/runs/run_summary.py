@@ -14,10 +14,11 @@ from cmtkd_jax.runtime import distributed
 FILE = run_files.SUMMARY
 
 
-def write(workdir, config, dataset):
+def write(workdir, config, dataset, stopped_early=''):
   """Writes and returns the run's summary: `results` of every network, importance factors, what it was run with.
 
-  It has an entry 'test' where the test images are a part of train that was held out: which part, in words.
+  It has an entry 'test' where the test images are a part of train that was held out: which part, in words; and
+  'stopped_early', the reason in words, of a run that was.
   """
   steps_per_epoch = dataset.train.steps_per_epoch
   distributed.wait_for_all('the metrics are written')
@@ -37,6 +38,7 @@ def write(workdir, config, dataset):
     'epochs': round(rows[-1]['step'] / steps_per_epoch, 3),
     'results': results(rows, steps_per_epoch),
     **({'test': dataset.held_out} if dataset.held_out else {}),
+    **({'stopped_early': stopped_early} if stopped_early else {}),
     'importance': {name[len(factor) :]: value for name, value in trained[-1].items() if name.startswith(factor)},
   }
   json_file.write(epath.Path(workdir) / FILE, json.dumps(summary, indent=1))
@@ -111,6 +113,8 @@ def closing_table(summary):
     )
   if 'test' in summary:
     lines.append(f'test: {summary["test"]}')
+  if 'stopped_early' in summary:
+    lines.append(summary['stopped_early'])
   for network, result in summary['results'].items():
     if 'chosen' in result:
       chosen = result['chosen']
@@ -155,7 +159,7 @@ def _is_summary(summary):
   return (
     all(name.count('/') == 1 and _is_number(value) for name, value in factors.items())
     and all(_is_number(summary.get(name, 0)) for name in ('steps', 'epochs'))
-    and all(isinstance(summary.get(name, ''), str) for name in ('commit', 'device', 'test'))
+    and all(isinstance(summary.get(name, ''), str) for name in ('commit', 'device', 'test', 'stopped_early'))
     and all(isinstance(version, str) for version in summary.get('versions', {}).values())
     and isinstance(summary.get('config', {}), dict)
   )

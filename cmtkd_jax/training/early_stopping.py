@@ -11,10 +11,11 @@ class EarlyStopping:
   Args:
     patience: steps without a new best value after which training ends; 0 = never.
     metric: name of the metric in the results of an evaluation.
+    total: the last step of training, which ends there anyway.
   """
 
-  def __init__(self, patience, metric):
-    self._patience, self._metric = patience, metric
+  def __init__(self, patience, metric, total):
+    self._patience, self._metric, self._total = patience, metric, total
     self._best, self._best_step, self._since, self._last_step = float('-inf'), 0, 0, 0
 
   def add(self, step, results):
@@ -28,20 +29,22 @@ class EarlyStopping:
 
   @property
   def is_due(self):
-    """Whether training ends after the last evaluation."""
-    return bool(self._patience) and self._last_step - self._since >= self._patience
+    """Whether training ends early, after the last evaluation."""
+    return bool(self._patience) and self._last_step < self._total and self._last_step - self._since >= self._patience
 
   def describe(self):
-    """Returns the reason in words."""
+    """Returns the reason in words, '' where training does not end early."""
+    if not self.is_due:
+      return ''
     return (
-      f'stopping early at step {self._last_step}: {self._metric} has not risen above {self._best:.2f} % since '
+      f'stopped early at step {self._last_step}: {self._metric} has not risen above {self._best:.2f} % since '
       f'step {self._since}; --step={self._best_step} evaluates and exports the best network'
     )
 
 
 def create(plan, run, step):
   """Returns the `EarlyStopping` of a run in directory `run`, which has seen its evaluations up to `step`."""
-  stopping = EarlyStopping(plan.patience, plan.best_metric)
+  stopping = EarlyStopping(plan.patience, plan.best_metric, plan.schedule.total)
   for row in metric_log.read(run) if plan.patience and step else ():  # a new run may have no file yet
     if row['step'] <= step:
       stopping.add(row['step'], row)

@@ -59,7 +59,7 @@ def train_and_evaluate(config, workdir, root=''):
       checkpoints.wait()  # before SIGTERM ends the process again
       stops = preemption.requested()
   with run_files.disk_errors_as_user_errors(run):
-    summary = run_summary.write(run, config, parts.dataset)
+    summary = run_summary.write(run, config, parts.dataset, stopping.describe())
   if stops:  # during the last evaluation: a chain or table shall not begin its next run
     raise Preempted(f'asked to stop: {workdir} is finished; the same command goes on from there')
   return summary

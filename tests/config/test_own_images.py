@@ -93,7 +93,7 @@ def test_the_config_file_looks_into_the_folder_and_says_what_it_chose(photos, ca
   assert config.data.name == f'folder:{photos}' and config.data.image_size == 64 and config.dtype == 'float32'
   lines = capsys.readouterr().err.splitlines()
   assert lines[0] == (
-    f'{photos}: 32 images to train on, 8 to test on (20 % of the images of every class, held out of training), '
+    f'{photos}: 32 images to train on, 8 to test on (about 20 % of the images of every class, held out of training), '
     '2 classes; shorter side 90 to 108 pixels'  # 109 is held out
   )
   assert lines[1] == 'chosen for a CPU (for a GPU or TPU: --config=configs/folder.py:DIR,accelerator):'

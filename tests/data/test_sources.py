@@ -275,7 +275,7 @@ def test_a_part_of_every_class_is_held_out_where_there_are_no_test_images(tmp_pa
   fields = rgb(name=f'folder:{tmp_path}', test_fraction=0.1)
   dataset, other = load(**fields), load(**fields, seed=1)
   assert dataset.num_examples == {'train': 20, 'test': 3} and dataset.class_names == ('ant', 'bee')
-  held_out = '10 % of the images of every class, held out of training'
+  held_out = 'about 10 % of the images of every class, held out of training'
   assert dataset.held_out == held_out
   assert dataset.summary == f'folder:{tmp_path}: train 20 images, test 3 ({held_out}), 2 classes'
   images, labels = test_set(dataset)
@@ -290,7 +290,7 @@ def test_minival_is_a_slice_of_what_is_trained_on(tmp_path):
   for label, name in enumerate(('ant', 'bee')):
     save_images(tmp_path / name, ((8, 8),) * 10, level=100 * label)
   dataset = load(**rgb(name=f'folder:{tmp_path}', minival=0.25))
-  assert 'train 12 images, minival 4, test 4 (20 % of' in dataset.summary
+  assert 'train 12 images, minival 4, test 4 (about 20 % of' in dataset.summary
   parts = [set(test_set(dataset, split)[0][:, 0, 0, 0]) for split in ('minival', 'test')]
   assert len(parts[0]) == len(parts[1]) == 4 and not parts[0] & parts[1]
 

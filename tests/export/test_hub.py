@@ -242,6 +242,19 @@ def test_a_card_names_layers_of_other_bits():
     assert f'| {row}, but for layers of `bits.rules` |' in text
   assert '# `resnet8`, weights of 2 bits, activations of 2 bits, but for layers of `bits.rules`, trained on' in text
   assert 'bits.rules`' not in card(exported())
+  text = card(exported(), bits__shortcut='full_precision')
+  assert '| weights | 2 bits, but for shortcuts in full precision |' in text
+  assert '| first and last layer | float32 |' in text
+  text = card(exported(), bits__shortcut='full_precision', bits__rules=(('student/stage1/.*', 4, 4),))
+  assert '| activations | 2 bits, but for shortcuts in full precision and layers of `bits.rules` |' in text
+
+
+def test_a_card_claims_no_figures_of_rounded_training():
+  """The file computes in float32; the run was evaluated in bfloat16."""
+  text = card(exported(), dtype='bfloat16')
+  assert 'The run computed in bfloat16, and this network computes in float32' in text
+  assert 'model-index' not in text and 'metrics:' not in text and '| 91.25 % |' in text
+  assert 'bfloat16' not in card(exported())
 
 
 def test_class_names_that_look_like_paths_stay(tmp_path):

@@ -438,7 +438,7 @@ def test_what_cannot_be_held_is_refused(tmp_path):
   images = images_of((4, 4, 1))
   for write in (onnx_qdq.write, onnx_qonnx.write, lambda *a: onnx_qlinear.write(*a, images)):
     for bad, layer in ((table, 'q0'), (weights, 'logits|s1')):
-      with pytest.raises(UserError, match=f'^({layer}): .*evenly spaced.* packed archive'):
+      with pytest.raises(UserError, match=f'^({layer}): .*table of levels.* packed archive'):
         write(path, bad, {})
   with pytest.raises(UserError, match='^q0: .*2\\^b levels'):
     onnx_qonnx.write(path, small_graph(2, 1, 4, thresholds=[0, 1, 3]), {})

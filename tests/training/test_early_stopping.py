@@ -17,7 +17,7 @@ ROWS = [(10, 50.0), (20, 60.0), (30, 60.0), (40, 55.0), (50, 70.0), (60, 69.0)]
 
 def stopped_at(patience, rows=ROWS):
   """The steps after whose evaluation training would end."""
-  stopping, found = early_stopping.EarlyStopping(patience, NAME), []
+  stopping, found = early_stopping.EarlyStopping(patience, NAME, total=100), []
   for step, value in rows:
     stopping.add(step, {NAME: value, 'test/student/top1': 100 - value})
     stopping.add(step + 5, {})  # a checkpoint without an evaluation decides nothing
@@ -30,9 +30,18 @@ def test_it_stops_when_the_best_is_so_old(patience, steps):
   assert stopped_at(patience) == steps  # 60 % again is not better
 
 
+def test_the_last_evaluation_of_the_training_stops_nothing_early():
+  for total, due in ((60, False), (61, True)):
+    stopping = early_stopping.EarlyStopping(10, NAME, total)
+    for step, value in ROWS:
+      stopping.add(step, {NAME: value})
+    assert stopping.is_due == due and bool(stopping.describe()) == due
+  assert stopping.describe().startswith('stopped early at step 60: minival/student/top1 has not risen above 70.00 %')
+
+
 def test_the_network_that_it_names_is_the_one_that_is_kept(tmp_path):
   """Of equal networks the last; `chosen` of the summary is the same one."""
-  stopping, rows = early_stopping.EarlyStopping(6, NAME), []
+  stopping, rows = early_stopping.EarlyStopping(6, NAME, total=12), []
   with checkpoint.Checkpoints(tmp_path, keep=2, best_metric=NAME) as checkpoints:
     for step, value in ((2, 90.0), (4, 95.0), (6, 95.0), (8, 94.0), (10, 94.0)):
       found = {NAME: value, 'minival/student/top5': 99.0, 'test/student/top1': float(step), 'test/student/top5': 99.0}
@@ -50,7 +59,8 @@ def test_a_resumed_run_decides_as_before(tmp_path):
       log.write(step, {NAME: value})
       log.write(step, {'train/loss': 1.0})
   for patience in (0, 10, 20):
-    plan = types.SimpleNamespace(patience=patience, best_metric=NAME)
+    schedule = types.SimpleNamespace(total=100)
+    plan = types.SimpleNamespace(patience=patience, best_metric=NAME, schedule=schedule)
     due = [step for step, _ in ROWS if early_stopping.create(plan, tmp_path, step).is_due]
     assert due == stopped_at(patience)
 

@@ -189,18 +189,55 @@ def test_what_only_a_start_reads_is_said_to_stay(finished, caplog):
     ({'averaging.name': 'swa'}, {}, "config.averaging.name='none': the checkpoints in .* were saved with 'swa'"),
     ({}, {'bn_reestimation': 2}, 'config.bn_reestimation=2: the checkpoints in .* were saved with 0'),
     ({'bn_reestimation': 2}, {}, 'config.bn_reestimation=0: the checkpoints in .* were saved with 2'),
-    ({'averaging.name': 'swa'}, {'averaging.name': 'ema'}, ''),
+    ({'averaging.name': 'swa'}, {'averaging.name': 'ema'}, "config.averaging.name='ema': .* were saved with 'swa'"),
+    ({'averaging.name': 'ema'}, {'averaging.name': 'ema', 'averaging.start': '1 steps'}, ''),
+    (
+      {'averaging.name': 'swa'},
+      {'averaging.name': 'swa', 'averaging.every': '3 steps'},
+      "config.averaging.every='3 ste",
+    ),
+    (
+      {'averaging.name': 'swa'},
+      {'averaging.name': 'swa', 'averaging.start': '3 steps'},
+      "config.averaging.start='3 ste",
+    ),
+    ({}, {'optimizer.name': 'lamb'}, "config.optimizer.name='lamb': the checkpoints in .* were saved with 'sgd'"),
+    ({}, {'freezing.threshold': 0.1}, 'config.freezing.threshold=0.1: the checkpoints in .* were saved with 0.0'),
+    ({'freezing.threshold': 0.2}, {'freezing.threshold': 0.1}, ''),
     ({'averaging.name': 'ema'}, {'averaging.name': 'ema', 'bn_reestimation': 2}, ''),
   ],
 )
-def test_averages_neither_begin_nor_end_in_a_run(finished, before, after, words):
+def test_what_checkpoints_hold_arrays_of_stays_in_a_run(finished, before, after, words):
   (finished / run_files.CONFIG).write_text(config_lib.to_json(make_config(**before)))
   config = make_config(**after, allow_config_changes=True)
   if not words:
     compatibility.check_configuration(finished, config)
     return
-  with pytest.raises(UserError, match=f'^{words} and hold other networks; keep that value, or choose another'):
+  with pytest.raises(UserError, match=f'^{words}.* and hold what belongs to it; keep that value, or choose another'):
     compatibility.check_configuration(finished, config)
+
+
+def test_a_finished_run_is_not_said_to_go_on(finished, caplog):
+  """Only a longer training would."""
+  for changes, words in (
+    ({'seed': 5}, r'the same configuration$'),
+    ({'duration': '9 steps'}, r'the same configuration, or set config.allow_config_changes=True$'),
+    ({'early_stopping': '9 steps', 'data.minival': 0.0}, 'or set config.allow_config_changes=True$'),
+  ):
+    with pytest.raises(UserError, match=words):
+      compatibility.check_configuration(finished, make_config(**changes))
+  with caplog.at_level(logging.WARNING):
+    compatibility.check_configuration(finished, make_config(seed=5, allow_config_changes=True))
+  assert not caplog.text
+
+
+def test_what_decides_at_evaluations_is_told_of_others(finished):
+  compatibility.check_configuration(finished, make_config(eval_every='1 steps'))
+  patience = {'early_stopping': '9 steps'}
+  (finished / run_files.CONFIG).write_text(config_lib.to_json(make_config(**patience)))
+  compatibility.check_configuration(finished, make_config(**patience))
+  with pytest.raises(UserError, match='another configuration .eval_every: '):
+    compatibility.check_configuration(finished, make_config(**patience, eval_every='1 steps'))
 
 
 def test_data_whose_path_is_relative(finished):

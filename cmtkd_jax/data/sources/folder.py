@@ -104,7 +104,8 @@ def read(path: str, channels: int, test_fraction: float) -> Splits:
     held_out, digest, notes = '', '', finder.notes()
   else:
     unread, (train, test) = [], _hold_out(name, place, train, test_fraction)
-    held_out, notes = f'{100 * test_fraction:.4g} % of the images of every class, held out of training', finder.notes()
+    part = f'about {100 * test_fraction:.4g} %'  # at least one image
+    held_out, notes = f'{part} of the images of every class, held out of training', finder.notes()
     names = sorted(folder_listing.nfc(str(file.relative_to(root))) for files in test.values() for file in files)
     digest = hashlib.sha256('\n'.join(names).encode(errors='surrogateescape')).hexdigest()[:16]
 

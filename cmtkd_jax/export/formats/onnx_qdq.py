@@ -158,8 +158,8 @@ class Writer:
     """Raises `UserError` where codes stand for the values of a table."""
     if 'values' in node.arrays:
       raise UserError(
-        f'{layer or node.output}: its quantizer has levels that are not evenly spaced (as apot and '
-        'lq_nets have), which no integer type of ONNX holds; use the packed archive or StableHLO'
+        f'{layer or node.output}: its quantizer has a table of levels (as apot, lq_nets and lqw_caq have), which no '
+        'integer type of ONNX holds; use the packed archive or StableHLO'
       )
 
   def affine(self, node):
