@@ -95,6 +95,7 @@ _FIXES = {  # what Python says of values that flags cannot take -> what to do
   r'could not convert string to float: .*': 'give a number',
   r'Error while parsing string: (.*) as tuple\. .*': r'\1 is not a tuple; write it as in Python, such as "(4, 8)"',
   r"\('Non-boolean argument to boolean flag', .*\)": 'give True or False',
+  r'Found (.*) in argv before a value for --config was .*': r'\1 is read before --config; put --config=FILE first',
 }
 
 

@@ -138,9 +138,9 @@ def render(predictions, output) -> Iterator[str]:
       before = ' ,'
     yield ']'
     return
-  if output == 'csv':
-    yield 'file,' + ','.join(f'class{i},probability{i}' for i in range(1, _MOST + 1))
-  for prediction in predictions:
+  for i, prediction in enumerate(predictions):
+    if output == 'csv' and not i:  # not before the network was read
+      yield 'file,' + ','.join(f'class{i},probability{i}' for i in range(1, _MOST + 1))
     if prediction.error:
       continue
     if output == 'csv':

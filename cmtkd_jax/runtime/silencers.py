@@ -10,7 +10,9 @@ import warnings
 def _tells(row):
   """Whether a row of orbax's log says what we do not: a dozen rows a save do not, nor do errors that it raises, too."""
   return 'orbax' not in row.pathname or (
-    row.levelno > logging.INFO and not row.exc_info and 'tracked_metric' not in str(row.msg)
+    row.levelno > logging.INFO
+    and not row.exc_info
+    and not any(words in str(row.msg) for words in ('tracked_metric', 'Waiting for previous save'))
   )
 
 

@@ -3,10 +3,12 @@
 import json
 import pathlib
 import runpy
+import types
 
 import pytest
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.cli import commands
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table, table_text
 
@@ -75,6 +77,8 @@ def test_differing_runs_are_all_named(config, tmp_path):
   text = table_text.render(config.table.title, table.collect(config, tmp_path)).splitlines()
   assert text[1:3] == ['Digits, ResNet8, 2.5, 10 epochs', 'run: 2.5, 10 epochs, network resnet8, digits, npy:other']
   assert '2/2, 4/4' in text[4]
+  cells = table_text.markdown('', table.collect(config, tmp_path)).splitlines()[4:6]
+  assert [line.split(' | ')[2] for line in cells] == ['98.0 / -', '-']
 
 
 def test_without_a_finished_run_the_recipe_speaks(config, tmp_path):
@@ -180,6 +184,34 @@ def test_files_have_all_rows_also_where_one_is_trained(config, tmp_path, monkeyp
     ('later', [], '2 seeds not run'),
   ]
   assert not list(tmp_path.glob('*.tmp'))
+
+
+def test_a_note_is_no_missing_run(config, tmp_path, monkeypatch):
+  """`--mode=table` exits with 1 only where a run that was asked for is missing; a note names the seed that failed."""
+  config.table.only = ('single', 'cmtkd')
+  for run in ('single', 'cmtkd'):
+    for seed in (0, 1):
+      finish(tmp_path, run, seed, config=dict(config.to_dict(), duration=f'{seed + 1} epochs'))
+
+  def diverged(run_config, directory, *unused):
+    if directory.endswith('cmtkd/seed1'):
+      raise UserError('the loss is not finite')
+
+  monkeypatch.setattr(table.chain, 'train_chain', lambda *unused: None)
+  rows = table.train_table(config, tmp_path)
+  assert {(row['is_complete'], row['note']) for row in rows} == {(True, 'seeds differ in duration')}
+  run_table = lambda: commands.run_table(types.SimpleNamespace(config=config, workdir=str(tmp_path)))
+  assert run_table() == 0
+  monkeypatch.setattr(table.chain, 'train_chain', diverged)
+  rows = {row['run']: row for row in table.train_table(config, tmp_path)}
+  assert rows['single']['is_complete'] and not rows['cmtkd']['is_complete']
+  assert rows['cmtkd']['note'] == 'seed 1: the loss is not finite' and run_table() == 1
+  config.table.only = ('later',)
+  assert run_table() == 1
+  config.table.only = ()
+  for seeds, complete in (((0,), True), ((1, 0), True), ((0, 3), False)):  # of those that were asked for
+    config.table.seeds = seeds
+    assert table.collect(config, tmp_path)[0]['is_complete'] == complete
 
 
 @pytest.mark.parametrize('only, trained', [((), ['later', 'single']), (('cmtkd',), ['cmtkd'])])

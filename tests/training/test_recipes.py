@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import shutil
 import types
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runs import checkpoint, metric_log, run_files
+from cmtkd_jax.runs import checkpoint, metric_log, run_files, run_summary
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import averaging, build, evaluate, loop, release
 from cmtkd_jax.training.step import MixedLabels, mixed
@@ -152,6 +153,17 @@ def test_training_stops_early_and_stays_stopped(tmp_path):
   assert summary['steps'] == 6  # the first evaluation, of step 2, is never surpassed
   assert loop.train_and_evaluate(config, tmp_path)['steps'] == 6
   assert max(row['step'] for row in metric_log.read(tmp_path)) == 6
+  reason = 'stopped early at step 6: minival/student/top1 has not risen above '
+  assert summary['stopped_early'].startswith(reason) and reason in run_summary.closing_table(summary)
+  assert run_summary.read(tmp_path)['stopped_early'] == summary['stopped_early']
+
+  # A shorter patience may end a run that is not finished: here that of step 4.
+  shorter = tmp_path / 'shorter'
+  shutil.copytree(tmp_path, shorter, ignore=shutil.ignore_patterns('6', 'summary.json', 'lock', 'shorter'))
+  config.allow_config_changes, config.early_stopping = True, '2 steps'
+  summary = loop.train_and_evaluate(config, shorter)
+  assert summary['steps'] == 4 and summary['stopped_early'].startswith('stopped early at step 4')
+  config.early_stopping = '4 steps'
 
   # Its results are not those of another configuration; with more patience it goes on.
   config.allow_config_changes, config.seed = True, 7
