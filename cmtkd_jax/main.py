@@ -79,6 +79,7 @@ def _end(status, line):
 def run():
   """Runs the command line of this process and ends it with the exit status; the command `cmtkd-jax`."""
   output.open_closed()
+  output.show_warnings()
   allocator.keep_memory()
   if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
     signal.signal(signal.SIGINT, signal.default_int_handler)

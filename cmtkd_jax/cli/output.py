@@ -1,6 +1,7 @@
 """Standard streams: lines that appear at once, a failure that is one line, and streams that are closed."""
 
 import contextlib
+import logging
 import os
 import sys
 
@@ -22,6 +23,15 @@ def open_closed():
     except OSError:
       os.dup2(null, number)
     setattr(sys, name, os.fdopen(null, 'w'))
+
+
+def show_warnings():
+  """Prints what the package logs as `warning: ...`, in the form of errors and notes."""
+  handler = logging.StreamHandler()
+  handler.setFormatter(logging.Formatter('warning: %(message)s'))
+  logger = logging.getLogger('cmtkd_jax')
+  logger.addHandler(handler)
+  logger.propagate = False
 
 
 def write(text):

@@ -1,5 +1,6 @@
 """`--help`, and arguments that are not flags."""
 
+import logging
 import pathlib
 import re
 import shlex
@@ -13,6 +14,7 @@ from absl.testing import flagsaver
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import main
 from cmtkd_jax.cli import commands, flags
+from cmtkd_jax.cli import output as output_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table, table_text
 
@@ -74,6 +76,15 @@ def test_a_field_that_no_run_reads_is_noted(monkeypatch, capsys, mode, noted):
   assert flags.parse(arguments).config.quantizer.lsq.weight.per_channel
   note = "note: --config.quantizer.lsq.weight.per_channel has no effect: config.quantizer.name is 'hwgq'\n"
   assert capsys.readouterr().err == (note if noted else '')
+
+
+def test_warnings_look_like_notes_and_errors(monkeypatch, capsys):
+  package = logging.getLogger('cmtkd_jax')
+  monkeypatch.setattr(package, 'handlers', [])
+  monkeypatch.setattr(package, 'propagate', True)
+  output_lib.show_warnings()
+  logging.getLogger('cmtkd_jax.runs.checkpoint').warning('%s is damaged', 'checkpoints/3')
+  assert capsys.readouterr().err == 'warning: checkpoints/3 is damaged\n'
 
 
 def test_fields_that_are_not_flags():
