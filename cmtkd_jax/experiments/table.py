@@ -156,6 +156,7 @@ def _row(config, line, workdir, baseline, failures) -> dict[str, Any]:
     'data': configured('data.name'),
     'run_bits': configured('student.weight_bits', 'student.activation_bits') if line.network == STUDENT else [],
     'tests': sorted({test for summary in found.values() if (test := summary.get('test', ''))}),
+    'stopped_early': [seed for seed, summary in found.items() if 'stopped_early' in summary],
     'is_complete': line.run not in failures and set(config.table.seeds) <= found.keys(),
     'note': _note(config, line, workdir, found, baseline, failures),
   }

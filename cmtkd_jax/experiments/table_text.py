@@ -66,6 +66,7 @@ def _below(rows):
   random = any(name.startswith('generated:') for row in rows for name in row.get('data', ()))
   baselines = dict.fromkeys(row['difference']['baseline'] for row in rows if row['difference'])
   splits = dict.fromkeys(row['split'] for row in rows)
+  stopped = {row['run']: (len(row['stopped_early']), len(row['seeds'])) for row in rows if row.get('stopped_early')}
   return [
     *(
       f'Top-1 / top-5 in percent on {shown}: mean over seeds ± standard error (sd: standard deviation of one seed). '
@@ -76,6 +77,7 @@ def _below(rows):
       f'Difference to {run}: top-1 of the last epoch, mean ± standard error over the seeds of both.'
       for run in baselines
     ),
+    *(f'{count} of {seeds} seeds of {run} stopped early.' for run, (count, seeds) in stopped.items()),
     *(f'test: {test}' for test in tests),
     *(['The images are random (generated data): these accuracies mean nothing.'] if random else []),
   ]

@@ -110,6 +110,15 @@ def test_random_images_and_a_held_out_test_are_said_once(config, tmp_path):
     assert printed.count(f'test: {held_out}') == 1 and printed.count(RANDOM) == 1
 
 
+def test_runs_that_stopped_early_are_counted(config, tmp_path):
+  finish(tmp_path, 'cmtkd')
+  assert 'stopped early' not in table_text.render('', table.collect(config, tmp_path))
+  finish(tmp_path, 'cmtkd', seed=1, epochs=4.5, stopped_early='stopped early at step 96: ...')
+  rows = table.collect(config, tmp_path)
+  assert [row['stopped_early'] for row in rows] == [[], [1], [1], []]  # two lines of one run
+  assert table_text.markdown('', rows).count('1 of 2 seeds of cmtkd stopped early.') == 1
+
+
 def test_differences_are_paired_by_seed(config, tmp_path):
   for seed, top1 in enumerate((90.0, 80.0, 70.0)):
     finish(tmp_path, 'single', seed, top1=top1)
