@@ -113,12 +113,12 @@ def closing_table(summary):
     )
   if 'test' in summary:
     lines.append(f'test: {summary["test"]}')
-  if 'stopped_early' in summary:
-    lines.append(summary['stopped_early'])
   for network, result in summary['results'].items():
     if 'chosen' in result:
       chosen = result['chosen']
       lines.append(f'{network + ", as minival chooses":42}{chosen["top1"]:.2f} %  at epoch {chosen["epoch"]:.4g}')
+  if 'stopped_early' in summary:
+    lines.append(summary['stopped_early'])
   if summary['importance']:
     taps = list(dict.fromkeys(name.split('/')[0] for name in summary['importance']))
     teachers = list(dict.fromkeys(name.split('/')[1] for name in summary['importance']))
