@@ -16,7 +16,7 @@ commands to start with:
 
 modes:"""
 _END = """
-README.md explains the rest. The repository's configs/README.md lists the config files and variants, such as FILE:smoke."""
+README.md explains the rest. The repository's configs/README.md lists config files and variants like FILE:smoke."""
 
 
 def text(modes, flags):
