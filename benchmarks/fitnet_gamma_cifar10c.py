@@ -1,9 +1,9 @@
 """Which weight does FitNet need? CMT-KD with ResNet8 on ten classes of CIFAR-100, on held-out training images.
 
 In ladder_resnet8.py, FitNet with its default weight, gamma 1, costs the 2-bit student 4.6 points. Here gamma goes over
-two decades, beside CMT-KD without a feature loss. A tenth of the 5,000 training images is held out (`data.minival`), and
-the figures are those of the held-out images. One figure of 500 images has a standard error of 2 points, pairs of rows
-less: three seeds show differences of about 2.5.
+two decades, beside CMT-KD without a feature loss. A tenth of the 5,000 training images is held out (`data.minival`),
+and the figures are those of the held-out images. One figure of 500 images has a standard error of 2 points, pairs of
+rows less: three seeds show differences of about 2.5.
 
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/fitnet_gamma_cifar10c.py --config.data.name=npy:DIR
 Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/fitnet_gamma_cifar10c.py \
