@@ -11,6 +11,7 @@ from cmtkd_jax.errors import UserError, printable
 from cmtkd_jax.runtime import text_table
 
 _CHANGED = '*'
+_LONG = 80  # characters
 _REGISTRIES = {
   'model.name': models.MODELS,
   'method.name': methods.METHODS,
@@ -53,7 +54,7 @@ def describe(config, selected_only=True, wanted=()):
       [
         _CHANGED if name in values and values[name] != field.default else '',
         name,
-        _shown(name, values),
+        _shown(name, values, whole=name in wanted),
         field.doc + (f' [{allowed}]' if (allowed := field.describe()) else ''),
       ]
       for name, field in fields.items()
@@ -92,7 +93,9 @@ def _is_selected(section, values):
   return '.' not in section or section.split('.')[1] == values[sections.selector(section, values)]
 
 
-def _shown(name, values):
+def _shown(name, values, whole):
   if name in values:
-    return printable(repr(values[name]))
+    text, entries = printable(repr(values[name])), values[name]
+    # The lines of a table would push the meanings off the screen.
+    return text if whole or not isinstance(entries, tuple) or len(text) < _LONG else f'({len(entries)} entries)'
   return '{...}' if any(field.startswith(f'{name}.') for field in values) else '{}'

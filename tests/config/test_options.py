@@ -152,6 +152,14 @@ def test_description_of_a_configuration():
   assert all(f' {name} ' in everything for name in config_lib.fields())
 
 
+def test_long_values_leave_room_for_the_meaning():
+  config = config_lib.default()
+  config.table.runs, config.table.lines = {'a': {}}, (('a title', '2/2', 'a', 'student', (None, None)),) * 3
+  (line,) = [line for line in config_lib.describe(config).splitlines() if 'table.lines' in line]
+  assert '(3 entries)' in line and 'a title' not in line
+  assert "('a title', '2/2'" in config_lib.describe(config, wanted=['table.lines'])
+
+
 def test_the_description_says_what_a_name_stands_for():
   lines = config_lib.describe(config_lib.default(), wanted=['quantizer.name']).splitlines()
   after = lines[lines.index('  quantizer.name can be:') + 1 :]
