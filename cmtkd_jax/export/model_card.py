@@ -15,7 +15,6 @@ from cmtkd_jax.models.bit_policy import FULL_PRECISION
 
 LIBRARY = 'cmtkd_jax'
 _TASK = 'image-classification'
-FULL_PRECISION_SHORTCUTS = 'full_precision'  # a value of `config.bits.shortcut`
 _SPLITS = {'last': 'last epoch', 'best': 'best epoch', 'chosen': 'as minival chooses'}
 
 
@@ -65,7 +64,7 @@ def text(graph, about, summary, file_bytes):
   low = quantized(graph)
   data = config.get('data.name')
   by_rules = ['layers of `bits.rules`'] if config.get('bits.rules') else []
-  shortcuts = ['shortcuts in full precision'] if config.get('bits.shortcut') == FULL_PRECISION_SHORTCUTS else []
+  shortcuts = ['shortcuts in full precision'] if config.get('bits.shortcut') == 'full_precision' else []
   but, but_at_ends = (f', but for {" and ".join(found)}' if found else '' for found in (shortcuts + by_rules, by_rules))
   title = ', '.join(
     filter(

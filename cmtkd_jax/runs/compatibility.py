@@ -129,7 +129,8 @@ def _check_networks(before, config, workdir):
   changed += [field for field in _KEPT_ON if bool(then[field]) != bool(now[field])]
   if now['averaging.name'] != 'none' and 'bn_reestimation' in changed:  # averages are apart from what is trained anyway
     changed.remove('bn_reestimation')
-  for field in changed:
+  if changed:
+    field = changed[0]
     raise UserError(
       f'config.{field}={now[field]!r}: the checkpoints in {workdir} were saved with {then[field]!r} and hold what '
       'belongs to it; keep that value, or choose another --workdir'
