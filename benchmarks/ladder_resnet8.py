@@ -1,11 +1,11 @@
 """Does CMT-KD help here, and what would: ResNet8 on ten classes of CIFAR-100, twice the epochs of cifar10c_resnet8.py.
 
 Rows of Table 2 with teachers from scratch, FitNet and 1-bit weights (its Table 4), two teachers (Table 3), pretrained
-teachers, and learned steps (LSQ) from full precision. Five seeds: differences of two rows, paired by seed, had a
-standard deviation of 1.9 points in earlier runs (22 pairs of rows, 3 seeds each), so 3, 5 and 14 seeds show 2.2, 1.7
-and 1.0 points at two standard errors.
+teachers, learned steps (LSQ) from full precision, and CTKD, also with one of its two teachers alone. Five seeds:
+differences of two rows, paired by seed, had a standard deviation of 1.9 points in earlier runs (22 pairs of rows, 3
+seeds each), so 3, 5 and 14 seeds show 2.2, 1.7 and 1.0 points at two standard errors.
 
-A run with teachers takes about 10 minutes on one idle core, a single network 3; a seed has 20 runs.
+A run with teachers takes about 10 minutes on one idle core, a single network 3; a seed has 23 runs.
 Run:   python -m cmtkd_jax.main --mode=table --config=benchmarks/ladder_resnet8.py --config.data.name=npy:DIR
 Print: python -m cmtkd_jax.main --mode=summarize --config=benchmarks/ladder_resnet8.py \
            --workdir=benchmarks/results/ladder_resnet8
@@ -28,6 +28,10 @@ def get_config(argument=''):
   after = dict(init_from='{full_precision}', optimizer=dict(learning_rate=0.01))
   w1a2 = dict(student=dict(weight_bits=1, activation_bits=2))
   lsq = after | dict(quantizer=dict(name='lsq'))
+  expert = rows['single2'] | dict(teacher_workdirs=('{full_precision}',))  # as KD's teacher
+  ctkd = lambda **weights: (
+    expert | dict(method=dict(name='ctkd', ctkd=dict(teacher_model='resnet8', shared_stem=False) | weights))
+  )
   config.table.runs = {name: rows[name] for name in (*singles, 'kd', 'average_teacher', 'without_attention')} | dict(
     beta_2=without_attention | dict(method=dict(cmtkd=dict(beta=2.0))),
     cmtkd=attention,
@@ -41,6 +45,9 @@ def get_config(argument=''):
     single2_lsq=rows['single2'] | lsq,
     kd_lsq=rows['kd'] | lsq,
     cmtkd_lsq=without_attention | lsq | dict(init_from=','.join(f'{name}={{full_precision}}' for name in NETWORKS)),
+    ctkd=ctkd(),
+    ctkd_attention=ctkd(gamma=0.0),
+    ctkd_imitation=ctkd(beta=0.0),
   )
   student = lambda title, run, bits='2/2': (title, bits, run, 'student', (None, None))
   teacher = lambda title, run, bits: (f'combined teacher of {title}', bits, run, 'combined_teacher', (None, None))
@@ -63,5 +70,8 @@ def get_config(argument=''):
     student('LSQ from full precision', 'single2_lsq'),
     student('LSQ from full precision, KD', 'kd_lsq'),
     *both('LSQ from full precision, CMT-KD without attention', 'cmtkd_lsq'),
+    student('CTKD', 'ctkd'),
+    student('CTKD, expert alone', 'ctkd_attention'),
+    student('CTKD, scratch teacher alone', 'ctkd_imitation'),
   )
   return base.apply_argument(config, argument, smoke=lambda c: base.smoke(c, 32))
