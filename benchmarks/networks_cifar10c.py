@@ -1,7 +1,7 @@
 """VGG-small and MobileNetV2 at a quarter of their width: full precision, 4 and 2 bits, on ten classes of CIFAR-100.
 
 Data and schedule of benchmarks/cifar10c_resnet8.py, 20 epochs, each network alone. MobileNetV2 is quantized by LSQ,
-with a step for each channel of its weights, since its depthwise layers have one kernel a channel. Its quantized
+with a step for each channel of its weights, since its depthwise layers have one kernel per channel. Its quantized
 networks start from the full-precision one and train for 10 epochs more, at a fifth of the learning rate. The steps
 learn at a hundredth of that: as fast as the weights, some cross zero within a few updates. Gradients are clipped,
 because with 2 bits their norm reaches 10^5.

@@ -331,7 +331,7 @@ def augment(images, data):
 
 
 def optimizer(module, config, learning_rate):
-  """SGD with a group a network, by its weight width, one for the importance factors, and one for the rest."""
+  """SGD with one group per network, by its weight width, one for the importance factors, and one for the rest."""
   o, groups = config['optimizer'], []
   for name, child in module.named_children():
     decay, factor = o['weight_decay'], 1.0

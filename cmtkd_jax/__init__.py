@@ -52,7 +52,9 @@ def load_config(path, argument=''):
 
   file = pathlib.Path(path)
   if file.suffix != '.py' or not file.exists():
-    raise UserError(f'there is no config file {path}; name one, and its variants apart: load_config(FILE.py, VARIANTS)')
+    raise UserError(
+      f"there is no config file {path}; variants are the second argument: load_config('FILE.py', 'VARIANT')"
+    )
   return config.load_config(file, file.stem, argument)
 
 

@@ -82,7 +82,7 @@ def test_config_files():
   assert cmtkd_jax.load_config(path).duration == '80 epochs'
   assert cmtkd_jax.load_config(str(path), 'smoke').duration == '3 steps'
   for absent in ('absent.py', path.with_suffix(''), f'{path}:smoke'):
-    with pytest.raises(UserError, match=r'there is no config file .*load_config\(FILE.py, VARIANTS\)'):
+    with pytest.raises(UserError, match=r"there is no config file .*load_config\('FILE.py', 'VARIANT'\)"):
       cmtkd_jax.load_config(absent)
   with pytest.raises(UserError, match="'absent' is not one of smoke"):
     cmtkd_jax.load_config(path, 'absent')

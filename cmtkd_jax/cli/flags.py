@@ -78,7 +78,7 @@ _AS_TRAINED = ('predict', 'report')  # in which no field can be another
 _WITH_ARGUMENTS = ('config', 'predict')  # fields, images; a shell has expanded ~ in them
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by default the newest.')
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
-_FORMAT = flags.DEFINE_list('format', None, 'Formats to export; by default all whose packages are installed, but hub.')
+_FORMAT = flags.DEFINE_list('format', None, 'Formats to export; by default all but hub whose packages are installed.')
 _IMAGES = flags.DEFINE_list('images', None, 'Image files, folders or patterns to classify; --images= can be left out.')
 _OUTPUT = flags.DEFINE_enum('output', None, ['text', 'csv', 'json', 'markdown'], 'How predictions or a table look.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to plan for, e.g. v5e:2x2; by default the devices here.')

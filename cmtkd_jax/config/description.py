@@ -22,7 +22,7 @@ _REGISTRIES = {
 
 
 def describe(config, selected_only=True, wanted=()):
-  """Returns a table for each section, a field a line, and what the names in it stand for; marks what is no default.
+  """Returns a table for each section, one field per line, and what the names in it stand for; marks what is no default.
 
   Args:
     config: a checked `ConfigDict`.

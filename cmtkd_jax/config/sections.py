@@ -43,7 +43,7 @@ class Run(Options):
   )
   eval_every: str = option('10 epochs', 'how often all networks are evaluated', durations='one')
   checkpoint_every: str = option('10 epochs', 'how often a checkpoint is saved', durations='one')
-  max_checkpoints: int = option(2, 'how many of the newest are kept, next to the best', least=1)
+  max_checkpoints: int = option(2, 'how many of the newest checkpoints are kept, in addition to the best', least=1)
   profile: str = option('', "'10 steps' records ten with JAX's profiler into WORKDIR/profile", durations='one')
   allow_config_changes: bool = option(False, 'resume in a work directory of another configuration')
   tensorboard: bool = option(True, 'also write TensorBoard files, if clu and TensorFlow are installed')
@@ -103,7 +103,7 @@ class Quantizer(Options):
 
 
 def readers(section):
-  """Returns the names of the methods that read a section beside their own, as text."""
+  """Returns the names of the methods that read a section in addition to their own, as text."""
   return ', '.join(name for name, method in methods.METHODS.items() if section in getattr(method, 'READS', ()))
 
 

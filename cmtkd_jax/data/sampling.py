@@ -1,4 +1,4 @@
-"""Which record is read when: pure functions of seeds and positions, so that any step can be had directly."""
+"""Which record is read when: pure functions of seeds and positions, so that any step can be computed directly."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""From `config.data` to opened splits, and what training makes of them; no image is read yet but for its shape."""
+"""From `config.data` to opened splits, and what training makes of them; no image is read yet, except for its shape."""
 
 import functools
 import math

@@ -33,10 +33,10 @@ def compare(config):
       outlines[key] = outline(run.data, batch_size=run.batch_size, mesh=build.make_mesh())
     data = outlines[key]
     if not name and not run.teacher_workdirs and not run.prerequisites:
-      method = build.create_method(run, data.num_classes)
+      method = build.method_of(run, data.num_classes)
       layers = bit_table.collect(method, data.input_shape, parse_rules(run.bits.rules))
     alone = {'method': {'name': 'single'}, 'teacher_workdirs': (), 'init_from': '', 'prerequisites': {}}
-    student = build.create_method(config_lib.derive(config, changes | alone), data.num_classes)
+    student = build.method_of(config_lib.derive(config, changes | alone), data.num_classes)
     students[name] = bit_table.total(bit_table.collect(student, data.input_shape))
   return Cost(layers, students)
 

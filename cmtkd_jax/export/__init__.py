@@ -2,6 +2,8 @@
 
 `from_run` makes a `Graph` of a run's network, `write` the files and their manifest, `open_network` a function of images
 of any of them.
+
+FORMATS, FOLDERS: `{name: Format}`, what the formats are called with `--format`.
 """
 
 from cmtkd_jax.export.exported import Exported, from_graph, from_run

@@ -19,7 +19,6 @@ from cmtkd_jax.errors import UserError, printable
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.runtime.progress import Progress
 
-OUTPUTS = ('text', 'csv', 'json')
 _MOST = 5  # classes that are named
 _BATCH = 64
 _MANY = 100  # images from which progress is shown

@@ -1,4 +1,7 @@
-"""Losses of collaborative distillation: pure functions of arrays that compute in float32."""
+"""Losses of collaborative distillation: pure functions of arrays that compute in float32.
+
+FEATURE_LOSSES, LOGIT_LOSSES: `{name: class}`, losses with the options of `config.feature_loss` and `config.logit_loss`.
+"""
 
 import importlib
 import pkgutil
@@ -50,6 +53,8 @@ LOGIT_LOSSES: dict[str, type[LogitLoss]] = _of_kind(LogitLoss)  # config.logit_l
 __all__ = [
   'FEATURE_LOSSES',
   'LOGIT_LOSSES',
+  'FeatureLoss',
+  'LogitLoss',
   'activation_boundary_loss',
   'attention_loss',
   'attention_map',

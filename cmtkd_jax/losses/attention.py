@@ -58,8 +58,8 @@ def attention_loss(teacher: jax.Array, student: jax.Array, p: float = 2, norm: s
   with a = `attention_map`. Eq. (5) leaves the norm open: 'l2' and 'l1' are its literal readings,
   'mean_square' is the form in use for attention transfer. They differ in size by orders of magnitude, so a
   loss weight belongs to one norm, and with 'mean_square' to one map size. The gradient flows into both
-  arguments and is zero at d = 0. Mind that compiled code may round two equal maps apart by 1e-8 or so, and
-  that the slope of 'l2' and 'l1' does not shrink with d.
+  arguments and is zero at d = 0. Compiled code may round two equal maps differently, by about 1e-8, and the
+  slope of 'l2' and 'l1' does not shrink with d.
 
   Args:
     teacher: [B, H, W, C], floating, finite.
@@ -88,13 +88,12 @@ def attention_loss(teacher: jax.Array, student: jax.Array, p: float = 2, norm: s
     return jnp.mean(jnp.sum(jnp.square(difference), axis=-1))
   if norm == 'l2':
     return jnp.mean(base.root(jnp.sum(jnp.square(difference), axis=-1)))
-  # |d| as d sign(d): its gradient at 0 is 0, where that of `jnp.abs` is 1.
-  return jnp.mean(jnp.sum(difference * jnp.sign(difference), axis=-1))
+  return jnp.mean(jnp.sum(base.absolute(difference), axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention(base.FeatureLoss):
-  """Attention transfer, `attention_loss`; its default weight suits norm='mean_square' and large maps."""
+  """Attention transfer, `attention_loss`, D of eq. (5); its default weight suits norm='mean_square' and large maps."""
 
   weight: float = base.weight_option(100.0)
   power: float = option(2.0, 'p of the attention map', above=0, most=8)  # beyond it, float32 overflows

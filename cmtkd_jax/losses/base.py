@@ -40,6 +40,11 @@ def root(x):
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
+def absolute(d):
+  """Returns |d| of `d`, float of any shape; its gradient at 0 is 0, where that of `jnp.abs` is 1."""
+  return d * jnp.sign(d)
+
+
 def unit(v):
   """Returns v / ||v||_2 along the last axis of `v`, float32; zero, without a gradient, where ||v||^2 underflows."""
   squared_norm = jnp.sum(jnp.square(v), axis=-1, keepdims=True)

@@ -11,7 +11,7 @@ def cosine_loss(target: jax.Array, x: jax.Array) -> jax.Array:
 
       L = mean_b ( 1 - <t_b, x_b> / (||t_b||_2 ||x_b||_2) )
 
-  A zero vector counts 1 and gets gradient zero. The gradient flows into both arguments.
+  A zero vector has a distance of 1 and no gradient. The gradient flows into both arguments.
 
   Args:
     target: [B, C], floating, finite; squared norms must not overflow float32.

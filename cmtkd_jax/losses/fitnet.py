@@ -44,14 +44,13 @@ def fitnet_loss(teacher: jax.Array, adapted_student: jax.Array, norm: str = 'mea
     return jnp.mean(jnp.square(difference))
   if norm == 'l2':
     return jnp.mean(base.root(jnp.sum(jnp.square(difference), axis=(1, 2, 3))))
-  # |d| as d sign(d): its gradient at 0 is 0, where that of `jnp.abs` is 1.
-  absolute = difference * jnp.sign(difference)
+  absolute = base.absolute(difference)
   return jnp.mean(absolute) if norm == 'mean_abs' else jnp.mean(jnp.sum(absolute, axis=(1, 2, 3)))
 
 
 @dataclasses.dataclass(frozen=True)
 class FitNet(base.FeatureLoss):
-  """FitNets, `fitnet_loss`: the distance to the student's map behind an adaptor."""
+  """FitNets, `fitnet_loss`: D of eq. (6), the distance to the student's map after an adaptor."""
 
   adaptor: str = base.adaptor_option('conv')
   norm: str = option('mean_square', 'norm of the difference between feature maps', choices=NORMS)

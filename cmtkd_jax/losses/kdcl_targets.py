@@ -185,7 +185,6 @@ def general_target(logits: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _check(logits, labels):
-  if logits.ndim != 3 or labels.shape != logits.shape[1:2]:
-    raise ValueError(f'logits must be [M, B, C] and labels [B]; got {logits.shape} and {labels.shape}')
-  if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(f'labels must be integers; got {labels.dtype}')
+  if logits.ndim != 3:
+    raise ValueError(f'logits must be [M, B, C]; got {logits.shape}')
+  base.check_labels(logits[0], labels)

@@ -29,7 +29,7 @@ def kl_divergence(target_logits: jax.Array, logits: jax.Array, temperature: floa
   Raises:
     ValueError: the shapes differ or are not [B, C].
 
-  Source: CMT-KD eqs. (8) and (9); Hinton et al., "Distilling the Knowledge in a Neural Network", 2014.
+  Source: CMT-KD eqs. (8) and (9); Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
   """
   base.check_logits(target_logits, logits)
   log_p = jax.nn.log_softmax(target_logits.astype(jnp.float32) / temperature, axis=-1)

@@ -23,7 +23,7 @@ def mean_softmax(logits: Sequence[jax.Array], temperature: float) -> jax.Array:
 
   Source: You et al., "Learning from Multiple Teacher Networks", KDD 2017; CMT-KD's "average teacher".
   """
-  if not logits or any(z.ndim != 2 or z.shape != logits[0].shape for z in logits):
+  if len(logits) == 0 or any(z.ndim != 2 or z.shape != logits[0].shape for z in logits):
     raise ValueError(f'logits must be n >= 1 arrays [B, C] of one shape; got {[z.shape for z in logits]}')
   log_p = jnp.stack([jax.nn.log_softmax(z.astype(jnp.float32) / temperature, axis=-1) for z in logits])
   return temperature * (jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.float32(len(logits))))

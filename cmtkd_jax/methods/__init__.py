@@ -1,4 +1,7 @@
-"""Methods: what trains together and on which loss, a file a method."""
+"""Methods: what trains together and on which loss, one file per method.
+
+METHODS: `{name: module}` with `Settings` and `create`.
+"""
 
 import importlib
 import pkgutil

@@ -10,7 +10,7 @@ import math
 from cmtkd_jax.methods import kd
 from cmtkd_jax.methods.base import check_teachers
 
-READS = ('logit_loss',)  # sections of the configuration beside its own
+READS = ('logit_loss',)  # sections of the configuration that it reads in addition to its own
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,7 +96,10 @@ class Method(nn.Module, kw_only=True):
     return False
 
   def minival_statistics(self, logits, labels, mask):
-    """Returns sums over the examples of one held-out batch where `mask` bool [B], a pytree."""
+    """Returns sums over the examples of one held-out batch, a pytree.
+
+    logits: `{network: float32 [B, classes]}`. labels: int32 [B]. mask: bool [B], False for padding.
+    """
     raise NotImplementedError
 
   def update_from_minival(self, sums, model_state):
@@ -139,13 +142,12 @@ class MultiNetwork(Method):
 
     images: [B, H, W, C] that all networks see, or [views, B, H, W, C] with one view for each network.
     """
-    own = lambda i: images[i] if images.ndim == 5 else images
-    return {
-      network.name: jax.lax.stop_gradient(getattr(self, network.name)(own(i), train=False))
-      if network.frozen
-      else getattr(self, network.name)(own(i), train)
-      for i, network in enumerate(self.networks)
-    }
+    logits = {}
+    for i, network in enumerate(self.networks):
+      own = images[i] if images.ndim == 5 else images
+      z = getattr(self, network.name)(own, train=train and not network.frozen)
+      logits[network.name] = jax.lax.stop_gradient(z) if network.frozen else z
+    return logits
 
   def __call__(self, images, train):
     return Outputs(self.logits(images, train))
@@ -256,7 +258,8 @@ def unread_with(logit_loss):
   """Returns `Method.unread_settings` of a method whose temperature is that of `logit_loss` alone."""
   if logit_loss.reads_temperature:
     return {}
-  name = next(name for name, cls in losses.LOGIT_LOSSES.items() if cls is type(logit_loss))
+  cls = type(logit_loss)
+  name = next((name for name, known in losses.LOGIT_LOSSES.items() if known is cls), cls.__name__)
   return {'temperature': f'config.logit_loss.name={name!r}'}
 
 
@@ -275,8 +278,11 @@ def check_teachers(teachers, method, least, most):
   """Raises `UserError` unless `method`, its name in the table, is given `least` to `most` trained teachers."""
   if not least <= len(teachers) <= most:
     given = tuple(teacher.directory for teacher in teachers)
-    count = least if most == least else f'at least {least}'
-    wanted = f"{count} of them; name the work directories of finished runs, such as ('runs/a',)"
+    field = f'config.teacher_workdirs={given!r}'
     if not most:
-      wanted = 'no trained teachers; set it to ()'
-    raise UserError(f'config.teacher_workdirs={given!r}; config.method.name={method!r} takes {wanted}')
+      raise UserError(f'{field}; config.method.name={method!r} takes no trained teachers; set it to ()')
+    count = least if most == least else f'at least {least}'
+    raise UserError(
+      f'{field} names {len(given)} trained teachers, and config.method.name={method!r} needs {count}; give the work '
+      "directories of finished runs, such as ('runs/a',)"
+    )

@@ -18,12 +18,14 @@ from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods.base import (
   IMPORTANCE,
-  Method,
+  MultiNetwork,
+  NetworkSpec,
   Outputs,
   check_teachers,
   configured_feature_loss,
   configured_logit_loss,
   network_builder,
+  student_network,
   unread_at_zero,
   unread_with,
 )
@@ -36,7 +38,7 @@ from cmtkd_jax.options import Options, option
 
 COMBINED = 'combined_teacher'
 
-READS = ('feature_loss', 'logit_loss')  # sections of the configuration beside its own
+READS = ('feature_loss', 'logit_loss')  # sections of the configuration that it reads in addition to its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,38 +73,30 @@ class Settings(Options):
   importance_init: tuple = option((), 'initial theta of each teacher; () = zeros, uniform importance', items=0.5)
 
 
-class CMTKD(Method):
-  """Teachers, student, importance factors, combined classifier and adaptors."""
+class CMTKD(MultiNetwork):
+  """Student and teachers (`networks`, the student first), importance factors, combined classifier and adaptors."""
 
   has_importance = True
 
-  make_teachers: tuple[Callable, ...]
-  make_student: Callable
   make_combined_head: Callable | None  # None: the mean of the teachers' own heads
-  teacher_names: tuple[str, ...]
-  teacher_weight_bits: tuple[int, ...]
-  student_weight_bits: int
   make_norm: Callable  # as in the networks
   taps: tuple[int, ...]  # the taps in use
-  settings: Settings
   feature_loss: losses.FeatureLoss | None
   mutual_loss: losses.LogitLoss
 
   def setup(self):
-    self.student = self.make_student()
-    for name, make_teacher in zip(self.teacher_names, self.make_teachers):
-      setattr(self, name, make_teacher())
+    super().setup()
     if self.make_combined_head is not None:
       self.combined_head = self.make_combined_head()
-    theta = jnp.array(self.settings.importance_init or (0.0,) * len(self.make_teachers), jnp.float32)
+    theta = jnp.array(self.settings.importance_init or (0.0,) * len(self.teacher_names), jnp.float32)
     self.importance = self.param(IMPORTANCE, lambda _: {f'tap{tap}': theta for tap in self.taps})
     if self.feature_loss is not None:
       for tap in self.taps:
         setattr(self, f'adaptor_tap{tap}', Adaptor(self.feature_loss.adaptor, self.make_norm))
 
   @property
-  def weight_bits(self):
-    return {STUDENT: self.student_weight_bits, **dict(zip(self.teacher_names, self.teacher_weight_bits))}
+  def teacher_names(self):
+    return tuple(network.name for network in self.networks[1:])
 
   @property
   def unread_settings(self):
@@ -124,22 +118,13 @@ class CMTKD(Method):
       if tap not in self.taps:
         teacher_maps = self._activate(k, before, train)
         continue
-      # Eq. (1), and the shared map as the input of every teacher's next stage.
       mixed = before
       if settings.fused != 'pre_quantizer':
         mixed = [values(x) for x in self._activate(k, before, train)]
-      shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])
-      teacher_maps = [shared] * len(teachers)
-      if settings.fused == 'pre_quantizer':
-        teacher_maps = self._activate(k, teacher_maps, train)
-      elif settings.requantize:  # not fitted again: fitted values belong to each teacher's own map
-        teacher_maps = self._activate(k, teacher_maps, train=False)
-      if self.feature_loss is None:
-        continue
-      pre_quantizer = self.feature_loss.maps == 'pre_quantizer'
-      target = shared_knowledge(before, self.importance[f'tap{tap}']) if pre_quantizer else shared
-      own = student_before if pre_quantizer or settings.student_map == 'pre_quantizer' else values(student_map)
-      pairs[f'tap{tap}'] = (target, getattr(self, f'adaptor_tap{tap}')(own, target.shape[-1], train))
+      shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])  # eq. (1)
+      teacher_maps = self._next_inputs(k, shared, train)
+      if self.feature_loss is not None:
+        pairs[f'tap{tap}'] = self._pair(tap, before, shared, student_before, student_map, train)
     if self.make_combined_head is not None:
       # After the last tap all teachers hold the same map; mixed before the quantizer, it lacks its non-linearity.
       last = nn.relu(shared) if settings.fused == 'pre_quantizer' else shared
@@ -147,6 +132,22 @@ class CMTKD(Method):
     else:
       combined = sum(teacher.classify(x, train) for teacher, x in zip(teachers, teacher_maps)) / len(teachers)
     return Outputs({STUDENT: self.student.classify(student_map, train), COMBINED: combined}, pairs)
+
+  def _next_inputs(self, k, shared, train):
+    """The input of each teacher's next stage: the shared map, quantized by the teacher where the settings say so."""
+    maps = [shared] * len(self.teacher_names)
+    if self.settings.fused == 'pre_quantizer':
+      return self._activate(k, maps, train)
+    if self.settings.requantize:  # not fitted again: fitted values belong to each teacher's own map
+      return self._activate(k, maps, train=False)
+    return maps
+
+  def _pair(self, tap, before, shared, student_before, student_map, train):
+    """(F_T, F_S) of eq. (4) at one tap: the maps that the feature loss compares, the student's after its adaptor."""
+    pre_quantizer = self.feature_loss.maps == 'pre_quantizer'
+    target = shared_knowledge(before, self.importance[f'tap{tap}']) if pre_quantizer else shared
+    own = student_before if pre_quantizer or self.settings.student_map == 'pre_quantizer' else values(student_map)
+    return target, getattr(self, f'adaptor_tap{tap}')(own, target.shape[-1], train)
 
   def _activate(self, k, maps, train):
     """The maps after the closing quantizer of stage k of each teacher."""
@@ -225,11 +226,12 @@ def cmtkd_loss(
   feature = {}
   depth = lambda tap: int(tap.removeprefix('tap'))  # under `jit`, JAX has ordered them by name
   for k, tap in enumerate(sorted(pairs, key=depth), 1):
-    shared, student = pairs[tap]
+    f_t, f_s = pairs[tap]
     if settings.stop_gradient_shared:
-      shared = jax.lax.stop_gradient(shared)
-    feature[tap] = feature_loss(shared, student)
-    total += feature_loss.weight * feature_loss.tap_factor ** (len(pairs) - k) * feature[tap]
+      f_t = jax.lax.stop_gradient(f_t)
+    feature[tap] = feature_loss(f_t, f_s)
+    gamma, f = feature_loss.weight, feature_loss.tap_factor
+    total += gamma * f ** (len(pairs) - k) * feature[tap]
   terms = {
     f'{STUDENT}/cross_entropy': ce_s,
     f'{COMBINED}/cross_entropy': ce_t,
@@ -248,26 +250,23 @@ def create(config, settings, num_classes, teachers=()):
   check_teachers(teachers, 'cmtkd', 0, 0)
   bits = _teacher_bits(settings)
   _check_combinations(settings, len(bits))
-  build = lambda weight_bits, activation_bits: network_builder(config, weight_bits, activation_bits, num_classes)
-  make_teachers = tuple(build(*pair) for pair in bits)
-  student = config.student
-  make_student = build(student.weight_bits, student.activation_bits)
-  if make_student().activate_normalizes:
+  student = student_network(config, num_classes)
+  teachers = tuple(
+    NetworkSpec(f'teacher{i}_{_bits_name(*pair)}', network_builder(config, *pair, num_classes), pair[0])
+    for i, pair in enumerate(bits, 1)
+  )
+  backbone = student.make()
+  if backbone.activate_normalizes:
     _check_normalizing(config, settings)
   make_head = None
   if settings.combined_head == 'shared':  # that of the teacher with the most bits
-    make_largest = make_teachers[bits.index(max(bits))]
-    make_head = make_largest().make_head
+    make_head = teachers[bits.index(max(bits))].make().make_head
   return CMTKD(
-    make_teachers=make_teachers,
-    make_student=make_student,
-    make_combined_head=make_head,
-    teacher_names=tuple(f'teacher{i}_{_bits_name(*pair)}' for i, pair in enumerate(bits, 1)),
-    teacher_weight_bits=tuple(weight_bits for weight_bits, _ in bits),
-    student_weight_bits=student.weight_bits,
-    make_norm=functools.partial(BatchNorm, config.model.bn_groups, config.model.bn_momentum, config.model.bn_affine),
-    taps=_taps(config, settings, make_student().taps),
+    networks=(student, *teachers),
     settings=settings,
+    make_combined_head=make_head,
+    make_norm=functools.partial(BatchNorm, config.model.bn_groups, config.model.bn_momentum, config.model.bn_affine),
+    taps=_taps(config, settings, backbone.taps),
     feature_loss=configured_feature_loss(config),
     mutual_loss=configured_logit_loss(config),
   )

@@ -1,7 +1,7 @@
 """CTKD: collaborative teaching knowledge distillation (Zhao, Sun, Dong, Chen, Dong, 2019).
 
-A scratch teacher is trained together with the student, which imitates its momentary logits; an expert teacher, trained
-before and frozen, shows the student by its attention maps where to look.
+A scratch teacher trains together with the student, which imitates its current logits. A pretrained, frozen expert
+teacher guides the student with its attention maps.
 """
 
 import dataclasses

@@ -26,7 +26,6 @@ class DML(MultiNetwork):
     return unread_at_zero(self.settings, 'beta')
 
   def loss(self, outputs, labels):
-    """L = sum_i [CE(z_i, y) + beta mean_{j != i} tau^2 KL(p_j || p_i)], where p_j is a constant."""
     return dml_loss(outputs.logits, labels, self.settings, self.cross_entropy)
 
 

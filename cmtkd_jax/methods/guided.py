@@ -1,6 +1,6 @@
 """Guided training of a full-precision and a low-precision network (Zhuang, Shen, Tan, Liu, Reid, CVPR 2018).
 
-Each is hinted by the other's features, quantized to the low precision, or by the other's predictions. The paper's
+Each network gets hints from the other: its features, quantized to the low precision, or its predictions. The paper's
 two-stage (weights first, then activations) and progressive (32 -> 16 -> 8 -> 4 -> 2 bits) optimizations are chains of
 such runs: `configs/digits_guided.py`. Widths end at 8 bits here, so the chain goes from 32 to 8.
 """

@@ -1,4 +1,4 @@
-"""Knowledge distillation from a trained, frozen teacher (Hinton, Vinyals, Dean, 2014)."""
+"""Knowledge distillation from a trained, frozen teacher (Hinton, Vinyals, Dean, 2015)."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from cmtkd_jax.methods.base import (
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.options import Options, option
 
-READS = ('logit_loss',)  # sections of the configuration beside its own
+READS = ('logit_loss',)  # sections of the configuration that it reads in addition to its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +44,38 @@ class Distillation(MultiNetwork):
     return Outputs({STUDENT: logits[STUDENT], self.target_name: losses.mean_softmax(teachers, 1.0)}, teachers)
 
   def loss(self, outputs, labels):
-    """L = alpha CE(z_S, y) + beta D(z_T, z_S), where D is the logit loss and z_T what it combines the teachers' z_i to.
+    student = outputs.logits[STUDENT]
+    return distillation_loss(outputs.aux, student, labels, self.settings, self.logit_loss, self.cross_entropy)
 
-    By default D is tau^2 KL and softmax(z_T / tau) = mean_i softmax(z_i / tau).
-    """
-    settings, student = self.settings, outputs.logits[STUDENT]
-    ce = self.cross_entropy(student, labels)
-    target = self.logit_loss.combine(outputs.aux, settings.temperature)
-    distance = self.logit_loss(target, student, labels, settings.temperature)
-    terms = {'student/cross_entropy': ce, 'student/distillation': distance}
-    return settings.alpha * ce + settings.beta * distance, terms
+
+def distillation_loss(teachers, student, labels, settings, logit_loss, cross_entropy=losses.cross_entropy):
+  """Total loss of a student: L = alpha CE(z_S, y) + beta D(z_T, z_S).
+
+  z_T is what the logit loss D combines the teachers' z_i to. By default D is tau^2 KL, and
+  softmax(z_T / tau) = mean_i softmax(z_i / tau).
+
+  Args:
+    teachers: z_i, a list of float [B, C], constants.
+    student: z_S, float [B, C].
+    labels: y, int32 [B] in 0..C-1.
+    settings: `Settings`: alpha, beta >= 0, tau > 0.
+    logit_loss: D, a `losses.LogitLoss`.
+    cross_entropy: function (logits, labels, temperature=1.0) of the term with labels.
+
+  Returns:
+    (L, terms): float32 scalar, and every unweighted term by name.
+
+  Raises:
+    ValueError: the shapes do not fit.
+
+  Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015; of several teachers, You et al.,
+  "Learning from Multiple Teacher Networks", KDD 2017.
+  """
+  ce = cross_entropy(student, labels)
+  target = logit_loss.combine(teachers, settings.temperature)
+  distance = logit_loss(target, student, labels, settings.temperature)
+  terms = {'student/cross_entropy': ce, 'student/distillation': distance}
+  return settings.alpha * ce + settings.beta * distance, terms
 
 
 def create(config, settings, num_classes, teachers=()):

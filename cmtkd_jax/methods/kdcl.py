@@ -60,7 +60,6 @@ class KDCL(MultiNetwork):
     return Outputs(self.logits(images, train), self.weights.value if self.uses_minival else ())
 
   def loss(self, outputs, labels):
-    """L = sum_i [CE(z_i, y) + lambda tau^2 KL(softmax(z_t / tau) || softmax(z_i / tau))], where z_t is a constant."""
     return kdcl_loss(outputs.logits, labels, outputs.aux, self.settings, self.cross_entropy)
 
   def minival_statistics(self, logits, labels, mask):

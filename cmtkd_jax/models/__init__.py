@@ -1,4 +1,7 @@
-"""Backbones, cut into stages at the tapped layers."""
+"""Backbones, cut into stages at the tapped layers.
+
+MODELS: `{name: function}` of (num_classes, layers, width, stem, block_order), which returns a `Network`.
+"""
 
 import functools
 
@@ -6,8 +9,7 @@ from cmtkd_jax.models import alexnet, mobilenet, resnet, vgg, wide_resnet
 from cmtkd_jax.models.network import STUDENT, Network
 from cmtkd_jax.models.resnet import ORDERS
 
-# Adding a backbone: its file, one line here, its config, its test. A value takes (num_classes, layers, width, stem,
-# block_order) by name and returns a `Network`.
+# Adding a backbone: its file, one line here, its config, its test.
 MODELS = {
   'resnet8': functools.partial(resnet.resnet_cifar, 8),
   'resnet20': functools.partial(resnet.resnet_cifar, 20),

@@ -92,9 +92,9 @@ def total(rows):
 
 
 def render(rows):
-  """Returns the table as text: a line a layer and shape, a column of W/A bits a network, and each network's cost."""
+  """Returns the table as text: a row per layer and shape, a column of W/A bits per network, and each network's cost."""
   networks = list(dict.fromkeys(_split(row.layer)[0] for row in rows))
-  cells = {}  # a line a layer; networks of other shapes get their own
+  cells = {}  # one line per layer; networks of other shapes get their own
   for row in rows:
     network, layer = _split(row.layer)
     line = layer, f'{row.parameters:,}', f'{row.macs:,}'

@@ -1,4 +1,4 @@
-"""Forms of a depthwise convolution and its gradients, of one filter a channel, that run faster on a CPU.
+"""Forms of a depthwise convolution and its gradients, of one filter per channel, that run faster on a CPU.
 
 Sums of shifted maps, in float32. They sum in another order than XLA's convolution: sums of levels are exact either way,
 others agree to rounding.

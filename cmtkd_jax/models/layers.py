@@ -191,7 +191,7 @@ class Activation(nn.Module):
 
 
 class MaxPool(nn.Module):
-  """`max_pool` as a layer, so that whoever walks through a network meets it by name.
+  """`max_pool` as a layer, so that a walk over the layers finds it by name.
 
   x is an array, or the `Quantized` of an `Activation`, whose maxima are on its grid: the result is of the same kind.
   """

@@ -7,7 +7,7 @@ these are BN and quantizer. What follows the projection, `block_order`:
   before each quantizer. The default of the library.
 - `post` (the published places of BN): projection - BN + sum before, then a quantizer of what the next block reads.
 
-The published network has no activation behind a projection: blocks read what is signed, and low widths come from signed
+The published network has no activation after a projection: blocks read what is signed, and low widths come from signed
 or shifted quantizers there (Bhalgat et al., CVPR Workshops 2020; Nagel et al., ICML 2022, put one at the input of every
 convolution). Quantizers here are quantized ReLUs, from 0 up. So the sums of blocks stay real, signed and linear, as
 published, and are what identity shortcuts add. The 1x1 that expands a block reads them through a quantizer (a ReLU at
@@ -79,7 +79,7 @@ class Branch(nn.Module):
 class Stage(nn.Module):
   """The blocks of one stage: images, where it has the stem, or a quantized map -> the map to quantize.
 
-  stem, last: features of the first convolution and of the 1x1 convolution behind the last block; 0: none.
+  stem, last: features of the first convolution and of the 1x1 convolution after the last block; 0: none.
   """
 
   rows: tuple[Row, ...]

@@ -68,7 +68,7 @@ def _backward(multiply, dtype, residuals, g):
   """Gradients of the values, value = scale * level; each scale is applied where it needs no extra pass over a map."""
   x_level, kernel_level, *scales = residuals
   x_scale, kernel_scale = scales
-  after = kernel_scale.size == 1  # for a scale a channel, the kernel is scaled before the product
+  after = kernel_scale.size == 1  # for one scale per channel, the kernel is scaled before the product
   kernel = kernel_level if after else (kernel_level * kernel_scale).astype(dtype)
   _, gradients_of = jax.vjp(functools.partial(multiply, preferred_element_type=None), x_level, kernel)
   x_gradient, kernel_gradient = (gradient.astype(jnp.float32) for gradient in gradients_of(g.astype(dtype)))

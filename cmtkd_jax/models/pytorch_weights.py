@@ -3,7 +3,7 @@
 A state dict, saved as .safetensors or .npz, is read by name; nothing in the file is executed. Convolutions [O, I, H, W]
 become [H, W, I, O], matrices are transposed. AlexNet has no normalization: its biases become those of normalizations
 that change nothing in evaluation (in training they use the batch's statistics, as always). Those of MobileNetV2 are
-refused: torchvision's has ReLU6 for our ReLU and no activation behind a projection, where ours has one, so that the
+refused: torchvision's has ReLU6 for our ReLU and no activation after a projection, where ours has one, so that the
 same weights would make another function.
 """
 

@@ -180,6 +180,6 @@ def resnet50(**settings):
 
 
 def resnet_cifar(depth, **settings):
-  """The CIFAR ResNet of 6n + 2 layers, widths 16-32-64, one tap a stage (He et al. 2016, section 4.2)."""
+  """The CIFAR ResNet of 6n + 2 layers, widths 16-32-64, one tap per stage (He et al. 2016, section 4.2)."""
   n = (depth - 2) // 6
   return _resnet((n, n, n), (16, 32, 64), **settings)

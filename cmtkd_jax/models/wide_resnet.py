@@ -62,7 +62,7 @@ class Group(nn.Module):
 
 
 def wide_resnet(depth, widen, num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
-  """WRN-depth-widen, widths 16 | 16, 32, 64 times `widen`, a tap a group; for 32x32 images."""
+  """WRN-depth-widen, widths 16 | 16, 32, 64 times `widen`, one tap per group; for 32x32 images."""
   if depth < 10 or (depth - 4) % 6:
     raise UserError(f'a wide residual network has a depth of 6 n + 4 with n >= 1, not {depth}')
   if stem != 'cifar' or block_order != 'pre':

@@ -217,17 +217,21 @@ class Quantizer(Options):
       super().__post_init__()
     except ValueError as e:
       raise ValueError(f'{self._name}: {e}') from None
-    if type(self.bits) is not int or self.bits not in self.bit_widths:
+    if type(self.bits) is not int:
+      raise ValueError(f'{self._name}: bits={self.bits!r} is not a Python int; write int(bits)')
+    if self.bits not in self.bit_widths:
       allowed = ', '.join(map(str, self.bit_widths))
-      kind = '' if type(self.bits) is int else ', an int of Python, not an array'
-      raise ValueError(f'{self._name}: bits={self.bits!r} is not supported; allowed: {allowed}{kind}')
+      raise ValueError(f'{self._name}: bits={self.bits!r} is not supported; allowed: {allowed}')
 
   @property
   def _name(self):
     return f'{type(self).__module__.rpartition(".")[2]}.{type(self).__name__.lower()}'
 
   def init(self, x):
-    """Returns the initial learned and fitted values, `{name: float32 array}`, from data `x` (float32)."""
+    """Returns the initial learned and fitted values for data `x` (float32), `{name: float32}`.
+
+    A value is a scalar, or has an entry for each output channel or level.
+    """
     del x
     return {}
 
@@ -237,7 +241,7 @@ class Quantizer(Options):
 
   def surrogate(self, x, parameters):
     """Returns what `fake_quantize` is differentiated as, shape of `x`."""
-    raise NotImplementedError(f'{self._name} defines neither surrogate nor fake_quantize')
+    raise NotImplementedError(f'{self._name} defines no surrogate; without one, a quantizer defines fake_quantize')
 
   def fake_quantize(self, x, parameters=None):
     """Returns the fake-quantized `x` (float32, same shape), differentiable in `x` and in the learned values."""
@@ -261,7 +265,7 @@ class Quantizer(Options):
     return Quantized(value, *jax.lax.stop_gradient((level, jnp.asarray(coded.scale, jnp.float32))))
 
   def update(self, x, parameters):
-    """Returns the fitted values after one training step that saw `x`."""
+    """Returns the fitted values, those of `fitted`, after one training step that saw `x` (float32)."""
     del x
     return {name: parameters[name] for name in self.fitted}
 
@@ -308,7 +312,7 @@ def check_bits(bits):
 
 
 def broadcast_to_channels(scale, x):
-  """Views `scale`, a scalar or one value a channel [C], as broadcastable to `x` [..., C]."""
+  """Views `scale`, a scalar or one value per channel [C], as broadcastable to `x` [..., C]."""
   return scale if scale.ndim == 0 else scale.reshape((1,) * (x.ndim - 1) + scale.shape)
 
 

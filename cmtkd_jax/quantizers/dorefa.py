@@ -10,7 +10,7 @@ from cmtkd_jax.quantizers import base
 
 @dataclasses.dataclass(frozen=True)
 class Weight(base.Quantizer):
-  """Weights on 2^b levels from -1 to 1; 1 bit: +-E|w|, one scale a layer.
+  """Weights on 2^b levels from -1 to 1; 1 bit: +-E|w|, one scale per layer.
 
       r     = tanh(w) / (2 max|tanh w|) + 1/2
       w_hat = 2 round(n r) / n - 1,  n = 2^b - 1

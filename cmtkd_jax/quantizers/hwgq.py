@@ -87,7 +87,7 @@ def weight_scale(w, bits, per_channel=False, binary_scale='std'):
   Args:
     w: float32 [..., C], output channel last.
     bits: 1..8.
-    per_channel: one scale a channel instead of one a tensor.
+    per_channel: one scale per channel instead of one per tensor.
     binary_scale: 'std' (EdMIPS) or 'mean_abs' (HWGQ, XNOR-Net); read at 1 bit only. With both, w = 0 becomes -s / 2,
       as halves are rounded to even in EdMIPS; HWGQ and XNOR-Net have sign(0) = 1.
 

@@ -29,7 +29,7 @@ def init_step(v, bits, signed, per_channel=False):
     v: float32 [..., C]; an unsigned quantizer sees max(v, 0).
     bits: 1..8.
     signed: weights are signed, activations unsigned.
-    per_channel: one step a channel.
+    per_channel: one step per channel.
 
   Returns:
     float32 scalar or [C], positive; 1 where v is so close to zero that s <= 1e-6.
@@ -63,7 +63,7 @@ def quantize(v, step, bits, signed):
 
   Args:
     v: float32 [..., C].
-    step: float32 scalar or [C]; it counts by its `base.magnitude`.
+    step: float32 scalar or [C], of which the `base.magnitude` is used.
     bits: 1..8.
     signed: see `bounds`.
 
@@ -93,10 +93,10 @@ def fake_quantize(v, step, bits, signed, step_gradient_scale=1.0):
   Gradients:
     dv_hat/dv = 1 inside (-Q_N < v/s < Q_P), 0 outside
     dv_hat/ds = round(v/s) - v/s inside, -Q_N below, Q_P above; times `step_gradient_scale`
-  A step below zero counts by its `base.magnitude`, and its gradient has the other sign.
+  The `base.magnitude` of a step is used; the gradient of a step below zero has the other sign.
   Binary weights: v_hat = s * sign(v), sign(0) = 1, dv_hat/dv = 1, dv_hat/ds = sign(v).
 
-  Args and errors: as `quantize`. Returns float32 of v's shape.
+  Args and errors: as `quantize`; `step_gradient_scale` is a float, see `gradient_scale`. Returns float32 of v's shape.
 
   Source: LSQ sections 2 and 2.1.
   """

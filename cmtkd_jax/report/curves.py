@@ -68,7 +68,7 @@ def accuracies(run, networks, splits, title):
 
 
 def loss_terms(run):
-  """Every logged term of the loss, one panel a kind, and the learning rate."""
+  """Every logged term of the loss, one panel per kind, and the learning rate."""
   title = 'Loss terms'
   kinds = {}
   for name in run.names:

@@ -34,7 +34,7 @@ class Checkpoints(contextlib.AbstractContextManager):
   """The checkpoints of one directory; each is complete or invisible. Close it, or use it in `with`.
 
   Args:
-    directory: holds a folder a step; made when missing. Any path that `etils.epath` knows.
+    directory: holds one folder per step; made when missing. Any path that `etils.epath` knows.
     keep: how many of the newest stay, at least one.
     best_metric: key of `save`'s metrics; the checkpoint where it is greatest stays too. '' keeps no best one.
   """

@@ -57,7 +57,22 @@ def load_data(config, mesh):
 
 
 def create_method(config, num_classes, teachers=()):
-  """Returns the configured `methods.Method`; `teachers` are the `teachers.Teacher`s it learns from."""
+  """Returns the configured `methods.Method`.
+
+  Args:
+    config: a `ConfigDict`.
+    num_classes: how many logits its networks have.
+    teachers: the `teachers.Teacher`s that it learns from.
+
+  Raises:
+    UserError: the configuration cannot be used.
+  """
+  config_lib.check(config)
+  return method_of(config, num_classes, teachers)
+
+
+def method_of(config, num_classes, teachers=()):
+  """`create_method` without the check: of a checked configuration, or of a run whose fields may now allow less."""
   name = config.method.name
   method = methods.METHODS[name].create(config, config_lib.create(config, f'method.{name}'), num_classes, teachers)
   if STUDENT not in method.weight_bits:  # what is evaluated, kept and exported

@@ -6,7 +6,7 @@ from cmtkd_jax.runs import metric_log
 
 
 class EarlyStopping:
-  """Watches a metric, the greater the better.
+  """Watches a metric; higher is better.
 
   Args:
     patience: steps without a new best value after which training ends; 0 = never.

@@ -89,7 +89,7 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
       journal.stepped(step, window.images_per_second())
     if stops or schedule.saves(step):
       results = {}
-      variables = released(state, journal.meanwhile) if schedule.saves(step) else released.in_haste(state)
+      variables = released(state, journal.meanwhile) if schedule.saves(step) else released.without_measuring(state)
       if schedule.evaluates(step):
         with _evaluating(parts.config, variables):
           results = evaluator.run(variables, journal.meanwhile)

@@ -143,7 +143,7 @@ _RULES = {'sgd': _sgd, 'adamw': _adamw, 'lamb': _lamb}
 
 
 def create(config, method, schedule):
-  """Returns the optax transformation for the whole parameter dict of `method`, with a rate and decay a group."""
+  """Returns the optax transformation for the whole parameter dict of `method`, with a rate and decay per group."""
   optimizer = config.optimizer
 
   def transform(group):

@@ -112,7 +112,7 @@ def of_data(config, trained, num_classes, input_shape, steps_per_epoch):
   """
   sizes = dict(steps_per_epoch=steps_per_epoch, batch_size=config.batch_size)
   when = schedule.create(config, **sizes)
-  method = build.create_method(config, num_classes, trained)
+  method = build.method_of(config, num_classes, trained)
   if method.uses_minival and not config.data.minival:
     raise UserError('config.data.minival=0.0; this method measures on a held-out slice of train, set it to e.g. 0.1')
   return dict(
@@ -148,7 +148,7 @@ def learning(config, method, input_shape, total_steps, **sizes):
 
 
 def _check_remat(config, method):
-  """Refuses what no network heeds: only stages in training have activations to compute again, see `Network.stage`."""
+  """Refuses a `config.remat` without effect: only stages that are trained are computed again, see `Network.stage`."""
   networks = method.weight_bits
   if config.remat and not any(re.fullmatch(config.remat, name) for name in networks):
     raise UserError(

@@ -36,7 +36,7 @@ class Release:
       same.model.bn_momentum, same.model.bn_groups = 0.0, 1
       add = functools.partial(
         add_batch,
-        method=build.create_method(same, plan.dataset.num_classes, plan.teachers),
+        method=build.method_of(same, plan.dataset.num_classes, plan.teachers),
         augment=plan.dataset.augment,
         seed=config.seed,
         parts=config.grad_accum_steps * config.model.bn_groups,
@@ -50,7 +50,7 @@ class Release:
 
   def __call__(self, state, show=lambda text: None):
     """Returns `{'params': ..., collections}`; `show` shows the user how far it is, called often."""
-    variables = self.in_haste(state)
+    variables = self.without_measuring(state)
     if not self._batches:
       return variables
     total = Statistics.start(variables.get(_STATISTICS, {}))
@@ -61,15 +61,15 @@ class Release:
     kept = {name: tree for name, tree in variables.get(_STATISTICS, {}).items() if name in self._frozen}
     return variables | {_STATISTICS: self._result(total) | kept}
 
-  def in_haste(self, state):
+  def without_measuring(self, state):
     """Returns the variables without measuring statistics: a process that is asked to stop may not have the time."""
     return state.average if self._averages else state.variables
 
   def tree(self, state, variables=None):
-    """Returns what a checkpoint of `state` holds, with these released `variables`, or with those in haste."""
+    """Returns what a checkpoint of `state` holds, with these released `variables`, or those `without_measuring`."""
     if not self.is_apart:
       return state.to_tree()
-    return state.to_tree(self.in_haste(state) if variables is None else variables)
+    return state.to_tree(self.without_measuring(state) if variables is None else variables)
 
 
 class Statistics(NamedTuple):
@@ -89,12 +89,12 @@ class Statistics(NamedTuple):
 
   @classmethod
   def start(cls, statistics):
-    """Returns that of no batch, for a collection such as `statistics`."""
+    """Returns the statistics of no batches, in the structure of `statistics`."""
     zeros = jax.tree.map(jnp.zeros_like, statistics)
     return cls(jnp.float32(0), zeros, zeros)
 
   def add(self, statistics):
-    """Returns that of one more batch."""
+    """Returns the statistics with one more batch, whose own are `statistics`."""
     batches = self.batches + 1
     average = jax.tree.map(lambda a, x: a + (x - a) / batches, self.average, statistics)
     spread = jax.tree.map(

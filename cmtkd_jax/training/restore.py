@@ -57,7 +57,7 @@ def create_method(run):
   """Returns the `methods.Method` of a `run_reader.Run`."""
   if not run.classes:
     raise UserError(f'{run.directory}/{run_files.CLASSES} is missing or names no classes; {run_files.WRITE_AGAIN}')
-  return build.create_method(run.config, len(run.classes), teachers.open_all(run.config, run.directory))
+  return build.method_of(run.config, len(run.classes), teachers.open_all(run.config, run.directory))
 
 
 def open_run(workdir, config=None, step=None):
@@ -91,7 +91,7 @@ def open_run(workdir, config=None, step=None):
     raise UserError(f'{e}; {where}if the images have moved, add --config=FILE with their new place') from e
   distributed.check_agreement(compatibility.facts(run_config, dataset))
   compatibility.check_data(workdir, dataset, allow_config_changes=config is not None)
-  method = build.create_method(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
+  method = build.method_of(run_config, dataset.num_classes, teachers.open_all(run_config, workdir))
   variables, _, step = _load(workdir, method, dataset.input_shape, step)
   replicated = build.replicated(mesh)
   return Opened(method, jax.device_put(variables, replicated), dataset, replicated, step)

@@ -43,7 +43,7 @@ def restore_or_create(plan, checkpoints, is_apart=False):
 
 
 def _trained(plan, wanted):
-  """(variables, report) of the networks that come trained; `wanted` are the abstract variables of the run."""
+  """(variables, report) of the pretrained networks; `wanted` are the abstract variables of the run."""
   names = plan.method.frozen[: len(plan.teachers)]
   variables, report = teachers.load(plan.teachers, names, wanted)
   if plan.config.init_from:

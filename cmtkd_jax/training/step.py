@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cmtkd_jax.losses.base import of_class
 from cmtkd_jax.models import STUDENT, layers
 from cmtkd_jax.training.averaging import Averaging
 from cmtkd_jax.training.freezing import frozen_fractions
@@ -287,6 +288,6 @@ def label_rank(logits, labels):
   """
   classes = jnp.arange(logits.shape[-1])[None]
   label = labels[:, None]
-  own = jnp.sum(jnp.where(classes == label, logits, 0), axis=-1, keepdims=True)
+  own = of_class(logits, labels, keepdims=True)
   # Written so that a NaN comes before everything, itself included: a network that has diverged has no hits.
   return jnp.sum(~(logits <= own) | (logits == own) & (classes < label), axis=-1)

@@ -178,7 +178,7 @@ def test_a_reference_without_a_run_is_found_before_any_training(tmp_path):
 @pytest.mark.parametrize(
   'changes, words',
   [
-    ({'method.name': 'average_teacher'}, "config.method.name='average_teacher' takes at least 2 of them"),
+    ({'method.name': 'average_teacher'}, "config.method.name='average_teacher' needs at least 2;"),
     ({'beta_schedule.warmup': '900 steps'}, "config.beta_schedule.warmup='900 steps' does not lie before the end"),
     ({'averaging.name': 'ema', 'averaging.start': '900 steps'}, "config.averaging.start='900 steps' does not lie"),
     ({'quantizer.name': 'lq_nets', 'freezing.threshold': 0.02}, 'config.freezing.threshold=0.02: the weight quantizer'),

@@ -138,7 +138,7 @@ GROUPED = [
   ('depthwise, larger than the map', 2, 4, 4, 4, 5, 1, 2),
   ('depthwise, more padding', 5, 3, 3, 3, 3, 2, 4),
   ('depthwise, 1x1', 5, 3, 3, 3, 1, 2, 0),
-  ('two features a channel', 6, 3, 6, 3, 3, 1, 1),
+  ('two features per channel', 6, 3, 6, 3, 3, 1, 1),
   ('two groups', 6, 8, 6, 2, 3, 2, 1),
 ]
 

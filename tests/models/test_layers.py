@@ -113,7 +113,7 @@ def test_convolution_gradient(bits):
 
 @pytest.mark.parametrize('groups', [2, 4])
 def test_convolution_in_groups(groups):
-  """Levels of a scale a channel: value and gradients are those of one convolution a group, at the quantized kernel."""
+  """With one scale per channel: value and gradients are those of one convolution per group, at the quantized kernel."""
   policy = BitPolicy(3, 2, quantizer='lsq', weight_options=(('per_channel', True),))
   conv = Conv(4, 3, policy, 2, groups=groups)
   step = np.float32([0.1, 0.2, 0.15, 0.3])

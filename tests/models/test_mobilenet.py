@@ -155,7 +155,7 @@ def test_stages_against_numpy(order, bits):
 
 
 def small_config(monkeypatch, name):
-  """Of a short network of that name, with a scale a channel."""
+  """Of a short network of that name, with one scale per channel."""
   bottlenecks = functools.partial(resnet._resnet, (1, 1), (64, 128), convolutions=resnet.BOTTLENECK)
   monkeypatch.setitem(models.MODELS, name, {'mobilenet_v2': small_mobilenet, 'resnet50': bottlenecks}[name])
   config = config_lib.default()

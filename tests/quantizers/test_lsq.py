@@ -329,7 +329,7 @@ DEGENERATE = {
   'skewed down': -np.exp(4 * normal(0, 3, 3, 2, 4)),
   'tiny': 1e-20 * normal(0, 3, 3, 2, 4),
   'one channel zero': normal(0, 3, 3, 2, 4) * np.array([1, 0, 1, 1]),
-  'one weight a channel': normal(0, 1, 1, 1, 4),
+  'one weight per channel': normal(0, 1, 1, 1, 4),
 }
 
 

@@ -156,7 +156,7 @@ def test_quantizers_that_lack_a_part_are_named():
 
   for cls, error, text in (
     (Empty, NotImplementedError, 'test_quantizers.empty defines no quantize'),
-    (Half, NotImplementedError, 'test_quantizers.half defines neither surrogate nor fake_quantize'),
+    (Half, NotImplementedError, 'test_quantizers.half defines no surrogate; without one, a quantizer'),
     (Array, ValueError, 'test_quantizers.array: quantize.. returned .*Array.*; return a QTensor'),
     (Nothing, ValueError, r'test_quantizers.nothing: surrogate.. returns NoneType for an input of shape \(2, 3\)'),
     (Lost, ValueError, "test_quantizers.lost: there is no value 'step'; return it from init"),
@@ -190,7 +190,7 @@ def test_values_start_in_float32_and_are_all_needed(cls):
 
 
 def test_bits_are_an_int_of_python():
-  with pytest.raises(ValueError, match=r'bits=.*2.* is not supported; allowed: 1, .*8, an int of Python, not an array'):
+  with pytest.raises(ValueError, match=r'bits=.*2.* is not a Python int; write int.bits.'):
     hwgq.Weight(bits=np.int64(2))
 
 
@@ -282,7 +282,7 @@ DEGENERATE = {
   'skewed down': -np.exp(3 * sample('a-Activation')),
   'tiny': 1e-20 * sample('a-Activation'),
   'one channel zero': sample('a-Activation') * np.array([1, 0, 1, 1, 1]),
-  'one weight a channel': sample('a-Activation')[:1, :1, :1],
+  'one weight per channel': sample('a-Activation')[:1, :1, :1],
 }
 
 

@@ -89,7 +89,7 @@ def test_every_network_starts_from_the_trained_one(source, quantizer):
   created = {'/'.join(path) for path in wanted if path not in expected}
   steps = {path for path in created if path.endswith('_quantizer/step')}
   assert created - steps == {'params/importance/tap1', 'params/importance/tap2'}
-  # The first convolution is not quantized; two activations, one convolution a network.
+  # The first convolution is not quantized; two activations, one convolution per network.
   assert len(steps) == (9 if quantizer == 'lsq' else 0)
   lines = [line.split(maxsplit=1) for line in report]
   assert report[0] == f'init_from {directory} (step 5): {len(trained)} of {len(trained)} arrays used'

@@ -1,1 +1,1 @@
-"""Where records come from, one file a kind."""
+"""Where records come from, one file per kind."""

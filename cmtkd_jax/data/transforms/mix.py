@@ -9,7 +9,7 @@ from cmtkd_jax.data.transforms import erasing
 def mix(key: jax.Array, images: jax.Array, mixup_alpha: float, cutmix_alpha: float) -> tuple[jax.Array, jax.Array]:
   """Mixes image i with image i - 1 (the first with the last), and says how much of its own each keeps.
 
-  With s ~ Beta(a, a), one number a batch:
+  With s ~ Beta(a, a), one number per batch:
 
     mixup    s x_i + (1 - s) x_(i-1)                                    Zhang et al., mixup, ICLR 2018
     CutMix   x_i, but for a box of sides sqrt(1 - s) H, sqrt(1 - s) W    Yun et al., CutMix, ICCV 2019

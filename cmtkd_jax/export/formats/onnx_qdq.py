@@ -1,6 +1,6 @@
 """A quantized ONNX file that is exact: on every runtime the codes are those of `interpreter.Network`.
 
-Only a quantized first layer, and one behind activations of 32 bits, takes real numbers, whose sums are rounded in the
+Only a quantized first layer, and one after activations of 32 bits, takes real numbers, whose sums are rounded in the
 runtime's order.
 
 Weights are signed integers of 2, 4 or 8 bits (1, 2: INT2; 3, 4: INT4; else INT8) before DequantizeLinear, activations
@@ -170,7 +170,7 @@ class Writer:
     self.parts.node('Mul', [x, self.per_channel(node, 'scale')], node.output)
 
   def per_channel(self, node, name, sign=1):
-    """Adds an array of one value a channel, or a channel and position; returns its name."""
+    """Adds an array of one value per channel, or per channel and position; returns its name."""
     return self.parts.constant(f'{node.output}/{name}', self.channels_first(sign * node.arrays[name], node.output))
 
   def channels_first(self, array, name):

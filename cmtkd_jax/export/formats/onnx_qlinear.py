@@ -195,7 +195,7 @@ class _Writer(onnx_qdq.Writer):
     """Makes the map `name`, scale * codes + bias, scale [C] positive; the bias is owed."""
     if np.all(scale == scale.flat[0]):
       self.parts.node('DequantizeLinear', [codes, self.parts.constant(f'{name}/step', np.float32(scale.flat[0]))], name)
-    else:  # DequantizeLinear with a scale a channel takes three times as long in ONNX Runtime
+    else:  # DequantizeLinear with one scale per channel takes three times as long in ONNX Runtime
       x = self.parts.node('DequantizeLinear', [codes, *self.unit()], f'{name}/codes as float')
       self.parts.node('Mul', [x, self.parts.constant(f'{name}/step', self.channels_first(scale, name))], name)
     self._owed[name] = bias
