@@ -8,10 +8,9 @@ import functools
 
 import flax.linen as nn
 
-from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.conv_stage import ConvStage
 from cmtkd_jax.models.layers import LayerFactory
-from cmtkd_jax.models.network import Network
+from cmtkd_jax.models.network import Network, check_form, scaled
 
 # First layer: (kernel, stride, padding); pooling: (window, stride).
 FORMS = {
@@ -46,15 +45,13 @@ def alexnet(
   num_classes, layers, width=1.0, stem='imagenet', block_order='pre', widths=(96, 256, 384, 384, 256), first_padding=0
 ):
   """AlexNet-BN, widths 96-256-384-384-256 and 4096-4096, taps at layers 1, 2, 5 (CMT-KD section 4.1)."""
-  if block_order != 'pre':
-    raise UserError(f"config.model.block_order={block_order!r}; alexnet has no residual blocks, use 'pre'")
+  check_form('alexnet', 'block_order', block_order, ('pre',))  # it has no residual blocks
   (kernel, stride, padding), pool = FORMS[stem]
   padding = padding or first_padding
-  scaled = lambda features: max(1, round(features * width))
   convs = (
-    ((scaled(widths[0]), kernel, stride, padding, 'first'),),
-    ((scaled(widths[1]), 5, 1, None, 'body'),),
-    tuple((scaled(features), 3, 1, None, 'body') for features in widths[2:]),
+    ((scaled(widths[0], width), kernel, stride, padding, 'first'),),
+    ((scaled(widths[1], width), 5, 1, None, 'body'),),
+    tuple((scaled(features, width), 3, 1, None, 'body') for features in widths[2:]),
   )
   smallest = "use 227, or 32 with config.model.stem='cifar'"
   make_stages = tuple(functools.partial(ConvStage, stage_convs, pool, smallest, layers) for stage_convs in convs)
@@ -62,5 +59,5 @@ def alexnet(
     taps=(1, 2, 5),
     make_stages=make_stages,
     make_activation=layers.activation,
-    make_head=functools.partial(DenseHead, scaled(4096), num_classes, layers),
+    make_head=functools.partial(DenseHead, scaled(4096, width), num_classes, layers),
   )

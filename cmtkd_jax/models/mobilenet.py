@@ -25,9 +25,8 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
-from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.layers import LayerFactory
-from cmtkd_jax.models.network import Network
+from cmtkd_jax.models.network import Network, check_form, scaled
 from cmtkd_jax.models.resnet import ORDERS, PooledHead
 
 EXPANSION = 6
@@ -110,23 +109,19 @@ class Stage(nn.Module):
 
 
 def _mobilenet(stages, num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
-  if block_order not in ('pre', 'post'):
-    raise UserError(
-      f"config.model.block_order={block_order!r}; mobilenet_v2 has one BN a convolution, use 'pre' or 'post'"
-    )
-  scaled = lambda features: max(1, round(features * width))
+  check_form('mobilenet_v2', 'block_order', block_order, ('pre', 'post'))  # one BN per convolution, as published
   small = stem == 'cifar'
   make_stages, taps, layer = [], [], 1
   for rows in stages:
     own = tuple(
-      row._replace(features=scaled(row.features), stride=1 if small and row.full_on_cifar else row.stride)
+      row._replace(features=scaled(row.features, width), stride=1 if small and row.full_on_cifar else row.stride)
       for row in rows
     )
     layer += sum(row.blocks * (3 if row.expansion > 1 else 2) for row in rows)
     taps.append(layer)
     make_stages.append(functools.partial(Stage, own, block_order, layers))
-  make_stages[0] = functools.partial(make_stages[0], stem=scaled(STEM_FEATURES), stem_stride=1 if small else 2)
-  make_stages[-1] = functools.partial(make_stages[-1], last=scaled(LAST_FEATURES))
+  make_stages[0] = functools.partial(make_stages[0], stem=scaled(STEM_FEATURES, width), stem_stride=1 if small else 2)
+  make_stages[-1] = functools.partial(make_stages[-1], last=scaled(LAST_FEATURES, width))
   taps[-1] += 1
   return Network(
     taps=tuple(taps),

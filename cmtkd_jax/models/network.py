@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from cmtkd_jax.errors import UserError
+
 STUDENT = 'student'  # the name of the network that a run is for, among those that train together
 
 
@@ -69,3 +71,14 @@ class Network(nn.Module):
     for k in range(len(self.taps)):
       x = self.activate(k, self.stage(k, x, train), train)
     return self.classify(x, train)
+
+
+def scaled(features, width):
+  """Returns the features of a layer in a network of `config.model.width`: features * width, rounded, at least 1."""
+  return max(1, round(features * width))
+
+
+def check_form(name, field, value, allowed):
+  """Raises `UserError` unless `config.model.<field>`, 'stem' or 'block_order', has a form that network `name` has."""
+  if value not in allowed:
+    raise UserError(f'config.model.{field}={value!r} does not exist for {name}; use {" or ".join(map(repr, allowed))}')

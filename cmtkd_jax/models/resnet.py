@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cmtkd_jax.models.layers import LayerFactory, MaxPool
-from cmtkd_jax.models.network import Network
+from cmtkd_jax.models.network import Network, scaled
 from cmtkd_jax.models.products import values
 
 
@@ -149,7 +149,7 @@ class PooledHead(nn.Module):
 
 
 def _resnet(blocks, widths, num_classes, layers, width=1.0, stem='cifar', block_order='pre', convolutions=BASIC):
-  features = [max(1, round(w * width)) for w in widths]
+  features = [scaled(w, width) for w in widths]
   taps = tuple(1 + len(convolutions) * sum(blocks[: k + 1]) for k in range(len(blocks)))
   stage = functools.partial(Stage, order=block_order, layers=layers, convolutions=convolutions)
   make_stages = tuple(

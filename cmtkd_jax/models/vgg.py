@@ -8,10 +8,9 @@ import functools
 
 import flax.linen as nn
 
-from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.conv_stage import ConvStage
 from cmtkd_jax.models.layers import LayerFactory
-from cmtkd_jax.models.network import Network
+from cmtkd_jax.models.network import Network, check_form, scaled
 
 
 class FlatHead(nn.Module):
@@ -27,10 +26,9 @@ class FlatHead(nn.Module):
 
 def vgg_small(num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
   """VGG-small, widths 128-256-512, taps at layers 2, 4, 6 (Zhang et al. 2018, section 5); for 32x32 images."""
-  for field, value, only in (('stem', stem, 'cifar'), ('block_order', block_order, 'pre')):
-    if value != only:
-      raise UserError(f'config.model.{field}={value!r}; vgg_small has one form, use {only!r}')
-  features = [max(1, round(w * width)) for w in (128, 256, 512)]
+  check_form('vgg_small', 'stem', stem, ('cifar',))
+  check_form('vgg_small', 'block_order', block_order, ('pre',))
+  features = [scaled(w, width) for w in (128, 256, 512)]
   convs = [((f, 3, 1, None, 'first' if k == 0 else 'body'), (f, 3, 1, None, 'body')) for k, f in enumerate(features)]
   make_stages = tuple(functools.partial(ConvStage, stage, (2, 2), 'use 8 or more', layers) for stage in convs)
   return Network(

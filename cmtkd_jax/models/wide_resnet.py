@@ -12,7 +12,7 @@ import flax.linen as nn
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.layers import LayerFactory
-from cmtkd_jax.models.network import Network
+from cmtkd_jax.models.network import Network, check_form, scaled
 from cmtkd_jax.models.products import values
 from cmtkd_jax.models.resnet import PooledHead
 
@@ -65,19 +65,18 @@ def wide_resnet(depth, widen, num_classes, layers, width=1.0, stem='cifar', bloc
   """WRN-depth-widen, widths 16 | 16, 32, 64 times `widen`, one tap per group; for 32x32 images."""
   if depth < 10 or (depth - 4) % 6:
     raise UserError(f'a wide residual network has a depth of 6 n + 4 with n >= 1, not {depth}')
-  if stem != 'cifar' or block_order != 'pre':
-    field, value, good = ('stem', stem, 'cifar') if stem != 'cifar' else ('block_order', block_order, 'pre')
-    raise UserError(f'config.model.{field}={value!r}; wide residual networks have {good!r} alone')
-  scaled = lambda features: max(1, round(features * width))
+  check_form('a wide residual network', 'stem', stem, ('cifar',))
+  check_form('a wide residual network', 'block_order', block_order, ('pre',))
   blocks = (depth - 4) // 6
   make_groups = tuple(
-    functools.partial(Group, scaled(16 * 2**k * widen), blocks, 1 if k == 0 else 2, k > 0, layers) for k in range(3)
+    functools.partial(Group, scaled(16 * 2**k * widen, width), blocks, 1 if k == 0 else 2, k > 0, layers)
+    for k in range(3)
   )
   return Network(
     taps=tuple(1 + 2 * blocks * (k + 1) for k in range(3)),
     make_stages=make_groups,
     make_activation=functools.partial(NormActivation, layers),
     make_head=functools.partial(PooledHead, num_classes, layers),
-    make_stem=functools.partial(Stem, scaled(16), layers),
+    make_stem=functools.partial(Stem, scaled(16, width), layers),
     activate_normalizes=True,
   )

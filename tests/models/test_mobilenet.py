@@ -189,5 +189,5 @@ def test_methods_take_it(name, method, networks, monkeypatch):
 
 
 def test_what_it_is_not():
-  with pytest.raises(UserError, match="block_order='edmips'; mobilenet_v2 has .*, use 'pre' or 'post'"):
+  with pytest.raises(UserError, match="block_order='edmips' does not exist for mobilenet_v2; use 'pre' or 'post'"):
     build(block_order='edmips')

@@ -456,7 +456,7 @@ def test_vgg_small():
   layer = p['head']['classifier']
   expected = x.reshape(3, -1) @ np.asarray(layer['kernel']) + np.asarray(layer['bias'])
   np.testing.assert_allclose(net.apply({'params': p}, x, method=classify), expected, rtol=1e-4, atol=1e-5)
-  with pytest.raises(UserError, match="model.stem='imagenet'; vgg_small has one form, use 'cifar'"):
+  with pytest.raises(UserError, match="model.stem='imagenet' does not exist for vgg_small; use 'cifar'"):
     build('vgg_small', stem='imagenet')
   with pytest.raises(UserError, match='too small for this network: 1x1 maps are left to pool; use 8 or more'):
     shapes_of(build('vgg_small'), images(7))

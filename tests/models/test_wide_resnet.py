@@ -242,7 +242,7 @@ def test_networks_without_a_stem_apart_embed_nothing():
 
 @pytest.mark.parametrize('field, value, use', [('stem', 'imagenet', 'cifar'), ('block_order', 'post', 'pre')])
 def test_what_it_does_not_have_is_refused(field, value, use):
-  with pytest.raises(UserError, match=f"^config.model.{field}='{value}'; [^\n]*'{use}'[^\n]*$"):
+  with pytest.raises(UserError, match=f"^config.model.{field}='{value}' [^\n]*'{use}'[^\n]*$"):
     build('wrn16_1', **{field: value})
 
 
