@@ -151,7 +151,16 @@ def resolve(config, directories):
         raise UserError(
           f'config.{field}: there is no run {name!r} before this one; there are {", ".join(directories) or "none"}'
         )
-    return _REFERENCE.sub(lambda match: as_directory(directories[match[1]]), text)
+    directory_of = lambda match: as_directory(directories[match[1]])
+    replaced = _REFERENCE.sub(directory_of, text)
+    if field == 'init_from' and text:
+      wanted = {name: _REFERENCE.sub(directory_of, directory) for name, directory in init_from.parse(text).items()}
+      if init_from.parse(replaced) != wanted:
+        raise UserError(
+          f'config.init_from={replaced!r}: a work directory with a comma before NAME= would be read as two networks; '
+          'choose another --workdir'
+        )
+    return replaced
 
   def as_directory(path):  # 'lr=0.1/full' would name a network
     return path if '' in init_from.parse(path) else f'./{path}'

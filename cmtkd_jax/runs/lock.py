@@ -1,6 +1,7 @@
 """The lock that keeps a second run out of a work directory."""
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -46,8 +47,13 @@ class Lock(contextlib.AbstractContextManager):
     except OSError as e:
       self.__exit__()
       where = self._path if os.path.lexists(self._path) else self._path.parent
-      fix = 'remove it, or choose another one' if where == self._path else 'choose another one'
-      reason = 'it is a file, not a directory' if isinstance(e, FileExistsError) else e.strerror or e
+      reason, fix = e.strerror or e, 'choose another one'
+      if isinstance(e, FileExistsError):
+        reason = 'it is a file, not a directory' if os.path.exists(where) else 'it is a link to nothing'
+      elif e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        fix = 'make it writable, or choose another one'
+      elif where == self._path:
+        fix = 'remove it, or choose another one'
       raise UserError(f'--workdir: {where} cannot be written ({reason}); {fix}') from None
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -444,6 +444,20 @@ def test_what_cannot_be_held_is_refused(tmp_path):
     onnx_qonnx.write(path, small_graph(2, 1, 4, thresholds=[0, 1, 3]), {})
   with pytest.raises(UserError, match='^s1: its 8-bit weights are the odd numbers up to 255'):
     onnx_qlinear.write(path, small_graph(8, 2), {}, images)
+  lowest = small_graph(8, 1)  # its first channel has a weight of -128
+  after = [node.output for node in lowest.nodes].index('q1') + 1
+  turned = lambda scale: Graph(
+    (
+      *lowest.nodes[:5],
+      Node('affine', ('s1',), 'a1', arrays={'bias': np.zeros(6, np.float32), 'scale': np.full(6, scale, np.float32)}),
+      Node('quantize', ('a1',), 'q1', {'levels': 16}),
+      *lowest.nodes[after:],
+    ),
+    (4, 4, 1),
+  )
+  with pytest.raises(UserError, match='^s1: a channel with a weight of -128 has a negative scale.* 7 bits in'):
+    onnx_qlinear.write(path, turned(-1e-3), {}, images)
+  onnx_qlinear.write(tmp_path / 'positive.onnx', turned(1e-3), about_of(lowest), images)
   with pytest.raises(UserError, match='images for calibration'):
     onnx_qlinear.write(path, graph, {})
   assert not path.exists()

@@ -568,8 +568,8 @@ def test_guidance_by_logits_compares_no_maps():
 @pytest.mark.parametrize(
   'name, settings, widths, words',
   [
-    ('kd', {}, (), r"config.teacher_workdirs=\(\); config.method.name='kd' takes 1"),
-    ('average_teacher', {}, (4,), "config.method.name='average_teacher' takes at least 2"),
+    ('kd', {}, (), r"config.teacher_workdirs=\(\) names 0 .* config.method.name='kd' needs 1;"),
+    ('average_teacher', {}, (4,), "config.method.name='average_teacher' needs at least 2;"),
     ('single', {}, (4,), "config.teacher_workdirs=.'runs/4',.; config.method.name='single' takes no trained"),
     ('kdcl', {'method.kdcl.ensemble': 'general'}, (), 'config.data.minival'),
     ('kdcl', {'method.kdcl.peer_bits': ()}, (), 'config.method.kdcl.peer_bits'),

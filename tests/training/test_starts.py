@@ -1,5 +1,6 @@
 """Starting, starting again, and what must not be lost or mixed up on the way."""
 
+import errno
 import shutil
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_the_lock_follows_no_link(tmp_path):
   with pytest.raises(UserError, match='run/lock cannot be written .*; remove it'), lock.Lock(tmp_path / 'run'):
     pass
   assert victim.read_text() == 'keep me'
+
+
+def test_what_keeps_the_lock_from_being_written(tmp_path, monkeypatch):
+  (tmp_path / 'link').symlink_to('nowhere')
+  with pytest.raises(UserError, match='link cannot be written .it is a link to nothing.; choose another one$'):
+    lock.Lock(tmp_path / 'link').__enter__()
+
+  def read_only(*unused):
+    raise OSError(errno.EROFS, 'Read-only file system')
+
+  (tmp_path / lock.FILE).touch()
+  monkeypatch.setattr(lock.os, 'open', read_only)
+  with pytest.raises(UserError, match='lock cannot be written .Read-only file system.; make it writable, or choose'):
+    lock.Lock(tmp_path).__enter__()
 
 
 def test_the_lock_needs_no_room_on_the_disk(tmp_path):

@@ -163,7 +163,7 @@ class _Writer(onnx_qdq.Writer):
     low, high = np.sort(sign * np.float64(self._ranges[node.output]), axis=0)
     step = np.maximum((high - low) / 255, 1)
     low = np.round(low - np.maximum(255 - (high - low), 0) / 2)  # in the middle
-    weights = np.clip(sign * np.float64(_int8(node, node.weights)), -128, 127)
+    weights = _turned(node, sign * np.float64(_int8(node, node.weights)))
     result = self._qlinear(node, weights, -low, 1 / step)
     scale = np.abs(scale)
     self._dequantize(result, affine.output, step * scale, scale * (low + sign * bias))
@@ -278,6 +278,16 @@ def _int8(node, weights):
   return np.round(weights).astype(np.int8)
 
 
+def _turned(node, weights):
+  """`weights`, whose signs a negative scale may have turned, if int8 still holds them."""
+  if weights.max() > 127:
+    raise UserError(
+      f'{node.output}: a channel with a weight of -128 has a negative scale, and int8 does not hold the opposite, 128; '
+      'use the exact ONNX file, or 7 bits in config.bits.rules'
+    )
+  return weights
+
+
 def _fixed_point(node, affine, most, levels):
   """Returns (weights, bias, scale), whole numbers but for the positive scale, for (sum + bias) * scale; each [..., O].
 
@@ -296,7 +306,7 @@ def _fixed_point(node, affine, most, levels):
   wrong = np.abs(np.ceil(thresholds) - np.ceil(thresholds - moved)).sum(1) + np.abs(moved[:, 0])
   multiple = 1 + np.argmin(np.where(multiples[:, 0] <= most_often, wrong, np.inf), axis=0)
   factor = np.where(scale < 0, -multiple, multiple)
-  weights, bias, scale = np.clip(weights * factor, -128, 127), bias * factor, scale / factor
+  weights, bias, scale = _turned(node, weights * factor), bias * factor, scale / factor
   # A channel whose normalization has (nearly) no scale: its bias alone counts.
   constant = np.abs(bias) > _LARGEST_BIAS
   weights = np.where(constant, 0, weights)
