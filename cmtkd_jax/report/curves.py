@@ -6,7 +6,7 @@ from cmtkd_jax.report import plotting, training_rows
 from cmtkd_jax.report.page import Section
 from cmtkd_jax.runs.run_reader import display_name
 
-_NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images')  # train/METRIC and train/NETWORK/METRIC
+_NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images', *training_rows.SCHEDULED)  # train/[NETWORK/]METRIC
 _NO_TERMS = ('gradient_norm', 'frozen_weights')  # drawn after the terms
 _TEXT_OF_TERMS = (
   'The total loss and its terms, one panel for each kind, before weighting; every point is the mean since the '
@@ -15,7 +15,8 @@ _TEXT_OF_TERMS = (
   'each other, their answers or, at the tapped layers, their feature maps. <em>Gradient norm</em> is the length of '
   'the gradient that reaches each network, <em>frozen weights</em> the percentage of its weights that are kept because '
   'they oscillated. Axes are logarithmic wherever all values are positive; the learning rate '
-  'is the size of the steps.'
+  'is the size of the steps. <em>Beta</em>, <em>gamma</em> and <em>temperature</em> are drawn where they follow a '
+  'schedule.'
 )
 
 
@@ -82,6 +83,9 @@ def loss_terms(run):
     images[file] = plotting.png(_terms(run, kind, kinds[kind]))
   if rates := _rates(run):
     images['loss_terms_learning_rate.png'] = plotting.png(learning_rate(run, rates))
+  for value in training_rows.SCHEDULED:
+    if f'train/{value}' in run.names:
+      images[plotting.file_name('loss_terms', value)] = plotting.png(_scheduled(run, value))
   return Section(title, _TEXT_OF_TERMS, images)
 
 
@@ -113,6 +117,15 @@ def learning_rate(run, names):
   panel.set_title('learning rate', fontsize=10)
   panel.set_ylim(bottom=0)
   _finish(panel, legend=len(names) > 1)
+  return figure
+
+
+def _scheduled(run, value):
+  figure, panel = plotting.panel(3.4, 3.0)
+  plotting.line(panel, *run.series(f'train/{value}'), 0, value, marked=False)
+  panel.set_title(value, fontsize=10)
+  panel.set_ylim(bottom=0)
+  _finish(panel, legend=False)
   return figure
 
 

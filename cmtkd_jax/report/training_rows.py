@@ -6,7 +6,8 @@ import statistics
 
 import numpy as np
 
-_NO_MEAN = ('learning_rate', 'epoch', 'corrupt_images')  # train/METRIC that holds for one step, not for a window
+SCHEDULED = ('beta', 'gamma', 'temperature')  # train/METRIC of the loss, see `training.loss_schedule`
+_NO_MEAN = ('learning_rate', 'epoch', 'corrupt_images', *SCHEDULED)  # that hold for one step, not for a window
 _PAUSE_SECONDS, _PAUSE_FACTOR = 60, 10  # a gap above both this and this many times what its steps take is a pause
 
 

@@ -85,6 +85,7 @@ class Journal(contextlib.ExitStack):
         'perf/data_wait': window.data_wait,
         **({'train/corrupt_images': len(broken)} if broken else {}),
         **optimizer.rates(plan.config, plan.method, jax.jit(plan.learning_rate)(step - 1)),
+        **plan.loss_at.values(step - 1),
         **dict(zip(summary, jax.device_get([*summary.values()]), strict=True)),  # of a dict it would sort the names
       },
     )

@@ -5,7 +5,7 @@ They follow `config.beta_schedule`, `config.gamma_schedule` and `config.temperat
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -22,14 +22,34 @@ _PLACES = {
 
 
 class _Change(NamedTuple):
-  """A value that changes: where the method holds it, and the factor on it as a function of the step."""
+  """A value that changes: its name, where the method holds it, and the factor on it as a function of the step."""
 
+  name: str  # 'beta', 'gamma' or 'temperature'
   place: tuple[str, str]
   factor: Callable
 
+  def value(self, method, step):
+    holder, field = self.place
+    return getattr(getattr(method, holder), field) * self.factor(step)
+
+
+class LossSchedule(NamedTuple):
+  """The loss of a method as a function of the step."""
+
+  method: Any
+  changes: list[_Change]
+
+  def __call__(self, step):
+    """Returns the function `loss(outputs, labels)` of the method with the values of `step`."""
+    return _changed(self.method, self.changes, step).loss if self.changes else self.method.loss
+
+  def values(self, step):
+    """Returns `{'train/beta': float, ..}`, the values at `step` that change."""
+    return {f'train/{change.name}': float(change.value(self.method, step)) for change in self.changes}
+
 
 def create(config, method, total_steps, **sizes):
-  """Returns a function step -> loss, where `loss(outputs, labels)` is that of `method` with the values of that step.
+  """Returns the `LossSchedule` of a configuration.
 
   Args:
     config: the run's configuration.
@@ -42,13 +62,11 @@ def create(config, method, total_steps, **sizes):
       or does not read it.
   """
   changes = [
-    _Change(_place(method, section, config), factor)
+    _Change(section.removesuffix('_schedule'), _place(method, section, config), factor)
     for section in _PLACES
     if (factor := _factor(config[section], section, total_steps, **sizes))
   ]
-  if not changes:
-    return lambda step: method.loss
-  return lambda step: _changed(method, changes, step).loss
+  return LossSchedule(method, changes)
 
 
 def factor_at(step, warmup, first_factor, change_at, change_factor):
@@ -117,8 +135,9 @@ def _place(method, section, config):
 def _changed(method, changes, step):
   """`method` with the values of `step`, which may be tracers: only its loss may be used, and must not compare them."""
   holders = {}
-  for (holder, field), factor in changes:
+  for change in changes:
+    holder, field = change.place
     values = holders.setdefault(holder, copy.copy(getattr(method, holder)))
     # A traced number cannot be compared with the bounds of an option, as the constructor would.
-    object.__setattr__(values, field, getattr(values, field) * factor(step))
+    object.__setattr__(values, field, change.value(method, step))
   return method.clone(**holders)

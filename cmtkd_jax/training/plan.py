@@ -35,7 +35,7 @@ class Plan(NamedTuple):
   learning_rate: function of the step.
   optimizer: the optax transformation.
   averaging: an `averaging.Averaging`.
-  loss_at: step -> loss, see `loss_schedule`.
+  loss_at: the `loss_schedule.LossSchedule`.
   patience: steps without a better student after which training ends, 0 = never.
   """
 

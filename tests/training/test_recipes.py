@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import shutil
 import types
 
@@ -82,6 +83,13 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(whole, tmp_path, mon
   assert 'bn_reestimation' not in caplog.text
   final = [next(row for row in metric_log.read(run) if 'test/student/top1' in row) for run in (tmp_path, whole)]
   assert final[0] | {'time': 0} == final[1] | {'time': 0}
+
+
+def test_a_scheduled_weight_is_logged(whole):
+  rows = [json.loads(line) for line in (whole / 'metrics.jsonl').read_text().splitlines()]
+  found = {row['step']: row['train/beta'] for row in rows if 'train/loss' in row}
+  assert found and found == pytest.approx({step: 0.5 * min(1, (step - 1) / 4) for step in found})
+  assert not any('train/gamma' in row or 'train/temperature' in row for row in rows)
 
 
 def test_what_was_evaluated_is_what_others_read(whole):
