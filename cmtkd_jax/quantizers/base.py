@@ -300,6 +300,14 @@ def magnitude(scale):
   return ste_maximum(jnp.where(scale < 0, -scale, scale))
 
 
+def half_gaussian_deviation(x, axes=None):
+  """Returns the standard deviation along `axes` of the centered Gaussian whose positive values are those of `x`.
+
+  sigma = sqrt(2 mean(max(x, 0)^2)), float32: half of a Gaussian's values are positive
+  """
+  return jnp.sqrt(2 * jnp.mean(jnp.square(jnp.maximum(x, 0)), axes))
+
+
 def step_gradient_scale(x, levels):
   """Returns LSQ's factor on the gradient of a value that all of an activation shares: 1 / sqrt(features * levels)."""
   return np.float32(1 / np.sqrt(math.prod(x.shape[1:]) * levels))

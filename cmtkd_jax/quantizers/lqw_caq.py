@@ -172,7 +172,6 @@ class Activation(base.Quantizer):
     return jnp.where(squares > 0, jnp.maximum(fitted, base.SMALLEST), self._start(x))
 
   def _start(self, x):
-    # Half of a Gaussian's values are positive: its mean square is twice theirs.
-    deviation = jnp.sqrt(2 * jnp.mean(jnp.square(jax.nn.relu(x)), base.reduction_axes(x, per_channel=True)))
+    deviation = base.half_gaussian_deviation(x, base.reduction_axes(x, per_channel=True))
     start = np.float32(hwgq.activation_step(self.bits, step='optimal')) * jnp.mean(deviation)
     return jnp.where(start > base.SMALLEST, start, 1.0)

@@ -92,8 +92,7 @@ class Activation(_Interval):
 
   def init(self, x):
     n = 2**self.bits - 1
-    positive = jnp.maximum(x, 0)  # of a Gaussian, half of the values: its mean square is twice theirs
-    return self._init(n * hwgq.activation_step(self.bits, step='optimal') * jnp.sqrt(2 * jnp.mean(positive**2)))
+    return self._init(n * hwgq.activation_step(self.bits, step='optimal') * base.half_gaussian_deviation(x))
 
   def quantize(self, x, parameters):
     n = 2**self.bits - 1
