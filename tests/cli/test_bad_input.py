@@ -270,7 +270,7 @@ def test_environment_of_processes(refused, monkeypatch):
     ('method.cmtkd.temperature=0', ['config.method.cmtkd.temperature=0', 'must be positive']),
     ('method.cmtkd.alpha=-1', ['config.method.cmtkd.alpha=-1', 'must not be negative']),
     ('feature_loss.attention.norm=x', ["config.feature_loss.attention.norm='x'", "'l1'"]),
-    ('method.name=kd', ['config.teacher_workdirs=()', 'name the work directories']),
+    ('method.name=kd', ['config.teacher_workdirs=()', 'give the work directories']),
     ('data.mean=("a",)', ["config.data.mean=('a',)", 'like 0.5']),
     ('data.std=(0.0,)', ['config.data.std=(0.0,)', 'must be positive']),
     ('data.pad=100', ['config.data.pad=100', 'below config.data.image_size=8']),
