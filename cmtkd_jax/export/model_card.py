@@ -5,12 +5,10 @@ its texts are quoted as in JSON, which YAML takes.
 """
 
 import json
-import re
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.config import init_from
 from cmtkd_jax.errors import printable
-from cmtkd_jax.export import sizes
+from cmtkd_jax.export import public_config, sizes
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
 
 LIBRARY = 'cmtkd_jax'
@@ -18,43 +16,12 @@ _TASK = 'image-classification'
 _SPLITS = {'last': 'last epoch', 'best': 'best epoch', 'chosen': 'as minival chooses'}
 
 
-# Fields of paths; a run of a chain or table has them, too.
-_PATHS = re.compile(r'.*\.(data\.dir|data\.name|init_from|teacher_workdirs)')
-
-
-def public(value, field=''):
-  """Returns a JSON-able configuration in which paths are their last part only, and so are absolute ones in other texts.
-
-  A folder for others says nothing about the disk that it was made on: 'folder:/home/me/flowers' is 'folder:flowers'.
-  """
-  if isinstance(value, dict):
-    return {name: public(item, f'{field}.{name}') for name, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [public(item, field) for item in value]
-  if not isinstance(value, str):
-    return value
-  if _PATHS.fullmatch(field):
-    kind, colon, path = value.partition(':')
-    if field.endswith('.data.name'):
-      is_path = kind in ('folder', 'npy') or path.startswith(('/', '~', '.')) or '://' in path  # also of own readers
-      return f'{kind}:{_last_part(path)}' if colon and is_path else value
-    if field.endswith('.init_from'):
-      named = {name: _last_part(path) for name, path in init_from.parse(value).items()}
-      return ','.join(f'{name}={path}' if name else path for name, path in named.items())
-    return _last_part(value)
-  return re.sub(r'(^|[:=,])(?:~[^/:=,]*|[a-z][a-z0-9]*:/)?/[^:=,]*?([^/:=,]*)/*(?=$|[:=,])', r'\1\2', value)
-
-
-def _last_part(path):
-  return re.split(r'[/\\]', path.rstrip('/\\'))[-1]
-
-
 def text(graph, about, summary, file_bytes):
   """Returns the text.
 
   Args:
     graph: the `Graph`.
-    about: see `schema.ABOUT`; `public` has been at its configuration.
+    about: see `schema.ABOUT`; its configuration is that of `public_config`.
     summary: of the run, as `run_summary.write` returns it; {} where it is not known.
     file_bytes: size of the file of weights.
   """
@@ -222,7 +189,7 @@ def _sizes(graph, file_bytes):
 def _settings(about):
   if 'config' not in about:
     return ''
-  default = config_lib.flat(public(config_lib.default().to_dict()))
+  default = config_lib.flat(public_config.shorten_paths(config_lib.default().to_dict()))
   as_lists = lambda value: [as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
   lines = [
     f'{name} = {printable(repr(value))}'

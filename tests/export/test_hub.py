@@ -14,7 +14,7 @@ from safetensors import numpy as safetensors
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import export
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import interpreter, model_card, predict
+from cmtkd_jax.export import interpreter, model_card, predict, public_config
 from cmtkd_jax.export.formats import hub, packed
 from cmtkd_jax.export.graph import Graph, Node
 from cmtkd_jax.runs import run_files
@@ -166,11 +166,11 @@ def test_what_is_not_known_is_left_out(tmp_path):
   assert 'quantization_config' not in json.loads((bare / hub.CONFIG).read_text())
   np.testing.assert_array_equal(export.open_network(bare)[0](images()), interpreter.Network(graph())(images()))
   stopped = exported()._replace(summary={})
-  text = model_card.text(stopped.graph, model_card.public(stopped.about), {}, 1)
+  text = model_card.text(stopped.graph, public_config.shorten_paths(stopped.about), {}, 1)
   assert 'The run was not finished' in text and '| test, last epoch | 91.25 % | 99.50 % |  |' in text
   assert 'model-index' not in text and 'commit' not in text and 'None' not in text
   earlier = exported(step=400)
-  text = model_card.text(earlier.graph, model_card.public(earlier.about), SUMMARY, 1)
+  text = model_card.text(earlier.graph, public_config.shorten_paths(earlier.about), SUMMARY, 1)
   assert 'The weights here are those of step 400; the last epoch ended at step 800.' in text
   assert 'model-index' not in text
 
@@ -183,7 +183,7 @@ def with_fields(about, **fields):
 
 
 def card(made, **fields):
-  return model_card.text(made.graph, model_card.public(with_fields(made.about, **fields)), SUMMARY, 1)
+  return model_card.text(made.graph, public_config.shorten_paths(with_fields(made.about, **fields)), SUMMARY, 1)
 
 
 def full_precision(quantize=False):
@@ -281,7 +281,7 @@ def test_public_by_hand():
     ('runs/a', 'runs/a'),
     ('', ''),
   ):
-    assert model_card.public({'a': (private, 1)}) == {'a': [shown, 1]}
+    assert public_config.shorten_paths({'a': (private, 1)}) == {'a': [shown, 1]}
 
 
 @pytest.mark.parametrize(
@@ -313,12 +313,12 @@ def test_paths_by_hand(field, private, shown):
   nested, flat = private, {field: shown}
   for name in reversed(field.split('.')):
     nested = {name: nested}
-  assert config_lib.flat(model_card.public(nested)) == flat
+  assert config_lib.flat(public_config.shorten_paths(nested)) == flat
 
 
 def test_paths_of_teachers_by_hand():
   private = {'teacher_workdirs': ('clients/acme/t4', r'C:\me\t8', '{teacher}')}
-  assert model_card.public(private) == {'teacher_workdirs': ['t4', 't8', '{teacher}']}
+  assert public_config.shorten_paths(private) == {'teacher_workdirs': ['t4', 't8', '{teacher}']}
 
 
 def changed(path, change):

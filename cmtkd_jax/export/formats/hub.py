@@ -23,7 +23,7 @@ from etils import epath
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.export import model_card, operations, schema, strict_json
+from cmtkd_jax.export import model_card, operations, public_config, schema, strict_json
 from cmtkd_jax.export.formats import packed
 from cmtkd_jax.runtime import local_file, packages
 
@@ -74,7 +74,7 @@ def write(path, graph, about, summary):
   safetensors = packages.load('safetensors.numpy', 'the folder for the hub')
   path = epath.Path(path)
   if 'config' in about:  # the only entry with paths; a class may well be named /m/01abc
-    about = about | {'config': model_card.public(about['config'])}
+    about = about | {'config': public_config.shorten_paths(about['config'])}
   try:
     arrays, head = packed.encode(graph, about)
     weights = safetensors.save(arrays, {'format': 'np'})
