@@ -18,26 +18,25 @@ from tests.quantizers.cases import files
 pytestmark = pytest.mark.integration
 
 LABELS = np.array([0, 3, 1, 4], np.int32)
-# (weight bits, activation bits) of the student's two layers, and the teacher's, where a quantizer lacks the usual ones.
+# (weight bits, activation bits) of the three layers, where a quantizer lacks the usual ones.
 WIDTHS = {'n2uq': ((2, 2), (8, 3), (3, 3))} | {
   name: file.TRAINED_BITS for name, file in files().items() if hasattr(file, 'TRAINED_BITS')
 }
 USUAL = ((2, 2), (2, 4), (4, 4))
 
 
-TINY = networks.tiny((4, 1, 'body'), (6, 2, 'body'))
+TINY = networks.tiny((4, 1, 'body'), (4, 1, 'body'), (6, 2, 'body'))
 
 
 @pytest.mark.parametrize('name', quantizers.QUANTIZERS)
 def test_one_compiled_step(name, monkeypatch):
-  """One stage at 2/2 bits, the other at an unequal pair: the loss is finite, learned and fitted values are moved."""
-  equal, unequal, teacher = WIDTHS.get(name, USUAL)
+  """One stage at 2/2 bits, one at an unequal pair, one at more: all is finite, what is learned or fitted moves."""
+  equal, unequal, more = WIDTHS.get(name, USUAL)
   monkeypatch.setitem(models.MODELS, 'tiny', TINY)
   config = config_lib.default()
-  config.quantizer.name = name
+  config.method.name, config.quantizer.name = 'single', name
   config.student.weight_bits, config.student.activation_bits = equal
-  config.bits.rules = (('student/stage2.*', *unequal),)
-  config.method.cmtkd.teacher_bits = (teacher,)
+  config.bits.rules = (('student/stage1.*', *more), ('student/stage3.*', *unequal))
   config_lib.check(config)
   config.model.name = 'tiny'
   method = build.create_method(config, 5)
@@ -60,7 +59,7 @@ def test_one_compiled_step(name, monkeypatch):
   values = {path for path in new if any(part.endswith('_quantizer') for part in path)}
   assert all(np.isfinite(new[path]).all() for path in new)
   module = quantizers.QUANTIZERS[name]
-  for stage, widths in (('stage1', equal), ('stage2', unequal)):
+  for stage, widths in (('stage2', equal), ('stage3', unequal)):
     for role, width in zip(('Weight', 'Activation'), widths, strict=True):
       if width == 32:
         continue
