@@ -127,20 +127,25 @@ def test_sums_of_dense_layers_are_exact(sums):
 # Folding.
 
 
-def make_network(**changes):
-  """(config, method, variables with running statistics, uint8 images) of one small network."""
+def make_method(**changes):
+  """(config, method) of one small network."""
   config = config_lib.default()
   config.method.name, config.model.width = 'single', 4 / 16
   config.update_from_flattened_dict(changes)
-  shape = (config.data.image_size, config.data.image_size, 1)
   with pytest.MonkeyPatch.context() as patch:  # what the third stage adds to folding, the second has already
     for name, blocks in (('resnet8', (1, 1)), ('resnet20', (2, 1))):
       patch.setitem(models.MODELS, name, functools.partial(resnet._resnet, blocks, (16, 32)))
     patch.setitem(models.MODELS, 'wrn16_1', functools.partial(wide_resnet.wide_resnet, 10, 1))
     patch.setitem(models.MODELS, 'mobilenet_v2', small_mobilenet)
-    method = build.create_method(config, 10)
+    return config, build.create_method(config, 10)
+
+
+@functools.cache
+def make_network(**changes):
+  """(config, method, variables with running statistics, uint8 images) of one small network."""
+  config, method = make_method(**changes)
   rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (8, *shape), dtype=np.uint8)
+  images = rng.integers(0, 256, (8, config.data.image_size, config.data.image_size, 1), dtype=np.uint8)
 
   @jax.jit
   def initial_with_statistics(images):
@@ -168,6 +173,11 @@ def standardized(images):
 def make_graph(config, method, variables):
   size = config.data.image_size
   return fold.fold(trace.trace(method, variables, (size, size, 1), 'student'), (size, size, 1), (0.5,), (0.5,))
+
+
+def run_graph(graph, images, sums='int8'):
+  """{name: array} of every result."""
+  return jax.jit(lambda images: interpreter.run(graph.by_bytes(), images, sums))(images)
 
 
 NETWORKS = {  # a network for each thing that folding treats apart
@@ -221,8 +231,9 @@ def test_maxima_of_values_that_fall_with_their_codes():
 
   variables = jax.tree_util.tree_map_with_path(negate, variables)
   graph = make_graph(config, method, variables)
-  logits, codes = compare._forward_with_codes(method, variables, images, (0.5,), (0.5,))
-  ours = interpreter.run(graph.by_bytes(), images, next(iter(interpreter.SUMS)))
+  forward = functools.partial(compare._forward_with_codes, method, mean=(0.5,), std=(0.5,))
+  logits, codes = jax.jit(forward)(variables, images)
+  ours = run_graph(graph, images)
   for layer, found in codes.items():
     assert np.mean(np.asarray(found) != np.asarray(ours[layer])) <= 1e-3, layer
   np.testing.assert_allclose(ours[graph.nodes[-1].output], logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
@@ -258,7 +269,7 @@ def test_full_precision_layers_on_codes_are_exact(changes):
   graph = make_graph(config, method, variables)
   nodes = [node for node in graph.nodes if 'kernel' in node.arrays and node.op == 'convolution']
   assert len(nodes) == (2 if changes else 1) and nodes[0].inputs == ('pixels',)
-  values = [interpreter.run(graph.by_bytes(), images, sums) for sums in interpreter.SUMS]
+  values = [run_graph(graph, images, sums) for sums in interpreter.SUMS]
   for node in nodes:
     kernel = node.arrays['kernel']
     assert (kernel == np.round(kernel)).all() and 2**21 <= np.abs(kernel).max() <= 2**22
@@ -276,7 +287,7 @@ def test_sizes_are_those_of_the_network():
   words = compare.weight_sizes(make_graph(config, method, variables))
   counts = [int(count.replace(',', '')) for count in re.findall(r'([\d,]+) of \d+ bits', words)]
   assert len(counts) == 2 and sum(counts) == kernels and words.endswith('times less than as float32')
-  full = compare.weight_sizes(make_graph(*make_network(**{'student.weight_bits': 32})[:3]))
+  full = compare.weight_sizes(make_graph(*make_method(**{'student.weight_bits': 32}), variables))
   assert full == f'weights: {kernels:,} of 32 bits take {kernels / 256:,.1f} KiB; together {kernels / 256:,.1f} KiB'
 
 
@@ -550,8 +561,8 @@ def test_archive_is_read_by_numpy_alone(archive):
 
 @pytest.mark.parametrize('bits', range(1, 9))
 def test_every_width_is_small_and_right_in_both_files(bits, tmp_path):
-  config, method, variables, images = make_network(**{'student.weight_bits': bits, 'student.activation_bits': bits})
-  graph = make_graph(config, method, variables)
+  *_, variables, images = make_network()  # HWGQ has no values of its own
+  graph = make_graph(*make_method(**{'student.weight_bits': bits, 'student.activation_bits': bits}), variables)
   paths = export.write(export.from_graph(graph), tmp_path, ['packed', 'stablehlo'])
   counts = [node.arrays['codes'].size for node in graph.nodes if 'codes' in node.arrays]
   with zipfile.ZipFile(paths['packed']) as file:
@@ -611,9 +622,9 @@ def test_groups_that_do_not_fit_are_refused():
 
 
 def test_stablehlo_grows_by_the_bits_of_its_weights(tmp_path):
-  sizes = {}
+  sizes, variables = {}, make_network(**{'model.width': 0.5})[2]
   for bits in (2, 8):
-    graph = make_graph(*make_network(**{'student.weight_bits': bits, 'model.width': 0.5})[:3])
+    graph = make_graph(*make_method(**{'student.weight_bits': bits, 'model.width': 0.5}), variables)
     stablehlo.write(tmp_path / str(bits), graph)
     sizes[bits] = (tmp_path / str(bits)).stat().st_size
   count = sum(node.arrays['codes'].size for node in graph.nodes if 'codes' in node.arrays)
@@ -766,7 +777,7 @@ def test_integer_evaluation_is_that_of_training(run):
   """Counts what differs: a network with another threshold is told apart."""
   exported = export.from_run(run)
   layer = next(node for node in exported.graph.nodes if node.op == 'quantize')
-  values = interpreter.run(exported.graph, digits(4), 'int8')
+  values = run_graph(exported.graph, digits(4))
   method_codes = np.round(np.clip(np.asarray(values[layer.inputs[0]]), 0, 3))
   np.testing.assert_array_equal(values[layer.output], method_codes)
 
