@@ -141,18 +141,22 @@ def layers(config):
   return bit_table.collect(build.create_method(config, CLASSES), (8, 8, 1))
 
 
-def kept(tmp_path, before, after, network):
-  """Whether the learned steps of `network` are those of a run of `before` that one of `after` starts from."""
+def kept(tmp_path, before, after, *networks):
+  """Whether the learned steps of each network are those of a run of `before` that one of `after` starts from."""
   variables = fill(abstract_variables(before))
   directory = save(tmp_path, before, variables, meta=provenance.meta(before, 5, layers(before)))
   method = build.create_method(after, CLASSES)
   loaded, _ = initialize.load(directory, '.*', abstract_variables(after), method, after, layers(after))
-  found = traverse_util.flatten_dict(loaded['params'][network])
-  steps = {path: step for path, step in found.items() if path[-1] == 'step'}
+  trees = [tree['params'] for tree in (loaded, variables, abstract_variables(after))]
+  return [steps_kept(*(tree.get(name) for tree in trees)) for name in networks]
+
+
+def steps_kept(loaded, trained, wanted):
+  loaded, wanted = traverse_util.flatten_dict(loaded), traverse_util.flatten_dict(wanted)
+  steps = {path: step for path, step in loaded.items() if path[-1] == 'step'}
   for path, step in steps.items():
-    np.testing.assert_array_equal(step, traverse_util.flatten_dict(variables['params'][network])[path])
+    np.testing.assert_array_equal(step, traverse_util.flatten_dict(trained)[path])
   # All or none; a teacher that starts from the student has another width.
-  wanted = traverse_util.flatten_dict(abstract_variables(after)['params'][network])
   assert steps.keys() in (set(), {path for path in wanted if path[-1] == 'step'})
   return bool(steps)
 
@@ -171,14 +175,12 @@ def kept(tmp_path, before, after, network):
 def test_quantizers_are_kept_where_nothing_about_them_changed(tmp_path, changes, student, teacher):
   lsq = {'quantizer.name': 'lsq'}
   before, after = make_config(**lsq), make_config(**lsq | changes)
-  assert kept(tmp_path / 'a', before, after, 'student') == student
-  assert kept(tmp_path / 'b', before, after, 'teacher1_4bit') == teacher
+  assert kept(tmp_path, before, after, 'student', 'teacher1_4bit') == [student, teacher]
 
 
 def test_a_student_keeps_its_quantizers_and_teachers_that_start_from_it_do_not(tmp_path):
   before, after = (make_config(method, **{'quantizer.name': 'lsq'}) for method in ('single', 'cmtkd'))
-  assert kept(tmp_path / 'a', before, after, 'student')
-  assert not kept(tmp_path / 'b', before, after, 'teacher1_4bit')
+  assert kept(tmp_path, before, after, 'student', 'teacher1_4bit') == [True, False]
 
 
 def test_one_named_network(source):
