@@ -535,7 +535,7 @@ def test_running_statistics_move_in_training_only(small):
 @pytest.mark.parametrize('quantizer, order', [('hwgq', 'pre'), ('lsq', 'post'), ('lsq', 'edmips')])
 def test_gradients_reach_every_parameter(quantizer, order):
   policy = BitPolicy(2, 2, first_last_bits=8, quantizer=quantizer)
-  net = build('resnet8', policy, num_classes=10, width=0.25, block_order=order)
+  net = resnet._resnet((1, 1), (4, 8), 10, LayerFactory(policy, jnp.float32), block_order=order)
   x, g = jnp.asarray(normal(0, 8, 8, 8, 3)), jnp.asarray(normal(1, 8, 10))
 
   @jit
