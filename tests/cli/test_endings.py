@@ -70,7 +70,7 @@ def test_another_broken_pipe_is_no_quiet_end(monkeypatch):
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&- <&-'])
 def test_closed_streams(tmp_path, closed):
   """Training writes its files, whoever listens."""
-  command = f"'{sys.executable}' -m cmtkd_jax.main {' '.join(SINGLE)} --workdir={tmp_path}/run {closed}"
+  command = f"'{sys.executable}' -m tests.tiny_main {' '.join(SINGLE)} --workdir={tmp_path}/run {closed}"
   environment = os.environ | compiling.QUICK
   ended = subprocess.run(
     ['bash', '-c', command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
