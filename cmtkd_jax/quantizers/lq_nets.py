@@ -78,8 +78,8 @@ class _Basis(base.Quantizer):
 class Weight(_Basis):
   """Weights on the 2^K levels v_c . e, e in {-1, 1}^K, with a fitted basis v_c for each output channel; K = b.
 
-  Each weight takes its nearest level. Gradient: the identity. The basis starts from the spread of all weights.
-  Source: LQ-Nets section 3.
+  Each weight takes its nearest level. Gradient: the identity. The basis starts from the deviation of all weights, where
+  the authors' code has that of He's initialization. Source: LQ-Nets section 3.
   """
 
   def init(self, x):
