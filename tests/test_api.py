@@ -77,6 +77,13 @@ def test_names():
     from cmtkd_jax import absent  # noqa: F401
 
 
+def test_a_wrong_configuration_is_named():
+  config = cmtkd_jax.config.default()
+  config.method.name = 'kdd'
+  with pytest.raises(UserError, match="config.method.name='kdd'"):
+    cmtkd_jax.create_method(config, num_classes=10)
+
+
 def test_config_files():
   path = ROOT / 'configs' / 'digits_resnet8.py'
   assert cmtkd_jax.load_config(path).duration == '80 epochs'
