@@ -1,8 +1,7 @@
 """Table 5 of CMT-KD: 1- and 2-bit networks on ImageNet beside other methods. Not run here yet; for many accelerators.
 
 Run: python -m cmtkd_jax.main --mode=table --config=configs/table5_imagenet.py --config.data.dir=TFDS_DIR
-Variants after a colon: alexnet (else ResNet18), smoke; and the runs, e.g. cmtkd_lsq. For the paper's crops add
---config.data.augment=resize_crop_flip.
+Variants after a colon: alexnet (else ResNet18), smoke. The paper's crops: --config.data.augment=resize_crop_flip.
 
 All stages of QKD and of PQ+TS+Guided train as long and at the same rate as the other rows; the published code of the
 latter trains its later stages for 30 epochs at 0.001 or 0.005.

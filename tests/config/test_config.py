@@ -283,7 +283,11 @@ def test_file_is_valid_and_short(path):
     ('imagenet_alexnet', 'resize_crop', {'data.augment': 'resize_crop_flip', 'data.resize': 256}),
     ('imagenet_resnet50', 'resize_crop,lsq', {'data.augment': 'resize_crop_flip', 'quantizer.name': 'lsq'}),
     ('imagenet_resnet18', 'resize_crop,smoke', {'data.augment': 'pad_crop_flip', 'data.resize': 0}),
-    ('ctkd_cifar100', '', {'data.mean': (0.491, 0.482, 0.447), 'data.std': (0.247, 0.244, 0.262)}),
+    (
+      'ctkd_cifar100',
+      '',
+      {'data.mean': (125.3 / 255, 123.0 / 255, 113.9 / 255), 'data.std': (63.0 / 255, 62.1 / 255, 66.7 / 255)},
+    ),
   ],
 )
 def test_variants_of_files(file, argument, expected):
