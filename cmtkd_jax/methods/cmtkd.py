@@ -251,7 +251,7 @@ def create(config, settings, num_classes, teachers=()):
   bits = _teacher_bits(settings)
   _check_combinations(settings, len(bits))
   student = student_network(config, num_classes)
-  trained_along = tuple(
+  teacher_specs = tuple(
     NetworkSpec(f'teacher{i}_{_bits_name(*pair)}', network_builder(config, *pair, num_classes), pair[0])
     for i, pair in enumerate(bits, 1)
   )
@@ -260,9 +260,9 @@ def create(config, settings, num_classes, teachers=()):
     _check_normalizing(config, settings)
   make_head = None
   if settings.combined_head == 'shared':  # that of the teacher with the most bits
-    make_head = trained_along[bits.index(max(bits))].make().make_head
+    make_head = teacher_specs[bits.index(max(bits))].make().make_head
   return CMTKD(
-    networks=(student, *trained_along),
+    networks=(student, *teacher_specs),
     settings=settings,
     make_combined_head=make_head,
     make_norm=functools.partial(BatchNorm, config.model.bn_groups, config.model.bn_momentum, config.model.bn_affine),

@@ -116,8 +116,8 @@ def quantize_weight(w, bits, per_channel=False, binary_scale='std'):
   """
   s = base.broadcast_to_channels(weight_scale(w, bits, per_channel, binary_scale), w)
   half = 2 ** (bits - 1)
-  # The reciprocal: as above. EdMIPS has round(w / s + 1/2), another level at odd multiples of s alone: compilers may or
-  # may not round the product before the sum.
+  # The reciprocal: as above. EdMIPS has round(w / s + 1/2), whose result differs at odd multiples of s only. Compilers
+  # may or may not round its product before the sum.
   codes = jnp.clip(jnp.ceil(w * (1 / s)), 1 - half, half) + (half - 1)
   return base.QTensor(codes.astype(jnp.int32), s, half - 0.5)
 

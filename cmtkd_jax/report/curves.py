@@ -5,8 +5,9 @@ from cmtkd_jax.models import STUDENT
 from cmtkd_jax.report import plotting, training_rows
 from cmtkd_jax.report.page import Section
 from cmtkd_jax.runs.run_reader import display_name
+from cmtkd_jax.training import loss_schedule
 
-_NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images', *training_rows.SCHEDULED)  # train/[NETWORK/]METRIC
+_NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images', *loss_schedule.VALUES)  # train/[NETWORK/]METRIC
 _NO_TERMS = ('gradient_norm', 'frozen_weights')  # drawn after the terms
 _TEXT_OF_TERMS = (
   'The total loss and its terms, one panel for each kind, before weighting; every point is the mean since the '
@@ -83,7 +84,7 @@ def loss_terms(run):
     images[file] = plotting.png(_terms(run, kind, kinds[kind]))
   if rates := _rates(run):
     images['loss_terms_learning_rate.png'] = plotting.png(learning_rate(run, rates))
-  for value in training_rows.SCHEDULED:
+  for value in loss_schedule.VALUES:
     if f'train/{value}' in run.names:
       images[plotting.file_name('loss_terms', value)] = plotting.png(_scheduled(run, value))
   return Section(title, _TEXT_OF_TERMS, images)

@@ -6,8 +6,10 @@ import statistics
 
 import numpy as np
 
-SCHEDULED = ('beta', 'gamma', 'temperature')  # train/METRIC of the loss, see `training.loss_schedule`
-_NO_MEAN = ('learning_rate', 'epoch', 'corrupt_images', *SCHEDULED)  # that hold for one step, not for a window
+from cmtkd_jax.training import loss_schedule
+
+# train/METRIC that holds for one step, not for a window.
+_NO_MEAN = ('learning_rate', 'epoch', 'corrupt_images', *loss_schedule.VALUES)
 _PAUSE_SECONDS, _PAUSE_FACTOR = 60, 10  # a gap above both this and this many times what its steps take is a pause
 
 

@@ -19,12 +19,13 @@ _PLACES = {
   'gamma_schedule': (('feature_loss', 'weight'), ('settings', 'gamma')),
   'temperature_schedule': (('settings', 'temperature'),),
 }
+VALUES = tuple(section.removesuffix('_schedule') for section in _PLACES)
 
 
 class _Change(NamedTuple):
   """A value that changes: its name, where the method holds it, and the factor on it as a function of the step."""
 
-  name: str  # 'beta', 'gamma' or 'temperature'
+  name: str  # of `VALUES`
   place: tuple[str, str]
   factor: Callable
 
