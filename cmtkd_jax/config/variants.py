@@ -12,6 +12,7 @@ from cmtkd_jax.runtime import local_file
 # What smoke makes of durations within a training.
 _SHORT = {
   'averaging': {'start': '1 steps', 'every': '1 steps'},
+  'optimizer': {'decay_at': '2 steps', 'warmup': ''},
   **{name: {'warmup': '1 steps', 'change_at': '2 steps'} for name in sections.SCHEDULES},
 }
 # Fields that a run of a table or chain has from the smoke test, whatever its own changes say.
@@ -76,9 +77,7 @@ def smoke(config, image_size, channels=3, classes=10):
       del changes[field]
   config.table.seeds = config.table.seeds[:1]
   config.batch_size = config.eval_batch_size = 16
-  config.duration, config.optimizer.warmup = '3 steps', ''
-  if config.optimizer.schedule == 'step':
-    config.optimizer.decay_at = '2 steps'
+  config.duration = '3 steps'
   for changes in runs:
     for section, fields in _SHORT.items():
       for field, short in fields.items():

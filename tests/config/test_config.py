@@ -322,3 +322,12 @@ def test_smoke_shortens_the_networks_of_every_method():
   }
   assert found.keys() == {'method.cmtkd.teacher_bits', 'method.dml.peer_bits', 'method.kdcl.peer_bits'}
   assert set(found.values()) == {(4, 8)}
+
+
+def test_smoke_shortens_the_schedule_of_a_row():
+  config = config_lib.default()
+  config.optimizer.schedule, config.optimizer.warmup = 'cosine', '1 epochs'
+  config.table.runs = {'steps': {'optimizer': {'schedule': 'step', 'decay_at': '17, 33 epochs', 'warmup': '2 epochs'}}}
+  config_lib.smoke(config, 8, channels=1)
+  optimizer = config_lib.derive(config, config.table.runs['steps'].to_dict()).optimizer
+  assert (optimizer.decay_at, optimizer.warmup, config.optimizer.warmup) == ('2 steps', '', '')
