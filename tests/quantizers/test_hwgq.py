@@ -242,6 +242,7 @@ def test_weights_on_thresholds_have_the_same_codes_in_every_program(bits):
   np.testing.assert_array_equal(coded.codes, np.clip(np.ceil(ratio), 1 - half, half) + half - 1)
 
 
+@pytest.mark.integration  # compiled as training does
 @pytest.mark.parametrize('bits', BITS)
 def test_codes_stand_for_the_values(bits):
   """dequantize(quantize(x)) is fake_quantize(x) bit for bit: eager, compiled, and with only the encoder compiled."""

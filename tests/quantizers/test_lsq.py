@@ -153,6 +153,7 @@ def test_number_of_levels(bits, signed):
   assert len(np.unique(lsq.fake_quantize(v, s, bits, signed))) == 2**bits
 
 
+@pytest.mark.integration  # compiled as training does
 @pytest.mark.parametrize('bits', BITS)
 def test_codes_stand_for_the_values(bits):
   """dequantize(quantize(x)) is fake_quantize(x) bit for bit: eager, compiled, and with only the encoder compiled."""
