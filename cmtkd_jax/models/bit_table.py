@@ -14,13 +14,18 @@ from cmtkd_jax.runtime import text_table
 
 
 class Row(NamedTuple):
-  """One layer. activation_bits are those of its input: 32 for images, averaged maps and mixtures of several grids."""
+  """One layer.
+
+  activation_bits: those of its input: 32 for images, averaged maps and mixtures of several grids.
+  parameters: number of its weights; bias and normalization, which stay in full precision, are not counted.
+  macs: multiplications and additions of one image.
+  """
 
   layer: str
   weight_bits: int
   activation_bits: int
   parameters: int
-  macs: int  # of one image
+  macs: int
 
 
 def collect(method, input_shape, rules=()):
@@ -58,11 +63,8 @@ def collect(method, input_shape, rules=()):
     else:
       fan_in = math.prod(x.shape[1:])
     kernel = fan_in * module.features
-    bias = module.features if isinstance(module, layers.Dense) and module.role == 'last' else 0
     positions = result.shape[1] * result.shape[2] if result.ndim == 4 else 1
-    rows.append(
-      Row(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel + bias, kernel * positions)
-    )
+    rows.append(Row(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel, kernel * positions))
   for rule in rules:
     if not any(re.fullmatch(rule.pattern, path) for path in seen):
       raise UserError(

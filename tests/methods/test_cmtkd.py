@@ -534,7 +534,7 @@ def test_bit_table_by_hand():
     'stage3/block1/conv2': (9 * 64 * 64, 9 * 64 * 64 * 4),
     'stage3/block1/shortcut': (32 * 64, 32 * 64 * 4),
   }
-  expected = {'combined_head/classifier': (32, 32, 650, 640), 'student/head/classifier': (32, 32, 650, 640)}
+  expected = {'combined_head/classifier': (32, 32, 640, 640), 'student/head/classifier': (32, 32, 640, 640)}
   for network, bits in (('student', 2), *zip(TEACHERS, (4, 8))):
     for layer, expense in costs.items():
       first = layer == 'stage1/stem/conv'
@@ -600,13 +600,13 @@ def test_policies_are_compared_before_training():
 
 
 def test_policies_on_other_data_are_compared_on_theirs():
-  """100 classes in place of 10: 90 more biases, and as many rows of the classifier's 64 weights."""
+  """100 classes in place of 10: 90 more rows of the classifier's 64 weights."""
   config = resnet8_config()
   config.data.name = 'generated:8x8x1:10:48'
   config.batch_size = 32
   config.table.runs = dict(ten={}, hundred=dict(data=dict(name='generated:8x8x1:100:480')))
   found = cost.compare(config).students
-  assert found['hundred'].parameters - found['ten'].parameters == 90 * 65
+  assert found['hundred'].parameters - found['ten'].parameters == 90 * 64
 
 
 def test_rule_that_matches_nothing_is_refused():
