@@ -113,8 +113,9 @@ class Progress:
   def _describe(self, images_per_second, scalars):
     parts = [f'{self._unit} {self._step}/{self._total}', f'{100 * self._step // max(self._total, 1)} %']
     if self._steps_per_epoch:
-      epochs = [steps / self._steps_per_epoch for steps in (self._step, self._total)]
-      parts.append(f'epoch {epochs[0]:.1f}/{epochs[1]:.4g}')
+      now, end = (steps / self._steps_per_epoch for steps in (self._step, self._total))
+      rounded = f'{now:.1f}' if round(now, 1) < end else f'{end:.4g}'  # 0.75 epochs do not end at 0.8
+      parts.append(f'epoch {rounded}/{end:.4g}')
     if images_per_second:
       parts.append(f'{images_per_second:.0f} img/s' if images_per_second >= 10 else f'{images_per_second:.2g} img/s')
     if images_per_second and self._images_per_step:

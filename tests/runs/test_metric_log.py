@@ -213,6 +213,15 @@ def test_the_line_and_its_eta(clock):
   )
 
 
+@pytest.mark.parametrize(
+  'step, total, shown', [(2, 3, '0.5/0.75'), (3, 3, '0.75/0.75'), (4, 4, '1/1'), (239, 240, '59.8/60')]
+)
+def test_epochs_end_at_their_number(clock, step, total, shown):
+  stream = io.StringIO()
+  Progress(total, 0, stream, steps_per_epoch=4, clock=clock).update(step, 10.0)
+  assert f'  epoch {shown}' in stream.getvalue()
+
+
 def test_a_log_gets_a_line_at_most_every_ten_seconds_and_the_last(clock):
   stream = io.StringIO()
   progress = Progress(100, 0, stream, clock=clock)
