@@ -15,6 +15,7 @@ import collections
 import concurrent.futures
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import multiprocessing
 import pathlib
@@ -349,7 +350,7 @@ def main():
   options = parser.parse_args()
   everything, about = cases(''), train_step.environment(options)
   about['versions'] |= {
-    name: importlib.metadata.version(name) for name in ('onnx', 'onnxruntime') if not _missing(name)
+    name: importlib.metadata.version(name) for name in ('onnx', 'onnxruntime') if importlib.util.find_spec(name)
   }
   report = {'about': about, 'cases': {}}
   if options.out.exists():
@@ -366,10 +367,6 @@ def main():
   save(report)
   print(options.out.with_suffix('.md').read_text())
   return int(any(row['status'] == 'failed' for row in report['cases'].values()))
-
-
-def _missing(package):
-  return package in {export.FORMATS[name].missing() for name in FILES}
 
 
 if __name__ == '__main__':
