@@ -6,8 +6,8 @@ _LONGEST = 1000  # characters of a line
 class UserError(ValueError):
   """A mistake in the user's input: one line that names the field, its value, the file and the fix.
 
-  `main` prints the line without a stack trace and exits with status 2; anything else that is raised is our bug. Values
-  that a line quotes come from anywhere, so control characters become escapes, and a very long line loses its middle.
+  `main` prints the line without a stack trace and exits with status 2. Any other exception is a bug of this package.
+  The line may quote any value, so control characters are escaped, and the middle of a very long line is left out.
   """
 
   def __init__(self, line):
@@ -15,6 +15,11 @@ class UserError(ValueError):
     if len(line) > _LONGEST:
       line = f'{line[: _LONGEST // 2 - 5]} ... {line[-_LONGEST // 2 :]}'
     super().__init__(line)
+
+
+def one_line(text, most=None):
+  """Returns `text`, such as an exception, on one line, at most its first `most` characters."""
+  return ' '.join(str(text).split())[:most]
 
 
 def printable(text):

@@ -9,8 +9,8 @@ if __name__ == '__main__' and not __package__:
   print('error: this file is a module of a package; run `python -m cmtkd_jax.main` instead', file=sys.stderr)
   sys.exit(2)
 
-# As a program: until `run` answers Ctrl-C, it ends the process, which has nothing to lose yet, without a trace. In the
-# background it may be ignored, and stays so.
+# Until `run` handles Ctrl-C, it ends the program without a stack trace: there is nothing to lose yet. If Ctrl-C is
+# ignored, as in a background job, it stays ignored.
 if (__name__ == '__main__' or os.path.basename(sys.argv[0]) == 'cmtkd-jax') and (
   signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
@@ -19,7 +19,7 @@ if (__name__ == '__main__' or os.path.basename(sys.argv[0]) == 'cmtkd-jax') and 
 import jax
 
 from cmtkd_jax.cli import commands, flags, interrupts, output
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.runtime import allocator, distributed, peers, preemption, silencers
 
 _READER_LEFT = 141  # as of a program that SIGPIPE ends
@@ -28,7 +28,7 @@ _RESUMING = ('train', 'table')
 
 def main(argv):
   """Runs one mode; returns the exit status."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is imported, if ever it is
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # before TensorFlow is imported, if it is
   silencers.install()
   command = None
   try:
@@ -50,12 +50,12 @@ def main(argv):
   except KeyboardInterrupt:
     resumes = command is not None and command.mode in _RESUMING
     interrupts.silence()
-    goes_on = '; the same command continues from the last checkpoint, if there is one' if resumes else ''
-    return _end(interrupts.EXIT_STATUS, f'interrupted{goes_on}')
+    hint = '; the same command continues from the last checkpoint, if there is one' if resumes else ''
+    return _end(interrupts.EXIT_STATUS, f'interrupted{hint}')
   except jax.errors.JaxRuntimeError as e:
     if not peers.installed():
       raise
-    return _end(peers.EXIT_STATUS, f'{peers.LOST} ({" ".join(str(e).split())[:150]})')
+    return _end(peers.EXIT_STATUS, f'{peers.LOST} ({one_line(e, 150)})')
 
 
 def _reader_left():

@@ -53,7 +53,7 @@ def main():
   batch = next(stream)
   state = jax.jit(functools.partial(initial_state, **parts, seed=0), out_shardings=replicated)({}, batch)
   state, metrics = jax.jit(functools.partial(train_step, **parts), out_shardings=replicated)(state, batch)
-  results = Evaluator(method, dataset, replicated).run({'params': state.params, **state.model_state})
+  results = Evaluator(method, dataset, replicated).evaluate({'params': state.params, **state.model_state})
   with Checkpoints(directory / 'checkpoints') as checkpoints:
     checkpoints.save(1, state.to_tree(), {'step': 1})
   if me == 0:

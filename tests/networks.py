@@ -9,10 +9,10 @@ from cmtkd_jax.models import conv_stage, mobilenet, resnet
 
 # A MobileNetV2 with every kind of row, in two stages.
 MOBILENET_ROWS = (
-  (mobilenet.Row(1, 16, 1, 1), mobilenet.Row(3, 24, 2, 2, full_on_cifar=True)),
-  (mobilenet.Row(2, 32, 1, 2),),
+  (mobilenet.BlockGroup(1, 16, 1, 1), mobilenet.BlockGroup(3, 24, 2, 2, full_on_cifar=True)),
+  (mobilenet.BlockGroup(2, 32, 1, 2),),
 )
-small_mobilenet = functools.partial(mobilenet._mobilenet, MOBILENET_ROWS)
+small_mobilenet = functools.partial(mobilenet.mobilenet_v2, stages=MOBILENET_ROWS)
 
 
 def tiny(*convolutions, stem=None):
@@ -20,7 +20,13 @@ def tiny(*convolutions, stem=None):
 
   def model(num_classes, layers, width, **unused):
     stages = tuple(
-      functools.partial(conv_stage.ConvStage, ((round(features * width), 3, stride, None, role),), (1, 1), '', layers)
+      functools.partial(
+        conv_stage.ConvStage,
+        (conv_stage.ConvSpec(round(features * width), 3, stride, role=role),),
+        (1, 1),
+        '',
+        layers,
+      )
       for features, stride, role in convolutions
     )
     head = functools.partial(resnet.PooledHead, num_classes, layers)

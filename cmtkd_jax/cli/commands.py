@@ -13,6 +13,8 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
 from cmtkd_jax.training import evaluate
 
+CONFIG_MISSING = '--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py'
+
 
 def run_train(command):
   """Trains, first the runs that have to come first; resumes what is in the work directory."""
@@ -39,7 +41,7 @@ def run_evaluate(command):
 def run_table(command):
   """Trains the runs of a table that are not finished, and prints it.
 
-  Returns 1 where one of its lines lacks a run.
+  Returns 1 if a run of it is not finished.
   """
   from cmtkd_jax.experiments import table, table_text
 
@@ -123,7 +125,7 @@ def run_predict(command):
 
 def _config(command):
   if command.config is None:
-    raise UserError('--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py')
+    raise UserError(CONFIG_MISSING)
   return command.config
 
 

@@ -1,4 +1,4 @@
-"""What exceptions of the flag libraries and of config files come down to: one line, with what to do."""
+"""Turns exceptions of the flag libraries and of config files into one line that says how to fix them."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import traceback
 from absl import flags
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 
 _FIXES = {  # what Python says of values that flags cannot take -> what to do
   r'invalid literal for int\(\) with base 10: .*': 'give a whole number',
@@ -18,7 +18,7 @@ _FIXES = {  # what Python says of values that flags cannot take -> what to do
 }
 
 
-def one_line(error, argv, path):
+def describe(error, argv, path):
   """Returns the line for an exception of the flag libraries or of a config file; they wrap ours, and stack traces.
 
   Args:
@@ -37,17 +37,17 @@ def one_line(error, argv, path):
   if isinstance(error, flags.UnrecognizedFlagError):
     return _unknown_flag(error, argv)
   if isinstance(error, flags.Error) and 'config file' not in text:
-    return ' '.join(text.split())
+    return one_line(text)
   if path and not os.path.isfile(path):
     return f'--config: there is no file {path}; name a config file, e.g. --config=configs/digits_resnet8.py'
   error, line = _raised_in(path, error)
-  text = ' '.join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+  text = one_line(error.msg if isinstance(error, SyntaxError) else error)
   text = f'{type(error).__name__}: {text}' if text else type(error).__name__
   if not line and isinstance(error, AttributeError) and 'get_config' in text:
     return f'--config: {path} has no function get_config(); write one that returns the configuration'
   fix = 'fix the config file, or name another one'
   if isinstance(error, ModuleNotFoundError):
-    fix = f'install the module, or set PYTHONPATH={os.path.dirname(path) or "."} if it lies beside the config file'
+    fix = f'install the module, or set PYTHONPATH={os.path.dirname(path) or "."} if it is next to the config file'
   return f'--config: {path}{f", line {line}" if line else ""}: {text}; {fix}'
 
 
@@ -85,5 +85,5 @@ def _unknown_flag(error, argv):
       number = re.match(r'[\d.]+', given[1]) if given else None
       value = f"'{number[0] if number else 3} {'steps' if 'step' in name else 'epochs'}'"
     return f'--{name} is not a flag; set the field: --config.{field}={value}'
-  text = ' '.join(str(error).split())
+  text = one_line(error)
   return text if 'Did you mean' in text else f'{text}; --help lists the flags'

@@ -1,4 +1,4 @@
-"""The flags of the command, and what they come down to."""
+"""The flags of the command, which are parsed into a `Command`."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import commands, flag_errors, output, usage
 from cmtkd_jax.config import unread, validation
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.runtime.distributed import FROM_ENVIRONMENT, Cluster
 
@@ -79,7 +79,7 @@ _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to evaluate or export; by
 _INTEGER = flags.DEFINE_bool('integer', None, 'Also evaluate in integers, and count the codes that differ.')
 _FORMAT = flags.DEFINE_list('format', None, 'Formats to export; by default all but hub whose packages are installed.')
 _IMAGES = flags.DEFINE_list('images', None, 'Image files, folders or patterns to classify; --images= can be left out.')
-_OUTPUT = flags.DEFINE_enum('output', None, ['text', 'csv', 'json', 'markdown'], 'How predictions or a table look.')
+_OUTPUT = flags.DEFINE_enum('output', None, ['text', 'csv', 'json', 'markdown'], 'Format of predictions or a table.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU slice to plan for, e.g. v5e:2x2; by default the devices here.')
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'HOST:PORT of process 0, unless the scheduler sets it.')
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes of the run, with --coordinator_address.')
@@ -110,40 +110,20 @@ class Command(NamedTuple):
 def parse(argv):
   """Returns the `Command`, or raises a `UserError` of one line."""
   if _HELP.intersection(argv[1:]):
-    own = (_CONFIG, _WORKDIR, _STEP, _INTEGER, _FORMAT, _IMAGES, _OUTPUT, _TOPOLOGY)
-    own += (_COORDINATOR, _PROCESSES, _PROCESS, _INIT_TIMEOUT)
-    output.write(usage.text(commands.MODES, [flags.FLAGS[holder.name] for holder in own]))
+    own = flags.FLAGS.get_flags_for_module(__name__)
+    output.write(usage.text(commands.MODES, [flag for flag in own if flag.name != 'mode']))
     sys.exit()
-  fields = re.findall(r'^--?(?:no)?config\.([\w.]+)', '\n'.join(argv), re.MULTILINE)
+  fields = _find(r'^--?(?:no)?config\.([\w.]+)', argv)
   for field in fields:
     validation.check_settable(field)
   _check_fields(fields, _mode(argv))
-  _ConfigParser.fields = fields
-  _check_config_files(argv)
-  try:
-    with warnings.catch_warnings():
-      warnings.filterwarnings('ignore', '.*load_module', DeprecationWarning)  # ml_collections' own
-      rest = flags.FLAGS(argv)
-    config = _CONFIG.value
-    getattr(config, 'is_locked', None)  # raises what went wrong in reading the file
-  except (Exception, SystemExit) as e:  # a config file is Python, and may raise anything
-    raise UserError(flag_errors.one_line(e, argv, next(reversed(_config_files(argv)), ''))) from e
-  if flags.FLAGS['config'].present and not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(
-      f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
-      'cmtkd_jax.config.default() with your changes'
-    )
-  _check_flags(rest[1:])
-  images = [*(_IMAGES.value or ()), *rest[1:]] if _MODE.value == 'predict' else ()
-  for image in images:
-    _check_store('--images', image)
+  config, arguments = _read(argv, fields)
+  _check_flags(arguments)
+  if _MODE.value == 'predict':
+    for image in (*(_IMAGES.value or ()), *arguments):
+      _check_store('--images', image)
   if config is not None:
-    for field, value in config_lib.flat(config).items():
-      local_file.check_schemes(f'config.{field}', str(value))
-    _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
-    if _MODE.value in _TRAINING and _is_valid(config):  # what is wrong is reported alone
-      for field, why in unread.find(config, fields).items():
-        print(f'note: --config.{field} has no effect: {why}', file=sys.stderr)
+    _check_config(config, fields)
   return Command(
     mode=_MODE.value,
     config=config,
@@ -154,9 +134,39 @@ def parse(argv):
     images=_IMAGES.value and [os.path.expanduser(image) for image in _IMAGES.value],
     output=_OUTPUT.value or 'text',
     topology=_TOPOLOGY.value,
-    arguments=tuple(rest[1:]),
+    arguments=arguments,
     cluster=Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _INIT_TIMEOUT.value),
   )
+
+
+def _read(argv, fields):
+  """Returns (the `ConfigDict` or None, the arguments that are not flags); flags set `fields` of the configuration."""
+  _ConfigParser.fields = fields
+  _check_config_files(argv)
+  try:
+    with warnings.catch_warnings():
+      warnings.filterwarnings('ignore', '.*load_module', DeprecationWarning)  # ml_collections' own
+      rest = flags.FLAGS(argv)
+    config = _CONFIG.value
+    getattr(config, 'is_locked', None)  # raises what went wrong in reading the file
+  except (Exception, SystemExit) as e:  # a config file is Python, and may raise anything
+    raise UserError(flag_errors.describe(e, argv, next(reversed(_config_files(argv)), ''))) from e
+  if flags.FLAGS['config'].present and not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(
+      f'--config: get_config() returns {type(config).__name__}; return the ConfigDict of '
+      'cmtkd_jax.config.default() with your changes'
+    )
+  return config, tuple(rest[1:])
+
+
+def _check_config(config, fields):
+  """Refuses paths that cannot be reached; prints a note for each of the `fields` that has no effect."""
+  for field, value in config_lib.flat(config).items():
+    local_file.check_schemes(f'config.{field}', str(value))
+  _check_store('config.data.dir', getattr(config.get('data'), 'dir', ''))
+  if _MODE.value in _TRAINING and _is_valid(config):  # what is wrong is reported alone
+    for field, why in unread.find(config, fields).items():
+      print(f'note: --config.{field} has no effect: {why}', file=sys.stderr)
 
 
 def _is_valid(config):
@@ -197,9 +207,14 @@ def _check_flags(arguments):
     raise UserError(f'--output={form}: --mode={mode} prints {", ".join(outputs)}; choose one of them')
 
 
+def _find(pattern, argv):
+  """Returns the matches of `pattern` in the arguments, joined by line ends: a value may be an argument of its own."""
+  return re.findall(pattern, '\n'.join(argv), re.MULTILINE)
+
+
 def _mode(argv):
   """The value of --mode; before the flags are read, since without --config a field is an unknown flag."""
-  return next(reversed(re.findall(r'^--?mode[=\n](\w+)', '\n'.join(argv), re.MULTILINE)), 'train')
+  return next(reversed(_find(r'^--?mode[=\n](\w+)', argv)), 'train')
 
 
 def _check_fields(fields, mode):
@@ -231,13 +246,12 @@ def _workdirs():
 
 def _config_files(argv):
   """The paths that --config gives; the last one counts."""
-  # One string, since the value may be an argument of its own.
-  return re.findall(r'^--?config[=\n]([^:\n]+)', '\n'.join(argv), re.MULTILINE)
+  return _find(r'^--?config[=\n]([^:\n]+)', argv)
 
 
 def _check_config_files(argv):
   """Raises `UserError` where --config names nothing, or something else than a file: reading a pipe would never end."""
-  if re.search(r'^--?config[=\n](?::|$)', '\n'.join(argv), re.MULTILINE):
+  if _find(r'^--?config[=\n](?::|$)', argv):
     raise UserError('--config= lacks a config file; name one, e.g. --config=configs/digits_resnet8.py')
   for path in _config_files(argv):
     if kind := local_file.not_a_file(path):
@@ -254,9 +268,9 @@ def _check_store(field, path):
   try:
     epath.Path(path).exists()
   except ImportError as e:  # without TensorFlow, fsspec reads it, with a package for each kind of storage
-    raise UserError(f'{field}={path}: {" ".join(str(e).split())}; pip install the package, or use a local path') from e
+    raise UserError(f'{field}={path}: {one_line(e)}; pip install the package, or use a local path') from e
   except Exception as e:  # as many kinds as there are storages
-    reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+    reason = one_line(f'{type(e).__name__}: {e}', 200)
     raise UserError(f'{field}={path} cannot be reached ({reason}); check its name and your credentials') from e
 
 
@@ -267,7 +281,7 @@ def _default_workdir():
       return ''
     if _MODE.value in _OF_RUNS:
       raise UserError('--workdir is missing; name the directory of a run, e.g. --workdir=runs/digits_resnet8')
-    raise UserError('--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py')
+    raise UserError(commands.CONFIG_MISSING)
   path, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
   words = [pathlib.PurePath(word).name for word in (path.removesuffix('.py'), *argument.split(','))]
   return os.path.join('runs', '_'.join(filter(None, words)))

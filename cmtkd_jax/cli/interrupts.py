@@ -35,6 +35,6 @@ def _answer(read_end):
 
 
 def silence():
-  """Ends what the thread says: the command has answered itself, and its line is to be the last."""
+  """Stops the thread from printing, so that the last line is the one that the command prints itself."""
   with _writing:
     _silent.set()

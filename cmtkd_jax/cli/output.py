@@ -1,4 +1,4 @@
-"""Standard streams: lines that appear at once, a failure that is one line, and streams that are closed."""
+"""Standard streams: lines that are flushed, errors of one line, and streams that the caller has closed."""
 
 import contextlib
 import logging
@@ -13,7 +13,7 @@ class NotWrittenError(UserError):
 
 
 def open_closed():
-  """Sends the output streams that the caller has closed to nowhere; libraries write on them without a look."""
+  """Replaces streams that the caller has closed by the null device, since libraries write to them without a check."""
   for number, name in ((1, 'stdout'), (2, 'stderr')):
     if getattr(sys, name) is not None:
       continue
@@ -53,6 +53,6 @@ def write(text):
 
 
 def close():
-  """Gives up what could not be written; Python would try again at its end."""
+  """Closes standard output without what could not be written, which Python would try to write again at exit."""
   with contextlib.suppress(OSError):
     sys.stdout.close()

@@ -1,4 +1,4 @@
-"""What `--help` prints: what the program does, the commands that one starts with, every mode and flag."""
+"""The text of `--help`: what the program does, commands to start with, every mode and flag."""
 
 _START = """\
 Trains networks of 1 to 4 bits together with teachers of more bits (CMT-KD), evaluates and exports them.

@@ -13,6 +13,12 @@ def sources(text: str) -> tuple[str, ...]:
   return tuple(parse(text).values()) if text else ()
 
 
+def trained_runs(config) -> list[tuple[str, str]]:
+  """Returns (field, directory or file) of every trained network that `config` starts from or learns from."""
+  starts = [('init_from', source) for source in sources(config.init_from)]
+  return starts + [('teacher_workdirs', os.path.expanduser(workdir)) for workdir in config.teacher_workdirs]
+
+
 def parse(text: str) -> dict[str, str]:
   """Returns `{network: work directory}` of 'student=DIR,teacher1_4bit=DIR', or `{'': DIR}` for one directory.
 

@@ -1,4 +1,4 @@
-"""A configuration for a folder of images: what lies in the folder, and what suits it and the machine."""
+"""Settings for a folder of images, chosen by what is in the folder and by the machine."""
 
 import shlex
 import statistics
@@ -22,7 +22,7 @@ _TAKEN_AS_THEY_ARE = 64  # pixels a side
 
 
 class Found(NamedTuple):
-  """What lies in a folder.
+  """The contents of a folder.
 
   train, test, classes: numbers of images and classes.
   held_out: which part of train the test images are, in words; '' where there are test images.
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
 
 
 def look(path, test_fraction) -> Found:
-  """Returns what lies in the folder `path`; reads the headers of some images, evenly spread.
+  """Returns the contents of the folder `path`; reads the headers of some images, evenly spread.
 
   Raises:
     UserError: it holds no images that can be trained on.

@@ -39,7 +39,7 @@ class Run(Options):
     0, 'training batches on which normalizations measure their statistics again before an evaluation', most=10**6
   )
   early_stopping: str = option(
-    '', 'training ends when the student has not become better on minival for so long', durations='one'
+    '', 'training ends when the student has not improved on minival for this long', durations='one'
   )
   eval_every: str = option('10 epochs', 'how often all networks are evaluated', durations='one')
   checkpoint_every: str = option('10 epochs', 'how often a checkpoint is saved', durations='one')

@@ -10,7 +10,7 @@ from cmtkd_jax.config import init_from
 from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.config.sections import SELECTING
 from cmtkd_jax.config.validation import check
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 
 
 def to_json(config):
@@ -29,7 +29,7 @@ def from_json(text):
       _assign(config, _without_unknown(json.loads(text), config))
   except (AttributeError, TypeError, ValueError, OverflowError) as e:  # a number for fields, a name with dots, 10^400
     raise UserError(
-      f'the stored configuration is damaged ({" ".join(str(e).split())}); restore it, or train in another --workdir'
+      f'the stored configuration is damaged ({one_line(e)}); restore it, or train in another workdir'
     ) from None
   check(config)
   return config

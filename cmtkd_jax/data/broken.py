@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from cmtkd_jax.data.sources.base import Source
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 
-_AT_FIRST = 100  # broken images in a row, before a set is taken for broken
+_AT_FIRST = 100  # records to try; if none can be read, the whole data set is an error
 _STAND_INS = 100  # that are tried for one broken image
 
 
@@ -37,7 +37,7 @@ def naming_record(source: Source, record: int):
       f'config.data.resize=0, but {source.describe(record)} is {e} (config.data.image_size); set config.data.resize'
     ) from e
   except (OSError, ValueError) as e:
-    name, reason = source.describe(record), ' '.join(str(getattr(e, 'strerror', '') or e).split())[:200]
+    name, reason = source.describe(record), one_line(getattr(e, 'strerror', '') or e, 200)
     error = CorruptImageError(f'config.data.name: {name} cannot be decoded ({reason}); repair or remove it')
     error.record = f'{name} ({reason})'
     raise error from e

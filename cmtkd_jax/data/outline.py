@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cmtkd_jax import options
 from cmtkd_jax.data import splits as splits_lib
+from cmtkd_jax.data.loading import loaders
 from cmtkd_jax.data.settings import Settings, input_shape
 from cmtkd_jax.data.sources import known
 from cmtkd_jax.errors import UserError
@@ -53,14 +53,12 @@ def outline(fields: Mapping[str, Any], *, batch_size: int, mesh: jax.sharding.Me
   train_records, _ = splits_lib.split_train(config, splits, batch_size)
   shape = input_shape(config)
   image = splits.train.shape if is_on_device else shape
-  sharding = NamedSharding(mesh, P('data'))
-  spec = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
   return Outline(
     num_classes=len(splits.class_names),
     input_shape=shape,
     augment=splits_lib.transforms(config, is_on_device)[0],
     steps_per_epoch=len(train_records) // batch_size,
-    batch_spec={'image': spec(image, np.uint8), 'label': spec((), np.int32)},
+    batch_spec=loaders.batch_spec(batch_size, image, NamedSharding(mesh, P('data'))),
     on_device_bytes=sum(len(split) * math.prod(split.first_shape) for split in splits[:2]) if is_on_device else 0,
     mix=splits_lib.mixing(config),
   )

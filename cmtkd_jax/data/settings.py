@@ -48,56 +48,55 @@ class Settings(Options):
 
   def __post_init__(self):
     super().__post_init__()
-
-    def check(field, good, problem):
-      if not good:
+    for field, is_wrong, problem in self._rules():
+      if is_wrong:
         raise ValueError(f'{field}={getattr(self, field)!r} {problem}')
 
+  def _rules(self):
+    """What fields must fulfill together: (field, whether it does not, what to say then)."""
     size = f'config.data.image_size={self.image_size}'
-    check('name', self.name, "is empty; give the name of a data set, such as 'digits' or 'cifar100'")
-    check('pad', self.pad < self.image_size, f'must be a whole number, from 0 to below {size}')
-    check('cutout', self.cutout <= self.image_size, f'must be a whole number, from 0 (none) to {size}')
-    check(
-      'trivial_augment',
-      len(self.mean) in (1, 3) or not self.trivial_augment,
-      f'works for images of 1 or 3 channels, and config.data.mean has {len(self.mean)}; set it to False',
-    )
-    check(
-      'num_workers',
-      self.num_workers or self.workers == 'threads',
-      "is too few for workers='processes'; set workers='threads' to read in the main thread",
-    )
-    check(
-      'resize',
-      not self.resize or self.image_size <= self.resize,
-      f'must be 0 (no resizing) or from {size} to {_LARGEST_SIDE}',
-    )
-    check(
-      'resize',
-      self.resize or not AUGMENTS[self.augment].needs_resize,
-      f'does not go with augment={self.augment!r}; set config.data.resize to the shorter side after resizing',
-    )
-    check(
-      'cache',
-      self.resize or not self.cache,
-      'does not go with resize=0; set config.data.resize to the shorter side that images are kept with',
-    )
-    check(
-      'cache',
-      self.workers == 'threads' or not self.cache,
-      "would keep the images in each worker process; set config.data.workers='threads'",
-    )
-    check(
-      'trivial_augment',
-      self.image_size**2 < 2**23 or not self.trivial_augment,
-      f'works for images of fewer than 2^23 pixels, and {size}; set it to False',
-    )
-    check('std', len(self.std) == len(self.mean), f'must have one number per channel, as mean={tuple(self.mean)}')
-    check('std', all(s > 0 for s in self.std), 'must be positive')
-    check(
-      'mean',
-      all(0 <= m <= 1 for m in self.mean),
-      'must lie between 0 and 1 (the pixels 0..255 are divided by 255)',
+    return (
+      ('name', not self.name, "is empty; give the name of a data set, such as 'digits' or 'cifar100'"),
+      ('pad', self.pad >= self.image_size, f'must be a whole number, from 0 to below {size}'),
+      ('cutout', self.cutout > self.image_size, f'must be a whole number, from 0 (none) to {size}'),
+      (
+        'trivial_augment',
+        self.trivial_augment and len(self.mean) not in (1, 3),
+        f'works for images of 1 or 3 channels, and config.data.mean has {len(self.mean)}; set it to False',
+      ),
+      (
+        'num_workers',
+        self.workers == 'processes' and not self.num_workers,
+        "is too few for workers='processes'; set workers='threads' to read in the main thread",
+      ),
+      ('resize', 0 < self.resize < self.image_size, f'must be 0 (no resizing) or from {size} to {_LARGEST_SIDE}'),
+      (
+        'resize',
+        AUGMENTS[self.augment].needs_resize and not self.resize,
+        f'does not go with augment={self.augment!r}; set config.data.resize to the shorter side after resizing',
+      ),
+      (
+        'cache',
+        self.cache and not self.resize,
+        'does not go with resize=0; set config.data.resize to the shorter side that images are kept with',
+      ),
+      (
+        'cache',
+        self.cache and self.workers == 'processes',
+        "would keep the images in each worker process; set config.data.workers='threads'",
+      ),
+      (
+        'trivial_augment',
+        self.trivial_augment and self.image_size**2 >= 2**23,
+        f'works for images of fewer than 2^23 pixels, and {size}; set it to False',
+      ),
+      ('std', len(self.std) != len(self.mean), f'must have one number per channel, as mean={tuple(self.mean)}'),
+      ('std', min(self.std, default=1) <= 0, 'must be positive'),
+      (
+        'mean',
+        not all(0 <= m <= 1 for m in self.mean),
+        'must lie between 0 and 1 (the pixels 0..255 are divided by 255)',
+      ),
     )
 
 

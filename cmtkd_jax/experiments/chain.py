@@ -9,7 +9,6 @@ import ml_collections
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.config import init_from
-from cmtkd_jax.data.outline import outline
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import pytorch_weights
 from cmtkd_jax.runs import compatibility, run_files, run_summary
@@ -86,20 +85,13 @@ def _check(runs):
   for name, directory, config in runs:
     if run_files.has_checkpoint(directory):
       continue
-    for field, sources in (
-      ('init_from', init_from.sources(config.init_from)),
-      ('teacher_workdirs', map(os.path.expanduser, config.teacher_workdirs)),
-    ):
-      for source in sources:
-        is_there = pytorch_weights.is_weight_file(source) or run_files.has_checkpoint(source)
-        if not is_there and source.removeprefix('./') not in configs:  # see `resolve`
-          raise UserError(f'config.{field}: there is no checkpoint in {source}; name the directory of a trained run')
+    for field, source in init_from.trained_runs(config):
+      is_there = pytorch_weights.is_weight_file(source) or run_files.has_checkpoint(source)
+      if not is_there and source.removeprefix('./') not in configs:  # see `resolve`
+        raise UserError(f'config.{field}: there is no checkpoint in {source}; name the directory of a trained run')
     if not all(teacher in configs for teacher in config.teacher_workdirs):
       continue
-    key = config.data.to_json(), config.batch_size
-    if key not in outlines:
-      outlines[key] = outline(config.data, batch_size=config.batch_size, mesh=build.make_mesh())
-    data = outlines[key]
+    data = build.outline_data(config, outlines)
     given = tuple(teachers.Teacher(teacher, configs[teacher]) for teacher in config.teacher_workdirs)
     with _naming(name):
       plan.of_data(config, given, data.num_classes, data.input_shape, data.steps_per_epoch)
@@ -158,7 +150,7 @@ def resolve(config, directories):
       if init_from.parse(replaced) != wanted:
         raise UserError(
           f'config.init_from={replaced!r}: a work directory with a comma before NAME= would be read as two networks; '
-          'choose another --workdir'
+          'choose another workdir'
         )
     return replaced
 

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.data.outline import outline
 from cmtkd_jax.models import bit_table
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.runtime import text_table
@@ -28,10 +27,7 @@ def compare(config):
   for name in config.table.only or config.table.runs or ('',):
     changes = config.table.runs[name].to_dict() if name else {}
     run = config_lib.derive(config, changes)
-    key = run.data.to_json(), run.batch_size
-    if key not in outlines:
-      outlines[key] = outline(run.data, batch_size=run.batch_size, mesh=build.make_mesh())
-    data = outlines[key]
+    data = build.outline_data(run, outlines)
     if not name and not run.teacher_workdirs and not run.prerequisites:
       method = build.method_of(run, data.num_classes)
       layers = bit_table.collect(method, data.input_shape, parse_rules(run.bits.rules))

@@ -130,8 +130,8 @@ def _of_parts(run, config, data, mesh):
   analysis, cost = whole.memory_analysis(), part.cost_analysis()
   if analysis is None or not cost:
     raise UserError(
-      f'--mode=plan: the compiler of {mesh.devices.flat[0].platform!r} reports no memory or no operations; plan for '
-      'another device, such as --topology=v5e:2x2'
+      f'the compiler of {mesh.devices.flat[0].platform!r} reports no memory or no operations; plan for '
+      "another device, such as topology='v5e:2x2'"
     )
   device = mesh.devices.flat[0]
   return Requirements(

@@ -21,7 +21,7 @@ from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import compatibility, json_file, run_files, run_summary
 from cmtkd_jax.runtime import local_file
 
-_NEEDED = ('epochs', 'commit', 'device', 'config')  # entries of a run's summary, next to its results
+_NEEDED = ('results', 'epochs', 'commit', 'device', 'config')  # entries of a run's summary
 
 
 class Line(NamedTuple):
@@ -63,10 +63,7 @@ def train_table(config, workdir, report=lambda text: None):
       report(f'\n== {run}, seed {seed} -> {directory}')
       try:
         run_config = config_lib.derive(config, {**config.table.runs[run].to_dict(), 'seed': seed})
-        needed = [name for name in chain.in_order(config.table.runs, [run]) if name not in run_config.prerequisites]
-        if lost := [name for name in needed if name in failed]:
-          # What is wrong; the line of the lost run itself also says what to do.
-          raise UserError(f'it needs the run {lost[0]}, which was not trained: {failed[lost[0]].partition("; ")[0]}')
+        _check_needed(config, run, run_config, failed)
         chain.train_chain(run_config, directory, directories, report)
         directories[run] = directory
       except UserError as e:
@@ -77,7 +74,7 @@ def train_table(config, workdir, report=lambda text: None):
         report(f'not run: {e}')
   if failures and not epath.Path(workdir).is_dir():
     run, reasons = next(iter(failures.items()))  # the first one: it needs no other
-    raise UserError(f'--mode=table: no run could be trained; {run}: {next(iter(reasons.values()))}')
+    raise UserError(f'config.table: no run could be trained; {run}: {next(iter(reasons.values()))}')
   whole = config.copy_and_resolve_references()
   whole.table.only = ()  # files have all rows, also where only some are trained
   rows = collect(whole, workdir, failures)
@@ -85,6 +82,14 @@ def train_table(config, workdir, report=lambda text: None):
     for suffix, text in (('json', table_text.as_json), ('md', table_text.markdown)):
       json_file.write(epath.Path(workdir) / f'table.{suffix}', text(config.table.title, rows))
   return [row for row in rows if not config.table.only or row['run'] in config.table.only]
+
+
+def _check_needed(config, run, run_config, failed):
+  """Raises `UserError` if a run that `run` refers to was not trained; failed: `{run: why}`."""
+  needed = [name for name in chain.in_order(config.table.runs, [run]) if name not in run_config.prerequisites]
+  if lost := [name for name in needed if name in failed]:
+    # What is wrong; the line of the lost run itself also says what to do.
+    raise UserError(f'it needs the run {lost[0]}, which was not trained: {failed[lost[0]].partition("; ")[0]}')
 
 
 def collect(config, workdir, failures=None):
@@ -103,7 +108,7 @@ def collect(config, workdir, failures=None):
   """
   lines, workdir = _lines(config), epath.Path(workdir)
   if not workdir.is_dir():
-    raise UserError(f'--workdir: there is no directory {workdir}; train the table first with --mode=table')
+    raise UserError(f'workdir: there is no directory {workdir}; train the table first')
   table = config.table
   baseline = _results(_summaries(workdir, table.baseline), table.baseline, table.split, STUDENT)
   return [_row(config, line, workdir, baseline, failures or {}) for line in lines]
@@ -114,7 +119,7 @@ def _summaries(workdir, run):
   found = {}
   for folder in local_file.matching(workdir / run, 'seed*') if run else ():
     if (seed := folder.name.removeprefix('seed')).isdecimal() and (folder / run_summary.FILE).exists():
-      found[int(seed)] = _read_summary(folder)
+      found[int(seed)] = run_summary.read(folder, _NEEDED)
   return dict(sorted(found.items()))
 
 
@@ -160,16 +165,6 @@ def _row(config, line, workdir, baseline, failures) -> dict[str, Any]:
     'is_complete': line.run not in failures and set(config.table.seeds) <= found.keys(),
     'note': _note(config, line, workdir, found, baseline, failures),
   }
-
-
-def _read_summary(directory):
-  summary = run_summary.read(directory)
-  if missing := [name for name in _NEEDED if name not in summary]:
-    raise UserError(
-      f'{directory / run_summary.FILE} was written by an earlier version of cmtkd_jax and lacks {", ".join(missing)}; '
-      'delete it, and train the row again with --mode=table'
-    )
-  return summary
 
 
 def _setting(config, field):

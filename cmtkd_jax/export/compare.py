@@ -86,20 +86,14 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
   run = calibration = None
   try:
     run = _Run(workdir, config, step)
-    if 'onnx_qlinear' in formats:  # the one that rounds feature maps to what images show
+    if any(name in export.FORMATS and export.FORMATS[name].calibrates for name in formats):
       calibration = run.training_images(_CALIBRATION)
     notes += [f'test: {run.held_out}'] if run.held_out else []
   except UserError as e:  # sizes need no data
     run = None
     notes.append(f'not evaluated: {e}')
-  folder, paths = epath.Path(workdir) / export.FOLDER, {}
-  for name in formats:
-    try:
-      paths |= export.write(exported, folder, [name], calibration)
-    except UserError as e:
-      if asked or not paths or isinstance(e, export.NotWrittenError):  # the first can hold every network
-        raise
-      notes.append(f'{name} is left out: {e}')
+  folder = epath.Path(workdir) / export.FOLDER
+  paths = _write(exported, folder, formats, calibration, notes, must_all=asked)
   header, body = ['file', 'KiB'], [[str(path), f'{_size(path) / 1024:,.1f}'] for path in paths.values()]
   if run is not None:
     if run.dtype != 'float32':
@@ -109,6 +103,19 @@ def export_and_compare(workdir, formats=None, config=None, step=None):
     body = [[name, ''] for name in (_TRAINING, _INTEGERS)] + body
     body = [[*row, *found.get(row[0], ('', '', ''))] for row in body]
   return '\n'.join([*text_table.lines(header, body), '', weight_sizes(exported.graph), *notes, *_stale(folder, step)])
+
+
+def _write(exported, folder, formats, calibration, notes, must_all):
+  """Returns `{format: path}` of the files written; adds to `notes` why others were not, unless all must be."""
+  paths = {}
+  for name in formats:
+    try:
+      paths |= export.write(exported, folder, [name], calibration)
+    except UserError as e:
+      if must_all or not paths or isinstance(e, export.NotWrittenError):  # the first can hold every network
+        raise
+      notes.append(f'{name} is left out: {e}')
+  return paths
 
 
 def _accuracies(run, graph, paths):

@@ -44,7 +44,8 @@ def write(exported, folder, formats, calibration=None):
         continue
       paths[name] = folder / FORMATS[name].file
       local_file.refuse(paths[name])
-      FORMATS[name].write(paths[name], exported.graph, exported.about, calibration)
+      images_of = (calibration,) if FORMATS[name].calibrates else ()
+      FORMATS[name].write(paths[name], exported.graph, exported.about, *images_of)
       manifest.write(folder, exported.about, [FORMATS[name].file])
   except OSError as e:
     raise NotWrittenError(f'{folder} cannot be written ({e.strerror or e}); make room, or make it writable') from None
@@ -67,7 +68,7 @@ def open_network(path):
       return FOLDERS['hub'].read(path)
     if (there := _readable_in(path)) and not (path / run_files.CONFIG).exists():
       example = shlex.quote(str(there[0]))
-      raise UserError(f'{path} is a folder of exported files; name one of them, e.g. --workdir={example}')
+      raise UserError(f'{path} is a folder of exported files; name one of them, such as {example}')
     graph, about, _ = from_run(path)
     return interpreter.Network(graph), about
   if path.name.endswith(FORMATS['onnx_qonnx'].file.partition('.')[2]):
@@ -79,8 +80,8 @@ def open_network(path):
     if found.read and epath.Path(found.file).suffix == path.suffix:
       return found.read(path)
   raise UserError(
-    f'{path} is neither the directory of a run nor an exported file that can be read; name one of these with '
-    f'--workdir: {", ".join(found.file for found in (FORMATS | FOLDERS).values() if found.read)}'
+    f'{path} is neither the directory of a run nor an exported file that can be read; name one of these: '
+    f'{", ".join(found.file for found in (FORMATS | FOLDERS).values() if found.read)}'
   )
 
 

@@ -7,11 +7,11 @@ result into the (x + bias) * scale, in float32, of the `Graph`.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.export import interpreter
 from cmtkd_jax.export.graph import IMAGES, Graph, Node
 from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
@@ -19,7 +19,7 @@ from cmtkd_jax.models.bit_policy import FULL_PRECISION
 _INPUT, _PIXELS = 'input', 'pixels'
 _CONSTANT = 2.0**60  # a bias so many times larger than any input makes an affine a constant
 _SMALLEST = float(np.finfo(np.float32).tiny)  # smaller numbers count as 0 on most devices
-_DIVERGED = 'the network has diverged; export an earlier checkpoint with --step, or train again'
+_DIVERGED = 'the network has diverged; export an earlier checkpoint, or train again'
 _LARGEST = np.float32(1e30)
 _SAME = 1e-5  # of a step: thresholds that lie so close are the same
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)
@@ -91,12 +91,12 @@ class _Folder:
     attributes = {'stride': module.stride, 'padding': padding}
     if module.groups > 1:
       attributes['groups'] = module.groups
-    self._product(step, attributes, lambda weights: _border(weights, step.shape, **attributes))
+    self._product(step, attributes)
 
   def dense(self, step):
-    self._product(step, {}, lambda weights: weights.sum(0, dtype=np.float64))
+    self._product(step, {})
 
-  def _product(self, step, attributes, sum_inside):
+  def _product(self, step, attributes):
     """Adds a convolution or matrix product, and the affine that follows it."""
     name, own = step.inputs[0], step.variables['params']
     quantizer = step.quantizer
@@ -108,14 +108,15 @@ class _Folder:
     grid = self._grids.get(name)
     exact = grid is not None and grid.values is None and ('factor' in attributes or quantizer is None)
     if exact and quantizer is None:
-      weights['kernel'], scale = _whole(weights['kernel'])
+      weights['kernel'], scale = _to_integers(weights['kernel'])
     name = name if exact else self._as_real(name)
     node = Node(step.op, (name,), f'{step.output}/sums', attributes, weights)
     self.nodes.append(node)
     if exact:
       if grid.start:  # padding is worth 0, which no code stands for: the shift depends on the position
         parts = [node.weights] if node.is_integer else node.kernel_bytes()
-        shift = grid.start * scale * sum(256**place * sum_inside(part) for place, part in enumerate(parts))
+        inside = (_sum_inside(part, step.shape, attributes) for part in parts)
+        shift = grid.start * scale * sum(256**place * total for place, total in enumerate(inside))
       scale = grid.scale * scale
     if 'bias' in own:
       shift = shift + np.float64(own['bias'])
@@ -210,30 +211,19 @@ def _weights(own, quantizer, step):
   return {'attributes': attributes, **arrays}, scale.reshape(-1) if scale.ndim else scale
 
 
-def _whole(kernel):
-  """(whole numbers up to 2^22 as float32, their scale [O], a power of two): a kernel to 23 bits, as its largest has."""
+def _to_integers(kernel):
+  """(integers up to 2^22 as float32, their scale [O], a power of two): each output keeps the digits of its largest."""
   kernel = np.float64(kernel)
   largest = np.abs(kernel).max(tuple(range(kernel.ndim - 1)))
   scale = np.exp2(np.ceil(np.log2(np.where(largest > 0, largest, 1))) - 22)
   return np.float32(np.round(kernel / scale)), scale
 
 
-def _border(weights, shape, stride, padding, groups=1):
-  """What the weights inside the map sum to at each position: [H', W', O], or [O] where all are inside."""
-  if not padding:
-    return weights.sum((0, 1, 2), dtype=np.float64)
-  ones = jnp.ones((1, *shape), jnp.float32)
-  return np.float64(
-    jax.lax.conv_general_dilated(
-      ones,
-      jnp.asarray(weights),
-      (stride, stride),
-      ((padding, padding), (padding, padding)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      feature_group_count=groups,
-      precision='highest',
-    )[0]
-  )
+def _sum_inside(weights, shape, attributes):
+  """The sum of the weights that lie inside the map at each position: [H', W', O], or [O] without padding."""
+  if not attributes.get('padding'):
+    return weights.sum(tuple(range(weights.ndim - 1)), dtype=np.float64)
+  return np.float64(interpreter.product(jnp.ones((1, *shape), jnp.float32), weights, attributes)[0])
 
 
 def activation_grid(quantizer, parameters, name):
@@ -251,41 +241,8 @@ def activation_grid(quantizer, parameters, name):
     padding = -len(x) % _AT_ONCE  # JAX compiles every operation again for another shape
     return np.asarray(quantize(np.pad(x, (0, padding))).codes)[: len(x)]
 
-  lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST])).tolist()
-  if not 0 <= highest - lowest < 2**quantizer.bits:
-    raise UserError(
-      f'{name}: its quantizer has codes from {lowest} to {highest}, and {quantizer.bits} bits hold '
-      f'{2**quantizer.bits}, ascending with the input; a learned scale may be below 0: take another --step, or fix its '
-      'quantize()'
-    )
-  wanted = np.arange(lowest + 1, highest + 1)
-  low, high = np.full(len(wanted), _key(-_LARGEST)), np.full(len(wanted), _key(_LARGEST))  # code below; at least
-  while (high - low > 1).any():
-    middle = (low + high) // 2
-    reached = codes_of(_float(middle)) >= wanted
-    low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-  thresholds = _float(high)
-  coded = quantize([0])
-  found = (coded.scale, coded.offset, coded.levels)
-  if not all(np.isfinite(value).all() for value in found if value is not None):
-    raise UserError(f'{name}: the values of its quantizer are not finite; {_DIVERGED}')
-  scale = np.float64(np.asarray(coded.scale))
-  if scale.ndim or not len(wanted):
-    what = f'a scale of shape {scale.shape}' if scale.ndim else 'one level'
-    raise UserError(
-      f'{name}: activations with {what} cannot be exported; take another --step, or another quantizer for activations'
-    )
-  offset = 0.0 if coded.offset is None else float(coded.offset)
-  if coded.levels is not None:
-    values = np.asarray(scale * (np.asarray(coded.levels, np.float64) - coded.zero) + offset, np.float32)
-    grid, uniform = Grid(values=values[lowest : highest + 1]), False
-  else:
-    grid = Grid(float(scale), float(scale) * (float(lowest) - float(coded.zero)) + offset)
-    halfway = scale * (np.arange(1, len(wanted) + 1) - 0.5) + grid.start
-    uniform = bool(np.all(np.abs(thresholds - halfway) <= _SAME * scale + _ROUNDING * np.abs(halfway)))
-    uniform = uniform and bool(scale > _NOTHING)  # N2UQ learns its scale, which may be 0 or negative
-    # Rounding takes 1/2 down to 0: a quantizer that has its threshold at zero and takes it up, as sign, keeps it.
-    uniform = uniform and bool(np.all(np.abs(thresholds) > _NOTHING))
+  thresholds, lowest = _thresholds(codes_of, quantizer.bits, name)
+  grid, uniform = _grid(quantize([0]), thresholds, lowest, name)
   probes = np.unique(
     np.concatenate(
       [thresholds * np.float32(factor) for factor in (0.5, 0.999, 1.001, 2)]
@@ -298,6 +255,51 @@ def activation_grid(quantizer, parameters, name):
       'activations'
     )
   return grid, thresholds, uniform
+
+
+def _thresholds(codes_of, bits, name):
+  """(thresholds, the lowest code): for each code but the lowest, the smallest float32 number that has it."""
+  lowest, highest = codes_of(np.array([-_LARGEST, _LARGEST])).tolist()
+  if not 0 <= highest - lowest < 2**bits:
+    raise UserError(
+      f'{name}: its quantizer has codes from {lowest} to {highest}, and {bits} bits hold '
+      f'{2**bits}, ascending with the input; a learned scale may be below 0: take another checkpoint, or fix its '
+      'quantize()'
+    )
+  wanted = np.arange(lowest + 1, highest + 1)
+  low, high = np.full(len(wanted), _key(-_LARGEST)), np.full(len(wanted), _key(_LARGEST))  # code below; at least
+  while (high - low > 1).any():
+    middle = (low + high) // 2
+    reached = codes_of(_float(middle)) >= wanted
+    low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+  return _float(high), lowest
+
+
+def _grid(coded, thresholds, lowest, name):
+  """(`Grid`, whether its codes are the rounded (x / scale - offset)) of a quantizer's `QTensor` and thresholds."""
+  found = (coded.scale, coded.offset, coded.levels)
+  if not all(np.isfinite(value).all() for value in found if value is not None):
+    raise UserError(f'{name}: the values of its quantizer are not finite; {_DIVERGED}')
+  scale = np.float64(np.asarray(coded.scale))
+  if scale.ndim or not len(thresholds):
+    what = f'a scale of shape {scale.shape}' if scale.ndim else 'one level'
+    raise UserError(
+      f'{name}: activations with {what} cannot be exported; take another checkpoint, or another '
+      'quantizer for activations'
+    )
+  offset = 0.0 if coded.offset is None else float(coded.offset)
+  if coded.levels is not None:
+    values = np.asarray(scale * (np.asarray(coded.levels, np.float64) - coded.zero) + offset, np.float32)
+    return Grid(values=values[lowest : lowest + len(thresholds) + 1]), False
+  grid = Grid(float(scale), float(scale) * (float(lowest) - float(coded.zero)) + offset)
+  halfway = scale * (np.arange(1, len(thresholds) + 1) - 0.5) + grid.start
+  uniform = (
+    scale > _NOTHING  # N2UQ learns its scale, which may be 0 or negative
+    and np.all(np.abs(thresholds - halfway) <= _SAME * scale + _ROUNDING * np.abs(halfway))
+    # Rounding takes 1/2 down to 0: a quantizer that has its threshold at zero and takes it up, as sign, keeps it.
+    and np.all(np.abs(thresholds) > _NOTHING)
+  )
+  return grid, bool(uniform)
 
 
 def _key(x):

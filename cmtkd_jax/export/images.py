@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 
 
 def check(images, image_shape, name='images'):
@@ -27,7 +27,7 @@ def check(images, image_shape, name='images'):
     except (TypeError, ValueError) as e:  # such as lists of different lengths
       raise UserError(
         f'{name}: {_wanted(image_shape)}, not a {type(images).__name__} that NumPy makes no array of '
-        f'({" ".join(str(e).split())[:120]})'
+        f'({one_line(e, 120)})'
       ) from None
   shape, dtype = tuple(images.shape), images.dtype
   if dtype == np.uint8 and len(shape) == 4 and shape[1:] == tuple(image_shape) and shape[0] != 0:

@@ -4,8 +4,6 @@ Sums of codes are exact however they are computed: as int8 convolutions with int
 where integer convolutions are missing (GPU), if they stay below 2^24. Both give the same codes, to the last.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,17 +76,12 @@ def run(graph, images, sums, weights=None):
       case 'pixels':
         value = jnp.pad(inputs[0], (*3 * ((0, 0),), (0, 1)), constant_values=255).astype(jnp.int32)
       case 'convolution' | 'dense':
-        product = (
-          functools.partial(_convolve, stride=attributes['stride'], padding=attributes['padding'], groups=node.groups)
-          if (node.op == 'convolution')
-          else _multiply
-        )
         made = None if weights is None else weights(node)
         if kinds[node.output] == 'sums':
           most = levels[node.inputs[0]] - 1
-          value = SUMS[sums](inputs[0], node.weights, most, product, made)
+          value = SUMS[sums](inputs[0], node.weights, most, attributes, made)
         else:
-          value = product(inputs[0].astype(jnp.float32), node.weights if made is None else made)
+          value = product(inputs[0].astype(jnp.float32), node.weights if made is None else made, attributes)
       case 'affine':
         x = inputs[0].astype(jnp.float32)
         value = (x + _ranked(arrays['bias'], x)) * _ranked(arrays['scale'], x)
@@ -131,24 +124,23 @@ def _quantize(x, levels, thresholds):
   ).astype(jnp.int32)
 
 
-def _convolve(x, kernel, stride, padding, groups=1, **options):
+def product(x, kernel, attributes, **options):
+  """Returns the convolution with a node's `attributes`, or the matrix product if they have no stride."""
+  if 'stride' not in attributes:
+    return jax.lax.dot(x.reshape(x.shape[0], -1), jnp.asarray(kernel), precision='highest', **options)
   return jax.lax.conv_general_dilated(
     x,
     jnp.asarray(kernel),
-    (stride, stride),
-    ((padding, padding), (padding, padding)),
+    2 * (attributes['stride'],),
+    2 * (2 * (attributes['padding'],),),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=groups,
+    feature_group_count=attributes.get('groups', 1),
     precision='highest',
     **options,
   )
 
 
-def _multiply(x, kernel, **options):
-  return jax.lax.dot(x.reshape(x.shape[0], -1), jnp.asarray(kernel), precision='highest', **options)
-
-
-def _int8_sums(codes, weights, most, product, made=None):
+def _int8_sums(codes, weights, most, attributes, made=None):
   """int8 x int8 products with int32 sums.
 
   Codes above 127 are sent less 128, and padded with -128, which stands for 0. Integer weights beyond int8, the odd
@@ -158,22 +150,17 @@ def _int8_sums(codes, weights, most, product, made=None):
   shifted = most > 127
   if shifted:
     codes = codes - _BYTE
-    padding = product.keywords['padding'] if isinstance(product, functools.partial) else 0
-    if padding:
+    if padding := attributes.get('padding', 0):
       codes = jnp.pad(codes, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-_BYTE)
-      product = functools.partial(product, padding=0)
+      attributes = {**attributes, 'padding': 0}
   codes = codes.astype(jnp.int8)
   total = 0
-  for factor, part in _int8_parts(weights.astype(np.int32), _groups(product)):
-    sums = product(codes, part.astype(np.int8), preferred_element_type=jnp.int32)
+  for factor, part in _int8_parts(weights.astype(np.int32), attributes.get('groups', 1)):
+    sums = product(codes, part.astype(np.int8), attributes, preferred_element_type=jnp.int32)
     if shifted:
       sums = sums + _ranked(_BYTE * part.reshape(-1, part.shape[-1]).sum(0), sums)
     total = total + factor * sums
   return total
-
-
-def _groups(product):
-  return product.keywords.get('groups', 1) if isinstance(product, functools.partial) else 1
 
 
 def _int8_parts(weights, groups):
@@ -202,14 +189,14 @@ def exact_groups(weights, channels, most):
   return groups
 
 
-def _float_sums(codes, weights, most, product, made=None):
+def _float_sums(codes, weights, most, attributes, made=None):
   """Sums of float32 numbers, exact in any order: input channels are taken in groups whose sums stay below 2^24."""
   made = weights if made is None else made
-  codes, groups = codes.astype(jnp.float32), _groups(product)
+  codes, groups = codes.astype(jnp.float32), attributes.get('groups', 1)
   channels = codes.shape[-1] // groups
   ranges = exact_groups(weights, channels, most)
   if len(ranges) == 1:
-    return product(codes, made).astype(jnp.int32)
+    return product(codes, made, attributes).astype(jnp.int32)
   by_channel = made.reshape(-1, channels, made.shape[-1])
   by_group = codes.reshape(*codes.shape[:-1], groups, channels)
   total = 0
@@ -217,7 +204,7 @@ def _float_sums(codes, weights, most, product, made=None):
     part = by_channel[:, first:last]
     part = part.reshape(*made.shape[:-2], last - first, -1) if made.ndim == 4 else part.reshape(-1, made.shape[-1])
     of_groups = by_group[..., first:last].reshape(*codes.shape[:-1], groups * (last - first))
-    total = total + product(of_groups, part).astype(jnp.int32)
+    total = total + product(of_groups, part, attributes).astype(jnp.int32)
   return total
 
 

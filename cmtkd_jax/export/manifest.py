@@ -113,7 +113,7 @@ def read_checked(path, required=False):
   try:
     data = local_file.read_bytes(path)
   except FileNotFoundError:
-    raise UserError(f'{path} does not exist; write it with --mode=export') from None
+    raise UserError(f'{path} does not exist; export the network first') from None
   except OSError as e:
     raise UserError(f'{path} cannot be read ({e.strerror or e}); name an exported file') from None
   beside = path.parent / FILE

@@ -1,7 +1,7 @@
-"""`README.md` of a folder for the Hugging Face hub: what an exported network is, in figures of its own run.
+"""Model card, `README.md`, of a folder for the Hugging Face hub: an exported network and the results of its run.
 
-What is not known is left out, the license too: the owner chooses it. The text begins with the YAML that the hub reads;
-its texts are quoted as in JSON, which YAML takes.
+What is not known is left out, and so is the license, which the owner chooses. The text begins with the YAML that the
+hub reads; its texts are quoted as in JSON, which YAML takes.
 """
 
 import json
@@ -26,28 +26,35 @@ def text(graph, about, summary, file_bytes):
     file_bytes: size of the file of weights.
   """
   config = config_lib.flat(about.get('config', {}))
+  low, data = quantized(graph), config.get('data.name')
+  trained_on = f'trained on {_code(data)}' if data else ''
+  title = ', '.join(filter(None, [_code(config.get('model.name')), _bits_text(config), trained_on]))
+  parts = [
+    _front_matter(about, summary, data, title, low),
+    f'# {title or "Exported network"}',
+    _introduction(graph, low),
+    _table(['', ''], _facts(config, about, summary, low)),
+    _results(about, summary, data),
+    _sizes(graph, file_bytes),
+    _settings(about),
+    _use(about),
+  ]
+  return '\n\n'.join(filter(None, parts)) + '\n'
+
+
+def _facts(config, about, summary, low):
+  """Rows (name, value) of what is known of the network and its run; `config` is flat."""
   height, width, channels = about['image_shape']
-  bits = {role: config.get(f'student.{role}_bits') for role in ('weight', 'activation')}
-  low = quantized(graph)
-  data = config.get('data.name')
-  by_rules = ['layers of `bits.rules`'] if config.get('bits.rules') else []
-  shortcuts = ['shortcuts in full precision'] if config.get('bits.shortcut') == 'full_precision' else []
-  but, but_at_ends = (f', but for {" and ".join(found)}' if found else '' for found in (shortcuts + by_rules, by_rules))
-  title = ', '.join(
-    filter(
-      None, [_code(config.get('model.name')), _words_of_bits(bits, but), f'trained on {_code(data)}' if data else '']
-    )
-  )
   facts = {
     'architecture': _code(config.get('model.name')),
     'images': f'{height} x {width} x {channels}, uint8',
     'classes': f'{len(about["classes"])}, named in `config.json`',
-    'weights': _words_of_one(bits['weight'], but),
-    'activations': _words_of_one(bits['activation'], but),
-    'first and last layer': _words_of_one(first_last_bits(config), but_at_ends),
+    'weights': _bits(config.get('student.weight_bits'), _exceptions(config)),
+    'activations': _bits(config.get('student.activation_bits'), _exceptions(config)),
+    'first and last layer': _bits(first_last_bits(config), _exceptions(config, shortcuts=False)),
     'quantizer': _quantizers(config, low),
     'method': _code(config.get('method.name')),
-    'data': _code(data),
+    'data': _code(config.get('data.name')),
     'test images': summary.get('test'),
     'step': about.get('step'),
     'steps of the run': summary.get('steps'),
@@ -57,18 +64,7 @@ def text(graph, about, summary, file_bytes):
     f'commit of {LIBRARY}': _code(summary.get('commit')),
     'versions': ', '.join(f'{name} {version}' for name, version in about.get('versions', {}).items()),
   }
-  facts = {name: value for name, value in facts.items() if value not in (None, '')}
-  parts = [
-    _front_matter(about, summary, data, title, low),
-    f'# {title or "Exported network"}',
-    _introduction(graph, low),
-    _table(['', ''], [[name, str(value)] for name, value in facts.items()]),
-    _figures(about, summary, data),
-    _sizes(graph, file_bytes),
-    _settings(about),
-    _use(about),
-  ]
-  return '\n\n'.join(filter(None, parts)) + '\n'
+  return [[name, str(value)] for name, value in facts.items() if value not in (None, '')]
 
 
 def quantized(graph):
@@ -102,33 +98,33 @@ def _is_random(data):
 def _front_matter(about, summary, data, title, low):
   quoted = lambda value: json.dumps(printable(str(value)), ensure_ascii=False)
   tags = [_TASK, *(['quantization', 'low-bit'] if low else []), 'jax']
-  lines = ['---', f'library_name: {LIBRARY}', f'pipeline_tag: {_TASK}', 'tags:', *(f'- {tag}' for tag in tags)]
-  found = _own_results(about)
-  # The figures of the last epoch are those of this network only where it is that of the last step, and as precise.
-  last = about.get('step') is not None and about['step'] == summary.get('steps')
-  exact = last and not _is_rounded(about)
-  values = [
-    (kind, round(result['last'][name], 4))
-    for split, result in found.items()
-    for kind, name in (('top-1 accuracy', 'top1'), ('top-5 accuracy', 'top5'))
-    if split == 'test'
-  ]
-  if exact and data and values and not _is_random(data):
-    lines += [
-      *(
-        'metrics:',
-        '- accuracy',
-        'model-index:',
-        f'- name: {quoted(title.replace("`", ""))}',
-        '  results:',
-        '  - task:',
-      ),
-      *(f'      type: {_TASK}', '    dataset:', f'      name: {quoted(data)}', f'      type: {quoted(data)}'),
-      *('      split: test', '    metrics:'),
-    ]
-    for name, value in values:
-      lines += ['    - type: accuracy', f'      name: {quoted(name)}', f'      value: {value}']
-  return '\n'.join([*lines, '---'])
+  lines = [f'library_name: {LIBRARY}', f'pipeline_tag: {_TASK}', 'tags:', *(f'- {tag}' for tag in tags)]
+  # The results of the last epoch are those of this network only if it was saved at the last step, and is as precise.
+  exact = about.get('step') is not None and about['step'] == summary.get('steps') and not _is_rounded(about)
+  test = _own_results(about).get('test')
+  if exact and test and data and not _is_random(data):
+    lines.append(
+      f"""\
+metrics:
+- accuracy
+model-index:
+- name: {quoted(title.replace('`', ''))}
+  results:
+  - task:
+      type: {_TASK}
+    dataset:
+      name: {quoted(data)}
+      type: {quoted(data)}
+      split: test
+    metrics:
+    - type: accuracy
+      name: "top-1 accuracy"
+      value: {round(test['last']['top1'], 4)}
+    - type: accuracy
+      name: "top-5 accuracy"
+      value: {round(test['last']['top5'], 4)}"""
+    )
+  return '\n'.join(['---', *lines, '---'])
 
 
 def _own_results(about):
@@ -142,7 +138,7 @@ def _is_rounded(about):
   return about.get('config', {}).get('dtype', 'float32') != 'float32'
 
 
-def _figures(about, summary, data):
+def _results(about, summary, data):
   found = _own_results(about)
   if not found:
     return ''
@@ -153,7 +149,7 @@ def _figures(about, summary, data):
     for key, words in _SPLITS.items()
     if (which := result.get(key))
   ]
-  notes = ['"Best" is the highest top-1 of all evaluations on that split, which no choice could have found in advance.']
+  notes = ['"Best" is the highest top-1 of all evaluations on that split, so it is optimistic.']
   if _is_random(data):
     notes.insert(0, 'The images are random (generated data): these accuracies mean nothing.')
   if not summary:
@@ -167,7 +163,7 @@ def _figures(about, summary, data):
       f'The run computed in {about["config"]["dtype"]}, and this network computes in float32: its accuracy can be a '
       'little higher or lower; `--mode=export` prints it.'
     )
-  return '\n\n'.join(['## Figures', _table(['', 'top-1', 'top-5', 'epoch'], body), ' '.join(notes)])
+  return '\n\n'.join(['## Results', _table(['', 'top-1', 'top-5', 'epoch'], body), ' '.join(notes)])
 
 
 def _sizes(graph, file_bytes):
@@ -238,16 +234,24 @@ def _code(value):
   return f'`{printable(str(value)).replace("`", "")}`' if value not in (None, '') else ''
 
 
-def _words_of_one(bits, but=''):
+def _bits(bits, exceptions=''):
   if bits is None:
     return None
-  return ('float32' if bits == FULL_PRECISION else f'{bits} bit{"s" if bits != 1 else ""}') + but
+  return ('float32' if bits == FULL_PRECISION else f'{bits} bit{"s" if bits != 1 else ""}') + exceptions
 
 
-def _words_of_bits(bits, but):
-  if None in bits.values():
+def _bits_text(config):
+  weights, activations = config.get('student.weight_bits'), config.get('student.activation_bits')
+  if weights is None or activations is None:
     return ''
-  return f'weights of {_words_of_one(bits["weight"])}, activations of {_words_of_one(bits["activation"], but)}'
+  return f'weights of {_bits(weights)}, activations of {_bits(activations, _exceptions(config))}'
+
+
+def _exceptions(config, shortcuts=True):
+  """Completes the bits of the network with the layers that have others; '' for none."""
+  found = ['shortcuts in full precision'] if shortcuts and config.get('bits.shortcut') == 'full_precision' else []
+  found += ['layers of `bits.rules`'] if config.get('bits.rules') else []
+  return f', but for {" and ".join(found)}' if found else ''
 
 
 def _quantizers(config, low):

@@ -61,7 +61,7 @@ def _folders(path):
   """(folder, its files) of `path` and what is below, without hidden ones, each once: links may lead in a circle."""
 
   def fail(error):
-    raise local_file.cannot_be_read(f'--images: {error.filename}', error)
+    raise local_file.cannot_be_read(f'images: {error.filename}', error)
 
   seen = set()
   for folder, folders, files in os.walk(path, onerror=fail, followlinks=True):
@@ -84,18 +84,18 @@ def predict(path, images) -> Iterator[Prediction]:
     UserError: the network cannot be read, or there is no image.
   """
   if not images:
-    raise UserError('--images is missing; name image files or folders, e.g. --images=a.jpg,holiday')
+    raise UserError('images are missing; name image files or folders')
   if not all(images):
-    raise UserError('--images has an empty name; name image files or folders')
+    raise UserError('images: a name is empty; name image files or folders')
   network, about = export.open_network(path)
   if (channels := about['image_shape'][-1]) not in (1, 3):
     raise UserError(
-      f'--workdir: {path} takes images of {channels} channels, which no image file has; give it arrays with '
+      f'workdir: {path} takes images of {channels} channels, which no image file has; give it arrays with '
       'cmtkd_jax.open_network'
     )
   files = find(images)
   if not files:
-    raise UserError(f'--images={",".join(images)}: there are no images ({", ".join(sorted(image_file.suffixes()))})')
+    raise UserError(f'images={list(images)}: there are no images ({", ".join(sorted(image_file.suffixes()))})')
   begin = time.monotonic()
   with Progress(len(files), enabled=len(files) > _MANY, unit='image') as progress:
     for start in range(0, len(files), _BATCH):
@@ -171,7 +171,7 @@ def read_image(file, about):
   try:
     return transform(local_file.read_bytes(file), 0, 0)
   except WrongSizeError as e:
-    raise UserError(f'--images: {file} is {e}, the size of the training images; resize it') from None
+    raise UserError(f'images: {file} is {e}, the size of the training images; resize it') from None
   except (OSError, ValueError) as e:
     reason = 'there is no such file' if isinstance(e, FileNotFoundError) else e
-    raise UserError(f'--images: {file} cannot be read ({reason}); give image files such as .jpg or .png') from None
+    raise UserError(f'images: {file} cannot be read ({reason}); give image files such as .jpg or .png') from None

@@ -12,15 +12,17 @@ class Format(NamedTuple):
   """A kind of file, or of folder.
 
   file: its name.
-  write: (path, graph, about, calibration images uint8 [N, H, W, C] or None); of a folder (path, graph, about, summary).
+  write: (path, graph, about), with calibration images where it `calibrates`; of a folder (path, graph, about, summary).
   read: path -> (function of images, about); None where other programs do.
   packages: what must be installed.
+  calibrates: whether feature maps are rounded to 8 bits, by what images show: uint8 [N, H, W, C].
   """
 
   file: str
   write: Any
   read: Any
   packages: tuple[str, ...] = ()
+  calibrates: bool = False
 
   def missing(self):
     """Returns the first package that is not installed, '' where all are."""
@@ -43,7 +45,7 @@ FORMATS = {
   'packed': Format('student.npz', packed.write, _read_packed),
   'stablehlo': Format('student.stablehlo', stablehlo.write, stablehlo.read, ('flatbuffers',)),
   'onnx_qdq': Format('student.onnx', onnx_qdq.write, onnx_common.read, _ONNX),
-  'onnx_qlinear': Format('student.qlinear.onnx', onnx_qlinear.write, onnx_common.read, _ONNX),
+  'onnx_qlinear': Format('student.qlinear.onnx', onnx_qlinear.write, onnx_common.read, _ONNX, calibrates=True),
   'onnx_qonnx': Format('student.qonnx.onnx', onnx_qonnx.write, None, _ONNX),
 }
 # Folders, which hold digests of their own and are written where they are asked for.
@@ -57,4 +59,4 @@ def check_formats(formats):
   for name in formats:
     if name not in FORMATS | FOLDERS:
       known = ', '.join(FORMATS | FOLDERS)
-      raise UserError(f'--format={",".join(formats)}: there is no format {name!r}; there are {known}')
+      raise UserError(f'formats={list(formats)}: there is no format {name!r}; there are {known}')

@@ -3,6 +3,7 @@
 import json
 import math
 
+from cmtkd_jax.errors import one_line
 from cmtkd_jax.export.schema import InvalidError, display_name
 
 
@@ -19,7 +20,7 @@ def parse(data):
   except InvalidError:
     raise
   except ValueError as e:  # no JSON, no UTF-8, an integer of thousands of digits
-    raise InvalidError(f'its JSON cannot be read: {" ".join(str(e).split())}') from None
+    raise InvalidError(f'its JSON cannot be read: {one_line(e)}') from None
 
 
 def dump(value, indent=None):
@@ -31,7 +32,7 @@ def dump(value, indent=None):
   try:
     text = json.dumps(value, indent=indent, allow_nan=False)
   except (TypeError, ValueError, RecursionError) as e:
-    raise InvalidError(f'JSON cannot hold it: {" ".join(str(e).split())}') from None
+    raise InvalidError(f'JSON cannot hold it: {one_line(e)}') from None
   parse(text)
   return text
 

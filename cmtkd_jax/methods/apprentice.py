@@ -98,7 +98,7 @@ def create(config, settings, num_classes, teachers=()):
     UserError: a scheme lacks its trained networks.
   """
   if settings.scheme == 'A':
-    check_teachers(teachers, 'apprentice', 0, 0)
+    check_teachers(teachers, 'apprentice')
     bits = settings.teacher_bits
     teacher = NetworkSpec('teacher', network_builder(config, bits, bits, num_classes), bits)
   else:

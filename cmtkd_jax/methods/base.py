@@ -274,7 +274,7 @@ def unread_at_zero(settings, *weights):
   return {'temperature': ' and '.join(f'config.method.{name}.{weight}=0' for weight in weights)}
 
 
-def check_teachers(teachers, method, least, most):
+def check_teachers(teachers, method, least=0, most=0):
   """Raises `UserError` unless `method`, its name in the table, is given `least` to `most` trained teachers."""
   if not least <= len(teachers) <= most:
     given = tuple(teacher.directory for teacher in teachers)

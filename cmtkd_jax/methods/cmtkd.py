@@ -247,7 +247,7 @@ def create(config, settings, num_classes, teachers=()):
   Raises:
     UserError: teachers, taps or initial importances do not fit.
   """
-  check_teachers(teachers, 'cmtkd', 0, 0)
+  check_teachers(teachers, 'cmtkd')
   bits = _teacher_bits(settings)
   _check_combinations(settings, len(bits))
   student = student_network(config, num_classes)

@@ -57,13 +57,12 @@ def dml_loss(logits, labels, settings, cross_entropy=losses.cross_entropy):
     for i, z in logits.items()
   }
   total = sum(ce.values()) + settings.beta * sum(mutual.values())
-  return total, {f'{i}/cross_entropy': value for i, value in ce.items()} | {
-    f'{i}/mutual': value for i, value in mutual.items()
-  }
+  terms = {f'{i}/cross_entropy': value for i, value in ce.items()}
+  return total, terms | {f'{i}/mutual': value for i, value in mutual.items()}
 
 
 def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
-  check_teachers(teachers, 'dml', 0, 0)
+  check_teachers(teachers, 'dml')
   peers = peer_networks(config, settings.peer_bits, 'method.dml.peer_bits', num_classes)
   return DML((student_network(config, num_classes), *peers), settings)

@@ -113,7 +113,7 @@ def create(config, settings, num_classes, teachers=()):
   Raises:
     UserError: the backbone has no plain quantizer to send the teacher's features through.
   """
-  check_teachers(teachers, 'guided', 0, 0)
+  check_teachers(teachers, 'guided')
   student = student_network(config, num_classes)
   if settings.hint == 'features' and student.make().activate_normalizes:
     raise UserError(

@@ -14,6 +14,7 @@ from cmtkd_jax.methods.base import MultiNetwork, Outputs, check_teachers, peer_n
 from cmtkd_jax.options import Options, option
 
 STATE = 'ensemble'  # variable collection of the weights of the general ensemble
+_TARGETS = {'naive': losses.naive_target, 'linear': losses.linear_target, 'min_logit': losses.min_logit_target}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Settings(Options):
   ensemble: str = option(
     'min_logit',
     'ensemble of the logits, the target of each network',
-    choices=('naive', 'linear', 'min_logit', 'general'),
+    choices=(*_TARGETS, 'general'),
   )
   distillation_weight: float = option(1.0, 'lambda, weight of the distillation terms')
   temperature: float = option(2.0, 'temperature of the distillation terms', above=0)
@@ -92,20 +93,16 @@ def kdcl_loss(logits, labels, weights, settings, cross_entropy=losses.cross_entr
   Source: KDCL (Guo et al., CVPR 2020); the ensembles are in `losses.kdcl_targets`.
   """
   stacked = jnp.stack(list(logits.values()))
-  target = jax.lax.stop_gradient(
-    {
-      'naive': lambda: losses.naive_target(stacked, labels),
-      'linear': lambda: losses.linear_target(stacked, labels),
-      'min_logit': lambda: losses.min_logit_target(stacked, labels),
-      'general': lambda: losses.general_target(stacked, weights),
-    }[settings.ensemble]()
-  )
+  if settings.ensemble == 'general':
+    target = losses.general_target(stacked, weights)
+  else:
+    target = _TARGETS[settings.ensemble](stacked, labels)
+  target = jax.lax.stop_gradient(target)
   ce = {i: cross_entropy(z, labels) for i, z in logits.items()}
   kl = {i: losses.kl_divergence(target, z, settings.temperature) for i, z in logits.items()}
   total = sum(ce.values()) + settings.distillation_weight * sum(kl.values())
-  return total, {f'{i}/cross_entropy': value for i, value in ce.items()} | {
-    f'{i}/distillation': value for i, value in kl.items()
-  }
+  terms = {f'{i}/cross_entropy': value for i, value in ce.items()}
+  return total, terms | {f'{i}/distillation': value for i, value in kl.items()}
 
 
 def create(config, settings, num_classes, teachers=()):
@@ -114,7 +111,7 @@ def create(config, settings, num_classes, teachers=()):
   Raises:
     UserError: the general ensemble has no held-out slice, or a width does not exist.
   """
-  check_teachers(teachers, 'kdcl', 0, 0)
+  check_teachers(teachers, 'kdcl')
   if settings.ensemble == 'general' and not config.data.minival:
     raise UserError(
       "config.method.kdcl.ensemble='general' weights the networks on a held-out slice of train; set "

@@ -88,7 +88,7 @@ def create(config, settings, num_classes, teachers=()):
   Raises:
     UserError: the tutoring phase has nothing to start from.
   """
-  check_teachers(teachers, 'qkd', 0, 0)
+  check_teachers(teachers, 'qkd')
   student = student_network(config, num_classes)
   if settings.phase == 'self_studying':
     return QKD((student,), settings)

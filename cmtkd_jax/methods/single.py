@@ -24,5 +24,5 @@ class Single(MultiNetwork):
 
 def create(config, settings, num_classes, teachers=()):
   """Returns the method for `config`."""
-  check_teachers(teachers, 'single', 0, 0)
+  check_teachers(teachers, 'single')
   return Single((student_network(config, num_classes),), settings)

@@ -99,7 +99,7 @@ def create(config, settings, num_classes, teachers=()):
     UserError: the quantizer has values of its own for each width, or lacks `high_bits`, or the student's activations
       have as many bits.
   """
-  check_teachers(teachers, 'speq', 0, 0)
+  check_teachers(teachers, 'speq')
   name = quantizer_names(config.quantizer)['activation']
   activation = quantizer_class(name, 'activation')
   if activation.learned or activation.fitted:

@@ -8,7 +8,7 @@ import functools
 
 import flax.linen as nn
 
-from cmtkd_jax.models.conv_stage import ConvStage
+from cmtkd_jax.models.conv_stage import ConvSpec, ConvStage
 from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.network import Network, check_form, scaled
 
@@ -49,9 +49,9 @@ def alexnet(
   (kernel, stride, padding), pool = FORMS[stem]
   padding = padding or first_padding
   convs = (
-    ((scaled(widths[0], width), kernel, stride, padding, 'first'),),
-    ((scaled(widths[1], width), 5, 1, None, 'body'),),
-    tuple((scaled(features, width), 3, 1, None, 'body') for features in widths[2:]),
+    (ConvSpec(scaled(widths[0], width), kernel, stride, padding, role='first'),),
+    (ConvSpec(scaled(widths[1], width), kernel=5),),
+    tuple(ConvSpec(scaled(features, width), kernel=3) for features in widths[2:]),
   )
   smallest = "use 227, or 32 with config.model.stem='cifar'"
   make_stages = tuple(functools.partial(ConvStage, stage_convs, pool, smallest, layers) for stage_convs in convs)

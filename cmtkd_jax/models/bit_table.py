@@ -13,7 +13,7 @@ from cmtkd_jax.models.bit_policy import FULL_PRECISION
 from cmtkd_jax.runtime import text_table
 
 
-class Row(NamedTuple):
+class LayerCost(NamedTuple):
   """One layer.
 
   activation_bits: those of its input: 32 for images, averaged maps and mixtures of several grids.
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 def collect(method, input_shape, rules=()):
-  """Returns the `Row`s of all networks of `method`, in the order in which they run.
+  """Returns the `LayerCost`s of all networks of `method`, in the order in which they run.
 
   Args:
     method: a `methods.Method`.
@@ -64,7 +64,7 @@ def collect(method, input_shape, rules=()):
       fan_in = math.prod(x.shape[1:])
     kernel = fan_in * module.features
     positions = result.shape[1] * result.shape[2] if result.ndim == 4 else 1
-    rows.append(Row(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel, kernel * positions))
+    rows.append(LayerCost(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel, kernel * positions))
   for rule in rules:
     if not any(re.fullmatch(rule.pattern, path) for path in seen):
       raise UserError(

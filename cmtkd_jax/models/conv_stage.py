@@ -1,9 +1,21 @@
 """Convolutions in a row with a max-pool at the end: the stage of networks without residual blocks."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models.layers import LayerFactory, MaxPool
+
+
+class ConvSpec(NamedTuple):
+  """One convolution of a `ConvStage`. padding: None keeps the size. role: see `bit_policy.ROLES`."""
+
+  features: int
+  kernel: int
+  stride: int = 1
+  padding: int | None = None
+  role: str = 'body'
 
 
 class ConvStage(nn.Module):
@@ -11,22 +23,21 @@ class ConvStage(nn.Module):
 
   Each layer is conv - [pool] - BN - quantizer: HWGQ's constants want the normalization right before the quantizer.
 
-  convs: (features, kernel, stride, padding, role) of each; padding None keeps the size.
   pool: (window, stride).
   smallest: what the user should do about images that are too small, such as 'use 32'.
   """
 
-  convs: tuple[tuple[int, int, int, int | None, str], ...]
+  convs: tuple[ConvSpec, ...]
   pool: tuple[int, int]
   smallest: str
   layers: LayerFactory
 
   @nn.compact
   def __call__(self, x, train):
-    for i, (features, kernel, stride, padding, role) in enumerate(self.convs, 1):
-      if padding is not None and min(x.shape[1:3]) + 2 * padding < kernel:
-        raise self._too_small(f'a {kernel}x{kernel} convolution reads {x.shape[1]}x{x.shape[2]} maps')
-      x = self.layers.conv(features, kernel, stride, padding, role, name=f'conv{i}')(x, train)
+    for i, conv in enumerate(self.convs, 1):
+      if conv.padding is not None and min(x.shape[1:3]) + 2 * conv.padding < conv.kernel:
+        raise self._too_small(f'a {conv.kernel}x{conv.kernel} convolution reads {x.shape[1]}x{x.shape[2]} maps')
+      x = self.layers.conv(**conv._asdict(), name=f'conv{i}')(x, train)
       if i == len(self.convs):
         if min(x.shape[1:3]) < self.pool[0]:
           raise self._too_small(f'{x.shape[1]}x{x.shape[2]} maps are left to pool')

@@ -33,7 +33,7 @@ EXPANSION = 6
 STEM_FEATURES, LAST_FEATURES = 32, 1280
 
 
-class Row(NamedTuple):
+class BlockGroup(NamedTuple):
   """Blocks of one number of features (table 2 of the paper); the first takes the stride, 1 where `full_on_cifar`."""
 
   expansion: int
@@ -45,10 +45,10 @@ class Row(NamedTuple):
 
 # A tuple a stage; the first row follows the stem.
 STAGES = (
-  (Row(1, 16, 1, 1), Row(EXPANSION, 24, 2, 2, full_on_cifar=True)),
-  (Row(EXPANSION, 32, 3, 2),),
-  (Row(EXPANSION, 64, 4, 2), Row(EXPANSION, 96, 3, 1)),
-  (Row(EXPANSION, 160, 3, 2), Row(EXPANSION, 320, 1, 1)),
+  (BlockGroup(1, 16, 1, 1), BlockGroup(EXPANSION, 24, 2, 2, full_on_cifar=True)),
+  (BlockGroup(EXPANSION, 32, 3, 2),),
+  (BlockGroup(EXPANSION, 64, 4, 2), BlockGroup(EXPANSION, 96, 3, 1)),
+  (BlockGroup(EXPANSION, 160, 3, 2), BlockGroup(EXPANSION, 320, 1, 1)),
 )
 
 
@@ -81,7 +81,7 @@ class Stage(nn.Module):
   stem, last: features of the first convolution and of the 1x1 convolution after the last block; 0: none.
   """
 
-  rows: tuple[Row, ...]
+  rows: tuple[BlockGroup, ...]
   order: str
   layers: LayerFactory
   stem: int = 0
@@ -108,7 +108,8 @@ class Stage(nn.Module):
     return self.layers.norm(name='last_norm')(x, train)
 
 
-def _mobilenet(stages, num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
+def mobilenet_v2(num_classes, layers, width=1.0, stem='cifar', block_order='pre', stages=STAGES):
+  """MobileNetV2, features 24-32-96-1280, taps at layers 9, 18, 39, 52 (Sandler et al. 2018)."""
   check_form('mobilenet_v2', 'block_order', block_order, ('pre', 'post'))  # one BN per convolution, as published
   small = stem == 'cifar'
   make_stages, taps, layer = [], [], 1
@@ -129,8 +130,3 @@ def _mobilenet(stages, num_classes, layers, width=1.0, stem='cifar', block_order
     make_activation=layers.activation,
     make_head=functools.partial(PooledHead, num_classes, layers),
   )
-
-
-def mobilenet_v2(**settings):
-  """MobileNetV2, features 24-32-96-1280, taps at layers 9, 18, 39, 52 (Sandler et al. 2018)."""
-  return _mobilenet(STAGES, **settings)

@@ -15,7 +15,7 @@ import zipfile
 import numpy as np
 from etils import epath
 
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.models.network import STUDENT
 from cmtkd_jax.runtime import local_file, packages
 
@@ -107,7 +107,7 @@ def _read(path):
         return {name: file[name] for name in file.files}
     return safetensors.load_file(path)
   except Exception as e:  # each reader has exceptions of its own
-    raise UserError(f'{path} cannot be read ({" ".join(str(e).split())[:120]}); save the state_dict again') from None
+    raise UserError(f'{path} cannot be read ({one_line(e, 120)}); save the state_dict again') from None
 
 
 def _check_npz(path):

@@ -8,7 +8,7 @@ import functools
 
 import flax.linen as nn
 
-from cmtkd_jax.models.conv_stage import ConvStage
+from cmtkd_jax.models.conv_stage import ConvSpec, ConvStage
 from cmtkd_jax.models.layers import LayerFactory
 from cmtkd_jax.models.network import Network, check_form, scaled
 
@@ -29,7 +29,7 @@ def vgg_small(num_classes, layers, width=1.0, stem='cifar', block_order='pre'):
   check_form('vgg_small', 'stem', stem, ('cifar',))
   check_form('vgg_small', 'block_order', block_order, ('pre',))
   features = [scaled(w, width) for w in (128, 256, 512)]
-  convs = [((f, 3, 1, None, 'first' if k == 0 else 'body'), (f, 3, 1, None, 'body')) for k, f in enumerate(features)]
+  convs = [(ConvSpec(f, 3, role='first' if k == 0 else 'body'), ConvSpec(f, 3)) for k, f in enumerate(features)]
   make_stages = tuple(functools.partial(ConvStage, stage, (2, 2), 'use 8 or more', layers) for stage in convs)
   return Network(
     taps=(2, 4, 6),

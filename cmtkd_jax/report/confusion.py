@@ -1,4 +1,4 @@
-"""What the main network takes for what: the confusion matrix of the test split and its largest entries."""
+"""Which classes the main network confuses: the confusion matrix of the test split and its largest entries."""
 
 from typing import NamedTuple
 
@@ -75,7 +75,7 @@ def section(run):
   names = run.classes or [str(label) for label in range(len(counts))]
   right, total = int(np.trace(counts)), int(counts.sum())
   text = (
-    f'The {display_name(STUDENT)} of step {step} has {right:,} of {total:,} test images right '
+    f'The {display_name(STUDENT)} of step {step} classifies {right:,} of {total:,} test images correctly '
     f'({100 * right / total:.2f} %). Row by row: of the images of one class, the share that is taken for each class; '
     'the diagonal is right, everything else is a confusion. '
   )

@@ -7,7 +7,7 @@ from cmtkd_jax.report.page import Section
 from cmtkd_jax.runs.run_reader import display_name
 from cmtkd_jax.training import loss_schedule
 
-_NO_LOSS = ('top1', 'learning_rate', 'epoch', 'corrupt_images', *loss_schedule.VALUES)  # train/[NETWORK/]METRIC
+_NO_LOSS = ('top1', *training_rows.NO_MEAN)  # train/[NETWORK/]METRIC
 _NO_TERMS = ('gradient_norm', 'frozen_weights')  # drawn after the terms
 _TEXT_OF_TERMS = (
   'The total loss and its terms, one panel for each kind, before weighting; every point is the mean since the '
@@ -42,7 +42,7 @@ def learning_curves(run):
     'on, each counted once; then the training batches, averaged from one logged line to the next, '
     'with the parameters as they were during training and the images shifted, cropped or mirrored at random. '
     'The panels have scales of their own. Training far above test: the network overfits; both low: it is too '
-    'small or has trained too short. '
+    'small or was not trained long enough. '
     + (
       '<em>minival</em> is a held-out slice of the training images: it chooses an epoch without looking at test.'
       if has_minival

@@ -36,13 +36,13 @@ class Point(NamedTuple):
 
 
 def layers(rows, network, evaluated):
-  """Returns the `bit_table.Row`s of a network.
+  """Returns the `bit_table.LayerCost`s of a network.
 
   A network without layers of its own, such as the combined teacher, is made of all layers that belong to no
   evaluated network: the teachers and the classifier on their mixture; or where there are none, of all networks.
 
   Args:
-    rows: `bit_table.Row`s of a run.
+    rows: `bit_table.LayerCost`s of a run.
     network: name of the network.
     evaluated: names of all evaluated networks.
   """

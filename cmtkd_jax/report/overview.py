@@ -80,7 +80,7 @@ def _results_text(run):
     'Top-1 is the share of images whose most likely class is the right one, top-5 the share whose right class '
     'is among the five most likely. <em>Last</em> is the last evaluation, the number to compare. '
     '<em>Best</em> is the highest of all evaluations on that split: on test it is picked by looking at '
-    'test, as papers often print it, and flatters. '
+    'test, as papers often print it, and so is optimistic. '
   )
   if any('chosen' in result for result in run_reader.results(run).values()):
     text += '<em>Chosen</em> is the epoch that was best on the held-out slice of train (minival).'
@@ -114,7 +114,7 @@ def _networks_text():
     'The networks of the run as bits.json has them. <em>Mean bits</em> is the mean over all weights, each '
     'layer counted by its number of parameters; it lies above the width of the network, because the first and '
     'the last layer usually keep more bits. MACs are the multiply-adds for one image. The <em>student</em> '
-    'is the network that one wants to have in the end. <em>Teachers</em> are networks, mostly of more '
+    'is the network to be deployed. <em>Teachers</em> are networks, mostly of more '
     'bits, whose predictions or feature maps it imitates in addition to the labels.'
   )
 

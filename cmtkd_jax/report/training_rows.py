@@ -9,7 +9,7 @@ import numpy as np
 from cmtkd_jax.training import loss_schedule
 
 # train/METRIC that holds for one step, not for a window.
-_NO_MEAN = ('learning_rate', 'epoch', 'corrupt_images', *loss_schedule.VALUES)
+NO_MEAN = ('learning_rate', 'epoch', 'corrupt_images', *loss_schedule.VALUES)
 _PAUSE_SECONDS, _PAUSE_FACTOR = 60, 10  # a gap above both this and this many times what its steps take is a pause
 
 
@@ -20,7 +20,7 @@ def series(run, name):
   two evaluations, is a mean of few steps and would look like a dip or a spike; such a window is merged with the next
   one, the last with the one before, by the mean weighted with steps.
   """
-  if not name.startswith('train/') or name.split('/')[-1] in _NO_MEAN or not run.steps_per_epoch:
+  if not name.startswith('train/') or name.split('/')[-1] in NO_MEAN or not run.steps_per_epoch:
     return run.series(name)
   points = []
   for rows in _merged(_windows(run.rows)):

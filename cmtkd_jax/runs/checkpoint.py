@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.runs import checksums
 from cmtkd_jax.runtime import distributed, local_file
 
@@ -42,17 +42,13 @@ class Checkpoints(contextlib.AbstractContextManager):
   def __init__(self, directory, keep=2, best_metric=''):
     self.directory = _absolute(directory)
     if self.directory.exists() and not self.directory.is_dir():
-      raise UserError(f'{self.directory} is not a directory; remove it, or choose another --workdir')
+      raise UserError(f'{self.directory} is not a directory; remove it, or choose another workdir')
     self._metric, self._saving = best_metric, None
-    if best_metric:  # in all processes, which wait for each other
-      _drop_damaged_metrics(self.directory)
     score = lambda metrics: metrics.get(best_metric, float('-inf'))
-    policies = [
-      ocp.checkpoint_managers.LatestN(max(keep, 1)),
-      ocp.checkpoint_managers.BestN(
-        get_metric_fn=score, n=1 if best_metric else 0, keep_checkpoints_without_metrics=False
-      ),
-    ]
+    policies = [ocp.checkpoint_managers.LatestN(max(keep, 1))]
+    if best_metric:
+      _drop_damaged_metrics(self.directory)  # in all processes, which wait for each other
+      policies.append(ocp.checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
@@ -65,24 +61,24 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def wait(self):
     """Blocks until the last save is on disk."""
-    with self._told():
+    with self._write_errors_as_user_errors():
       self._manager.wait_until_finished()
 
   def close(self):
     """Waits, and frees the threads."""
-    with self._told():
+    with self._write_errors_as_user_errors():
       self._manager.close()
 
   def __exit__(self, *unused):
     self.close()
 
   @contextlib.contextmanager
-  def _told(self):
+  def _write_errors_as_user_errors(self):
     """Reports a failed write to a full disk or an object store in one line; earlier checkpoints stay as they are."""
     try:
       yield
     except Exception as error:  # orbax, tensorstore and file systems raise many exception types
-      text = ' '.join(f'{error}'.split())
+      text = one_line(error)
       on_disk = getattr(error, 'errno', None) in DISK_ERRORS or any(words in text for words in _DISK_TEXTS)
       if not on_disk and not _is_remote(self.directory):
         raise
@@ -119,7 +115,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     items['meta'] = ocp.args.JsonSave(json.loads(json.dumps(meta)))  # A copy: it is written later.
     self.wait()
     self._saving = int(step)
-    with self._told():
+    with self._write_errors_as_user_errors():
       self._manager.save(int(step), args=ocp.args.Composite(**items), metrics=kept or None, force=True)
 
   def _seal(self):
@@ -182,7 +178,7 @@ def load_variables(directory, step=None):
   if not meta.get('statistics_measured', True):
     _warn_once(
       f'{directory}/{step} was saved when the run was asked to stop, before config.bn_reestimation, which changes its '
-      'accuracy; resume the run, or take another --step'
+      'accuracy; resume the run, or take another step'
     )
   return items['variables'], meta, step
 
@@ -209,7 +205,7 @@ def check_name(workdir):
   """Raises `UserError` for a directory with a '[' in its name: orbax takes it for a pattern and loses what it saves."""
   if '[' in str(workdir := _absolute(workdir)):
     raise UserError(
-      f"--workdir: {workdir} has a '[' in its name, and orbax cannot save checkpoints there; choose another --workdir"
+      f"workdir: {workdir} has a '[' in its name, and orbax cannot save checkpoints there; choose another workdir"
     )
 
 
@@ -237,7 +233,7 @@ def _read_newest(directory, step, wanted):
   if step not in [None, *there]:
     steps_there = ', '.join(map(str, there[::-1]))
     raise UserError(
-      f'no checkpoint of step {step} in {directory}, which has {steps_there}; set --step to one of these, or leave it '
+      f'no checkpoint of step {step} in {directory}, which has {steps_there}; set step to one of these, or leave it '
       'out for the newest'
     )
   for folder in [directory / str(candidate) for candidate in (there if step is None else [step])]:
@@ -272,7 +268,7 @@ def _retried(read, folder):
     except Exception as error:  # storage backends raise many exception types
       if not remote and not isinstance(error, OSError):
         raise
-      reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
+      reason = one_line(f'{type(error).__name__}: {error}', 150)
       if wait is None:
         raise UserError(
           f'{folder} cannot be read ({reason}); the checkpoint is kept; check the storage, and start the '

@@ -1,4 +1,4 @@
-"""Whether a run may go on in a work directory: the same configuration, classes and images as before."""
+"""Checks whether a run may continue in a work directory: same configuration, classes and images as before."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ MUTABLE_FIELDS = (
   'remat',
   'tensorboard',
 )
-# What checkpoints hold belongs to the values of the first fields, and to whether the others are on.
+# Checkpoints depend on the values of the fields in `_KEPT`, and on whether those in `_KEPT_ON` are set.
 _KEPT, _KEPT_ON = ('averaging.name', 'optimizer.name'), ('freezing.threshold', 'bn_reestimation')
 _LONGER = ('duration', 'early_stopping')  # with another value, training may go on after its end
 # What may differ between the processes of one run: where its data are, and how they are read.
@@ -64,13 +64,13 @@ def _check_free(workdir):
     try:
       run_files.read_config(workdir)
     except UserError:
-      raise UserError(f'--workdir: {workdir / run_files.CONFIG} is not of a run; choose another --workdir') from None
+      raise UserError(f'workdir: {workdir / run_files.CONFIG} is not of a run; choose another workdir') from None
     return
   patterns = (run_files.BITS, run_files.CLASSES, run_files.RECORDS, metric_log.FILE, event_files.PATTERN)
   if found := [path.name for pattern in patterns for path in local_file.matching(workdir, pattern)]:
     raise UserError(
-      f'--workdir: {workdir / found[0]} is not of a run, which would have a {run_files.CONFIG}, too; choose another '
-      '--workdir, or remove the file'
+      f'workdir: {workdir / found[0]} is not of a run, which would have a {run_files.CONFIG}, too; choose another '
+      'workdir, or remove the file'
     )
 
 
@@ -81,7 +81,9 @@ def check_configuration(workdir, config, root=''):
   """
   workdir = epath.Path(workdir)
   if not (path := workdir / run_files.CONFIG).exists():
-    raise UserError(f'--workdir: {path} is missing beside what a run has made; restore it, or choose another --workdir')
+    raise UserError(
+      f'workdir: {path} is missing, although other files of a run are there; restore it, or choose another workdir'
+    )
   before = run_files.read_config(workdir)
   decides = ('eval_every',) if config.early_stopping else ()  # at evaluations, training may end
   exclude = [field for field in MUTABLE_FIELDS if field not in decides]
@@ -91,11 +93,11 @@ def check_configuration(workdir, config, root=''):
   is_over = (workdir / run_files.SUMMARY).exists() and not any(line.startswith(_LONGER) for line in differing)
   if not config.allow_config_changes:
     raise UserError(
-      f'--workdir: {workdir} holds a run of another configuration ({_first(differing)}); choose another --workdir or '
+      f'workdir: {workdir} holds a run of another configuration ({_first(differing)}); choose another workdir or '
       f'the same configuration{"" if is_over else ", or set config.allow_config_changes=True"}'
     )
   if run_files.has_checkpoint(workdir):
-    check_held_back(before, config, workdir, 'choose another --workdir')
+    check_held_back(before, config, workdir, 'choose another workdir')
     _check_networks(before, config, workdir)
   starts = any(line.startswith(('init_from', 'teacher_workdirs')) for line in differing)
   kept = starts and run_files.has_checkpoint(workdir)
@@ -133,7 +135,7 @@ def _check_networks(before, config, workdir):
     field = changed[0]
     raise UserError(
       f'config.{field}={now[field]!r}: the checkpoints in {workdir} were saved with {then[field]!r} and hold what '
-      'belongs to it; keep that value, or choose another --workdir'
+      'belongs to it; keep that value, or choose another workdir'
     )
 
 
@@ -151,8 +153,8 @@ def check_unchanged(workdir, config, fix, root=''):
   differing = config_lib.difference(before, config, exclude=exclude, root=root)
   if differing:
     raise UserError(
-      f'--workdir: {workdir} is trained to its end, and another configuration ({_first(differing)}) would change '
-      f'nothing; {fix}, or choose another --workdir'
+      f'workdir: {workdir} is trained to its end, and another configuration ({_first(differing)}) would change '
+      f'nothing; {fix}, or choose another workdir'
     )
 
 
@@ -176,7 +178,7 @@ def check_data(workdir, dataset, allow_config_changes=False):
   if before and before != now:
     raise UserError(
       f'config.data.name: the classes are not those of the run in {workdir}: {_listed(now)} now, '
-      f'{_listed(before)} in its {run_files.CLASSES}; restore the class names, or choose another --workdir'
+      f'{_listed(before)} in its {run_files.CLASSES}; restore the class names, or choose another workdir'
     )
   path = workdir / run_files.RECORDS
   counts = dict(json_file.read(path, dict, fix=run_files.WRITE_AGAIN) if path.exists() else dataset.num_examples)
@@ -184,7 +186,7 @@ def check_data(workdir, dataset, allow_config_changes=False):
   if counts == dataset.num_examples and digest != dataset.held_out_digest:
     raise UserError(
       f'config.data.name: the images are not those of the run in {workdir}: others are held out to test on now, which '
-      'the run was trained on; restore the images and their names, or choose another --workdir'
+      'the run was trained on; restore the images and their names, or choose another workdir'
     )
   if counts == dataset.num_examples or (allow_config_changes and not dataset.held_out):
     return
@@ -193,11 +195,11 @@ def check_data(workdir, dataset, allow_config_changes=False):
     raise UserError(
       f'config.data.name: the number of images is not that of the run in {workdir}: {found}. Test images are held out '
       'of them, and another number holds out others, which the run was trained on; restore the images, or choose '
-      'another --workdir'
+      'another workdir'
     )
   raise UserError(
     f'config.data.name: the number of images is not that of the run in {workdir}: {found}; restore the data, choose '
-    'another --workdir, or set config.allow_config_changes=True'
+    'another workdir, or set config.allow_config_changes=True'
   )
 
 

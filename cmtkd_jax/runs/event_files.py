@@ -30,7 +30,7 @@ def drop_after(workdir, last_step):
     try:
       data = local_file.read_bytes(path)
     except OSError as e:
-      raise UserError(f'--workdir: {path} cannot be read ({e.strerror or e}); remove it') from None
+      raise UserError(f'workdir: {path} cannot be read ({e.strerror or e}); remove it') from None
     kept = b''.join(record for record in _records(data) if _step(record) <= last_step)
     if kept != data:
       local_file.write_whole(path, kept)

@@ -2,7 +2,7 @@
 
 import json
 
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.runtime import distributed, local_file
 
 
@@ -26,7 +26,7 @@ def read(path, kind, needed=(), valid=lambda value: True, fix='restore it'):
   except PermissionError as e:
     raise local_file.cannot_be_read(path, e) from None
   except (OSError, ValueError, RecursionError) as e:  # no file, not UTF-8, not JSON, nested too deeply
-    problem = ' '.join(str(e).split())
+    problem = one_line(e)
   if problem:
     raise UserError(f'{path} is damaged ({problem}); {fix}')
   return value

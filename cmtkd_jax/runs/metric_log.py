@@ -112,7 +112,7 @@ def _rows(path):
   try:
     *lines, _ = local_file.read_bytes(path).split(b'\n')  # What follows the last newline is empty or torn.
   except OSError as e:
-    raise UserError(f'{path} cannot be read ({e.strerror or e}); restore it, or train in another --workdir') from None
+    raise UserError(f'{path} cannot be read ({e.strerror or e}); restore it, or train in another workdir') from None
   rows = []
   for number, line in enumerate(lines, 1):
     row = _parse(line)

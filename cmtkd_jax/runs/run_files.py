@@ -40,7 +40,7 @@ def describe(workdir, config, dataset, rows):
     if distributed.is_first():
       (workdir / SUMMARY).unlink(missing_ok=True)
   except OSError as e:
-    raise UserError(f'--workdir: {workdir} cannot be written ({e.strerror or e}); choose another one') from None
+    raise UserError(f'workdir: {workdir} cannot be written ({e.strerror or e}); choose another one') from None
 
 
 def has_checkpoint(workdir):
@@ -57,7 +57,7 @@ def disk_errors_as_user_errors(workdir):
     if e.errno not in checkpoint.DISK_ERRORS:
       raise
     raise UserError(
-      f'--workdir: {workdir} cannot be written ({e.strerror}); the checkpoints in it are kept; make room '
+      f'workdir: {workdir} cannot be written ({e.strerror}); the checkpoints in it are kept; make room '
       'or fix the disk, and start the same command again'
     ) from None
 
@@ -69,12 +69,12 @@ def check_space(workdir, size):
   free = shutil.disk_usage(workdir).free
   if free < 1.1 * size:
     raise UserError(
-      f'--workdir: {workdir} has {free / 2**20:,.0f} MiB left, and a checkpoint takes '
-      f'{size / 2**20:,.0f} MiB; free some space, or choose another --workdir'
+      f'workdir: {workdir} has {free / 2**20:,.0f} MiB left, and a checkpoint takes '
+      f'{size / 2**20:,.0f} MiB; free some space, or choose another workdir'
     )
 
 
-def read_config(workdir, field='--workdir'):
+def read_config(workdir, field='workdir'):
   """Returns the configuration of the run in `workdir`, which `field` names.
 
   Raises:
@@ -84,13 +84,11 @@ def read_config(workdir, field='--workdir'):
   if not local_file.is_there(path):
     if (epath.Path(workdir) / SUMMARY).exists():
       raise UserError(f"{field}: {path} is missing; restore it, or copy what {SUMMARY} has under 'config'")
-    raise UserError(
-      f'{field}: there is no {CONFIG} in {workdir}; name the directory of a run, or train one first with --mode=train'
-    )
+    raise UserError(f'{field}: there is no {CONFIG} in {workdir}; name the directory of a run, or train one first')
   try:
     found = json_file.read(path, dict)
     if 'model_type' in found:  # as config.json of the hub begins
-      raise UserError('this is a folder exported for the hub, not a run; only --mode=predict opens it')
+      raise UserError('this is a folder exported for the hub, not a run; open_network and --mode=predict open it')
     return config_lib.from_json(json.dumps(found))
   except UserError as e:
     raise UserError(f'{field}: {path}: {e}') from None

@@ -17,7 +17,7 @@ class Run(NamedTuple):
   config: its `ConfigDict`.
   rows: of metrics.jsonl, [] before the first.
   summary: of summary.json, {} where the run is not finished.
-  bits: `bit_table.Row`s of every layer.
+  bits: `bit_table.LayerCost`s of every layer.
   classes: names of the classes in the order of the labels.
   """
 
@@ -71,13 +71,13 @@ def read(workdir):
     config,
     rows,
     run_summary.read(directory) or {},
-    [bit_table.Row(**row) for row in table],
+    [bit_table.LayerCost(**row) for row in table],
     run_files.read_classes(directory),
   )
 
 
 def _are_layers(rows):
-  kinds = {name: int for name in bit_table.Row._fields} | {'layer': str}
+  kinds = {name: int for name in bit_table.LayerCost._fields} | {'layer': str}
   return all(
     row.keys() == kinds.keys() and all(type(row[name]) is kind for name, kind in kinds.items()) for row in rows
   )

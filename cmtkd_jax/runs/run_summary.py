@@ -26,7 +26,7 @@ def write(workdir, config, dataset, stopped_early=''):
   trained = [row for row in rows if 'train/loss' in row]
   if not trained:
     raise UserError(
-      f'{workdir}/{metric_log.FILE} has lost the rows of training; restore it, or train in another --workdir'
+      f'{workdir}/{metric_log.FILE} has lost the rows of training; restore it, or train in another workdir'
     )
   factor = f'{IMPORTANCE}/'
   summary = {
@@ -78,7 +78,7 @@ def results(rows, steps_per_epoch):
       if missing := {name, f'{network}/top5'} - row.keys():
         raise UserError(
           f'{metric_log.FILE}: the evaluation of step {row["step"]} has no {sorted(missing)[0]!r}, which '
-          f'that of step {evaluations[-1]["step"]} has; restore the file, or train in another --workdir'
+          f'that of step {evaluations[-1]["step"]} has; restore the file, or train in another workdir'
         )
     found[network] = {'last': _accuracies(evaluations[-1], network), 'best': _best(evaluations, network, name)}
     if held_out != name and all(held_out in row for row in evaluations):

@@ -1,4 +1,4 @@
-"""Memory that a step on a CPU frees stays with the process, so that the next step need not ask for it again.
+"""Keeps memory that a step on a CPU frees in the process, so that the next step need not ask for it again.
 
 XLA allocates the temporary buffer of a program anew at every call. glibc gives blocks of that size back to the kernel
 at once, which then maps and clears them page by page.

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.runtime import peers
 
 
@@ -75,7 +75,7 @@ def initialize(cluster=FROM_ENVIRONMENT):
     jax.distributed.initialize(**arguments, initialization_timeout=cluster.init_timeout)
   except (RuntimeError, ValueError) as e:
     raise UserError(
-      f'the processes of this run did not find each other ({" ".join(str(e).split())[:200]}); start the '
+      f'the processes of this run did not find each other ({one_line(e, 200)}); start the '
       'same command in all of them, and check --coordinator_address or the variables of the scheduler'
     ) from None
   peers.joined()

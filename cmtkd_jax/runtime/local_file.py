@@ -1,6 +1,6 @@
-"""What lies at a path in place of a file: opening a pipe waits for somebody to write into it, and a device may not end.
+"""Checks that a path is a file before it is opened: opening a pipe waits for a writer, and a device may never end.
 
-Whatever opens a path that a user names, or a file of a run, comes here first.
+All code that opens a path that a user names, or a file of a run, calls these functions first.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ _UNJOINED = (
 )
 _GRACE_SECONDS = 2.0  # in which the other processes print their own error before the coordinator goes away
 
-_line, _status = _UNJOINED, EXIT_STATUS  # what abort() comes down to
+_line, _status = _UNJOINED, EXIT_STATUS  # what is printed and returned in place of abort()
 _terminal = None  # file descriptor of the real standard error
 _keep = []  # C calls it, so it must not be collected
 

@@ -47,7 +47,7 @@ class Preemption(contextlib.AbstractContextManager):
     self._asked = True
 
   def requested(self):
-    """Returns whether the run shall end now; to be called once a step, by all processes."""
+    """Returns whether the run should end now; all processes call it once a step."""
     if jax.process_count() == 1:
       return self._asked
     return multihost_utils.reached_preemption_sync_point(next(_CALLS))

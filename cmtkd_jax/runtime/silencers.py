@@ -1,4 +1,4 @@
-"""Leaves out what libraries print next to our own lines: `install` for a whole process, `silent_stderr` for a while."""
+"""Silences libraries that print between our own lines: `install` for a whole process, `silent_stderr` for a block."""
 
 import contextlib
 import logging
@@ -7,22 +7,22 @@ import sys
 import warnings
 
 
-def _tells(row):
-  """Whether a row of orbax's log says what we do not: a dozen rows a save do not, nor do errors that it raises, too."""
-  return 'orbax' not in row.pathname or (
-    row.levelno > logging.INFO
-    and not row.exc_info
-    and not any(words in str(row.msg) for words in ('tracked_metric', 'Waiting for previous save'))
+def _is_worth_printing(record):
+  """Whether to print a log record. Orbax logs a dozen for each save, and also logs errors that it raises."""
+  return 'orbax' not in record.pathname or (
+    record.levelno > logging.INFO
+    and not record.exc_info
+    and not any(words in str(record.msg) for words in ('tracked_metric', 'Waiting for previous save'))
   )
 
 
 def install():
   """Installs filters for Orbax, TensorStore and Pillow."""
-  # What Pillow says of a damaged file ends a run or is counted by itself.
+  # A damaged image ends the run or is counted, so Pillow need not warn of it.
   warnings.filterwarnings('ignore', module=r'PIL\.')
-  logging.getLogger('absl').addFilter(_tells)
+  logging.getLogger('absl').addFilter(_is_worth_printing)
   # A save that fails has failed for every array; the first of these errors is reported, and nobody asks for the others.
-  logging.getLogger('asyncio').addFilter(lambda row: 'never retrieved' not in row.getMessage())
+  logging.getLogger('asyncio').addFilter(lambda record: 'never retrieved' not in record.getMessage())
   warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
   before = sys.unraisablehook
 

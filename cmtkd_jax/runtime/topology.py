@@ -24,7 +24,7 @@ def tpu_slice(name):
 
   match = re.fullmatch(r'(\w+):(\d+(?:x\d+){1,2})', name)
   if not match:
-    raise UserError(f'--topology={name!r} is not a slice of TPUs; give kind and shape, such as v5e:2x2 or v5p:2x2x1')
+    raise UserError(f'topology={name!r} is not a slice of TPUs; give kind and shape, such as v5e:2x2 or v5p:2x2x1')
   shape = [int(side) for side in match[2].split('x')]
   few = {'chips_per_host_bounds': (*shape, *(1,) * (3 - len(shape)))} if math.prod(shape) < 4 else {}  # of one host
   try:
@@ -33,10 +33,10 @@ def tpu_slice(name):
   except RuntimeError as e:
     if 'not installed' in str(e):
       raise UserError(
-        f"--topology={name}: the compiler for TPUs is missing; pip install 'jax[tpu]=={jax.__version__}', "
+        f"topology={name}: the compiler for TPUs is missing; pip install 'jax[tpu]=={jax.__version__}', "
         'which works on machines without a TPU'
       ) from e
     reason = str(e).rpartition(': ')[2]
     raise UserError(
-      f'--topology={name} is not a slice that the compiler for TPUs knows ({reason}); name another one, such as v5e:2x2'
+      f'topology={name} is not a slice that the compiler for TPUs knows ({reason}); name another one, such as v5e:2x2'
     ) from e

@@ -80,7 +80,7 @@ def create(config, total_steps, **sizes):
     return Averaging(lambda step: ema_weight(step, start, options.decay))
   every = durations.parse_one(options.every, 'config.averaging.every', **sizes)
   if not every:
-    raise UserError(f"config.averaging.every={options.every!r} is no time between two networks; give '1 epochs'")
+    raise UserError(f"config.averaging.every={options.every!r} must be above 0; give '1 epochs'")
   start = start or every  # the network before the first step has learned nothing
   if start > total_steps:
     raise UserError(

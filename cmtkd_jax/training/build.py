@@ -9,7 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import data, methods
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.data.outline import outline
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.runs import checkpoint
 
@@ -37,7 +38,7 @@ def _all_devices():
   try:
     return jax.devices()
   except (AssertionError, RuntimeError) as e:  # the former where the named platform has no plugin
-    reason = ' '.join(str(e).split())[:200] or 'no such device, or its plugin is not installed'
+    reason = one_line(e, 200) or 'no such device, or its plugin is not installed'
     raise UserError(
       f'JAX finds no device with JAX_PLATFORMS={platforms!r} ({reason}); unset it, or install the plugin, such as '
       "pip install 'jax[cuda12]'"
@@ -54,6 +55,14 @@ def load_data(config, mesh):
   return data.load(
     config.data, batch_size=config.batch_size, eval_batch_size=config.eval_batch_size, seed=config.seed, mesh=mesh
   )
+
+
+def outline_data(config, known):
+  """Returns the `data.outline.Outline` of a configuration; `known`, a dict, keeps it for others of the same data."""
+  key = config.data.to_json(), config.batch_size
+  if key not in known:
+    known[key] = outline(config.data, batch_size=config.batch_size, mesh=make_mesh())
+  return known[key]
 
 
 def create_method(config, num_classes, teachers=()):

@@ -1,4 +1,4 @@
-"""Early stopping: training ends when the student has not become better on minival for some time."""
+"""Early stopping: training ends when the student has not improved on minival for some time."""
 
 from cmtkd_jax.config import durations
 from cmtkd_jax.errors import UserError

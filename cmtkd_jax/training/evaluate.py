@@ -22,7 +22,7 @@ class Evaluator:
       functools.partial(eval_step, method=method, normalize=dataset.normalize), out_shardings=sharding
     )
 
-  def run(self, variables, show=lambda text: None):
+  def evaluate(self, variables, show=lambda text: None):
     """Returns {'<split>/<network>/top1': percent, '.../top5': percent, '.../cross_entropy': nats}.
 
     show: function that shows the user how far it is, called often.
@@ -65,12 +65,15 @@ class MinivalUpdate:
 
 
 def evaluate_run(workdir, config=None, step=None):
-  """Returns step and `Evaluator.run`'s results of a checkpoint, as a JSON-able dict; the rest as `restore.open_run`."""
+  """Returns the step and the accuracies of a checkpoint, a JSON-able dict, see `Evaluator.evaluate`.
+
+  Arguments and errors: as of `restore.open_run`.
+  """
   workdir = local_file.expanded(workdir)
   run = restore.open_run(workdir, config, step)
   with (
     Progress(1, enabled=distributed.is_first()) as progress,
     memory.evaluation_errors_as_advice(config or run_files.read_config(workdir)),
   ):
-    results = Evaluator(run.method, run.dataset, run.sharding).run(run.variables, progress.meanwhile)
+    results = Evaluator(run.method, run.dataset, run.sharding).evaluate(run.variables, progress.meanwhile)
   return {'workdir': str(workdir), 'step': run.step, **results}

@@ -26,7 +26,7 @@ def load(text, allow, abstract, method, config=None, layers=()):
     abstract: abstract variables of this run, {'params': {network: ...}, ...}.
     method: the `methods.Method`, whose `pretrained_candidates` say where each part may come from.
     config: of this run, which says the form of files from PyTorch; None for work directories.
-    layers: `bit_table.Row`s of this run, by which networks keep their quantizers; empty: none does.
+    layers: `bit_table.LayerCost`s of this run, by which networks keep their quantizers; empty: none does.
 
   Returns:
     (variables, report): a nested dict of the arrays found, and lines of text.
@@ -36,7 +36,7 @@ def load(text, allow, abstract, method, config=None, layers=()):
       is missing or has another shape.
   """
   wanted = traverse_util.flatten_dict(abstract)
-  targets, may_differ = init_from.parse(text), _regex(allow)
+  targets, may_differ = init_from.parse(text), re.compile(allow)
   networks = {path[1] for path in wanted}
   found, unused, lines = {}, [], []
   for target, directory in targets.items():
@@ -58,12 +58,12 @@ def load(text, allow, abstract, method, config=None, layers=()):
   mismatched = sorted(path for path, array in found.items() if array.shape != wanted[path].shape)
   created = [path for path in wanted if path not in found and (path[1] in targets or '' in targets)]
   kept = {path: array for path, array in found.items() if path not in mismatched}
-  lines += [f'  loaded      {len(kept)} arrays into {", ".join(sorted({path[1] for path in kept})) or "nothing"}']
-  lines += [f'  created     {"/".join(path)}' for path in created]
-  lines += [f'  unused      {"/".join(path)}' for path in unused]
+  filled = ', '.join(sorted({path[1] for path in kept})) or 'nothing'
   lines += [
-    f'  mismatched  {"/".join(path)}: {list(found[path].shape)} there, {list(wanted[path].shape)} here'
-    for path in mismatched
+    f'  loaded      {len(kept)} arrays into {filled}',
+    *(f'  created     {"/".join(path)}' for path in created),
+    *(f'  unused      {"/".join(path)}' for path in unused),
+    *(f'  mismatched  {"/".join(p)}: {list(found[p].shape)} there, {list(wanted[p].shape)} here' for p in mismatched),
   ]
   missing = ['/'.join(path) for path in [*created, *mismatched] if not _starts_fresh(path, method)]
   _check_missing([path for path in missing if not may_differ.fullmatch(path)], text)
@@ -88,13 +88,6 @@ def _check_missing(paths, text):
       f'{", ".join(paths[:3])}{", ..." if len(paths) > 3 else ""}; allow them by the regex '
       'config.init_from_ignore, or name a directory that fits'
     )
-
-
-def _regex(allow):
-  try:
-    return re.compile(allow)
-  except re.error as error:
-    raise UserError(f'config.init_from_ignore={allow!r} is not a regular expression: {error}') from None
 
 
 def _origin(path, source, method):

@@ -1,4 +1,4 @@
-"""What a training run writes and prints while it lasts."""
+"""What a run logs and prints during training."""
 
 import contextlib
 import itertools
@@ -15,8 +15,8 @@ from cmtkd_jax.runtime.progress import Progress, format_duration
 from cmtkd_jax.training import optimizer
 
 _SLOW = 0.1  # a larger share of the time spent waiting for data is printed
-_LONG = 3600  # seconds of a run on a CPU from which it says how to shorten it
-_KNOWN_AFTER = 3  # steps that say how long the others will take
+_LONG = 3600  # seconds; longer runs on a CPU get a hint how to shorten them
+_KNOWN_AFTER = 3  # steps from which the remaining time is estimated
 # Compilation grows with the layers of all networks: 0.47 s for each of ResNet8 on two CPU cores, 0.3 to 0.5 s for each
 # of ResNet18 on an H200.
 _SECONDS_A_LAYER = 0.45
@@ -28,40 +28,40 @@ def announce(text):
     print(text, file=sys.stderr, flush=True)
 
 
-class Journal(contextlib.ExitStack):
-  """Metrics, progress line and profile of the `plan.Plan` in the directory `run`, from step `start` on.
+@contextlib.contextmanager
+def open_journal(plan, run, start):
+  """Opens the `Journal` of a run in the directory `run`, which trains from step `start` on, and closes it again."""
+  with (
+    MetricLog(run, resume_step=start, tensorboard=plan.config.tensorboard) as log,
+    Progress(
+      plan.schedule.total,
+      start,
+      steps_per_epoch=plan.dataset.train.steps_per_epoch,
+      enabled=distributed.is_first(),
+      images_per_step=plan.config.batch_size,
+    ) as progress,
+    Profile(run, start, plan.schedule.profiled, progress.note) as profile,
+  ):
+    table = bit_table.render(plan.layers)
+    progress.note(table)
+    if not start:
+      log.write_text(start, 'bits', table)
+    yield Journal(plan, start, log, progress, profile)
+
+
+class Journal:
+  """Metrics, progress line and profile of a `plan.Plan` from step `start` on; made by `open_journal`.
 
   profile: the `Profile`, whose `step` surrounds every step.
   note: prints a line of text above the progress line.
   meanwhile: shows how far other work than steps is, in place of the progress line.
   """
 
-  def __init__(self, plan, run, start):
-    super().__init__()
-    self._plan, self._run, self._start = plan, run, start
+  def __init__(self, plan, start, log, progress, profile):
+    self._plan, self._start, self._log, self._progress = plan, start, log, progress
+    self.profile, self.note, self.meanwhile = profile, progress.note, progress.meanwhile
     self._reported_broken = 0
     self._shown = {}  # the latest metrics, for the progress line
-
-  def __enter__(self):
-    plan, start = self._plan, self._start
-    with contextlib.ExitStack() as stack:  # closed again if one of these cannot be opened
-      self._log = stack.enter_context(MetricLog(self._run, resume_step=start, tensorboard=plan.config.tensorboard))
-      self._progress = stack.enter_context(
-        Progress(
-          plan.schedule.total,
-          start,
-          steps_per_epoch=plan.dataset.train.steps_per_epoch,
-          enabled=distributed.is_first(),
-          images_per_step=plan.config.batch_size,
-        )
-      )
-      self.note, self.meanwhile = self._progress.note, self._progress.meanwhile
-      self.profile = stack.enter_context(Profile(self._run, start, plan.schedule.profiled, self.note))
-      self.enter_context(stack.pop_all())
-    self.note(bit_table.render(plan.layers))
-    if not start:
-      self._log.write_text(start, 'bits', bit_table.render(plan.layers))
-    return self
 
   @contextlib.contextmanager
   def compiling(self):
@@ -107,7 +107,7 @@ class Journal(contextlib.ExitStack):
     if step - self._start == _KNOWN_AFTER and jax.default_backend() == 'cpu' and self._progress.eta() > _LONG:
       self.note(
         f'about {format_duration(self._progress.eta())} on this CPU; config.duration shortens it, '
-        'config.model.width and config.data.image_size make a step cheaper'
+        'a smaller config.model.width or config.data.image_size makes a step faster'
       )
 
   def evaluated(self, step, results):

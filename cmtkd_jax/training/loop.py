@@ -8,7 +8,7 @@ from cmtkd_jax.runs.checkpoint import Checkpoints
 from cmtkd_jax.runtime import local_file
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import early_stopping, evaluate, memory, plan, start, teachers
-from cmtkd_jax.training.journal import Journal, announce
+from cmtkd_jax.training.journal import announce, open_journal
 from cmtkd_jax.training.release import Release
 from cmtkd_jax.training.step import jit_train_step
 from cmtkd_jax.training.window import Window
@@ -49,19 +49,20 @@ def train_and_evaluate(config, workdir, root=''):
     run_files.check_space(run, sum(leaf.nbytes for leaf in jax.tree.leaves(released.tree(state))))
     run_files.describe(run, config, parts.dataset, parts.layers)
     teachers.save(run, parts.teachers)
-    with Journal(parts, run, first) as journal, Preemption() as preemption:
+    with open_journal(parts, run, first) as journal, Preemption() as preemption:
       for line in report:
         journal.note(line)
       if not ended:
         _train(parts, state, released, stopping, checkpoints, journal, preemption)
       elif not run_summary.has_evaluation(run, first):  # it was lost, but not the checkpoint
-        journal.evaluated(first, _evaluate(parts, released(state, journal.meanwhile), journal))
+        evaluator = evaluate.Evaluator(parts.method, parts.dataset, parts.sharding)
+        journal.evaluated(first, _evaluate(evaluator, parts.config, released(state, journal.meanwhile), journal))
       checkpoints.wait()  # before SIGTERM ends the process again
       stops = preemption.requested()
   with run_files.disk_errors_as_user_errors(run):
     summary = run_summary.write(run, config, parts.dataset, stopping.describe())
   if stops:  # during the last evaluation: a chain or table shall not begin its next run
-    raise Preempted(f'asked to stop: {workdir} is finished; the same command goes on from there')
+    raise Preempted(f'asked to stop: {workdir} is finished; the same command continues from there')
   return summary
 
 
@@ -91,8 +92,7 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
       results = {}
       variables = released(state, journal.meanwhile) if schedule.saves(step) else released.without_measuring(state)
       if schedule.evaluates(step):
-        with _evaluating(parts.config, variables):
-          results = evaluator.run(variables, journal.meanwhile)
+        results = _evaluate(evaluator, parts.config, variables, journal)
         journal.evaluated(step, results)
         stopping.add(step, results)
       meta = provenance.meta(parts.config, step, parts.layers, statistics_measured=schedule.saves(step))
@@ -106,9 +106,9 @@ def _train(parts, state, released, stopping, checkpoints, journal, preemption):
       return
 
 
-def _evaluate(parts, variables, journal):
-  with _evaluating(parts.config, variables):
-    return evaluate.Evaluator(parts.method, parts.dataset, parts.sharding).run(variables, journal.meanwhile)
+def _evaluate(evaluator, config, variables, journal):
+  with _evaluating(config, variables):
+    return evaluator.evaluate(variables, journal.meanwhile)
 
 
 def _evaluating(config, ready):

@@ -1,10 +1,10 @@
-"""What a step needs of a device's memory, and what to change where it does not suffice."""
+"""The memory that a step needs on a device, and what to change if there is not enough."""
 
 import contextlib
 
 import jax
 
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 
 ADVICE = "raise config.grad_accum_steps, set config.remat='.*', or lower config.batch_size"
 
@@ -31,7 +31,7 @@ def _errors_as(advice):
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
-    raise UserError(f'{advice} ({" ".join(str(e).split())[:120]})') from None
+    raise UserError(f'{advice} ({one_line(e, 120)})') from None
 
 
 def describe(compiled):

@@ -31,7 +31,7 @@ class Plan(NamedTuple):
   schedule: a `schedule.Schedule`.
   teachers: `teachers.Teacher`s, the trained networks that it learns from.
   method: the `methods.Method`.
-  layers: `bit_table.Row`s.
+  layers: `bit_table.LayerCost`s.
   learning_rate: function of the step.
   optimizer: the optax transformation.
   averaging: an `averaging.Averaging`.
@@ -82,14 +82,10 @@ def create(config, workdir):
   trained = teachers.open_all(config, workdir)
   teachers.check_compatible(trained, config, dataset.class_names)
   if not run_files.has_checkpoint(workdir):  # or it has what it started from
-    for field, directories in (
-      ('config.teacher_workdirs', [teacher.directory for teacher in trained]),
-      ('config.init_from', init_from.sources(config.init_from)),
-    ):
-      for directory in directories:
-        compatibility.check_held_out(field, directory, config, dataset)
-    for directory in init_from.sources(config.init_from):  # teachers are asked about images of this run alone
-      compatibility.check_minival(directory, config)
+    for field, directory in init_from.trained_runs(config):
+      compatibility.check_held_out(f'config.{field}', directory, config, dataset)
+      if field == 'init_from':  # teachers are asked about images of this run alone
+        compatibility.check_minival(directory, config)
   return Plan(
     config=config,
     sharding=build.replicated(mesh),

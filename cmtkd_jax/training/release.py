@@ -1,4 +1,4 @@
-"""The networks that leave training: what is evaluated, kept as best, exported and handed on.
+"""The networks that a run releases: they are evaluated, kept as the best, exported, and used by other runs.
 
 They are the trained ones themselves, unless the configuration asks for their average or for other statistics of the
 batch normalizations.

@@ -122,5 +122,5 @@ def _check_same_images(config, run_config, workdir):
 def _load(workdir, method, input_shape, step):
   """(variables, meta, step) of a checkpoint that fits `method`."""
   variables, meta, step = checkpoint.load_variables(f'{workdir}/{run_files.CHECKPOINTS}', step)
-  build.check_checkpoint_fits(method, input_shape, variables, f'--workdir: {workdir}')
+  build.check_checkpoint_fits(method, input_shape, variables, f'workdir: {workdir}')
   return variables, meta, step

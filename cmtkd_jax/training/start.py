@@ -31,7 +31,7 @@ def restore_or_create(plan, checkpoints, is_apart=False):
     if int(state.step) > plan.schedule.total:
       raise UserError(
         f'config.duration={plan.config.duration!r} ends at step {plan.schedule.total}, and {checkpoints.directory} '
-        f'is at step {int(state.step)}; give a longer duration, or choose another --workdir'
+        f'is at step {int(state.step)}; give a longer duration, or choose another workdir'
       )
     return state, [f'resuming {checkpoints.directory} at step {int(state.step)}']
   variables, report = {}, []

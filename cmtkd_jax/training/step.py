@@ -151,22 +151,12 @@ def train_step(
   if grad_accum_steps == 1:
     gradients, (metrics, model_state) = gradients_of(state.params, state.model_state, images, labels, sampling)
   else:
-
-    def add(carry, part):
-      total, model_state = carry
-      # All parts see the same weights, so each fits their quantizers from the values before the step: once a step.
-      model_state = _with_weight_quantizers(model_state, state.model_state)
-      gradients, (metrics, model_state) = gradients_of(state.params, model_state, *part)
-      return (jax.tree.map(lambda t, g: t + g / grad_accum_steps, total, gradients), model_state), metrics
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
     parts = (
       parts_of(images, grad_accum_steps, images.ndim - 4),
       jax.tree.map(lambda x: parts_of(x, grad_accum_steps, 0), labels),
       jax.random.split(sampling, grad_accum_steps),
     )
-    (gradients, model_state), metrics = jax.lax.scan(add, (zeros, dict(state.model_state)), parts)
-    metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+    gradients, metrics, model_state = _accumulate(gradients_of, state, parts, grad_accum_steps)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   metrics |= {f'{name}/gradient_norm': optax.tree.norm(g) for name, g in gradients.items() if name not in method.frozen}
   metrics |= frozen_fractions(opt_state)
@@ -174,6 +164,21 @@ def train_step(
     step=state.step + 1, params=optax.apply_updates(state.params, updates), model_state=model_state, opt_state=opt_state
   )
   return state.replace(average=averaging.update(state.average, state.variables, state.step)), metrics
+
+
+def _accumulate(gradients_of, state, parts, count):
+  """Returns (gradients, metrics, model_state) of `count` parts of a batch: means, and the state after the last."""
+
+  def add(carry, part):
+    total, model_state = carry
+    # All parts see the same weights, so each fits their quantizers from the values before the step: once a step.
+    model_state = _with_weight_quantizers(model_state, state.model_state)
+    gradients, (metrics, model_state) = gradients_of(state.params, model_state, *part)
+    return (jax.tree.map(lambda t, g: t + g / count, total, gradients), model_state), metrics
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  (gradients, model_state), metrics = jax.lax.scan(add, (zeros, dict(state.model_state)), parts)
+  return gradients, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), model_state
 
 
 def _with_weight_quantizers(model_state, before):

@@ -35,7 +35,7 @@ class Window:
     self.restart()
 
   def restart(self):
-    """Begins a new window, whose time starts now."""
+    """Starts a new window and its clock."""
     self._pending, self._begin, self._waited = [], time.monotonic(), 0.0
 
   def add(self, metrics):

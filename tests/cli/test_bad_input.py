@@ -717,27 +717,27 @@ DAMAGED_RUNS = {
   'config.json, of another program': (
     'train',
     lambda run: (shutil.rmtree(run / 'checkpoints'), (run / 'config.json').write_text('{"model_type": "bert"}')),
-    ['config.json is not of a run; choose another --workdir'],
+    ['config.json is not of a run; choose another workdir'],
   ),
   'metrics.jsonl, of another program': (
     'train',
     lambda run: (shutil.rmtree(run), run.mkdir(), (run / 'metrics.jsonl').write_text('mine')),
-    ['metrics.jsonl is not of a run, which would have a config.json, too; choose another --workdir'],
+    ['metrics.jsonl is not of a run, which would have a config.json, too; choose another workdir'],
   ),
   'event files, of another program': (
     'train',
     lambda run: (shutil.rmtree(run), run.mkdir(), (run / 'events.out.tfevents.1.other').write_text('mine')),
-    ['events.out.tfevents.1.other is not of a run, which would have a config.json, too; choose another --workdir'],
+    ['events.out.tfevents.1.other is not of a run, which would have a config.json, too; choose another workdir'],
   ),
   'lock, of another program': (
     'train',
     lambda run: (shutil.rmtree(run), run.mkdir(), (run / 'lock').write_text('mine')),
-    ['lock is not of a run; choose another --workdir, or remove the file'],
+    ['lock is not of a run; choose another workdir, or remove the file'],
   ),
   'config.json, none beside checkpoints': (
     'train',
     lambda run: (run / 'config.json').unlink(),
-    ['config.json is missing beside what a run has made; restore it'],
+    ['config.json is missing, although other files of a run are there; restore it'],
   ),
   'no checkpoints': ('evaluate', lambda run: shutil.rmtree(run / 'checkpoints'), ['no checkpoint in', 'train first']),
   'empty checkpoints': ('evaluate', emptied_checkpoints, ['no readable checkpoint', 'use another one']),
@@ -770,7 +770,7 @@ def test_what_a_damaged_file_asks_for_brings_it_back(refused, finished, tmp_path
 @pytest.mark.parametrize(
   'arguments, words',
   [
-    (['--mode=predict', '--workdir={run}', ''], ['--images has an empty name; name image files or folders']),
+    (['--mode=predict', '--workdir={run}', ''], ['images: a name is empty; name image files or folders']),
     (
       ['--mode=predict', '--workdir={run}', 'http://a/b.png'],
       ['--images=http://a/b.png: nothing is read from http://'],
@@ -799,11 +799,11 @@ def test_runs_with_class_names_from_macos_resume(tmp_path):
     (['--mode=evaluate', '--workdir=/nonexistent'], ['no config.json in /nonexistent', 'name the directory of a run']),
     (
       ['--mode=evaluate', '--workdir={run}', '--step=99'],
-      ['no checkpoint of step 99', 'which has 2, 3; set --step to one'],
+      ['no checkpoint of step 99', 'which has 2, 3; set step to one'],
     ),
     (
       ['--mode=evaluate', '--workdir={run}', '--step=-1'],
-      ['no checkpoint of step -1', 'which has 2, 3; set --step to one'],
+      ['no checkpoint of step -1', 'which has 2, 3; set step to one'],
     ),
     (
       ['--mode=evaluate', '--workdir={run}', SMOKE, '--config.data.name=generated:8x8x1:7:48'],
@@ -816,7 +816,7 @@ def test_runs_with_class_names_from_macos_resume(tmp_path):
     (['--mode=report', '--workdir={run},/nonexistent'], ['no config.json in /nonexistent', 'name the directory']),
     (
       [*SINGLE, '--workdir={run}', '--config.seed=5'],
-      ['holds a run of another configuration (seed: 0 -> 5); choose another --workdir or the same configuration'],
+      ['holds a run of another configuration (seed: 0 -> 5); choose another workdir or the same configuration'],
     ),
     (
       [*SINGLE, '--workdir={run}', '--config.duration=9 steps'],

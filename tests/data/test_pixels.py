@@ -178,7 +178,7 @@ def test_pixels_without_a_known_range_are_refused(content, kind, tmp_path):
     pixels(content)
   (tmp_path / 'a.tif').write_bytes(content)
   about = dict(image_shape=(1, 1, 1), resize=1)
-  with pytest.raises(UserError, match=rf'--images: {tmp_path}/a.tif cannot be read .*{kind}') as e:
+  with pytest.raises(UserError, match=rf'images: {tmp_path}/a.tif cannot be read .*{kind}') as e:
     predict.read_image(tmp_path / 'a.tif', about)
   assert '\n' not in str(e.value)
 
@@ -392,5 +392,5 @@ def test_prediction_refuses_what_is_not_an_image(tmp_path):
   ):
     with pytest.raises(UserError) as e:
       read(tmp_path / file)
-    assert str(e.value).startswith(f'--images: {tmp_path / file} ') and words in str(e.value)
+    assert str(e.value).startswith(f'images: {tmp_path / file} ') and words in str(e.value)
     assert '\n' not in str(e.value)

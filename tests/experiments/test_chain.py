@@ -100,7 +100,7 @@ def test_names_of_directories_that_look_like_references_or_networks(tmp_path):
   assert resolved.teacher_workdirs == (f'{tmp_path}/{{x}}', './lr=0.1/full')
   config.init_from = 'student={a}'
   assert init_from.parse(chain.resolve(config, {'a': 'lr=0.1,2/a b'}).init_from) == {'student': './lr=0.1,2/a b'}
-  with pytest.raises(UserError, match='student=./lr=0.1,beta=4.*comma before NAME=.* choose another --workdir'):
+  with pytest.raises(UserError, match='student=./lr=0.1,beta=4.*comma before NAME=.* choose another workdir'):
     chain.resolve(config, {'a': 'lr=0.1,beta=4'})
 
 

@@ -100,7 +100,7 @@ def test_teachers_that_are_trained_first_need_not_be_there():
   'changes, topology, message',
   [
     ({'data.name': 'folder:/nowhere'}, None, 'to plan without the data, set config.data.name='),
-    ({}, 'v5e', "--topology='v5e' is not a slice of TPUs"),
+    ({}, 'v5e', "topology='v5e' is not a slice of TPUs"),
     ({'batch_size': 12}, None, 'does not divide over 8 devices'),
     # As training refuses it.
     ({'early_stopping': '1 epochs'}, None, 'config.data.minival=0.0'),
@@ -172,5 +172,5 @@ def test_a_slice_of_tpus():
   assert (one.devices, four.devices, four.kind) == (1, 4, 'TPU v5 lite')
   assert one.collectives == 0 < four.collectives
   assert max(four.seconds, key=four.seconds.get) == 'memory' and four.fits
-  with pytest.raises(UserError, match='--topology=v5e:3x3 is not a slice that the compiler for TPUs knows'):
+  with pytest.raises(UserError, match='topology=v5e:3x3 is not a slice that the compiler for TPUs knows'):
     requirements.find(config, '', 'v5e:3x3')

@@ -92,7 +92,7 @@ def test_without_a_finished_run_the_recipe_speaks(config, tmp_path):
   missing = "config.data.name='npy:/nowhere': /nowhere/train_images.npy does not exist"
   needed = f'it needs the run single, which was not trained: {missing}'
   said = []
-  with pytest.raises(UserError, match=f'^--mode=table: no run could be trained; single: {missing}; the folder must'):
+  with pytest.raises(UserError, match=f'^config.table: no run could be trained; single: {missing}; the folder must'):
     table.train_table(config, tmp_path / 'new', said.append)
   reasons = [line for line in said if line.startswith('not run: ')]
   assert reasons[0].startswith(f'not run: {missing}; the folder must') and reasons[3] == reasons[0]
@@ -302,12 +302,8 @@ def test_a_summary_of_an_earlier_version(config, tmp_path):
   summary = json.loads(path.read_text())
   del summary['config'], summary['device']
   path.write_text(json.dumps(summary))
-  with pytest.raises(UserError) as error:
+  with pytest.raises(UserError, match='is damaged'):
     table.collect(config, tmp_path)
-  assert str(error.value) == (
-    f'{path} was written by an earlier version of cmtkd_jax and lacks device, config; delete it, and train the row '
-    'again with --mode=table'
-  )
   path.write_text('{"results": 3}')
   with pytest.raises(UserError, match='is damaged'):
     table.collect(config, tmp_path)

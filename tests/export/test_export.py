@@ -88,8 +88,8 @@ def test_sums_are_exact(sums, low, high, most, stride, padding):
   weights[..., 0] = weights.max()
   codes = rng.integers(0, most + 1, (2, 6, 6, 64))
   codes[0] = most
-  product = functools.partial(interpreter._convolve, stride=stride, padding=padding)
-  found = interpreter.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), most, product)
+  attributes = {'stride': stride, 'padding': padding}
+  found = interpreter.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), most, attributes)
   expected = reference_convolution(codes, weights, stride, padding)
   assert found.dtype == jnp.int32
   np.testing.assert_array_equal(found, expected)
@@ -105,8 +105,8 @@ def test_sums_in_groups_are_exact(sums, groups, low, high, most):
   weights[..., 0] = weights.max()
   codes = rng.integers(0, most + 1, (2, 5, 5, 128))
   codes[0] = most
-  product = functools.partial(interpreter._convolve, stride=2, padding=1, groups=groups)
-  found = interpreter.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), most, product)
+  attributes = {'stride': 2, 'padding': 1, 'groups': groups}
+  found = interpreter.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), most, attributes)
   parts = zip(np.split(codes, groups, -1), np.split(weights, groups, -1), strict=True)
   expected = np.concatenate([reference_convolution(x, kernel, 2, 1) for x, kernel in parts], -1)
   assert found.dtype == jnp.int32
@@ -120,7 +120,7 @@ def test_sums_of_dense_layers_are_exact(sums):
   codes, weights = rng.integers(0, 256, (3, 4, 4, 64)), 2 * rng.integers(-128, 128, (1024, 5)) + 1
   weights[:, 0] = 255
   codes[0] = 255
-  found = interpreter.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), 255, interpreter._multiply)
+  found = interpreter.SUMS[sums](jnp.asarray(codes, jnp.int32), weights.astype(np.float32), 255, {})
   np.testing.assert_array_equal(found, codes.reshape(3, -1) @ weights)
 
 
@@ -411,7 +411,7 @@ def test_products_of_scales_beyond_float32():
   assert np.float32(7 + found['bias']) * found['scale'] == 2
   for slope, shift in ((1e30, 0), (1, np.nan), (1, np.inf), (np.nan, 1)):
     (merged,) = fold._merged([affine('sums', slope, 0, 'a'), affine('a', 1e30, shift, 'layer/out')])
-    with pytest.raises(UserError, match='^layer/out: .*not a finite float32 number; .*--step'):
+    with pytest.raises(UserError, match='^layer/out: .*not a finite float32 number; .*earlier checkpoint'):
       fold._rounded(merged)
 
 
@@ -420,12 +420,12 @@ def test_networks_that_have_diverged_are_refused():
   broken = jax.tree_util.tree_map_with_path(
     lambda path, x: x * np.nan if 'conv1' in str(path) and 'kernel' in str(path) else x, variables
   )
-  with pytest.raises(UserError, match='conv1: its weights are not finite; .*--step'):
+  with pytest.raises(UserError, match='conv1: its weights are not finite; .*earlier checkpoint'):
     make_graph(config, method, broken)
   broken = jax.tree_util.tree_map_with_path(
     lambda path, x: x + np.float32(np.inf) if 'var' in str(path) else x, variables
   )
-  with pytest.raises(UserError, match='its running statistics are not finite; .*--step'):
+  with pytest.raises(UserError, match='its running statistics are not finite; .*earlier checkpoint'):
     make_graph(config, method, broken)
 
 
@@ -450,7 +450,7 @@ def test_what_cannot_be_exported_is_named():
     )
 
   with pytest.raises(
-    UserError, match=r'here.*with a scale of shape .4,. cannot be exported; take another --step, or another'
+    UserError, match=r'here.*with a scale of shape .4,. cannot be exported; take another checkpoint, or another'
   ):
     fold.activation_grid(Channels(2), {}, 'here')
 
@@ -697,7 +697,7 @@ def test_damaged_archives_are_refused(archive, tmp_path):
     message = str(error.value)
     assert message.startswith(str(file)) and '\n' not in message, file
     assert ('update cmtkd_jax' if file.name == 'newer' else 'export it again') in message, message
-  with pytest.raises(UserError, match='absent does not exist; write it with --mode=export'):
+  with pytest.raises(UserError, match='absent does not exist; export the network first'):
     packed.read(tmp_path / 'absent')
 
 
@@ -733,7 +733,7 @@ def test_files_are_evaluated_beside_training(run):
 
 def test_unknown_formats_are_found_before_any_is_written(run, tmp_path):
   copy = shutil.copytree(run, tmp_path / 'run', ignore=shutil.ignore_patterns('export'))
-  with pytest.raises(UserError, match="--format=packed,foo: there is no format 'foo'"):
+  with pytest.raises(UserError, match=r"formats=\['packed', 'foo'\]: there is no format 'foo'"):
     compare.export_and_compare(copy, ['packed', 'foo'])
   assert not (copy / 'export').exists()
 

@@ -200,11 +200,10 @@ def test_files_that_cannot_be_read_here_name_those_that_can(copy, tmp_path):
   )
   text = line(export.open_network, tmp_path / 'a.bin')
   assert text.endswith(
-    'that can be read; name one of these with --workdir: student.npz, student.stablehlo, student.onnx, '
-    'student.qlinear.onnx, hub'
+    'that can be read; name one of these: student.npz, student.stablehlo, student.onnx, student.qlinear.onnx, hub'
   )
   assert line(export.open_network, tmp_path) == (
-    f'{tmp_path} is a folder of exported files; name one of them, e.g. --workdir={tmp_path}/student.npz'
+    f'{tmp_path} is a folder of exported files; name one of them, such as {tmp_path}/student.npz'
   )
 
 

@@ -345,7 +345,7 @@ def test_damaged_folders(copy, file, change, words):
   path = copy / file
   path.write_bytes(change(path.read_bytes()))
   text = line(export.open_network, copy)
-  assert text.startswith(f'{path} is damaged (') and words in text and text.endswith('--mode=export --format=hub')
+  assert text.startswith(f'{path} is damaged (') and words in text and text.endswith("in the format 'hub'")
 
 
 def test_files_that_are_missing_or_no_files(copy, in_time):
@@ -430,7 +430,7 @@ def test_forged_folders(copy, change, file, words):
   """Their digests are right, so that only the checks of sizes and of the schema can refuse them."""
   change(copy)
   text = line(export.open_network, copy)
-  assert text.startswith(f'{copy / file} is damaged (') and words in text and text.endswith('--format=hub')
+  assert text.startswith(f'{copy / file} is damaged (') and words in text and text.endswith("in the format 'hub'")
 
 
 def test_folders_of_other_programs_and_of_newer_versions(copy, tmp_path):
@@ -438,7 +438,7 @@ def test_folders_of_other_programs_and_of_newer_versions(copy, tmp_path):
   changed(config, lambda found: found.update(version=packed.VERSION + 1))
   assert 'update cmtkd_jax' in line(export.open_network, copy)
   config.write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
-  said = f"{config} has the model_type 'vit', and not 'cmtkd_jax'; name a folder that --format=hub wrote"
+  said = f"{config} has the model_type 'vit', and not 'cmtkd_jax'; name a folder that was exported in the format 'hub'"
   assert line(export.open_network, copy) == said
   config.write_text('[]')
   assert f'{config} has no model_type' in line(export.open_network, copy)
@@ -448,7 +448,8 @@ def test_folders_of_other_programs_and_of_newer_versions(copy, tmp_path):
 
 def test_a_folder_is_no_run(whole):
   with pytest.raises(
-    UserError, match='--workdir: .*config.json: this is a folder exported for the hub, not a run; only --mode='
+    UserError,
+    match='workdir: .*config.json: this is a folder exported for the hub, not a run; open_network',
   ):
     run_files.read_config(whole[0])
 

@@ -72,14 +72,14 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     return scandir(path)
 
   monkeypatch.setattr(os, 'scandir', refuse)  # permissions do not bind the superuser
-  with pytest.raises(UserError, match=f'--images: {tmp_path}/in/shut cannot be read .Permission denied.; make it'):
+  with pytest.raises(UserError, match=f'images: {tmp_path}/in/shut cannot be read .Permission denied.; make it'):
     predict.find([str(tmp_path / 'in')])
 
 
 def test_networks_of_other_channels_than_image_files_have(tmp_path, monkeypatch):
   about = dict(image_shape=(4, 4, 4), resize=0, classes=CLASSES)
   monkeypatch.setattr(export, 'open_network', lambda path: (None, about))
-  with pytest.raises(UserError, match='--workdir: RUN takes images of 4 channels, which no image file has'):
+  with pytest.raises(UserError, match='workdir: RUN takes images of 4 channels, which no image file has'):
     list(predict.predict('RUN', [save(tmp_path / 'a.png', 0)]))
 
 
@@ -115,7 +115,7 @@ def test_files_that_cannot_be_read_are_a_line_each_and_the_rest_go_on(tmp_path, 
   assert out == f'{good}: dark 80.0 %, {CLASSES[1]} 20.0 %\n'
   absent, text, size = err.splitlines()
   assert absent == (
-    'error: --images: /absent.png cannot be read (there is no such file); give image files such as .jpg or .png'
+    'error: images: /absent.png cannot be read (there is no such file); give image files such as .jpg or .png'
   )
   assert f'{tmp_path}/text.png cannot be read' in text and '9x9, not 4x4' in size
   assert run(capsys, good)[0] == 0
@@ -142,7 +142,7 @@ def test_names_that_are_not_utf8(tmp_path, capsys):
 
 
 def test_no_images(tmp_path):
-  with pytest.raises(UserError, match='--images is missing'):
+  with pytest.raises(UserError, match='images are missing'):
     next(predict.predict('', []))
   with pytest.raises(UserError, match='there are no images'):
     next(predict.predict('', [str(tmp_path)]))

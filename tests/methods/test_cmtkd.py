@@ -547,7 +547,7 @@ def test_bit_table_by_hand():
       )
       expected[f'{network}/{layer}'] = (32 if first else bits, 32 if first or mixed else bits, *expense)
   assert rows == expected
-  text = bit_table.render([bit_table.Row(layer, *row) for layer, row in rows.items()])
+  text = bit_table.render([bit_table.LayerCost(layer, *row) for layer, row in rows.items()])
   line = next(line for line in text.splitlines() if line.startswith('stage2/block1/conv1 '))
   assert line.split() == ['stage2/block1/conv1', '4,608', '73,728', '4/32', '8/32', '2/2', '-']
 
@@ -578,7 +578,7 @@ def test_bit_table_follows_options_and_rules():
 
 def test_totals_by_hand():
   """100 parameters at 2 bits and 10 at 32; 1000 MACs at 2 x 4 bits and 50 at 32 x 32."""
-  rows = [bit_table.Row('student/a', 2, 4, 100, 1000), bit_table.Row('student/b', 32, 32, 10, 50)]
+  rows = [bit_table.LayerCost('student/a', 2, 4, 100, 1000), bit_table.LayerCost('student/b', 32, 32, 10, 50)]
   assert bit_table.total(rows) == (110, 200 + 320, 1050, 8000 + 51200)
   assert 'size of the weights, KiB' in bit_table.render(rows) and bit_table.render(rows).split()[-1] == '0.1'
 

@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from cmtkd_jax import quantizers, report
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.models.bit_table import Row
+from cmtkd_jax.models.bit_table import LayerCost
 from cmtkd_jax.report import (
   comparison,
   confusion,
@@ -353,10 +353,10 @@ def results(**top1):
 
 
 BITS = [
-  Row('student/stem', 32, 32, 1024, 1),  # 4 KiB
-  Row('student/conv', 2, 2, 98304, 1),  # 24 KiB
-  Row('teacher1_4bit/conv', 4, 4, 98304, 1),
-  Row('teacher2_8bit/conv', 8, 8, 98304, 1),
+  LayerCost('student/stem', 32, 32, 1024, 1),  # 4 KiB
+  LayerCost('student/conv', 2, 2, 98304, 1),  # 24 KiB
+  LayerCost('teacher1_4bit/conv', 4, 4, 98304, 1),
+  LayerCost('teacher2_8bit/conv', 8, 8, 98304, 1),
 ]
 
 

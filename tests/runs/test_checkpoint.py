@@ -234,7 +234,7 @@ def test_missing_checkpoints_are_told(tmp_path):
       checkpoints.restore(abstract(make_state(1)))
     checkpoints.save(3, make_state(1), {})
     checkpoints.wait()
-    with pytest.raises(UserError, match='no checkpoint of step 4 in .*, which has 3; set --step to one of these'):
+    with pytest.raises(UserError, match='no checkpoint of step 4 in .*, which has 3; set step to one of these'):
       load_variables(tmp_path, step=4)
 
 

@@ -87,8 +87,8 @@ def test_no_average_is_kept_by_default():
   'fields, message',
   [
     (dict(name='swa', start='40 steps'), "config.averaging.start='40 steps' does not lie before the end of training"),
-    (dict(name='swa', every='0 steps'), "config.averaging.every='0 steps' is no time between two networks"),
-    (dict(name='swa', every=''), "config.averaging.every='' is no time between two networks"),
+    (dict(name='swa', every='0 steps'), "config.averaging.every='0 steps' must be above 0"),
+    (dict(name='swa', every=''), "config.averaging.every='' must be above 0"),
     (dict(name='swa', every='41 steps'), "config.averaging.every='41 steps': the first .* be that of step 41, after"),
     (dict(name='ema', start='soon'), "config.averaging.start='soon' is not a duration"),
   ],

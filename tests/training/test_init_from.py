@@ -253,11 +253,6 @@ def test_bad_text_is_refused(source, text):
     initialize.load(text.format(source[0], source[0]), '', abstract_variables(make_config()), cmtkd())
 
 
-def test_bad_regex_is_refused(source):
-  with pytest.raises(UserError, match='config.init_from_ignore'):
-    initialize.load(source[0], '(', abstract_variables(make_config(), classes=7), cmtkd())
-
-
 def test_directory_without_a_checkpoint_is_refused(tmp_path):
   with pytest.raises(UserError, match=tmp_path.name):
     initialize.load(str(tmp_path), '', abstract_variables(make_config()), cmtkd())

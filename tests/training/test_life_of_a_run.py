@@ -135,14 +135,14 @@ def test_being_asked_to_stop_in_the_last_evaluation_ends_a_chain(tmp_path, monke
   """The run in work is whole, the one after it does not begin, and the same command goes on with it."""
   config = make_config()
   config.prerequisites.first = {}
-  evaluator = evaluate.Evaluator.run
+  evaluator = evaluate.Evaluator.evaluate
 
   def run(self, *arguments):
     os.kill(os.getpid(), signal.SIGTERM)
     return evaluator(self, *arguments)
 
-  monkeypatch.setattr(evaluate.Evaluator, 'run', run)
-  with pytest.raises(Preempted, match='first is finished; the same command goes on from there'):
+  monkeypatch.setattr(evaluate.Evaluator, 'evaluate', run)
+  with pytest.raises(Preempted, match='first is finished; the same command continues from there'):
     chain.train_chain(config, tmp_path)
   assert run_summary.read(tmp_path / 'first')['steps'] == 2 and not run_files.has_checkpoint(tmp_path)
   monkeypatch.undo()
@@ -160,9 +160,7 @@ def test_an_end_before_the_checkpoint_is_refused(finished):
 
 def test_brackets_in_the_name_of_a_directory(finished, tmp_path):
   """orbax would lose what it saves there; what was saved elsewhere can be read."""
-  with pytest.raises(
-    UserError, match=r"^--workdir: .*/\[2,4\]/run has a '\[' in its name, .*; choose another --workdir$"
-  ):
+  with pytest.raises(UserError, match=r"^workdir: .*/\[2,4\]/run has a '\[' in its name, .*; choose another workdir$"):
     loop.train_and_evaluate(make_config(), tmp_path / '[2,4]' / 'run')
   assert not (tmp_path / '[2,4]').exists()
   copied = shutil.copytree(finished, tmp_path / '[2,4]' / 'run')
@@ -264,7 +262,7 @@ def test_an_evaluation_without_room_names_its_batch_size(finished, monkeypatch):
   def exhausted(*unused):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes')
 
-  monkeypatch.setattr(evaluate.Evaluator, 'run', exhausted)
+  monkeypatch.setattr(evaluate.Evaluator, 'evaluate', exhausted)
   with pytest.raises(UserError, match='^config.eval_batch_size=16 does not fit'):
     evaluate.evaluate_run(finished)
 
@@ -302,7 +300,7 @@ def test_images_that_move_held_out_ones_are_refused(tmp_path):
   shutil.copy(tmp_path / 'data' / 'ant' / '00.png', tmp_path / 'data' / 'ant' / 'new.png')
   config.duration, config.allow_config_changes = '2 steps', True
   for start in (loop.train_and_evaluate, lambda config, run: evaluate.evaluate_run(run, config)):
-    with pytest.raises(UserError, match='number of images .* Test images are held out of them.*another --workdir'):
+    with pytest.raises(UserError, match='number of images .* Test images are held out of them.*another workdir'):
       start(config, tmp_path / 'run')
   assert [row['step'] for row in metric_log.read(tmp_path / 'run') if 'train/loss' in row] == [1]
 

@@ -16,7 +16,7 @@ def exhausted(*arguments):
   raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes')
 
 
-@pytest.mark.parametrize('place', [(evaluate.Evaluator, 'run'), (evaluate.MinivalUpdate, '__call__')])
+@pytest.mark.parametrize('place', [(evaluate.Evaluator, 'evaluate'), (evaluate.MinivalUpdate, '__call__')])
 def test_an_evaluation_that_does_not_fit_names_its_own_batch_size(place, tmp_path, monkeypatch):
   config = config_lib.default()
   config.update_from_flattened_dict(

@@ -225,6 +225,6 @@ def test_only_disk_errors_are_reported_as_a_disk(tmp_path, number, is_full):
   assert isinstance(raised.value, UserError) == is_full
   checkpoints = object.__new__(checkpoint.Checkpoints)
   checkpoints.directory, checkpoints._manager = tmp_path, None
-  with pytest.raises(UserError if is_full else OSError) as raised, checkpoints._told():
+  with pytest.raises(UserError if is_full else OSError) as raised, checkpoints._write_errors_as_user_errors():
     raise error
   assert isinstance(raised.value, UserError) == is_full

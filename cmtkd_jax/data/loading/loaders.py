@@ -27,6 +27,12 @@ class Reader(Protocol):
     """
 
 
+def batch_spec(batch_size: int, shape, sharding) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes, dtypes and sharding of a batch of images (h, w, C)."""
+  spec = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+  return {'image': spec(shape, np.uint8), 'label': spec((), np.int32)}
+
+
 class TrainLoader:
   """Endless shuffled batches; the position in the stream is one integer, the global step.
 
@@ -53,8 +59,7 @@ class TrainLoader:
   @property
   def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of what `batches` yields; reads no image."""
-    spec = lambda shape, dtype: jax.ShapeDtypeStruct((self._batch_size, *shape), dtype, sharding=self._reader.sharding)
-    return {'image': spec(self._reader.shape, np.uint8), 'label': spec((), np.int32)}
+    return batch_spec(self._batch_size, self._reader.shape, self._reader.sharding)
 
   def indices(self, step: int) -> np.ndarray:
     """Returns the record numbers of one batch, int64[batch_size], as in the training split before minival."""

@@ -53,15 +53,7 @@ def read_all(
       return
     for row, record in enumerate(records):
       try:
-        with broken_lib.naming_record(source, record):
-          image = image_file.to_array(opened[row], source.shape[-1])
-          if image.shape != source.shape:
-            raise UserError(
-              "config.data.name: {} is {}x{}, but the data set says {}x{}; set config.data.on_device='no'".format(
-                source.describe(record), *image.shape[:2], *source.shape[:2]
-              )
-            )
-          images[record] = image
+        images[record] = _decoded(opened, row, source, record)
       except broken_lib.CorruptImageError as e:
         errors[int(record)] = e
 
@@ -70,13 +62,32 @@ def read_all(
     for _ in pool.map(fill, chunks):
       pass
   for record in sorted(errors):
-    if substitutes is None or record not in substitutes:
-      raise errors[record]
-    other = next((other for other in broken_lib.stand_ins(substitutes, record) if other not in errors), None)
-    if other is None:
-      raise UserError(f'{errors[record]}; nor can the {len(errors) - 1} images that could stand in')
+    other = _substitute(record, errors, substitutes)
     images[record], labels[record] = images[other], labels[other]
   return images, labels, {record: errors[record].record for record in sorted(errors)}
+
+
+def _decoded(opened, row, source, record):
+  """The image in `row` of `opened`, which is number `record` of `source`."""
+  with broken_lib.naming_record(source, record):
+    image = image_file.to_array(opened[row], source.shape[-1])
+    if image.shape != source.shape:
+      (height, width), (wanted_height, wanted_width) = image.shape[:2], source.shape[:2]
+      raise UserError(
+        f'config.data.name: {source.describe(record)} is {height}x{width}, but the data set says '
+        f"{wanted_height}x{wanted_width}; set config.data.on_device='no'"
+      )
+    return image
+
+
+def _substitute(record, errors, substitutes):
+  """The number of the image that takes the place of `record`, which cannot be decoded."""
+  if substitutes is None or record not in substitutes:
+    raise errors[record]
+  other = next((other for other in broken_lib.stand_ins(substitutes, record) if other not in errors), None)
+  if other is None:
+    raise UserError(f'{errors[record]}; nor can the {len(errors) - 1} images that could stand in')
+  return other
 
 
 class Reader:

@@ -1,4 +1,4 @@
-"""Processes that read and decode, where one process is too few: its threads share Python's lock.
+"""Worker processes that read and decode, if one process is too slow because its threads share Python's lock.
 
 A worker is fed through its standard input and answers on its standard output. It ends when its input ends, so none
 outlives the process that started it, however that one ends. It sees no accelerator and never runs the user's main
@@ -52,7 +52,7 @@ class Workers:
 
 
 class _Worker:
-  """One process and what it was given to do."""
+  """One worker process and the readers that it holds."""
 
   def __init__(self):
     paths = filter(None, (_PACKAGE_ROOT, os.environ.get('PYTHONPATH')))

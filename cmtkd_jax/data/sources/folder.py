@@ -101,25 +101,29 @@ def read(path: str, channels: int, test_fraction: float) -> Splits:
     raise UserError(f'{name}: {place} holds one class, {classes[0]!r}; give two or more, a folder of images each')
   if tests:
     test, unread = _test_images(finder, name, tests, place, train)
-    held_out, digest, notes = '', '', finder.notes()
+    held_out, digest = '', ''
   else:
     unread, (train, test) = [], _hold_out(name, place, train, test_fraction)
-    part = f'about {100 * test_fraction:.4g} %'  # at least one image
-    held_out, notes = f'{part} of the images of every class, held out of training', finder.notes()
-    names = sorted(folder_listing.nfc(str(file.relative_to(root))) for files in test.values() for file in files)
-    digest = hashlib.sha256('\n'.join(names).encode(errors='surrogateescape')).hexdigest()[:16]
-
+    # "about", since at least one image is held out.
+    held_out = f'about {100 * test_fraction:.4g} % of the images of every class, held out of training'
+    digest = _digest(root, test)
   if place != root:
     known = {place.name, *(folder.name for folder in tests)}
     others = (folder for folder in root.iterdir() if folder.name not in known and not folder.name.startswith('.'))
     unread += sorted(folder for folder in others if folder.is_dir())
-  notes = (*notes, *(f'{folder.name}/ is not used' for folder in unread))
+  notes = (*finder.notes(), *(f'{folder.name}/ is not used' for folder in unread))
 
   def source(files_of):
     pairs = [(file, label) for label, c in enumerate(classes) for file in files_of[c]]
     return FolderSource([file for file, _ in pairs], [label for _, label in pairs], channels)
 
   return Splits(source(train), source(test), tuple(classes), notes, held_out, digest)
+
+
+def _digest(root, files_of):
+  """A digest of the names of all files in `files_of`, `{class: files}` below `root`."""
+  names = sorted(folder_listing.nfc(str(file.relative_to(root))) for files in files_of.values() for file in files)
+  return hashlib.sha256('\n'.join(names).encode(errors='surrogateescape')).hexdigest()[:16]
 
 
 def _test_images(finder, name, folders, place, train):

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from cmtkd_jax.data.sources.base import ArraySource, Splits, class_names
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.runtime.local_file import cannot_be_read, not_a_file
 
 _MAGIC = b'\x93NUMPY'
@@ -116,7 +116,7 @@ def _fault(path, error):
         return f'is cut short: {dtype}{list(shape)} takes {needed} bytes, and it has {found}; copy or write it again'
   except Exception:  # an unreadable header: NumPy's own error is reported
     pass
-  return f'cannot be loaded ({" ".join(str(error).split())[:200]}); write it with numpy.save'
+  return f'cannot be loaded ({one_line(error, 200)}); write it with numpy.save'
 
 
 def _describe(array):

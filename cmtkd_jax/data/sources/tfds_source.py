@@ -21,7 +21,7 @@ from cmtkd_jax.data import broken
 from cmtkd_jax.data.sources import names, tf_example, tfrecord
 from cmtkd_jax.data.sources.base import Source, Splits, class_names
 from cmtkd_jax.data.transforms import image_file
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.runtime.local_file import not_a_file
 
 _METADATA = ('.json', '.txt')  # dataset_info.json, features.json, names of labels
@@ -50,7 +50,7 @@ class _ArrayRecords:
     try:
       return [self._files[int(record)] for record in records]
     except RuntimeError as e:  # What array_record raises for a file that is missing or cut short.
-      raise UserError(f'config.data.name: {self._name} cannot be read ({_one_line(e)}); prepare it again') from e
+      raise UserError(f'config.data.name: {self._name} cannot be read ({one_line(e, 200)}); prepare it again') from e
 
 
 class TfdsSource(Source):
@@ -71,7 +71,7 @@ class TfdsSource(Source):
       except (ValueError, KeyError, TypeError, OverflowError) as e:
         raise UserError(
           f'config.data.name: {self.describe(records[row])} has no {self._keys[0]} with one '
-          f'{self._keys[1]} ({_one_line(e)}); prepare the data set again'
+          f'{self._keys[1]} ({one_line(e, 200)}); prepare the data set again'
         ) from e
       images.append(image)
     return images, labels
@@ -140,7 +140,9 @@ def _damage(field):
   except UserError:
     raise
   except Exception as e:
-    raise UserError(f'{field} cannot be opened ({type(e).__name__}: {_one_line(e)}); prepare the data set again') from e
+    raise UserError(
+      f'{field} cannot be opened ({type(e).__name__}: {one_line(e, 200)}); prepare the data set again'
+    ) from e
 
 
 @contextlib.contextmanager
@@ -172,7 +174,8 @@ def _builder(tfds, name, data_dir, field):
     pass
   except ValueError as e:  # A name that does not parse, or a set found in several places.
     raise names.unknown(name, known()) or UserError(
-      f'{field} cannot be opened ({_one_line(e)}); prepare the data set again, or choose another one: {names.ALLOWED}'
+      f'{field} cannot be opened ({one_line(e, 200)}); prepare the data set again, or choose another one: '
+      f'{names.ALLOWED}'
     ) from e
   if plain not in known():
     raise names.unknown(name, known()) or UserError(f'{field} is unknown; {names.ALLOWED}')
@@ -233,7 +236,7 @@ def _records(tfds, builder, split, field) -> Records:
     try:
       return _ArrayRecords(builder, split, tfds.decode.DeserializeMethod.RAW_BYTES)
     except ImportError as e:
-      raise UserError(f'{field} needs the package array_record ({_one_line(e)}); pip install array_record') from e
+      raise UserError(f'{field} needs the package array_record ({one_line(e, 200)}); pip install array_record') from e
   if builder.info.file_format.value != 'tfrecord':
     raise UserError(
       f'{field}: {builder.data_dir} holds {builder.info.file_format.value} files; '
@@ -250,7 +253,3 @@ def _allow_open_files(count):
     wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
       resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _one_line(error):
-  return ' '.join(str(error).split())[:200]

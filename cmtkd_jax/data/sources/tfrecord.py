@@ -32,8 +32,8 @@ except ImportError:
 
 _HEADER, _FOOTER = struct.Struct('<QI'), struct.Struct('<I')
 _FRAME = _HEADER.size + _FOOTER.size
-_THREADS = 16  # that look at files; they wait for disks
-_TOLD = 2**30  # bytes whose first scan is worth a line
+_THREADS = 16  # that read headers; they mostly wait for the disk
+_ANNOUNCED = 2**30  # bytes from which a first scan is announced
 _INDEX_VERSION = 1
 
 
@@ -162,7 +162,7 @@ def _index(paths):
     if (found := _load(place, names, state)) is not None:
       break
   else:
-    if (total := int(state[:, 0].sum())) > _TOLD:
+    if (total := int(state[:, 0].sum())) > _ANNOUNCED:
       print(f'indexing {len(paths)} files, {total / 2**30:.0f} GiB, in {paths[0].parent}: once', file=sys.stderr)
     starts = _parallel(scan, paths, state[:, 0].tolist())
     found = np.cumsum([0, *map(len, starts)]), np.concatenate(starts)

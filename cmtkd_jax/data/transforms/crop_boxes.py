@@ -6,8 +6,8 @@ one. `xp` is the array module; `u` holds uniform numbers in [0, 1) whose last ax
 
 import math
 
-_TRIES = 10
-NUM_DRAWS = 2 * _TRIES + 2
+TRIES = 10
+NUM_DRAWS = 2 * TRIES + 2
 _AREA = (0.08, 1.0)
 _LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 
@@ -40,6 +40,22 @@ def resize_crop_box(xp, u, height: int, width: int, resize: int, size: int):
   return top, left, side, side
 
 
+def draw_sides(xp, u, pixels: int, area: tuple[float, float], log_ratio: tuple[float, float]):
+  """Returns `TRIES` draws of the sides (a, b) of a box: a b / pixels uniform in `area`, log(a / b) in `log_ratio`.
+
+  u: uniform [..., n]; the first 2 `TRIES` are used. The sides are whole numbers, float32[..., TRIES].
+  """
+  area = pixels * (area[0] + (area[1] - area[0]) * u[..., :TRIES])
+  ratio = xp.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * u[..., TRIES : 2 * TRIES])
+  return xp.round(xp.sqrt(area * ratio)), xp.round(xp.sqrt(area / ratio))
+
+
+def first_fit(xp, fits, *sides):
+  """Returns the `sides` [..., TRIES] of the first draw that `fits`; of the first draw where none does."""
+  first = xp.argmax(fits, axis=-1)[..., None]
+  return (xp.take_along_axis(side, first, axis=-1)[..., 0] for side in sides)
+
+
 def inception_box(xp, u, height: int, width: int, resize: int = 0, size: int = 0):
   """Box of random area (8-100 %) and aspect ratio (3/4-4/3): the first of ten draws that fits.
 
@@ -56,13 +72,9 @@ def inception_box(xp, u, height: int, width: int, resize: int = 0, size: int = 0
     (top, left, height, width), each of u's leading shape.
   """
   del resize, size
-  area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * u[..., :_TRIES])
-  ratio = xp.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * u[..., _TRIES : 2 * _TRIES])
-  w, h = xp.round(xp.sqrt(area * ratio)), xp.round(xp.sqrt(area / ratio))
+  w, h = draw_sides(xp, u, height * width, _AREA, _LOG_RATIO)
   fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
-  first = xp.argmax(fits, axis=-1)[..., None]
-  w = xp.take_along_axis(w, first, axis=-1)[..., 0]
-  h = xp.take_along_axis(h, first, axis=-1)[..., 0]
+  w, h = first_fit(xp, fits, w, h)
   top = xp.floor(u[..., -2] * (height - h + 1))
   left = xp.floor(u[..., -1] * (width - w + 1))
   w0, h0 = min(width, height * 4 / 3), min(height, width * 4 / 3)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_TRIES = 10
+from cmtkd_jax.data.transforms import crop_boxes
+
 _AREA = (0.02, 0.33)
 _LOG_RATIO = (math.log(0.3), math.log(3.3))
 
@@ -61,13 +62,10 @@ def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.
     as `image`.
   """
   batch, height, width, _ = image.shape
-  u = jax.random.uniform(key, (batch, 2 * _TRIES + 3))
-  area = height * width * (_AREA[0] + (_AREA[1] - _AREA[0]) * u[:, :_TRIES])
-  ratio = jnp.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * u[:, _TRIES : 2 * _TRIES])
-  h, w = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
+  u = jax.random.uniform(key, (batch, 2 * crop_boxes.TRIES + 3))
+  h, w = crop_boxes.draw_sides(jnp, u, height * width, _AREA, _LOG_RATIO)
   fits = (h < height) & (w < width)
-  first = jnp.argmax(fits, axis=1)[:, None]
-  h, w = (jnp.take_along_axis(side, first, 1)[:, 0] for side in (h, w))
+  h, w = crop_boxes.first_fit(jnp, fits, h, w)
   top, left = jnp.floor(u[:, -3] * (height - h + 1)), jnp.floor(u[:, -2] * (width - w + 1))
   erased = in_box(top, left, top + h, left + w, height, width)
   erased &= (fits.any(1) & (u[:, -1] < probability))[:, None, None]

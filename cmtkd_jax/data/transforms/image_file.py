@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from cmtkd_jax.errors import one_line
+
 BACKGROUND = 255  # Under transparent pixels: white, like a page.
 
 # Formats of single pictures that Pillow decodes by itself. Not here: EPS and PDF, which need Ghostscript, WMF, MPEG and
@@ -56,7 +58,7 @@ def _reading():
   except UnidentifiedImageError as e:  # Its text has the buffer's address.
     raise UnreadableError('it is not an image') from e
   except Exception as e:
-    raise UnreadableError(' '.join(str(e).split())[:200] or type(e).__name__) from e
+    raise UnreadableError(one_line(e, 200) or type(e).__name__) from e
 
 
 @functools.cache

@@ -22,14 +22,14 @@ import numpy as np
 from etils import epath
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.export import model_card, operations, public_config, schema, strict_json
 from cmtkd_jax.export.formats import packed
 from cmtkd_jax.runtime import local_file, packages
 
 CONFIG, WEIGHTS, PREPROCESSOR, CARD = 'config.json', 'model.safetensors', 'preprocessor_config.json', 'README.md'
 FORMAT = 'cmtkd_jax hub folder'
-_FIX = 'export the network again with --mode=export --format=hub'
+_FIX = "export the network again in the format 'hub'"
 _SCHEMA = schema.Record(
   {
     'model_type': schema.OneOf((model_card.LIBRARY,)),
@@ -149,7 +149,9 @@ def _config(data):
   kind = found.get('model_type') if isinstance(found, dict) else None
   if kind != model_card.LIBRARY:
     said = f'the model_type {schema.display_name(kind)}' if kind is not None else 'no model_type'
-    raise _OtherError(f'has {said}, and not {model_card.LIBRARY!r}; name a folder that --format=hub wrote')
+    raise _OtherError(
+      f"has {said}, and not {model_card.LIBRARY!r}; name a folder that was exported in the format 'hub'"
+    )
   if said := schema.newer(found, FORMAT, packed.VERSION):
     raise _OtherError(said)
   _SCHEMA.check(found, CONFIG)
@@ -174,7 +176,7 @@ def _arrays(data):
   try:
     entries = safetensors.deserialize(data)
   except safetensors.SafetensorError as e:
-    raise schema.InvalidError(' '.join(str(e).split())[:120]) from None
+    raise schema.InvalidError(one_line(e, 120)) from None
   found = {}
   for name, entry in entries:
     if entry['dtype'] not in _DTYPES:
@@ -232,5 +234,5 @@ def _resize(data, image_shape):
   if any(not isinstance(value, (list, type(None))) for value in numbers) or (
     found != _preprocessor(image_shape, resize, *numbers)
   ):
-    raise schema.InvalidError(f'it is not what --format=hub writes for images of {image_shape}')
+    raise schema.InvalidError(f'it is not what the format writes for images of {image_shape}')
   return resize

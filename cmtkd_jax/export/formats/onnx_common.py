@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 import cmtkd_jax
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.export import graph_check, manifest, schema, strict_json
 from cmtkd_jax.export import images as images_lib
 from cmtkd_jax.export.graph import IMAGES
@@ -146,4 +146,4 @@ def _check(session, about):
 
 
 def _reason(e):
-  return ' '.join(f'{type(e).__name__}: {e}'.split())[:120]
+  return one_line(f'{type(e).__name__}: {e}', 120)

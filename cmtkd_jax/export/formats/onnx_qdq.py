@@ -27,13 +27,12 @@ _TYPES = {2: ml_dtypes.int2, 4: ml_dtypes.int4, 8: np.int8}
 _OPSETS = {2: 25, 4: 21, 8: 13}
 
 
-def write(path, graph, about, images=None):
+def write(path, graph, about):
   """Writes `graph` and `about`, what is to be known about it, see `schema.ABOUT`.
 
   Raises:
     UserError: the network has a grid that is not uniform, or `onnx` is not installed.
   """
-  del images  # which other formats calibrate with
   writer = Writer(graph.by_bytes())
   writer.write_nodes()
   writer.parts.write(path, graph, about, writer.opset)

@@ -48,7 +48,7 @@ class _Writer(onnx_qdq.Writer):
       for name in node.inputs:
         self._readers.setdefault(name, []).append(node)
     self._done, self._reals = set(), set()
-    self._owed = {}  # {map: what is to be added to its tensor}, so that whoever reads it adds it to a bias of its own
+    self._pending_bias = {}  # {map: what is still to be added to its tensor}; a reader adds it to its own bias
     self._ranges = self._calibrate(images)
 
   def write_nodes(self):
@@ -95,17 +95,16 @@ class _Writer(onnx_qdq.Writer):
     if self.kinds.get(name) == 'codes':
       # A cast: around a DequantizeLinear, a convolution and a QuantizeLinear, ONNX Runtime would quantize the weights.
       return self._once(f'{name}/float', lambda made: self.parts.to_type(name, np.float32, made))
-    if name in self._owed:
+    if name in self._pending_bias:
+      bias = self.channels_first(self._pending_bias[name], name)
       return self._once(
-        f'{name}/paid',
-        lambda made: self.parts.node(
-          'Add', [name, self.parts.constant(f'{name}/owed', self.channels_first(self._owed[name], name))], made
-        ),
+        f'{name}/with bias',
+        lambda made: self.parts.node('Add', [name, self.parts.constant(f'{name}/pending bias', bias)], made),
       )
     return name
 
-  def _unpaid(self, name):
-    return name if name in self._owed else self.real(name)
+  def _without_bias(self, name):
+    return name if name in self._pending_bias else self.real(name)
 
   def _once(self, name, make):
     if name not in self._reals:
@@ -189,16 +188,16 @@ class _Writer(onnx_qdq.Writer):
     scaled = self.parts.node('Mul', [real, constant('scale', np.float32(scale))], named('scaled'))
     first = self.parts.node('Transpose', scaled, named('channels first'), perm=[0, 2, 1])
     self.parts.node('Reshape', [first, constant('shape', np.int64([0, features, *out]))], affine.output)
-    self._owed[affine.output] = bias * scale
+    self._pending_bias[affine.output] = bias * scale
 
   def _dequantize(self, codes, name, scale, bias):
-    """Makes the map `name`, scale * codes + bias, scale [C] positive; the bias is owed."""
+    """Makes the map `name`, scale * codes + bias, scale [C] positive; the bias stays pending."""
     if np.all(scale == scale.flat[0]):
       self.parts.node('DequantizeLinear', [codes, self.parts.constant(f'{name}/step', np.float32(scale.flat[0]))], name)
     else:  # DequantizeLinear with one scale per channel takes three times as long in ONNX Runtime
       x = self.parts.node('DequantizeLinear', [codes, *self.unit()], f'{name}/codes as float')
       self.parts.node('Mul', [x, self.parts.constant(f'{name}/step', self.channels_first(scale, name))], name)
-    self._owed[name] = bias
+    self._pending_bias[name] = bias
 
   def _qlinear(self, node, weights, bias, scale):
     """uint8 codes: clip(round((sum + bias) * scale), 0, 255)."""
@@ -236,20 +235,20 @@ class _Writer(onnx_qdq.Writer):
     self.parts.to_type(sums, np.float32, node.output)
 
   def affine(self, node):
-    x, owed = node.inputs[0], self._owed.get(node.inputs[0], 0)
+    x, pending = node.inputs[0], self._pending_bias.get(node.inputs[0], 0)
     bias, scale = _broadcast(node, self.shapes[x][-1:])
     if self.kinds[node.inputs[0]] == 'codes' and (scale > 0).all():
       self._dequantize(x, node.output, scale, bias * scale)
       return
     constant = lambda name, array: self.parts.constant(f'{node.output}/{name}', self.channels_first(array, node.output))
-    x = self.parts.node('Mul', [self._unpaid(x), constant('scale', scale)], f'{node.output}/scaled')
-    self.parts.node('Add', [x, constant('bias', (owed + bias) * scale)], node.output)
+    x = self.parts.node('Mul', [self._without_bias(x), constant('scale', scale)], f'{node.output}/scaled')
+    self.parts.node('Add', [x, constant('bias', (pending + bias) * scale)], node.output)
 
   def add(self, node):
-    owed = sum(self._owed.get(name, 0) for name in node.inputs)
-    self.parts.node('Add', list(map(self._unpaid, node.inputs)), node.output)
-    if np.any(owed):
-      self._owed[node.output] = owed
+    pending = sum(self._pending_bias.get(name, 0) for name in node.inputs)
+    self.parts.node('Add', list(map(self._without_bias, node.inputs)), node.output)
+    if np.any(pending):
+      self._pending_bias[node.output] = pending
 
   def quantize(self, node):
     if 'thresholds' in node.arrays:

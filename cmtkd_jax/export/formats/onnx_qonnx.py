@@ -15,13 +15,12 @@ from cmtkd_jax.models.bit_policy import FULL_PRECISION
 DOMAIN = 'qonnx.custom_op.general'
 
 
-def write(path, graph, about, images=None):
+def write(path, graph, about):
   """Writes `graph` and `about`, what is to be known about it, see `schema.ABOUT`.
 
   Raises:
     UserError: the network has a grid that is not uniform, or `onnx` is not installed.
   """
-  del images  # which other formats calibrate with
   writer = _Writer(graph)
   writer.write_nodes()
   writer.parts.write(path, graph, about, writer.opset, [DOMAIN], batch=1)

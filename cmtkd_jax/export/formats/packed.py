@@ -25,7 +25,7 @@ import zipfile
 import numpy as np
 from etils import epath
 
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.export import graph_check, manifest, operations, schema, strict_json
 from cmtkd_jax.export.formats import bitpacking
 from cmtkd_jax.export.graph import Graph, Node
@@ -90,13 +90,12 @@ def decode(head, members):
   return graph, head['about']
 
 
-def write(path, graph, about, images=None):
+def write(path, graph, about):
   """Writes `graph` and `about`, a JSON-able dict, see `schema.ABOUT`.
 
   Raises:
     UserError: they do not fit the schema.
   """
-  del images  # which other formats calibrate with
   try:
     arrays, head = encode(graph, about)
     arrays[_MANIFEST] = np.frombuffer(strict_json.dump(head).encode(), np.uint8)
@@ -145,7 +144,7 @@ def _members(data):
   except schema.InvalidError:
     raise
   except Exception as e:  # zipfile raises many kinds: BadZipFile, OSError, RuntimeError, struct.error, ...
-    raise schema.InvalidError(' '.join(f'{type(e).__name__}: {e}'.split())[:120]) from None
+    raise schema.InvalidError(one_line(f'{type(e).__name__}: {e}', 120)) from None
 
 
 def _array(data, name):
@@ -156,7 +155,7 @@ def _array(data, name):
       raise ValueError('not version 1.0 of the format')
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
   except Exception as e:  # a header is parsed as Python, which has its own limits
-    raise schema.InvalidError(' '.join(f'{name} is not an array: {e}'.split())[:120]) from None
+    raise schema.InvalidError(one_line(f'{name} is not an array: {e}', 120)) from None
   offset = file.tell()
   # Pickled objects have another dtype. The size is compared before anything is allocated.
   if (

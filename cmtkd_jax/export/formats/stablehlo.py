@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.export import images as images_lib
 from cmtkd_jax.export import interpreter, manifest, schema
 from cmtkd_jax.export.formats import bitpacking
@@ -13,7 +13,7 @@ from cmtkd_jax.runtime import local_file, packages
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def write(path, graph, about=None, images=None):
+def write(path, graph, about=None):
   """Writes the program (images uint8 [B, H, W, C]) -> logits float32 [B, classes].
 
   Sums run on float32 carriers, which every platform has. `jax.export.deserialize` reads the file; JAX promises to read
@@ -22,7 +22,7 @@ def write(path, graph, about=None, images=None):
   packages.load('flatbuffers', 'StableHLO')
   from jax import export
 
-  del about, images  # which other formats hold or calibrate with
+  del about  # which other formats hold
   batch = export.symbolic_shape('b')
   program = export.export(jax.jit(_program(graph)), platforms=PLATFORMS)(
     jax.ShapeDtypeStruct((*batch, *graph.image_shape), jnp.uint8)
@@ -48,7 +48,7 @@ def read(path):
     program = export.deserialize(bytearray(data))
     _check(program, about)
   except Exception as e:  # flatbuffers and MLIR raise many kinds
-    reason = ' '.join(f'{type(e).__name__}: {e}'.split())[:120]
+    reason = one_line(f'{type(e).__name__}: {e}', 120)
     raise UserError(f'{path} is not StableHLO that this JAX reads ({reason}); export it again') from None
   call = jax.jit(program.call)
   return lambda images: call(images_lib.check(images, about['image_shape'])), about
