@@ -345,7 +345,7 @@ def test_what_does_not_fit_the_schema_is_not_written(tmp_path):
   exported = export.from_graph(graph())
   exported.about['classes'] = ['a'] * 4
   assert 'student.npz is not written: about.classes has 4 names' in line(
-    packed.write, tmp_path / 'student.npz', *exported
+    packed.write, tmp_path / 'student.npz', exported.graph, exported.about
   )
   assert not (tmp_path / 'student.npz').exists()
 

@@ -59,8 +59,9 @@ def test_other_work_is_not_counted_in_the_speed(monkeypatch):
 
 def test_how_long_compilation_takes_is_said_before_and_after(monkeypatch):
   """0.45 s a layer."""
-  ours, lines = journal.Journal(types.SimpleNamespace(layers=[None] * 40), None, 0), []
-  ours.note = lines.append
+  lines = []
+  progress = types.SimpleNamespace(note=lines.append, meanwhile=None)
+  ours = journal.Journal(types.SimpleNamespace(layers=[None] * 40), 0, log=None, progress=progress, profile=None)
   now = iter((0.0, 14.0))
   monkeypatch.setattr(journal.time, 'monotonic', lambda: next(now))
   with ours.compiling():
@@ -81,11 +82,10 @@ def test_the_first_step_alone_says_nothing_about_the_end(shown):
 @pytest.fixture
 def shown():
   """A journal whose progress has a stream and a clock of its own."""
-  ours = journal.Journal(plan=None, run=None, start=10)
-  ours.clock = types.SimpleNamespace(now=0.0)
-  ours.stream = io.StringIO()
-  ours._progress = Progress(1000, 10, ours.stream, clock=lambda: ours.clock.now, images_per_step=16)
-  ours.note = ours._progress.note
+  clock, stream = types.SimpleNamespace(now=0.0), io.StringIO()
+  progress = Progress(1000, 10, stream, clock=lambda: clock.now, images_per_step=16)
+  ours = journal.Journal(plan=None, start=10, log=None, progress=progress, profile=None)
+  ours.clock, ours.stream = clock, stream
   return ours
 
 
