@@ -26,7 +26,7 @@ def option(default: Any, doc: str, **allowed: Any) -> Any:
   """Returns the dataclass field of one option.
 
   Args:
-    default: its value where the user says nothing. Its type is the type that is allowed: a float also takes whole
+    default: its value if the user does not set it. Its type is the type that is allowed: a float also takes whole
       numbers, a tuple also lists; None stands for an optional float.
     doc: what it means, a phrase of one line.
     **allowed: what else a value must fulfill.

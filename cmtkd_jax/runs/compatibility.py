@@ -37,7 +37,7 @@ _OF_PROCESS = ('data.dir', 'data.num_workers', 'data.workers')
 
 @contextlib.contextmanager
 def claim(workdir, config, dataset, root=''):
-  """Locks a work directory and checks that the run may go on there; yields the path. Nothing is written yet.
+  """Locks a work directory and checks that the run may continue there; yields the path. Nothing is written yet.
 
   A directory with a checkpoint or with results must belong to this configuration and these data. Without them nothing
   is lost: a run that failed at its start may be started again with any other configuration.
@@ -145,7 +145,7 @@ def check_unchanged(workdir, config, fix, root=''):
   Nothing would be trained with that one, but the results would be called its own. Data that have moved are compared by
   `check_data`.
 
-  fix: what lets the run go on, in words. root: as for `check_configuration`.
+  fix: what lets the run continue, in words. root: as for `check_configuration`.
   """
   before, exclude = run_files.read_config(workdir), [*MUTABLE_FIELDS, 'data.name']
   if not (workdir / run_files.SUMMARY).exists():  # a shorter patience may be what ends it

@@ -10,7 +10,7 @@ from cmtkd_jax.runtime.progress import Progress
 from cmtkd_jax.training import memory, restore
 from cmtkd_jax.training.step import eval_step
 
-_AHEAD = 2  # batches that may wait for the device, so that progress is true
+_AHEAD = 2  # batches queued on the device at most, so that the shown progress is accurate
 
 
 class Evaluator:

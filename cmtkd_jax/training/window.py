@@ -39,7 +39,7 @@ class Window:
     self._pending, self._begin, self._waited = [], time.monotonic(), 0.0
 
   def add(self, metrics):
-    """Adds the metrics of a step; waits until the device is at most `_AHEAD` steps behind, so that progress is true."""
+    """Adds the metrics of a step; at most `_AHEAD` steps stay queued, so that the progress is accurate."""
     self._pending.append(metrics)
     if len(self._pending) > _AHEAD:
       jax.block_until_ready(self._pending[-1 - _AHEAD]['loss'])
