@@ -120,9 +120,11 @@ class CMTKD(MultiNetwork):
         continue
       mixed = before
       if settings.fused != 'pre_quantizer':
-        mixed = [values(x) for x in self._activate(k, before, train)]
+        mixed = [values(x) for x in self._activate(k, before, train and not settings.requantize)]
       shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])  # eq. (1)
       teacher_maps = self._next_inputs(k, shared, train)
+      if train and settings.requantize:  # fits last: both quantizations of a step have the values before it
+        self._activate(k, before, train)
       if self.feature_loss is not None:
         pairs[f'tap{tap}'] = self._pair(tap, before, shared, student_before, student_map, train)
     if self.make_combined_head is not None:
