@@ -14,7 +14,7 @@ from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import cost
 from cmtkd_jax.methods import base, cmtkd
-from cmtkd_jax.models import bit_table, resnet
+from cmtkd_jax.models import bit_table, layers, resnet
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.models.products import values
 from cmtkd_jax.training import build
@@ -381,15 +381,26 @@ def test_accepted_where_a_normalization_follows_the_taps(options):
 
 
 @pytest.mark.parametrize('quantizer', ['lq_nets', 'lqw_caq'])
-def test_a_mixture_that_is_quantized_again_fits_no_values(quantizer):
-  """One update a step, to each teacher's own map."""
-  images, states = make_images(), {}
+def test_a_mixture_that_is_quantized_again_fits_no_values(quantizer, monkeypatch):
+  """One update a step, to each teacher's own map, after both quantizations have read the values before it."""
+  images, states, read = make_images(), {}, []
+  with_levels = layers._with_levels
+
+  def reading(quantizer, x, parameters):
+    read.extend(np.asarray(parameters[name]).tobytes() for name in quantizer.fitted)
+    return with_levels(quantizer, x, parameters)
+
   for requantize in (False, True):
     config = make_config(requantize=requantize, combined_head='mean')
     config.quantizer.activations = quantizer
     method = make_method(config)
     variables = make_variables(method)
-    _, states[requantize] = method.apply(variables, images, train=True, mutable=True)
+    with monkeypatch.context() as patch:
+      patch.setattr(layers, '_with_levels', reading)
+      _, states[requantize] = method.apply(variables, images, train=True, mutable=True)
+    before = {np.asarray(value).tobytes() for value in jax.tree.leaves(variables['quantizer_state'])}
+    assert read and before.issuperset(read)
+    read.clear()
   # The first stage reads the same images in both.
   first = lambda state: state['quantizer_state'][TEACHERS[0]]['stage1_activation']
   jax.tree.map(np.testing.assert_array_equal, first(states[True]), first(states[False]))
