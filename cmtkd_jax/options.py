@@ -36,7 +36,8 @@ def option(default: Any, doc: str, **allowed: Any) -> Any:
       items: an example of what a tuple is made of.
       regex: whether it is a regular expression.
       durations: 'one' or 'several': how many durations the text gives, see `config.durations`.
-      unread_with: (field, value, ..): values of another option of the class with which nothing reads this one.
+      unread_with: {field: values}: values of other options with which nothing reads this one. A field of another
+        section is named in full, such as 'feature_loss.name'.
   """
   if unknown := allowed.keys() - _ALLOWED:
     raise TypeError(f'option: {", ".join(sorted(unknown))}')

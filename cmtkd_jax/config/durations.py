@@ -35,10 +35,10 @@ def parse(text, field, *, steps_per_epoch, batch_size, several=True):
     several: whether there may be more than one.
 
   Returns:
-    tuple of ints >= 0, rounded to the nearest step.
+    tuple of ascending ints >= 0, rounded to the nearest step.
 
   Raises:
-    UserError: `text` is not of that form, or a number other than 0 comes down to no step.
+    UserError: `text` is not of that form, a number other than 0 comes down to no step, or the steps do not ascend.
   """
   check(text, field, several)
   if not text.strip():
@@ -54,6 +54,8 @@ def parse(text, field, *, steps_per_epoch, batch_size, several=True):
       )
     if count > _MOST_STEPS:
       raise UserError(f'{field}={text!r} is more than {_MOST_STEPS:,} steps; shorten it')
+  if list(steps) != sorted(set(steps)):
+    raise UserError(f'{field}={text!r} must ascend; list each step once, in order')
   return steps
 
 

@@ -18,17 +18,17 @@ class Averaging(Options):
     '',
     "when it begins, such as '90 epochs'; '' = at once, swa after `every`",
     durations='one',
-    unread_with=('name', 'none'),
+    unread_with={'name': ('none',)},
   )
   decay: float = option(
     0.999,
     'share of the old average that one step of ema keeps',
     least=0,
     below=1,
-    unread_with=('name', 'none', 'swa'),
+    unread_with={'name': ('none', 'swa')},
   )
   every: str = option(
-    '1 epochs', 'how often swa takes the networks', durations='one', unread_with=('name', 'none', 'ema')
+    '1 epochs', 'how often swa takes the networks', durations='one', unread_with={'name': ('none', 'ema')}
   )
 
 
@@ -50,6 +50,6 @@ class Freezing(Options):
     0.0, 'frequency of oscillation above which a weight is frozen, such as 0.02; 0 = none is', least=0, below=1
   )
   momentum: float = option(
-    0.01, 'weight of the newest step in the frequency', above=0, most=1, unread_with=('threshold', 0)
+    0.01, 'weight of the newest step in the frequency', above=0, most=1, unread_with={'threshold': (0,)}
   )
-  max_bits: int = option(4, 'most bits of weights that are frozen', least=1, most=8, unread_with=('threshold', 0))
+  max_bits: int = option(4, 'most bits of weights that are frozen', least=1, most=8, unread_with={'threshold': (0,)})

@@ -142,13 +142,13 @@ class Optimizer(Options):
   learning_rate: float = option(0.1, 'initial learning rate; of adamw and lamb about 0.001', above=0)
   momentum: float = option(0.9, 'momentum; decay of the first moment, beta1', least=0, below=1)
   beta2: float = option(
-    0.999, 'decay of the second moment, of adamw and lamb', least=0, below=1, unread_with=('name', 'sgd')
+    0.999, 'decay of the second moment, of adamw and lamb', least=0, below=1, unread_with={'name': ('sgd',)}
   )
   nesterov: bool = option(False, 'Nesterov momentum')
   schedule: str = option('step', "learning rate: steps at decay_at, or a 'cosine' to 0", choices=('step', 'cosine'))
   decay_at: str = option('', "when the rate falls, such as '50, 100 epochs'; '' = never", durations='several')
   decay_factor: float = option(
-    0.1, 'factor on the rate at each step of the schedule', above=0, unread_with=('decay_at', '')
+    0.1, 'factor on the rate at each step of the schedule', above=0, unread_with={'decay_at': ('',)}
   )
   warmup: str = option('', 'linear warm-up from 0', durations='one')
   importance_lr_factor: float = option(0.1, 'learning rate of importance factors, relative to the rest')

@@ -16,7 +16,7 @@ def find(config, fields):
     fields: such as 'quantizer.lsq.weight.per_channel'.
   """
   runs = _runs(flat(config))
-  reasons = {field: [_reason(field, run) for run in runs] for field in fields}
+  reasons = {field: [reason(field, run) for run in runs] for field in fields}
   return {field: why[0] for field, why in reasons.items() if all(why)}
 
 
@@ -29,23 +29,24 @@ def _runs(values):
   return [values, *(values | changed for changed in changes.values())]
 
 
-def _reason(field, values):
-  """Why a run with the flat fields `values` does not read `field`; '' where it does."""
+def reason(field, values):
+  """Returns why a run with the flat fields `values` does not read `field`; '' where it does."""
   kind, method = field.split('.')[0], values['method.name']
   if kind in _LOSSES and method not in sections.readers(kind).split(', '):
     return f'config.method.name is {method!r}, and {kind} is for {sections.readers(kind)}'
   section = field.rpartition('.')[0]
-  if cause := _turned_off(section, field, values):
-    return cause
-  if kind not in sections.SELECTING or section == kind:
-    return ''
-  selector = sections.selector(section, values)
-  return '' if section.split('.')[1] == values[selector] else f'config.{selector} is {values[selector]!r}'
+  if kind in sections.SELECTING and section != kind:
+    selector = sections.selector(section, values)
+    if section.split('.')[1] != values[selector]:
+      return f'config.{selector} is {values[selector]!r}'
+  return _turned_off(section, field, values)
 
 
 def _turned_off(section, field, values):
-  """The value of another option of the section with which nothing reads `field`; '' where it is read."""
+  """The value of another option with which nothing reads `field`; '' where it is read."""
   known = sections.fields().get(field)
-  other, *unread_with = known.allowed.get('unread_with', ('',)) if known else ('',)
-  value = values.get(f'{section}.{other}')
-  return f'config.{section}.{other} is {value!r}' if value in unread_with else ''
+  for other, unread_with in known.allowed.get('unread_with', {}).items() if known else ():
+    name = other if '.' in other else f'{section}.{other}'
+    if values[name] in unread_with:
+      return f'config.{name} is {values[name]!r}'
+  return ''

@@ -48,7 +48,7 @@ def write(exported, folder, formats, calibration=None):
       FORMATS[name].write(paths[name], exported.graph, exported.about, *images_of)
       manifest.write(folder, exported.about, [FORMATS[name].file])
   except OSError as e:
-    raise NotWrittenError(f'{folder} cannot be written ({e.strerror or e}); make room, or make it writable') from None
+    raise NotWrittenError(local_file.cannot_be_written(folder, e)) from None
   return paths
 
 

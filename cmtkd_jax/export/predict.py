@@ -152,8 +152,8 @@ def render(predictions, output) -> Iterator[str]:
 
 def _csv_line(cells):
   text = io.StringIO()
-  csv.writer(text, lineterminator='').writerow(cells)
-  return text.getvalue()
+  csv.writer(text, lineterminator='\r\n').writerow(cells)  # quotes names that hold any part of the terminator
+  return text.getvalue().removesuffix('\r\n')
 
 
 def read_image(file, about):

@@ -1,6 +1,8 @@
 """Losses of collaborative distillation: pure functions of arrays that compute in float32.
 
 FEATURE_LOSSES, LOGIT_LOSSES: `{name: class}`, losses with the options of `config.feature_loss` and `config.logit_loss`.
+BEFORE_THE_QUANTIZER, WITHOUT_TEMPERATURE: names of the feature losses that compare maps before the quantizer, and of
+the logit losses without a temperature.
 """
 
 import importlib
@@ -50,9 +52,14 @@ def _of_kind(base):
 FEATURE_LOSSES: dict[str, type[FeatureLoss]] = _of_kind(FeatureLoss)  # config.feature_loss.NAME
 LOGIT_LOSSES: dict[str, type[LogitLoss]] = _of_kind(LogitLoss)  # config.logit_loss.NAME
 
+BEFORE_THE_QUANTIZER = tuple(name for name, loss in FEATURE_LOSSES.items() if loss.maps == 'pre_quantizer')
+WITHOUT_TEMPERATURE = tuple(name for name, loss in LOGIT_LOSSES.items() if not loss.reads_temperature)
+
 __all__ = [
+  'BEFORE_THE_QUANTIZER',
   'FEATURE_LOSSES',
   'LOGIT_LOSSES',
+  'WITHOUT_TEMPERATURE',
   'FeatureLoss',
   'LogitLoss',
   'activation_boundary_loss',

@@ -17,7 +17,6 @@ from cmtkd_jax.methods.base import (
   network_builder,
   student_network,
   trained_networks,
-  unread_at_zero,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import BIT_WIDTHS, FULL_PRECISION
@@ -29,11 +28,18 @@ class Settings(Options):
   """A full-precision teacher and its low-precision apprentice, the student; Apprentice's schemes A, B and C."""
 
   scheme: str = option('A', 'trained jointly (A), or from a trained teacher (B, C)', choices=('A', 'B', 'C'))
-  alpha: float = option(1.0, "weight of the teacher's cross entropy (scheme A)")
+  alpha: float = option(1.0, "weight of the teacher's cross entropy (scheme A)", unread_with={'scheme': ('B', 'C')})
   beta: float = option(0.5, "weight of the apprentice's cross entropy")
   gamma: float = option(0.5, 'weight of the cross entropy between the two')
-  temperature: float = option(1.0, 'temperature of the cross entropy between the two', above=0)
-  teacher_bits: int = option(FULL_PRECISION, 'bits of the jointly trained teacher (scheme A)', choices=BIT_WIDTHS)
+  temperature: float = option(
+    1.0, 'temperature of the cross entropy between the two', above=0, unread_with={'gamma': (0,)}
+  )
+  teacher_bits: int = option(
+    FULL_PRECISION,
+    'bits of the jointly trained teacher (scheme A)',
+    choices=BIT_WIDTHS,
+    unread_with={'scheme': ('B', 'C')},
+  )
   stop_gradient_target: bool = option(True, "the teacher's prediction is a constant in the last term")
 
   def __post_init__(self):
@@ -47,10 +53,6 @@ class Settings(Options):
 
 class Apprentice(MultiNetwork):
   """The student (apprentice) and its teacher."""
-
-  @property
-  def unread_settings(self):
-    return unread_at_zero(self.settings, 'gamma')
 
   def loss(self, outputs, labels):
     return apprentice_loss(

@@ -56,14 +56,6 @@ class Method(nn.Module, kw_only=True):
     return ()
 
   @property
-  def unread_settings(self):
-    """`{setting: the field of the configuration, with its value, because of which the loss does not read it}`.
-
-    These settings cannot follow a schedule of the loss.
-    """
-    return {}
-
-  @property
   def views(self):
     """How many augmentations of each image a step sees; above 1, `images` is [views, B, H, W, C] in training."""
     return 1
@@ -252,26 +244,6 @@ def configured_feature_loss(config):
 def configured_logit_loss(config):
   """Returns the `losses.LogitLoss` of `config.logit_loss`."""
   return losses.LOGIT_LOSSES[config.logit_loss.name](**config.logit_loss[config.logit_loss.name])
-
-
-def unread_with(logit_loss):
-  """Returns `Method.unread_settings` of a method whose temperature is that of `logit_loss` alone."""
-  if logit_loss.reads_temperature:
-    return {}
-  cls = type(logit_loss)
-  name = next((name for name, known in losses.LOGIT_LOSSES.items() if known is cls), cls.__name__)
-  return {'temperature': f'config.logit_loss.name={name!r}'}
-
-
-def unread_at_zero(settings, *weights):
-  """Returns `Method.unread_settings` of a method whose temperature is that of terms with these weights alone.
-
-  settings: of the method; its module has the method's name.
-  """
-  if any(getattr(settings, weight) for weight in weights):
-    return {}
-  name = type(settings).__module__.rpartition('.')[2]
-  return {'temperature': ' and '.join(f'config.method.{name}.{weight}=0' for weight in weights)}
 
 
 def check_teachers(teachers, method, least=0, most=0):

@@ -26,8 +26,6 @@ from cmtkd_jax.methods.base import (
   configured_logit_loss,
   network_builder,
   student_network,
-  unread_at_zero,
-  unread_with,
 )
 from cmtkd_jax.methods.shared_knowledge import importance, shared_knowledge
 from cmtkd_jax.models import STUDENT
@@ -52,10 +50,21 @@ class Settings(Options):
   taps: tuple = option((), 'numbers of the tapped layers; () = every stage of the backbone', items=5)
   alpha: float = option(1.0, 'weight of the cross entropies, eq. (10)')
   beta: float = option(0.5, 'weight of the mutual KL terms; 0 = without mutual learning')
-  temperature: float = option(2.0, 'tau, temperature of the mutual KL terms', above=0)
+  temperature: float = option(
+    2.0,
+    'tau, temperature of the mutual KL terms',
+    above=0,
+    unread_with={'beta': (0,), 'logit_loss.name': losses.WITHOUT_TEMPERATURE},
+  )
   ce_temperature: float = option(1.0, 'temperature of the cross entropies', above=0)
-  stop_gradient_target: bool = option(True, 'the min-logit ensemble is a constant for the KL terms')
-  stop_gradient_shared: bool = option(False, 'the feature loss does not reach teachers and importance factors')
+  stop_gradient_target: bool = option(
+    True, 'the min-logit ensemble is a constant for the KL terms', unread_with={'beta': (0,)}
+  )
+  stop_gradient_shared: bool = option(
+    False,
+    'the feature loss does not reach teachers and importance factors',
+    unread_with={'feature_loss.name': ('none',)},
+  )
   combined_head: str = option(
     'shared', "one classifier on the last shared map, or the 'mean' of a head per teacher", choices=('shared', 'mean')
   )
@@ -68,6 +77,7 @@ class Settings(Options):
     'quantized',
     "the student's side of attention, fitnet, similarity; 'quantized' cannot follow fused='pre_quantizer' below 0",
     choices=('quantized', 'pre_quantizer'),
+    unread_with={'feature_loss.name': ('none', *losses.BEFORE_THE_QUANTIZER)},
   )
   requantize: bool = option(False, 'each teacher quantizes the mixture again before its next stage')
   importance_init: tuple = option((), 'initial theta of each teacher; () = zeros, uniform importance', items=0.5)
@@ -98,10 +108,6 @@ class CMTKD(MultiNetwork):
   def teacher_names(self):
     return tuple(network.name for network in self.networks[1:])
 
-  @property
-  def unread_settings(self):
-    return unread_with(self.mutual_loss) | unread_at_zero(self.settings, 'beta')
-
   def pretrained_candidates(self, name):
     return (name, f'{STUDENT}/head') if name == 'combined_head' else super().pretrained_candidates(name)
 
@@ -123,7 +129,8 @@ class CMTKD(MultiNetwork):
         mixed = [values(x) for x in self._activate(k, before, train and not settings.requantize)]
       shared = shared_knowledge(mixed, self.importance[f'tap{tap}'])  # eq. (1)
       teacher_maps = self._next_inputs(k, shared, train)
-      if train and settings.requantize:  # fits last: both quantizations of a step have the values before it
+      if train and settings.requantize:
+        # Fitted values move last, so that both quantizations of a step read those from before it.
         self._activate(k, before, train)
       if self.feature_loss is not None:
         pairs[f'tap{tap}'] = self._pair(tap, before, shared, student_before, student_map, train)

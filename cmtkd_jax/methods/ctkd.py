@@ -20,7 +20,6 @@ from cmtkd_jax.methods.base import (
   run_stages,
   student_network,
   trained_networks,
-  unread_at_zero,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import BIT_WIDTHS, FULL_PRECISION
@@ -38,17 +37,15 @@ class Settings(Options):
   beta: float = option(1000.0, 'weight of the attention maps of the expert')
   # The published code computes this term and leaves it out.
   alpha: float = option(0.0, "weight of tau^2 KL to the expert's logits; published: 2 alpha tau^2 / C")
-  temperature: float = option(4.0, "temperature of the expert's logits", above=0)
+  temperature: float = option(4.0, "temperature of the expert's logits", above=0, unread_with={'alpha': (0,)})
   # As in the paper; the published code compares the expert with the scratch teacher.
-  attention_to: str = option('student', 'whom the expert shows where to look', choices=('student', 'scratch_teacher'))
+  attention_to: str = option(
+    'student', 'whom the expert shows where to look', choices=('student', 'scratch_teacher'), unread_with={'beta': (0,)}
+  )
 
 
 class CTKD(MultiNetwork):
   """Student, scratch teacher and expert, in this order."""
-
-  @property
-  def unread_settings(self):
-    return unread_at_zero(self.settings, 'alpha')
 
   def __call__(self, images, train):
     stem = self.student.embed(images, train)

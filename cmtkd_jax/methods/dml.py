@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from cmtkd_jax import losses
-from cmtkd_jax.methods.base import MultiNetwork, check_teachers, peer_networks, student_network, unread_at_zero
+from cmtkd_jax.methods.base import MultiNetwork, check_teachers, peer_networks, student_network
 from cmtkd_jax.options import Options, option
 
 
@@ -15,15 +15,11 @@ class Settings(Options):
 
   peer_bits: tuple = option((4, 6, 8), "bits of the peers, each a network of the student's architecture", items=8)
   beta: float = option(1.0, 'weight of the mutual terms')
-  temperature: float = option(1.0, 'temperature of the mutual terms', above=0)
+  temperature: float = option(1.0, 'temperature of the mutual terms', above=0, unread_with={'beta': (0,)})
 
 
 class DML(MultiNetwork):
   """The student and its peers."""
-
-  @property
-  def unread_settings(self):
-    return unread_at_zero(self.settings, 'beta')
 
   def loss(self, outputs, labels):
     return dml_loss(outputs.logits, labels, self.settings, self.cross_entropy)

@@ -19,7 +19,6 @@ from cmtkd_jax.methods.base import (
   network_builder,
   run_stages,
   student_network,
-  unread_at_zero,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
@@ -34,17 +33,11 @@ class Settings(Options):
   hint: str = option('features', 'what the networks show each other', choices=('features', 'logits'))
   teacher_weight: float = option(1.0, 'weight of the hint that the full-precision network gets')
   student_weight: float = option(0.5, 'weight of the hint that the low-precision network gets')
-  temperature: float = option(1.0, 'temperature of the hint by logits', above=0)
+  temperature: float = option(1.0, 'temperature of the hint by logits', above=0, unread_with={'hint': ('features',)})
 
 
 class Guided(MultiNetwork):
   """The low-precision student and the full-precision teacher."""
-
-  @property
-  def unread_settings(self):
-    if self.settings.hint == 'features':
-      return {'temperature': "config.method.guided.hint='features'"}
-    return unread_at_zero(self.settings, 'teacher_weight', 'student_weight')
 
   def __call__(self, images, train):
     seen = None if self.is_initializing() else jax.tree.map(lambda x: x, self.variables)  # before the student fits it

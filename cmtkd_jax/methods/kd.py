@@ -10,8 +10,6 @@ from cmtkd_jax.methods.base import (
   configured_logit_loss,
   student_network,
   trained_networks,
-  unread_at_zero,
-  unread_with,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.options import Options, option
@@ -25,7 +23,12 @@ class Settings(Options):
 
   alpha: float = option(1.0, 'weight of the cross entropy')
   beta: float = option(1.0, 'weight of the distillation term, `config.logit_loss`')
-  temperature: float = option(2.0, 'temperature of the distillation term', above=0)
+  temperature: float = option(
+    2.0,
+    'temperature of the distillation term',
+    above=0,
+    unread_with={'beta': (0,), 'logit_loss.name': losses.WITHOUT_TEMPERATURE},
+  )
 
 
 class Distillation(MultiNetwork):
@@ -33,10 +36,6 @@ class Distillation(MultiNetwork):
 
   target_name: str  # of what the teachers say together, among the logits
   logit_loss: losses.LogitLoss
-
-  @property
-  def unread_settings(self):
-    return unread_with(self.logit_loss) | unread_at_zero(self.settings, 'beta')
 
   def __call__(self, images, train):
     logits = self.logits(images, train)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from cmtkd_jax import losses
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.methods.base import MultiNetwork, Outputs, check_teachers, peer_networks, student_network, unread_at_zero
+from cmtkd_jax.methods.base import MultiNetwork, Outputs, check_teachers, peer_networks, student_network
 from cmtkd_jax.options import Options, option
 
 STATE = 'ensemble'  # variable collection of the weights of the general ensemble
@@ -30,7 +30,9 @@ class Settings(Options):
     choices=(*_TARGETS, 'general'),
   )
   distillation_weight: float = option(1.0, 'lambda, weight of the distillation terms')
-  temperature: float = option(2.0, 'temperature of the distillation terms', above=0)
+  temperature: float = option(
+    2.0, 'temperature of the distillation terms', above=0, unread_with={'distillation_weight': (0,)}
+  )
   own_views: bool = option(
     True, 'each network sees its own augmentation; random crops of streamed images are common to all'
   )
@@ -38,10 +40,6 @@ class Settings(Options):
 
 class KDCL(MultiNetwork):
   """The student and its peers."""
-
-  @property
-  def unread_settings(self):
-    return unread_at_zero(self.settings, 'distillation_weight')
 
   @property
   def views(self):

@@ -17,7 +17,6 @@ from cmtkd_jax.methods.base import (
   check_teachers,
   network_builder,
   student_network,
-  unread_at_zero,
 )
 from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import FULL_PRECISION
@@ -29,18 +28,14 @@ class Settings(Options):
   """A phase of QKD: the student alone, with its teacher, or under it. Both networks start from `config.init_from`."""
 
   phase: str = option('co_studying', 'which of the three phases', choices=('self_studying', 'co_studying', 'tutoring'))
-  distillation_weight: float = option(1.0, 'w, weight of the KL terms')
-  temperature: float = option(2.0, 'temperature of the KL terms', above=0)
+  distillation_weight: float = option(1.0, 'w, weight of the KL terms', unread_with={'phase': ('self_studying',)})
+  temperature: float = option(
+    2.0, 'temperature of the KL terms', above=0, unread_with={'phase': ('self_studying',), 'distillation_weight': (0,)}
+  )
 
 
 class QKD(MultiNetwork):
   """The student, and in the later phases its full-precision teacher."""
-
-  @property
-  def unread_settings(self):
-    if self.settings.phase != 'self_studying':
-      return unread_at_zero(self.settings, 'distillation_weight')
-    return dict.fromkeys(('distillation_weight', 'temperature'), "config.method.qkd.phase='self_studying'")
 
   def loss(self, outputs, labels):
     return qkd_loss(outputs.logits, labels, self.settings, self.cross_entropy)

@@ -18,7 +18,7 @@ class LayerCost(NamedTuple):
 
   activation_bits: those of its input: 32 for images, averaged maps and mixtures of several grids.
   parameters: number of its weights; bias and normalization, which stay in full precision, are not counted.
-  macs: multiplications and additions of one image.
+  macs: multiply-adds of one image.
   """
 
   layer: str

@@ -64,7 +64,5 @@ def _write(folder, html, sections):
     path = folder / 'report.html'
     local_file.write_whole(path, html)
   except OSError as e:
-    raise UserError(
-      f'{folder} cannot be written ({e.strerror or e}); make room or make it writable, or copy the run to another place'
-    ) from None
+    raise UserError(f'{local_file.cannot_be_written(folder, e)}, or copy the run to another place') from None
   return path

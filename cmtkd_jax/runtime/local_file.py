@@ -38,6 +38,13 @@ def cannot_be_read(path: str | os.PathLike, error: OSError) -> UserError:
   return UserError(f'{path} cannot be read ({error.strerror or error}); {fix}')
 
 
+def cannot_be_written(folder: str | os.PathLike, error: OSError) -> str:
+  """Returns what to say where writing into `folder`, or making it, ended in `error`."""
+  if isinstance(error, (FileExistsError, NotADirectoryError)):
+    return f'{error.filename or folder} cannot be a folder: a file or a link to nothing is in its place; remove that'
+  return f'{folder} cannot be written ({error.strerror or error}); make room, or make it writable'
+
+
 def is_there(path: str | os.PathLike) -> bool:
   """Returns whether anything lies at `path`. (`exists` also says no where that cannot be told.)
 

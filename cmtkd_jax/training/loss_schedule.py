@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from cmtkd_jax.config import durations, recipes
+from cmtkd_jax.config import durations, recipes, unread
+from cmtkd_jax.config.defaults import flat
 from cmtkd_jax.errors import UserError
 
 # By section: where a method holds the value, (attribute of the method, field), the first that exists. Each is named as
@@ -118,10 +119,9 @@ def _place(method, section, config):
   name = config.method.name
   for holder, field in _PLACES[section]:
     if hasattr(getattr(method, holder, None), field):
-      if holder == 'settings' and (cause := method.unread_settings.get(field)):
+      if holder == 'settings' and (why := unread.reason(f'method.{name}.{field}', flat(config))):
         raise UserError(
-          f'config.{section}: with {cause}, the loss does not read config.method.{name}.{field}; leave the schedule '
-          'empty'
+          f'config.{section}: {why}, with which nothing reads config.method.{name}.{field}; leave the schedule empty'
         )
       if not getattr(getattr(method, holder), field):
         owner = f'method.{name}' if holder == 'settings' else f'{holder}.{config[holder].name}'

@@ -68,8 +68,7 @@ def learning_rate(config, total_steps, **sizes):
     **sizes: as for `durations.parse`.
 
   Raises:
-    UserError: the warm-up or a decay does not lie within the training, or decays do not ascend or begin within the
-      warm-up.
+    UserError: the warm-up or a decay does not lie within the training, or a decay lies within the warm-up.
   """
   optimizer = config.optimizer
   warmup = durations.parse_one(optimizer.warmup, 'config.optimizer.warmup', **sizes)
@@ -82,8 +81,6 @@ def learning_rate(config, total_steps, **sizes):
     main = optax.cosine_decay_schedule(optimizer.learning_rate, max(1, total_steps - warmup))
   else:
     decay_at = durations.parse(optimizer.decay_at, 'config.optimizer.decay_at', **sizes)
-    if list(decay_at) != sorted(set(decay_at)):
-      raise UserError(f'config.optimizer.decay_at={optimizer.decay_at!r} must ascend; list each step once, in order')
     if decay_at and decay_at[0] < warmup:
       raise UserError(
         f'config.optimizer.decay_at={optimizer.decay_at!r} begins before config.optimizer.warmup={optimizer.warmup!r} '

@@ -47,6 +47,33 @@ def changed(**fields):
     ({}, 'freezing.max_bits', 'config.freezing.threshold is 0.0'),
     ({'freezing__threshold': 0.02}, 'freezing.momentum', ''),
     ({}, 'prerequisites.teacher.seed', ''),
+    ({}, 'method.cmtkd.temperature', ''),
+    ({'method__cmtkd__beta': 0.0}, 'method.cmtkd.temperature', 'config.method.cmtkd.beta is 0.0'),
+    ({'method__cmtkd__beta': 0.0}, 'method.cmtkd.stop_gradient_target', 'config.method.cmtkd.beta is 0.0'),
+    (
+      {'logit_loss__name': 'logits_regression'},
+      'method.cmtkd.temperature',
+      "config.logit_loss.name is 'logits_regression'",
+    ),
+    ({'feature_loss__name': 'none'}, 'method.cmtkd.student_map', "config.feature_loss.name is 'none'"),
+    ({'feature_loss__name': 'ofd'}, 'method.cmtkd.student_map', "config.feature_loss.name is 'ofd'"),
+    ({'feature_loss__name': 'fitnet'}, 'method.cmtkd.student_map', ''),
+    ({'feature_loss__name': 'none'}, 'method.cmtkd.stop_gradient_shared', "config.feature_loss.name is 'none'"),
+    ({'feature_loss__name': 'ofd'}, 'method.cmtkd.stop_gradient_shared', ''),
+    ({}, 'method.ctkd.temperature', "config.method.name is 'cmtkd'"),
+    ({'method__name': 'ctkd'}, 'method.ctkd.temperature', 'config.method.ctkd.alpha is 0.0'),
+    ({'method__name': 'ctkd', 'method__ctkd__beta': 0.0}, 'method.ctkd.attention_to', 'config.method.ctkd.beta is 0.0'),
+    (
+      {'method__name': 'apprentice', 'method__apprentice__scheme': 'B'},
+      'method.apprentice.teacher_bits',
+      "config.method.apprentice.scheme is 'B'",
+    ),
+    ({'method__name': 'guided'}, 'method.guided.temperature', "config.method.guided.hint is 'features'"),
+    (
+      {'method__name': 'qkd', 'method__qkd__phase': 'self_studying'},
+      'method.qkd.temperature',
+      "config.method.qkd.phase is 'self_studying'",
+    ),
   ],
 )
 def test_what_no_run_reads(fields, field, reason):
@@ -55,10 +82,10 @@ def test_what_no_run_reads(fields, field, reason):
 
 def test_options_that_others_turn_off_name_them():
   for field, option in sections.fields().items():
-    other, *values = option.allowed.get('unread_with', (field.rpartition('.')[2],))
-    turns_off = sections.fields()[f'{field.rpartition(".")[0]}.{other}'.lstrip('.')]
-    for value in values:
-      turns_off.check(value)
+    for other, values in option.allowed.get('unread_with', {}).items():
+      turns_off = sections.fields()[other if '.' in other else f'{field.rpartition(".")[0]}.{other}']
+      for value in values:
+        turns_off.check(value)
 
 
 def test_a_run_of_the_chain_or_table_may_read_it():

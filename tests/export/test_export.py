@@ -814,6 +814,18 @@ def test_a_full_disk_ends_the_export(run, tmp_path, monkeypatch):
   assert (copy / 'export' / 'student.npz').exists()
 
 
+@pytest.mark.parametrize('is_link', [False, True])
+@pytest.mark.parametrize('name, format_name', [('', 'packed'), ('hub', 'hub')])
+def test_a_file_where_a_folder_would_be_is_named(run, tmp_path, name, format_name, is_link):
+  place = tmp_path / 'export' / name
+  place.parent.mkdir(exist_ok=True)
+  place.symlink_to('absent') if is_link else place.write_text('a file')
+  with pytest.raises(
+    UserError, match=f'^{place} cannot be a folder: a file or a link to nothing is in its place; remove'
+  ):
+    export.write(export.from_run(run), tmp_path / 'export', [format_name])
+
+
 def test_bad_input_of_export(run, tmp_path):
   (tmp_path / 'text.png').write_text('no image')
   with pytest.raises(UserError, match="no format 'tflite'; there are packed"):

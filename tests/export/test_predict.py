@@ -133,6 +133,13 @@ def test_csv_and_json(tmp_path, capsys):
   assert second['file'] == '/absent.png' and 'no such file' in second['error']
 
 
+@pytest.mark.parametrize('between', ['\n', '\r', '\r\n', '"', ','])
+def test_csv_reads_back_whatever_is_in_a_name(tmp_path, capsys, between):
+  path = save(tmp_path / f'a{between}b.png', 51)
+  _, out, _ = run(capsys, path, output='csv')
+  assert list(csv.reader(io.StringIO(out, newline='')))[1][0] == path
+
+
 def test_names_that_are_not_utf8(tmp_path, capsys):
   path = tmp_path / 'a\udcff.png'
   save(path, 51)

@@ -314,7 +314,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(report.local_file, 'write_whole', full)
-  with pytest.raises(UserError, match=f'^{tmp_path}/report cannot be written .No space left on device.; make room or'):
+  with pytest.raises(UserError, match=f'^{tmp_path}/report cannot be written .No space left on device.; make room, or'):
     report._write(tmp_path / 'report', '', [])
 
 

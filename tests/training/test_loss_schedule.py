@@ -100,6 +100,10 @@ def test_without_a_schedule_it_is_the_loss_of_the_method():
     ({'beta_schedule.warmup': '100 steps'}, "warmup='100 steps' does not lie before the end of training, step 100"),
     ({'beta_schedule.change_at': '5, 200 steps'}, "change_at='5, 200 steps' does not lie before"),
     (
+      {'beta_schedule.change_at': '5, 5 steps'},
+      "config.beta_schedule.change_at='5, 5 steps' must ascend; list each step",
+    ),
+    (
       {'beta_schedule.warmup': '5 steps', 'method.cmtkd.beta': 0.0},
       'config.method.cmtkd.beta=0 stays 0 under config.beta_schedule; raise it',
     ),
@@ -119,28 +123,23 @@ def test_without_a_schedule_it_is_the_loss_of_the_method():
     ),
     (
       {'method.name': 'qkd', 'method.qkd.phase': 'self_studying', 'beta_schedule.warmup': '5 steps'},
-      "with config.method.qkd.phase='self_studying', the loss does not read config.method.qkd.distillation_weight",
+      "config.method.qkd.phase is 'self_studying', with which nothing reads config.method.qkd.distillation_weight",
     ),
     (
       {'logit_loss.name': 'logits_regression', 'temperature_schedule.change_at': '5 steps'},
-      "with config.logit_loss.name='logits_regression', the loss does not read config.method.cmtkd.temperature; leave",
+      "config.logit_loss.name is 'logits_regression', with which nothing reads config.method.cmtkd.temperature; leave",
     ),
     *(
       (
-        {'method.name': name, 'temperature_schedule.change_at': '5 steps', **dict.fromkeys(weights, 0.0), **others},
-        f'with {" and ".join(f"config.{weight}=0" for weight in weights)}, the loss does not read config.method.{name}',
+        {'method.name': name, 'temperature_schedule.change_at': '5 steps', f'method.{name}.{weight}': 0.0},
+        f'config.method.{name}.{weight} is 0.0, with which nothing reads config.method.{name}.temperature',
       )
-      for name, weights, others in (
-        ('cmtkd', ('method.cmtkd.beta',), {}),
-        ('dml', ('method.dml.beta',), {}),
-        ('kdcl', ('method.kdcl.distillation_weight',), {}),
-        ('qkd', ('method.qkd.distillation_weight',), {}),
-        ('apprentice', ('method.apprentice.gamma',), {}),
-        (
-          'guided',
-          ('method.guided.teacher_weight', 'method.guided.student_weight'),
-          {'method.guided.hint': 'logits', 'student.weight_bits': 32, 'student.activation_bits': 4},
-        ),
+      for name, weight in (
+        ('cmtkd', 'beta'),
+        ('dml', 'beta'),
+        ('kdcl', 'distillation_weight'),
+        ('qkd', 'distillation_weight'),
+        ('apprentice', 'gamma'),
       )
     ),
   ],

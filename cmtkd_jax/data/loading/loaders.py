@@ -28,7 +28,7 @@ class Reader(Protocol):
 
 
 def batch_spec(batch_size: int, shape, sharding) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns shapes, dtypes and sharding of a batch of images (h, w, C)."""
+  """Returns the specification of a batch: 'image' uint8 [batch_size, *shape], 'label' int32 [batch_size]."""
   spec = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
   return {'image': spec(shape, np.uint8), 'label': spec((), np.int32)}
 
