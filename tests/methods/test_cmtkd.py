@@ -340,6 +340,7 @@ def test_importance_is_summarized_in_the_order_of_layers():
     (dict(taps=(3, 2, 3)), r'taps=\(3, 2, 3\) names a layer twice'),
     (dict(taps=(1, 2)), 'combined_head'),
     (dict(taps=(3,), requantize=True), 'requantize=True changes nothing'),
+    (dict(fused='pre_quantizer', requantize=True), 'requantize=True has no meaning'),
     (dict(importance_init=(0.0,)), 'importance_init'),
   ],
 )

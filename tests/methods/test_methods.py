@@ -157,6 +157,15 @@ def test_kdcl_general_learns_its_weights_from_the_held_out_errors():
   assert state['batch_stats'] == 1
 
 
+def test_kdcl_general_starts_from_equal_weights():
+  config = make_config(
+    'kdcl', **{'method.kdcl.ensemble': 'general', 'method.kdcl.peer_bits': (4,), 'data.minival': 0.5}
+  )
+  method = build.create_method(config, CLASSES)
+  state = jax.jit(lambda: method.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), train=True)[kdcl.STATE])()
+  np.testing.assert_array_equal(state['weights'], [0.5, 0.5])
+
+
 @pytest.mark.parametrize('detached', [True, False])
 def test_apprentice(detached):
   z = logits('teacher', 'student')
@@ -570,7 +579,6 @@ def test_guidance_by_logits_compares_no_maps():
   [
     ('kd', {}, (), r"config.teacher_workdirs=\(\) names 0 .* config.method.name='kd' needs 1;"),
     ('average_teacher', {}, (4,), "config.method.name='average_teacher' needs at least 2;"),
-    ('single', {}, (4,), "config.teacher_workdirs=.'runs/4',.; config.method.name='single' takes no trained"),
     ('kdcl', {'method.kdcl.ensemble': 'general'}, (), 'config.data.minival'),
     ('kdcl', {'method.kdcl.peer_bits': ()}, (), 'config.method.kdcl.peer_bits'),
     ('dml', {'method.dml.peer_bits': (9,)}, (), 'config.method.dml.peer_bits=9'),
@@ -602,6 +610,21 @@ def test_guidance_by_logits_compares_no_maps():
 def test_what_cannot_be_honored_is_named(name, settings, widths, words):
   with pytest.raises(UserError, match=words):
     build.create_method(make_config(name, **settings), CLASSES, trained(*widths))
+
+
+def test_ctkd_shares_a_stem_of_wide_residual_networks_only():
+  resnets = {'model.name': 'resnet8', 'method.ctkd.teacher_model': 'resnet8'}
+  expert = trained(32, **{'model.name': 'resnet8'})
+  with pytest.raises(UserError, match='config.method.ctkd.shared_stem=True needs wide residual networks'):
+    build.create_method(make_config('ctkd', **resnets), CLASSES, expert)
+  build.create_method(make_config('ctkd', **resnets | {'method.ctkd.shared_stem': False}), CLASSES, expert)
+
+
+@pytest.mark.parametrize('name', sorted(NETWORKS.keys() - TEACHERS.keys()))
+def test_trained_teachers_that_nothing_reads_are_refused(name):
+  message = f"config.teacher_workdirs=.*config.method.name='{name}' takes no trained teachers"
+  with pytest.raises(UserError, match=message):
+    build.create_method(make_config(name), CLASSES, trained(32))
 
 
 @pytest.mark.parametrize(
