@@ -18,7 +18,15 @@ CASES = {
   'Weight': Case(
     xnor_weight,
     # columns are channels: mean|w| = 2, 3
-    by_hand=((dict(bits=1), {}, [[1, -2], [-3, 4]], [[2, -3], [-2, 3]]),),
+    by_hand=(
+      (dict(bits=1), {}, [[1, -2], [-3, 4]], [[2, -3], [-2, 3]]),
+      (dict(bits=1), {}, [[0], [-4]], [[2], [-2]]),
+    ),
+    # The 11 points have mean|w| = (24 + 2 e) / 11, with e = 2^-12.
+    masks=(
+      (dict(bits=1), {}, [1 / 11 + inside * (24 + 2**-11) / 11 for inside in (0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0)]),
+      (dict(bits=1, gradient='identity'), {}, 11 * [1]),
+    ),
     refused=((dict(bits=1, gradient='ste'), ("gradient='ste'", "'paper', 'identity'")),),
   ),
   'Activation': Case(xnor_activation, masks=((dict(bits=1), {}, [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]),)),
