@@ -1,6 +1,7 @@
 """Runs with averages, re-estimated statistics, smoothing, schedules, early stopping: resumed, evaluated, read again."""
 
 import copy
+import functools
 import itertools
 import json
 import shutil
@@ -9,14 +10,17 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.data.transforms import mix
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.methods import Outputs
 from cmtkd_jax.runs import checkpoint, metric_log, run_files, run_summary
 from cmtkd_jax.runtime.preemption import Preempted, Preemption
 from cmtkd_jax.training import averaging, build, evaluate, loop, release
-from cmtkd_jax.training.step import MixedLabels, mixed
+from cmtkd_jax.training.step import MixedLabels, TrainState, mixed, train_step
 from tests import networks
 
 tiny_model = networks.named(networks.tiny((4, 1, 'first'), (6, 2, 'body')))
@@ -193,3 +197,29 @@ def test_the_loss_of_mixed_labels_is_the_cross_entropy_with_the_mixed_label():
   target = share * np.eye(5)[own] + (1 - share) * np.eye(5)[partner]
   log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
   np.testing.assert_allclose(found, -(target * log_p).sum(1).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('alphas', [(1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize('grad_accum_steps', [1, 2])
+def test_mixed_images_have_the_labels_and_shares_of_the_images_in_them(alphas, grad_accum_steps):
+  """A method that reads the shares off the image itself: its cross entropy is their entropy, at most log 2."""
+  labels = np.arange(6, dtype=np.int32)
+  batch = {'image': np.broadcast_to(np.eye(6, dtype=np.uint8)[:, None, None], (6, 8, 8, 6)), 'label': labels}
+  shares_of = lambda variables, images, **unused: (Outputs({'student': jnp.log(images.mean((1, 2)) + 1e-9)}), {})
+  cross_entropy = lambda outputs, labels: (
+    jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs.logits['student'], labels)),
+    {},
+  )
+  step = functools.partial(
+    train_step,
+    method=types.SimpleNamespace(views=1, frozen=(), apply=shares_of, loss=cross_entropy),
+    optimizer=optax.identity(),
+    augment=lambda key, images: images.astype(jnp.float32),
+    grad_accum_steps=grad_accum_steps,
+    mix=lambda key, images: mix.mix(key, images, *alphas),
+  )
+  run = jax.jit(
+    jax.vmap(lambda seed: step(TrainState(seed, {}, {}, optax.EmptyState(), np.zeros(2, np.uint32)), batch)[1])
+  )
+  losses = np.asarray(run(jnp.arange(50))['loss'])
+  assert 0 <= losses.min() < 0.1 and 0.6 < losses.max() <= np.log(2) + 1e-5
