@@ -681,6 +681,13 @@ def test_masks_beside_their_edges(quantizer, parameters, passes):
   np.testing.assert_allclose(np.asarray(gradient).ravel(), passes, rtol=1e-6)
 
 
+def test_two_bit_apot_weights_have_no_mask_even_at_the_clip():
+  w = f32([1, -1, 1, -1, 0]).reshape(-1, 1)  # mean 0, standard deviation sqrt(4 / (5 - 1)) = 1
+  gradient = jax.jit(jax.grad(lambda w, clip: apot.Weight(2).fake_quantize(w, {'clip': clip})[0, 0]))
+  for clip in (0.5, 1.0, 2.0):  # g - mean g - w sum(g w) / (5 - 1) with g = 1, 0, 0, 0, 0
+    np.testing.assert_allclose(gradient(w, clip).ravel(), [0.55, 0.05, -0.45, 0.05, -0.2], rtol=1e-5)
+
+
 # Values worked by hand.
 
 
