@@ -7,10 +7,14 @@ forth, and with them the statistics of the batch normalizations. For every quant
     f_t = m o_t + (1 - m) f_{t-1}
     e_t = m c_t + (1 - m) e_{t-1}
 
-A weight whose frequency f_t is above the threshold is frozen at the code where it mostly was, round(e_{t-1}). From then
-on it is computed at each step from this code and the current scale, so that its code never changes. That needs a
-quantizer that maps its levels to themselves. Weights of more bits than `freezing.max_bits` change their codes at almost
-every step, which is no oscillation; they are left alone.
+A weight whose frequency f_t is above the threshold is frozen at the code where it mostly was, round(e_{t-1}): it moves
+to the level of this code and stays there. Where the scale has moved so far that it would get another code, it moves to
+the level again. So its code never changes, and its quantized value follows the scale. That needs a quantizer that maps
+its levels to themselves. Weights of more bits than `freezing.max_bits` change their codes at almost every step, which
+is no oscillation; they are left alone.
+
+A frozen weight does not follow its level at every step: where the scale is measured on the weights, as HWGQ's is, each
+would follow the other, and both would shrink or grow without end.
 
 Source: algorithm 1 there, and its published code (Qualcomm-AI-research/oscillations-qat), whose limit is 4 bits, too.
 """
@@ -29,6 +33,8 @@ from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.quantizers.base import dequantize
 from cmtkd_jax.runtime import distributed
+
+_MOST_PASSES = 10  # over the weights of a layer in one step; one or two are enough
 
 
 class Track(NamedTuple):
@@ -87,7 +93,7 @@ def observe(before, codes, momentum, threshold):
 
 
 def freeze_oscillations(optimizer, quantizers, momentum, threshold):
-  """Returns the optax transformation `optimizer`, whose updates of frozen weights lead to the values of their codes.
+  """Returns the optax transformation `optimizer`, whose updates of frozen weights keep their codes.
 
   Args:
     optimizer: optax transformation of the parameters of all networks.
@@ -96,12 +102,12 @@ def freeze_oscillations(optimizer, quantizers, momentum, threshold):
   """
   quantizers = {tuple(path.split('/')): quantizer for path, quantizer in quantizers.items()}
 
-  def quantize(path, params):
+  def quantize(path, params, kernel):
     values = inspect.quantizer_values({'params': params}, *path, layers.quantizer_name('weight'))
-    return quantizers[path].quantize(inspect.at(params, path)['kernel'], values)
+    return quantizers[path].quantize(kernel, values)
 
   def init(params):
-    tracks = {path: track(quantize(path, params).codes) for path in quantizers}
+    tracks = {path: track(quantize(path, params, inspect.at(params, path)['kernel']).codes) for path in quantizers}
     return FreezingState(optimizer.init(params), traverse_util.unflatten_dict(tracks))
 
   def update(gradients, state, params):
@@ -112,16 +118,35 @@ def freeze_oscillations(optimizer, quantizers, momentum, threshold):
       updates[*path, 'kernel'] = jnp.where(frozen, 0, updates[*path, 'kernel'])
     moved = optax.apply_updates(params, traverse_util.unflatten_dict(updates))
     for path in quantizers:  # but for what keeps its code
-      before, coded = inspect.at(state.tracks, path), quantize(path, moved)
-      known = observe(before, jnp.where(before.frozen, before.code, coded.codes), momentum, threshold)
-      held = dequantize(coded._replace(codes=known.code.astype(coded.codes.dtype)))
-      kernel = updates[*path, 'kernel']
-      updates[*path, 'kernel'] = jnp.where(known.frozen, held - inspect.at(params, path)['kernel'], kernel)
+      before, kernel = inspect.at(state.tracks, path), inspect.at(moved, path)['kernel']
+      quantized = functools.partial(quantize, path, moved)
+      codes = quantized(kernel).codes
+      known = observe(before, jnp.where(before.frozen, before.code, codes), momentum, threshold)
+      strayed = known.frozen & (~before.frozen | (codes != known.code))
+      change = _at_levels(kernel, strayed, known, quantized) - inspect.at(params, path)['kernel']
+      updates[*path, 'kernel'] = jnp.where(known.frozen, change, updates[*path, 'kernel'])
       tracks[path] = known
     updates = traverse_util.unflatten_dict(updates)
     return updates, FreezingState(inner, traverse_util.unflatten_dict(tracks))
 
   return optax.GradientTransformation(init, update)
+
+
+def _at_levels(kernel, strayed, known, quantize):
+  """`kernel` with the weights that have `strayed` at the levels of their codes in `known`.
+
+  That may move a scale that is measured on the weights, and with it the codes of others, which follow.
+  """
+
+  def move(carry):
+    kernel, strayed, passes = carry
+    coded = quantize(kernel)
+    levels = dequantize(coded._replace(codes=known.code.astype(coded.codes.dtype)))
+    kernel = jnp.where(strayed, levels, kernel)
+    return kernel, known.frozen & (quantize(kernel).codes != known.code), passes + 1
+
+  is_left = lambda carry: carry[1].any() & (carry[2] < _MOST_PASSES)
+  return jax.lax.while_loop(is_left, move, (kernel, strayed, 0))[0]
 
 
 def maps_levels_to_themselves(quantizer):

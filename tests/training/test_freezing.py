@@ -102,6 +102,28 @@ def test_frozen_codes_stay_while_scales_move(name):
   assert 0.2 < frozen.mean() < 1
 
 
+@pytest.mark.parametrize('name, bits', [('hwgq', 1), ('hwgq', 2), ('sawb', 2), ('n2uq', 3), ('lqw_caq', 2), ('lsq', 2)])
+@pytest.mark.parametrize('share', [0.9, 1.0])
+def test_scales_that_are_measured_on_frozen_weights_stay(name, bits, share):
+  """A weight that followed its level at every step would move the scale that it follows, and so on."""
+  quantizer = quantizers.QUANTIZERS[name].Weight(bits=bits)
+  rng = np.random.default_rng(0)
+  kernel = jnp.asarray(0.05 * rng.normal(size=(64, 8)), jnp.float32)
+  learned = {'weight_quantizer': quantizer.init(kernel)} if quantizer.learned else {}
+  params = {'student': {'conv': {'kernel': kernel, **learned}}}
+  transform = freezing.freeze_oscillations(optax.sgd(1.0), {'student/conv': quantizer}, 0.5, 0.4)
+  state, still = transform.init(params), jax.tree.map(jnp.zeros_like, params)
+  known = state.tracks['student']['conv']._replace(frozen=jnp.asarray(rng.random(kernel.shape) < share))
+  state, update = state._replace(tracks={'student': {'conv': known}}), jax.jit(transform.update)
+  weights = lambda: quantizer.fake_quantize(params['student']['conv']['kernel'], learned.get('weight_quantizer'))
+  seen = []
+  for _ in range(30):
+    updates, state = update(still, state, params)
+    params = optax.apply_updates(params, updates)
+    seen.append(np.asarray(weights()))
+  np.testing.assert_array_equal(seen[-1], seen[0])
+
+
 def make_config(**fields):
   config = config_lib.default()
   config.update_from_flattened_dict(
