@@ -216,7 +216,8 @@ def check_runs(runs):
 def derive(config, changes):
   """Returns the checked configuration of one run of a chain or table: `config` with `changes`, and without its plans.
 
-  A run of another method has the schedules of the loss that `changes` give it, and no others.
+  A run of another method has the schedules of the loss that `changes` give it, and no others. So it is with
+  `bits.rules` and a run whose student has other bits, such as a full-precision teacher: `config` means its own student.
 
   Raises:
     UserError: a field does not exist, or does not fit.
@@ -232,6 +233,8 @@ def derive(config, changes):
       if field.split('.')[0] != 'prerequisites':
         check_field(field)
         derived.update_from_flattened_dict({field: value})
+    if derived.student.to_dict() != config.student.to_dict() and 'bits.rules' not in changed:
+      derived.bits.rules = ()
     derived.prerequisites = ml_collections.ConfigDict(changes.get('prerequisites', {}))
   check(derived)
   return derived

@@ -324,6 +324,16 @@ def test_smoke_shortens_the_networks_of_every_method():
   assert set(found.values()) == {(4, 8)}
 
 
+def test_rules_of_bits_are_for_runs_with_the_same_student():
+  config = config_lib.default()
+  config.bits.rules = (('student/stage3.*', 1, 2),)
+  rules = lambda **changes: config_lib.derive(config, changes).bits.rules
+  assert rules() == rules(student={'weight_bits': 2}, seed=3) == config.bits.rules
+  assert rules(student={'weight_bits': 32, 'activation_bits': 32}) == rules(student={'activation_bits': 4}) == ()
+  own = (('student/stage1.*', 8, 8),)
+  assert rules(student={'weight_bits': 32}, bits={'rules': own}) == own
+
+
 def test_smoke_shortens_the_schedule_of_a_row():
   config = config_lib.default()
   config.optimizer.schedule, config.optimizer.warmup = 'cosine', '1 epochs'
