@@ -153,8 +153,9 @@ def general_weights(errors: jax.Array) -> jax.Array:
     raise ValueError(f'errors must be [M, M]; got {errors.shape}')
   errors = errors.astype(jnp.float32)
   networks = len(errors)
-  ridge = jnp.maximum(1e-4 * jnp.trace(errors) / networks, jnp.finfo(jnp.float32).tiny)
-  w = jnp.linalg.solve(errors + ridge * jnp.eye(networks, dtype=jnp.float32), jnp.ones(networks, jnp.float32))
+  unit = jnp.maximum(jnp.trace(errors) / networks, jnp.finfo(jnp.float32).tiny)  # no error at all: equal weights
+  ridge = 1e-4 * jnp.eye(networks, dtype=jnp.float32)
+  w = jnp.linalg.solve(errors / unit + ridge, jnp.ones(networks, jnp.float32))
   return w / jnp.sum(w)
 
 

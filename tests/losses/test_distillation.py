@@ -220,6 +220,13 @@ def test_overhaul_by_hand():
   np.testing.assert_allclose(losses.overhaul_loss(t, s, f32([-1] * 4)), 2)
 
 
+def test_no_gradient_reaches_the_margin_of_overhaul():
+  t, s = map(f32, map_pair())
+  margin = losses.overhaul_margin(t.mean((0, 1, 2)), t.std((0, 1, 2)))
+  expected = jax.grad(losses.overhaul_loss)(t, s, margin)
+  np.testing.assert_allclose(jax.grad(losses.FEATURE_LOSSES['ofd']())(t, s), expected, rtol=1e-5, atol=1e-7)
+
+
 def test_similarity_does_not_see_orthogonal_maps_or_scale():
   """The matrix of inner products is the same under a rotation of all features, and its rows have length 1."""
   t, s = map_pair()

@@ -146,6 +146,8 @@ def test_general_ensemble():
   np.testing.assert_allclose(losses.general_weights(np.diag([1, 3]).astype(np.float32)), [0.75, 0.25], atol=1e-4)
   same = losses.error_sums(np.stack([z[0]] * 3), LABELS, mask)
   np.testing.assert_allclose(losses.general_weights(same), [1 / 3] * 3, atol=2e-3)
+  for errors in (0.0, 1e-30):
+    np.testing.assert_allclose(losses.general_weights(np.float32(errors * np.eye(4))), [1 / 4] * 4, rtol=1e-5)
 
   target = losses.general_target(z, np.array([0.2, 0.3, 0.5], np.float32))
   np.testing.assert_allclose(np.exp(target), np.tensordot([0.2, 0.3, 0.5], np.exp(log_softmax(z)), 1), rtol=1e-5)

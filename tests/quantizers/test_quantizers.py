@@ -840,6 +840,12 @@ def test_starts_by_hand():
   np.testing.assert_allclose([start['center'], start['distance']], [0.995687 / 2] * 2, rtol=1e-5)
   start = qil.Activation(1).init(w)  # mean of max(x, 0)^2 = 1/2: from 0 to 1.224006
   np.testing.assert_allclose([start['center'], start['distance']], [1.224006 / 2] * 2, rtol=1e-5)
+  start = ewgs.Activation(2).init(
+    w
+  )  # max(w, 0) = 0, 1, 0, 1 has deviation 1/2, |N(0, 1)| has sqrt(1 - 2 / pi) = 0.602810
+  np.testing.assert_allclose([start['lower'], start['upper']], [0, 1.5 / 0.602810], rtol=1e-5)
+  start = ewgs.Activation(2).init(w + 9)  # from 8 to 3 deviations of 1 / 0.602810, which is less: one more than 8
+  np.testing.assert_allclose([start['lower'], start['upper']], [8, 9], rtol=1e-5)
 
 
 @pytest.mark.parametrize('function, low', [('relu', 0.0), ('identity', -1.0), ('swish', -0.2)])
