@@ -17,6 +17,8 @@ A frozen weight does not follow its level at every step: where the scale is meas
 would follow the other, and both would shrink or grow without end.
 
 Source: algorithm 1 there, and its published code (Qualcomm-AI-research/oscillations-qat), whose limit is 4 bits, too.
+Departure: there a learned step gets the gradient c_t of a frozen weight's value s c_t. Here the loss does not know what
+is frozen, and the step gets the gradient that its quantizer gives it for any weight in that place.
 """
 
 import functools
