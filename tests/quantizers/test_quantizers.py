@@ -846,6 +846,10 @@ def test_starts_by_hand():
   np.testing.assert_allclose([start['lower'], start['upper']], [0, 1.5 / 0.602810], rtol=1e-5)
   start = ewgs.Activation(2).init(w + 9)  # from 8 to 3 deviations of 1 / 0.602810, which is less: one more than 8
   np.testing.assert_allclose([start['lower'], start['upper']], [8, 9], rtol=1e-5)
+  start = n2uq.Activation(2).init(w)  # three equal segments of the range 0 to 2
+  np.testing.assert_allclose(start.pop('segments'), [2 / 3] * 3, rtol=1e-6)
+  assert start == {'start': 0, 'input_scale': 1, 'output_scale': 1}
+  assert (apot.Weight(2).init(w), apot.Activation(2).init(w)) == ({'clip': 3}, {'clip': 6})
 
 
 @pytest.mark.parametrize('function, low', [('relu', 0.0), ('identity', -1.0), ('swish', -0.2)])
