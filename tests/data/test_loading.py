@@ -222,6 +222,15 @@ def test_minival_is_spread_over_the_training_set():
   assert len(minival) == 100 and np.histogram(minival, 5, (0, 1000))[0].min() > 8
 
 
+def test_orders_and_held_out_images_are_those_of_earlier_versions():
+  """Accuracies on `minival` can be compared, and runs resumed, only as long as these stay."""
+  np.testing.assert_array_equal(sampling.split_minival(1000, 0.008)[1], [34, 77, 175, 219, 254, 499, 621, 878])
+  np.testing.assert_array_equal(sampling.epoch_permutation(8, 1, 2), [7, 0, 5, 4, 6, 2, 3, 1])
+  np.testing.assert_array_equal(sampling.epoch_permutation(8, -1, 0), [0, 7, 2, 1, 4, 6, 5, 3])
+  for seed in (3, 2**64 + 3):
+    np.testing.assert_array_equal(sampling.record_rng(seed, 5, 7).integers(0, 1000, 4), [592, 922, 975, 222])
+
+
 # --- Evaluation.
 
 
