@@ -550,9 +550,15 @@ def test_guidance_leaves_the_students_quantizers_alone(quantizer):
   method = build.create_method(config, CLASSES)
   variables = jax.jit(functools.partial(method.init, train=True))(jax.random.key(0), images)
   if quantizer == 'lq_nets':
-    _, state = method.apply(variables, images, train=True, mutable=True)
-    updates = state['quantizer_state']['student']['stage1_activation']['activation_quantizer']['updates']
-    assert updates == 1
+    outputs, state = method.apply(variables, 2 * images + 1, train=True, mutable=True)
+    before, after = (
+      tree['quantizer_state']['student']['stage1_activation']['activation_quantizer'] for tree in (variables, state)
+    )
+    assert after['updates'] == 1 and (before['basis'] != after['basis']).any()
+    # The teacher's map is on the grid from before the step, as the student's is.
+    b1, b2 = before['basis']
+    for quantized in next(iter(outputs.aux.values())):
+      assert np.isin(quantized, np.array([0, b1, b2, b1 + b2])).all()
 
   def guidance(params, network):
     outputs, _ = method.apply({**variables, 'params': params}, images, train=True, mutable=True)
