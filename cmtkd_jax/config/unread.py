@@ -1,5 +1,8 @@
 """Fields that no run of a configuration reads, such as those of a method, loss or quantizer that is not selected."""
 
+import functools
+import operator
+
 from cmtkd_jax.config import sections, validation
 from cmtkd_jax.config.defaults import flat
 
@@ -9,24 +12,35 @@ _LOSSES = ('feature_loss', 'logit_loss')
 def find(config, fields):
   """Returns `{field: reason}` for those of `fields` that neither `config` nor a run of its chain or table reads.
 
-  The reason is that of `config` itself.
+  The reason is that of `config` itself; a field of one run, such as 'table.runs.kd.seed', has that of this run.
 
   Args:
     config: a `ConfigDict`, or its fields as `flat` returns them.
     fields: such as 'quantizer.lsq.weight.per_channel'.
   """
-  runs = _runs(flat(config))
-  reasons = {field: [reason(field, run) for run in runs] for field in fields}
-  return {field: why[0] for field, why in reasons.items() if all(why)}
+  values = flat(config)
+  changes = _changes(values)
+  runs = [values, *(values | changed for changed in changes.values())]
+  found = {}
+  for field in fields:
+    if run := validation.run_of(field):
+      # A run of a row's own chain also has the row's changes.
+      of_run = [changed for prefix, changed in sorted(changes.items()) if run.startswith(prefix)]
+      why = reason(field.removeprefix(run), functools.reduce(operator.or_, of_run, values))
+      found[field] = why and f'in this run {why}'
+    else:
+      reasons = [reason(field, run) for run in runs]
+      found[field] = reasons[0] if all(reasons) else ''
+  return {field: why for field, why in found.items() if why}
 
 
-def _runs(values):
-  """Flat fields of the configuration, and of each run of its chain or table."""
+def _changes(values):
+  """`{'table.runs.NAME.': flat fields that it changes}` of each run of the chain or table of a configuration."""
   changes = {}
   for field, value in values.items():
     if run := validation.run_of(field):
       changes.setdefault(run, {})[field.removeprefix(run)] = value
-  return [values, *(values | changed for changed in changes.values())]
+  return changes
 
 
 def reason(field, values):

@@ -1,5 +1,6 @@
 """The checks that refuse a configuration that cannot be honored, by field, value and what is allowed."""
 
+import copy
 import difflib
 import re
 
@@ -10,6 +11,7 @@ from cmtkd_jax import options
 from cmtkd_jax.config import durations, sections
 from cmtkd_jax.config.defaults import default, flat
 from cmtkd_jax.errors import UserError
+from cmtkd_jax.models import STUDENT
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.quantizers import Quantizer
 
@@ -192,15 +194,20 @@ def add_to_run(config, field):
     check_runs(runs)
     if run not in runs:
       raise UserError(f'--config.{field}: there is no run {run!r}; runs of config.{of} are {", ".join(runs) or "none"}')
-    place = runs[run]
+    with config.unlocked():
+      place = _own(runs, run)
   with config.unlocked():
     *above, leaf = name.split('.')
     for section in above:
-      if section not in place:
-        place[section] = ml_collections.ConfigDict()
-      place, config = place[section], config[section]
+      place, config = _own(place, section), config[section]
     if leaf not in place:
       place[leaf] = config_dict.placeholder(float) if config[leaf] is None else config[leaf]
+
+
+def _own(place, name):
+  """The section `name` of `place`, made where there is none; where runs share one, as from one dict, a copy of it."""
+  place[name] = copy.deepcopy(place[name]) if name in place else ml_collections.ConfigDict()
+  return place[name]
 
 
 def check_runs(runs):
@@ -213,11 +220,19 @@ def check_runs(runs):
       )
 
 
+def _is_of_the_student(pattern):
+  try:
+    return re.fullmatch(pattern, STUDENT) is not None
+  except re.error:  # refused below, with all that is wrong
+    return True
+
+
 def derive(config, changes):
   """Returns the checked configuration of one run of a chain or table: `config` with `changes`, and without its plans.
 
-  A run of another method has the schedules of the loss that `changes` give it, and no others. So it is with
-  `bits.rules` and a run whose student has other bits, such as a full-precision teacher: `config` means its own student.
+  What `config` says of its own networks does not reach runs of others: a run of another method has the schedules of the
+  loss that `changes` give it, and no others, and `remat` only where it names the student, which all have. A run whose
+  student has other bits, such as a full-precision teacher, has the `bits.rules` of `changes`.
 
   Raises:
     UserError: a field does not exist, or does not fit.
@@ -229,6 +244,8 @@ def derive(config, changes):
     if 'method.name' in changed and changed['method.name'] != config.method.name:
       for name in sections.SCHEDULES:  # of the loss of that method
         derived[name] = default()[name]
+      if not _is_of_the_student(config.remat):
+        derived.remat = ''
     for field, value in changed.items():
       if field.split('.')[0] != 'prerequisites':
         check_field(field)

@@ -119,7 +119,7 @@ def in_order(runs, wanted):
       )
     if name not in order:
       for reference in _REFERENCE.findall(json.dumps(runs[name].to_dict(), ensure_ascii=False)):
-        if reference in runs:
+        if reference in runs and reference not in runs[name].get('prerequisites', {}):  # its own come first
           visit(reference, (*above, name))
       order.append(name)
 

@@ -10,6 +10,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.data.outline import outline
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
+from cmtkd_jax.runs import run_files
 from cmtkd_jax.runtime import chips
 from cmtkd_jax.runtime import topology as tpu_topology
 from cmtkd_jax.runtime.progress import format_duration
@@ -90,9 +91,9 @@ def find(config, workdir, topology=None):
 
 
 def _teachers(config, workdir):
-  """The `Teacher`s of the run; those of its prerequisites need not be trained."""
+  """The `Teacher`s of the run, those it has if it began; those of its prerequisites need not be trained."""
   names = {f'{{{name}}}': name for name in config.prerequisites}
-  if not names.keys() & set(config.teacher_workdirs):
+  if run_files.has_checkpoint(workdir) or not names.keys() & set(config.teacher_workdirs):
     return teachers.open_all(config, workdir)
   return tuple(
     teachers.Teacher(teacher, chain.prerequisite(config, names[teacher]))

@@ -50,7 +50,7 @@ def _facts(config, about, summary, low):
     'images': f'{height} x {width} x {channels}, uint8',
     'classes': f'{len(about["classes"])}, named in `config.json`',
     'weights': _bits(config.get('student.weight_bits'), _exceptions(config)),
-    'activations': _bits(config.get('student.activation_bits'), _exceptions(config)),
+    'activations': _bits(config.get('student.activation_bits'), _exceptions(config, shortcuts=False)),
     'first and last layer': _bits(first_last_bits(config), _exceptions(config, shortcuts=False)),
     'quantizer': _quantizers(config, low),
     'method': _code(config.get('method.name')),

@@ -37,7 +37,7 @@ def collect(method, input_shape, rules=()):
     rules: parsed `bit_policy.Rule`s; each must match a layer.
 
   Raises:
-    UserError: a rule matches no layer.
+    UserError: a rule matches no layer of a network that is trained.
   """
   rows, seen, quantized = [], [], []
   for path, module, x, result in inspect.layer_calls(
@@ -66,10 +66,11 @@ def collect(method, input_shape, rules=()):
     positions = result.shape[1] * result.shape[2] if result.ndim == 4 else 1
     rows.append(LayerCost(path, module.policy.resolve_weight_bits(path, module.role), bits, kernel, kernel * positions))
   for rule in rules:
-    if not any(re.fullmatch(rule.pattern, path) for path in seen):
+    own = [path for path in seen if _split(path)[0] not in method.frozen]  # trained teachers keep the rules they had
+    if not any(re.fullmatch(rule.pattern, path) for path in own):
       raise UserError(
-        f'config.bits.rules: {rule.pattern!r} matches no layer; layers are named like '
-        f'{", ".join(seen[:3])}, ..., {seen[-1]}'
+        f'config.bits.rules: {rule.pattern!r} matches no layer that is trained; layers are named like '
+        f'{", ".join(own[:3])}, ..., {own[-1]}'
       )
   return rows
 

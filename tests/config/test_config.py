@@ -7,7 +7,7 @@ import runpy
 import pytest
 
 from cmtkd_jax import config as config_lib
-from cmtkd_jax.config import durations
+from cmtkd_jax.config import durations, validation
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.methods import METHODS
 
@@ -322,6 +322,33 @@ def test_smoke_shortens_the_networks_of_every_method():
   }
   assert found.keys() == {'method.cmtkd.teacher_bits', 'method.dml.peer_bits', 'method.kdcl.peer_bits'}
   assert set(found.values()) == {(4, 8)}
+
+
+def test_a_flag_for_one_run_leaves_those_that_share_its_dict_alone():
+  config = config_lib.default()
+  student, method = dict(weight_bits=1), dict(name='cmtkd', cmtkd=dict(beta=2.0))
+  config.table.runs = {'one': dict(student=student, method=method), 'two': dict(student=student, method=method)}
+  for field, value in (('student.weight_bits', 4), ('method.cmtkd.beta', 3.0), ('method.cmtkd.alpha', 5.0)):
+    validation.add_to_run(config, f'table.runs.one.{field}')
+    config.update_from_flattened_dict({f'table.runs.one.{field}': value})
+  runs = config.table.runs.to_dict()
+  assert runs['one'] == {
+    'student': {'weight_bits': 4},
+    'method': {'name': 'cmtkd', 'cmtkd': {'beta': 3.0, 'alpha': 5.0}},
+  }
+  assert runs['two'] == {'student': student, 'method': method}
+
+
+def test_stages_that_are_computed_again_are_those_of_other_methods_only_in_the_student():
+  config = config_lib.default()
+  for remat, kept in (('teacher.*', ''), ('student', 'student'), ('.*', '.*')):
+    config.remat = remat
+    assert config_lib.derive(config, {'method': {'name': 'single'}}).remat == kept
+    assert config_lib.derive(config, {'seed': 3}).remat == remat
+    assert config_lib.derive(config, {'method': {'name': 'kd'}, 'remat': 'x.*'}).remat == 'x.*'
+  config.remat = '('
+  with pytest.raises(UserError, match=r"config.remat='\('"):
+    config_lib.derive(config, {'method': {'name': 'single'}})
 
 
 def test_rules_of_bits_are_for_runs_with_the_same_student():

@@ -88,6 +88,20 @@ def test_options_that_others_turn_off_name_them():
         turns_off.check(value)
 
 
+def test_a_field_of_one_run_is_judged_by_that_run():
+  config = config_lib.default()
+  config.prerequisites = {'full': {'method': {'name': 'single'}}}
+  config.table.runs = {'kd': {'method': {'name': 'kd'}, 'quantizer': {'name': 'lsq'}, 'prerequisites': {'first': {}}}}
+  found = {
+    'prerequisites.full.method.kd.beta': "in this run config.method.name is 'single'",
+    f'prerequisites.full.{PER_CHANNEL}': "in this run config.quantizer.name is 'hwgq'",
+    'table.runs.kd.method.kd.beta': '',
+    'table.runs.kd.method.cmtkd.beta': "in this run config.method.name is 'kd'",
+    f'table.runs.kd.prerequisites.first.{PER_CHANNEL}': '',
+  }
+  assert find(config, found) == {field: why for field, why in found.items() if why}
+
+
 def test_a_run_of_the_chain_or_table_may_read_it():
   config = config_lib.default()
   config.method.name = 'kd'

@@ -82,6 +82,14 @@ def test_runs_come_after_those_they_refer_to():
     chain.in_order(runs, runs)
 
 
+def test_a_rows_own_prerequisite_comes_before_a_row_of_that_name():
+  config = config_lib.default()
+  own = {'teacher_workdirs': ('{teacher}',), 'prerequisites': {'teacher': {'student': {'weight_bits': 8}}}}
+  config.table.runs = {'teacher': {}, 'own': own, 'of_the_row': {'teacher_workdirs': ('{teacher}',)}}
+  assert chain.in_order(config.table.runs, ['own']) == ['own']
+  assert chain.in_order(config.table.runs, ['of_the_row']) == ['teacher', 'of_the_row']
+
+
 def test_references_are_replaced_or_named():
   config = config_lib.default()
   config.init_from, config.teacher_workdirs = 'student={a},teacher={b}', ('{a}', 'runs/other')
@@ -282,13 +290,13 @@ def test_tables_are_not_trained_as_one_run():
 
 def test_errors_of_a_run_that_comes_first_name_it(tmp_path):
   config = smoke_config()
-  config.prerequisites.first = dict(method=dict(name='single'))
+  config.prerequisites.first = dict(method=dict(name='single'), remat='nobody')
   config.method.cmtkd.teacher_bits = (4,)
   config.remat = 'teacher.*'  # for the last run, which has teachers
-  line = r"config.remat='teacher.*' matches none .* \(in the run 'first', .*--config.prerequisites.first.FIELD=VALUE"
+  line = r"config.remat='nobody' matches none .* \(in the run 'first', .*--config.prerequisites.first.FIELD=VALUE"
   with pytest.raises(UserError, match=line):
     chain.train_chain(config, tmp_path)
-  config.prerequisites.first.remat = ''
+  del config.prerequisites.first.remat
   chain._check([('first', tmp_path / 'first', chain.prerequisite(config, 'first')), ('', tmp_path, config)])
 
 

@@ -246,7 +246,8 @@ def test_a_card_names_layers_of_other_bits():
   assert '| weights | 2 bits, but for shortcuts in full precision |' in text
   assert '| first and last layer | float32 |' in text
   text = card(exported(), bits__shortcut='full_precision', bits__rules=(('student/stage1/.*', 4, 4),))
-  assert '| activations | 2 bits, but for shortcuts in full precision and layers of `bits.rules` |' in text
+  assert '| weights | 2 bits, but for shortcuts in full precision and layers of `bits.rules` |' in text
+  assert '| activations | 2 bits, but for layers of `bits.rules` |' in text
 
 
 def test_a_card_claims_no_figures_of_rounded_training():
@@ -459,7 +460,7 @@ def test_formats_are_named(tmp_path):
     export.write(exported(), tmp_path, ['hib'])
   assert line(export.write, exported(), tmp_path, 'hub') == "formats='hub' is one name; give a list of names: ['hub']"
   (tmp_path / 'hub').write_text('')
-  assert 'cannot be written' in line(export.write, exported(), tmp_path, ['hub'])
+  assert 'cannot be a folder' in line(export.write, exported(), tmp_path, ['hub'])
   assert 'is not written: about.classes has 1 names' in line(
     export.write, exported(classes=['a']), tmp_path / 'new', ['hub']
   )

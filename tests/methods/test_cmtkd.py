@@ -18,6 +18,7 @@ from cmtkd_jax.models import bit_table, layers, resnet
 from cmtkd_jax.models.bit_policy import parse_rules
 from cmtkd_jax.models.products import values
 from cmtkd_jax.training import build
+from cmtkd_jax.training.teachers import Teacher
 from tests import networks
 
 CLASSES = 5
@@ -627,6 +628,19 @@ def test_rule_that_matches_nothing_is_refused():
   config.bits.rules = (('student/.*', 2, 2), ('student/stage9/.*', 4, 4))
   with pytest.raises(UserError, match='config.bits.rules.*stage9'):
     table(config)
+
+
+def test_rule_for_a_trained_teacher_is_refused():
+  """It keeps the bits that it was trained with."""
+  config = resnet8_config()
+  config.method.name = 'kd'
+  config.bits.rules = (('teacher1/stage1.*', 4, 4),)
+  teacher = config_lib.default()
+  method = build.create_method(config, 10, (Teacher('runs/teacher', teacher),))
+  with pytest.raises(
+    UserError, match=r"config.bits.rules: 'teacher1/stage1.*' matches no layer that is trained; .* student/"
+  ):
+    bit_table.collect(method, (8, 8, 1), parse_rules(config.bits.rules))
 
 
 def test_every_setting_is_a_config_field():
