@@ -6,12 +6,13 @@ import re
 import jax
 import pytest
 
+from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import commands
 from cmtkd_jax.cli.flags import Command
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import requirements
 from cmtkd_jax.runtime import chips
-from cmtkd_jax.training import loop, memory
+from cmtkd_jax.training import loop, memory, teachers
 from tests import networks
 from tests.experiments.test_chain import load, smoke_config
 
@@ -174,3 +175,13 @@ def test_a_slice_of_tpus():
   assert max(four.seconds, key=four.seconds.get) == 'memory' and four.fits
   with pytest.raises(UserError, match='topology=v5e:3x3 is not a slice that the compiler for TPUs knows'):
     requirements.find(config, '', 'v5e:3x3')
+
+
+def test_a_run_that_began_keeps_its_teachers(tmp_path, monkeypatch):
+  config = config_lib.default()
+  config.prerequisites = {'teacher': {'method': {'name': 'single'}}}
+  config.method.name, config.teacher_workdirs = 'average_teacher', ('{teacher}', 'elsewhere')
+  saved = (teachers.Teacher('a', config), teachers.Teacher('b', config))
+  monkeypatch.setattr(requirements.run_files, 'has_checkpoint', lambda workdir: True)
+  monkeypatch.setattr(requirements.teachers, 'open_all', lambda config, workdir: saved)
+  assert requirements._teachers(config, tmp_path) == saved
