@@ -223,7 +223,7 @@ def check_runs(runs):
 def _is_of_the_student(pattern):
   try:
     return re.fullmatch(pattern, STUDENT) is not None
-  except re.error:  # refused below, with all that is wrong
+  except (re.error, TypeError):  # refused below, with all that is wrong
     return True
 
 
@@ -244,14 +244,14 @@ def derive(config, changes):
     if 'method.name' in changed and changed['method.name'] != config.method.name:
       for name in sections.SCHEDULES:  # of the loss of that method
         derived[name] = default()[name]
-      if not _is_of_the_student(config.remat):
+      if not _is_of_the_student(config.get('remat', '')):
         derived.remat = ''
     for field, value in changed.items():
       if field.split('.')[0] != 'prerequisites':
         check_field(field)
         derived.update_from_flattened_dict({field: value})
-    if derived.student.to_dict() != config.student.to_dict() and 'bits.rules' not in changed:
-      derived.bits.rules = ()
     derived.prerequisites = ml_collections.ConfigDict(changes.get('prerequisites', {}))
+  if derived.get('student') != config.get('student') and 'bits.rules' not in changed:
+    derived.bits.rules = ()
   check(derived)
   return derived

@@ -153,7 +153,8 @@ def general_weights(errors: jax.Array) -> jax.Array:
     raise ValueError(f'errors must be [M, M]; got {errors.shape}')
   errors = errors.astype(jnp.float32)
   networks = len(errors)
-  unit = jnp.maximum(jnp.trace(errors) / networks, jnp.finfo(jnp.float32).tiny)  # no error at all: equal weights
+  mean = jnp.trace(errors) / networks
+  unit = jnp.where(mean > 0, mean, 1.0)  # no error at all: equal weights
   ridge = 1e-4 * jnp.eye(networks, dtype=jnp.float32)
   w = jnp.linalg.solve(errors / unit + ridge, jnp.ones(networks, jnp.float32))
   return w / jnp.sum(w)
