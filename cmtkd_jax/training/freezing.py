@@ -9,7 +9,7 @@ forth, and with them the statistics of the batch normalizations. For every quant
 
 A weight whose frequency f_t is above the threshold is frozen at the code where it mostly was, round(e_{t-1}): it moves
 to the level of this code and stays there. Where the scale has moved so far that it would get another code, it moves to
-the level again. So its code never changes, and its quantized value follows the scale. That needs a quantizer that maps
+the level again. So it keeps its code, and its quantized value follows the scale. That needs a quantizer that maps
 its levels to themselves. Weights of more bits than `freezing.max_bits` change their codes at almost every step, which
 is no oscillation; they are left alone.
 
@@ -36,7 +36,7 @@ from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.quantizers.base import dequantize
 from cmtkd_jax.runtime import distributed
 
-_MOST_PASSES = 10  # over the weights of a layer in one step; one or two are enough
+_MOST_PASSES = 10  # over the weights of a layer in one step; what is left then follows at the next
 
 
 class Track(NamedTuple):
