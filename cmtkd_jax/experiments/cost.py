@@ -28,7 +28,7 @@ def compare(config):
     changes = config.table.runs[name].to_dict() if name else {}
     run = config_lib.derive(config, changes)
     data = build.outline_data(run, outlines)
-    if not name and not run.teacher_workdirs and not run.prerequisites:
+    if not name and not run.teacher_workdirs:
       method = build.method_of(run, data.num_classes)
       layers = bit_table.collect(method, data.input_shape, parse_rules(run.bits.rules))
     alone = {'method': {'name': 'single'}, 'teacher_workdirs': (), 'init_from': '', 'prerequisites': {}}

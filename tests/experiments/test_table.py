@@ -346,6 +346,14 @@ def test_a_table_without_lines_is_refused(config, tmp_path):
     table.train_table(config, tmp_path)
 
 
+def test_a_column_that_no_row_fills_is_left_out(config, tmp_path):
+  finish(tmp_path, 'single')
+  header = lambda: table_text.render('', table.collect(config, tmp_path))
+  assert 'published' in header() and 'difference' not in header()
+  config.table.lines = tuple((*line[:4], (None, None)) for line in config.table.lines)
+  assert 'published' not in header() and 'last epoch' in header()
+
+
 def test_names_of_runs_may_have_any_sign(config):
   runs = config_lib.default().table.runs
   runs['x'], runs['w2-a2, größer'] = dict(init_from='{w2-a2, größer}'), dict()

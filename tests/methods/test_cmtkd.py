@@ -1,4 +1,4 @@
-"""CMT-KD: its loss, its forward pass and its gradients against NumPy, and the bit table it reports."""
+"""CMT-KD: its loss, its forward pass and its gradients against NumPy."""
 
 import dataclasses
 
@@ -12,13 +12,10 @@ from flax import traverse_util
 from cmtkd_jax import config as config_lib
 from cmtkd_jax import losses, models
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.experiments import cost
 from cmtkd_jax.methods import base, cmtkd
-from cmtkd_jax.models import bit_table, layers, resnet
-from cmtkd_jax.models.bit_policy import parse_rules
+from cmtkd_jax.models import layers, resnet
 from cmtkd_jax.models.products import values
 from cmtkd_jax.training import build
-from cmtkd_jax.training.teachers import Teacher
 from tests import networks
 
 CLASSES = 5
@@ -518,129 +515,6 @@ def test_gradient_of_importance_by_finite_differences():
       assert abs(difference) > 1e-3
       assert_close(gradient[tap][i], difference, rtol=0.02, atol=1e-3)
     assert_close(np.sum(gradient[tap]), 0, atol=1e-5)
-
-
-# The bit table.
-
-
-def table(config, classes=10):
-  method = build.create_method(config, classes)
-  return {row.layer: row[1:] for row in bit_table.collect(method, (8, 8, 1), parse_rules(config.bits.rules))}
-
-
-def resnet8_config():
-  config = config_lib.default()
-  config.method.cmtkd.teacher_bits = (4, 8)
-  return config
-
-
-def test_bit_table_by_hand():
-  rows = table(resnet8_config())
-  costs = {  # layer: (parameters, MACs), counted by hand
-    'stage1/stem/conv': (9 * 16, 9 * 16 * 64),
-    'stage1/block1/conv1': (9 * 16 * 16, 9 * 16 * 16 * 64),
-    'stage1/block1/conv2': (9 * 16 * 16, 9 * 16 * 16 * 64),
-    'stage2/block1/conv1': (9 * 16 * 32, 9 * 16 * 32 * 16),
-    'stage2/block1/conv2': (9 * 32 * 32, 9 * 32 * 32 * 16),
-    'stage2/block1/shortcut': (16 * 32, 16 * 32 * 16),
-    'stage3/block1/conv1': (9 * 32 * 64, 9 * 32 * 64 * 4),
-    'stage3/block1/conv2': (9 * 64 * 64, 9 * 64 * 64 * 4),
-    'stage3/block1/shortcut': (32 * 64, 32 * 64 * 4),
-  }
-  expected = {'combined_head/classifier': (32, 32, 640, 640), 'student/head/classifier': (32, 32, 640, 640)}
-  for network, bits in (('student', 2), *zip(TEACHERS, (4, 8))):
-    for layer, expense in costs.items():
-      first = layer == 'stage1/stem/conv'
-      # Teachers read the mixture after a tap, which is on no grid.
-      mixed = network != 'student' and layer in (
-        'stage2/block1/conv1',
-        'stage2/block1/shortcut',
-        'stage3/block1/conv1',
-        'stage3/block1/shortcut',
-      )
-      expected[f'{network}/{layer}'] = (32 if first else bits, 32 if first or mixed else bits, *expense)
-  assert rows == expected
-  text = bit_table.render([bit_table.LayerCost(layer, *row) for layer, row in rows.items()])
-  line = next(line for line in text.splitlines() if line.startswith('stage2/block1/conv1 '))
-  assert line.split() == ['stage2/block1/conv1', '4,608', '73,728', '4/32', '8/32', '2/2', '-']
-
-
-def test_bit_table_follows_options_and_rules():
-  config = resnet8_config()
-  config.bits.first_last, config.bits.shortcut, config.method.cmtkd.requantize = 8, 'full_precision', True
-  config.bits.rules = (
-    ('student/stage2/block1/conv2', 3, 5),
-    ('student/stage2/.*', 6, 7),
-    (r'teacher2_8bit/stage1_activation', 1, 5),
-  )
-  bits = {layer: row[:2] for layer, row in table(config).items()}
-  assert bits['student/stage1/stem/conv'] == (8, 32) and bits['student/head/classifier'] == (8, 32)
-  assert bits['student/stage2/block1/conv1'] == (6, 2)
-  assert bits['student/stage2/block1/conv2'] == (3, 7)
-  assert bits['student/stage2/block1/shortcut'] == (6, 2)
-  assert bits['student/stage3/block1/shortcut'] == (32, 2)
-  # A mixture that is quantized again has the teacher's own bits.
-  assert bits['teacher1_4bit/stage2/block1/conv1'] == (4, 4)
-  assert bits['teacher2_8bit/stage2/block1/conv1'] == (8, 5)
-  config.method.name, config.student.weight_bits, config.student.activation_bits = 'single', 32, 32
-  config.bits.rules = ()
-  rows = table(config)
-  assert {layer.split('/')[0] for layer in rows} == {'student'} and len(rows) == 10
-  assert all(row[:2] == (32, 32) for row in rows.values())
-
-
-def test_totals_by_hand():
-  """100 parameters at 2 bits and 10 at 32; 1000 MACs at 2 x 4 bits and 50 at 32 x 32."""
-  rows = [bit_table.LayerCost('student/a', 2, 4, 100, 1000), bit_table.LayerCost('student/b', 32, 32, 10, 50)]
-  assert bit_table.total(rows) == (110, 200 + 320, 1050, 8000 + 51200)
-  assert 'size of the weights, KiB' in bit_table.render(rows) and bit_table.render(rows).split()[-1] == '0.1'
-
-
-def test_policies_are_compared_before_training():
-  """Two rule sets as runs of a table: stage 3 at 4 bits costs its 57,344 weights and their products 2 bits more."""
-  config = resnet8_config()
-  config.table.runs = dict(
-    uniform={}, deep=dict(bits=dict(rules=(('student/stage3/.*', 4, 4), ('student/stage2_activation', 4, 4))))
-  )
-  compared = cost.compare(config)
-  totals = compared.students
-  assert totals['deep'].size - totals['uniform'].size == 2 * (18432 + 36864 + 2048)
-  stage3 = 18432 * 4 + 36864 * 4 + 2048 * 4  # MACs at 2x2
-  assert totals['deep'].bops - totals['uniform'].bops == stage3 * (16 - 4)
-  assert compared.layers == []
-  lines = cost.render(compared, 'cmtkd').splitlines()
-  assert [line.split()[0] for line in lines] == ['student', 'deep', 'uniform']
-
-
-def test_policies_on_other_data_are_compared_on_theirs():
-  """100 classes in place of 10: 90 more rows of the classifier's 64 weights."""
-  config = resnet8_config()
-  config.data.name = 'generated:8x8x1:10:48'
-  config.batch_size = 32
-  config.table.runs = dict(ten={}, hundred=dict(data=dict(name='generated:8x8x1:100:480')))
-  found = cost.compare(config).students
-  assert found['hundred'].parameters - found['ten'].parameters == 90 * 64
-
-
-def test_rule_that_matches_nothing_is_refused():
-  config = resnet8_config()
-  config.method.name = 'single'
-  config.bits.rules = (('student/.*', 2, 2), ('student/stage9/.*', 4, 4))
-  with pytest.raises(UserError, match='config.bits.rules.*stage9'):
-    table(config)
-
-
-def test_rule_for_a_trained_teacher_is_refused():
-  """It keeps the bits that it was trained with."""
-  config = resnet8_config()
-  config.method.name = 'kd'
-  config.bits.rules = (('teacher1/stage1.*', 4, 4),)
-  teacher = config_lib.default()
-  method = build.create_method(config, 10, (Teacher('runs/teacher', teacher),))
-  with pytest.raises(
-    UserError, match=r"config.bits.rules: 'teacher1/stage1.*' matches no layer that is trained; .* student/"
-  ):
-    bit_table.collect(method, (8, 8, 1), parse_rules(config.bits.rules))
 
 
 def test_every_setting_is_a_config_field():
