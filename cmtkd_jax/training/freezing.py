@@ -14,7 +14,9 @@ its levels to themselves. Weights of more bits than `freezing.max_bits` change t
 is no oscillation; they are left alone.
 
 A frozen weight does not follow its level at every step: where the scale is measured on the weights, as HWGQ's is, each
-would follow the other, and both would shrink or grow without end.
+would follow the other, and both would shrink or grow without end. Where few weights share such a scale and most of them
+are frozen, even the moves of one step may not end. These weights stay where they are, with the codes that they have
+there.
 
 Source: algorithm 1 there, and its published code (Qualcomm-AI-research/oscillations-qat), whose limit is 4 bits, too.
 Departure: there a learned step gets the gradient c_t of a frozen weight's value s c_t. Here the loss does not know what
@@ -36,7 +38,7 @@ from cmtkd_jax.models import inspect, layers
 from cmtkd_jax.quantizers.base import dequantize
 from cmtkd_jax.runtime import distributed
 
-_MOST_PASSES = 10  # over the weights of a layer in one step; what is left then follows at the next
+_MOST_PASSES = 10  # over the weights of a layer in one step
 
 
 class Track(NamedTuple):
@@ -137,7 +139,8 @@ def freeze_oscillations(optimizer, quantizers, momentum, threshold):
 def _at_levels(kernel, strayed, known, quantize):
   """`kernel` with the weights that have `strayed` at the levels of their codes in `known`.
 
-  That may move a scale that is measured on the weights, and with it the codes of others, which follow.
+  That may move a scale that is measured on the weights, and with it the codes of others, which follow. Weights of one
+  scale for which this does not end stay as they were: a few, all frozen, might move it, and grow, without end.
   """
 
   def move(carry):
@@ -148,7 +151,10 @@ def _at_levels(kernel, strayed, known, quantize):
     return kernel, known.frozen & (quantize(kernel).codes != known.code), passes + 1
 
   is_left = lambda carry: carry[1].any() & (carry[2] < _MOST_PASSES)
-  return jax.lax.while_loop(is_left, move, (kernel, strayed, 0))[0]
+  moved, left, _ = jax.lax.while_loop(is_left, move, (kernel, strayed, 0))
+  sizes = np.broadcast_shapes(quantize(kernel).scale.shape, (1,) * kernel.ndim)
+  shared = [axis for axis, size in enumerate(sizes) if size == 1]
+  return jnp.where(left.any(shared, keepdims=True), kernel, moved)
 
 
 def maps_levels_to_themselves(quantizer):

@@ -124,6 +124,24 @@ def test_scales_that_are_measured_on_frozen_weights_stay(name, bits, share):
   np.testing.assert_array_equal(seen[-1], seen[0])
 
 
+def test_weights_that_find_no_rest_stay_and_others_of_their_layer_move():
+  """3-bit N2UQ: equal weights of a channel are 1 / 1.75 of its range, so those that move to its ends widen it."""
+  quantizer = quantizers.QUANTIZERS['n2uq'].Weight(bits=3)
+  restless, others = np.array([0.1, 0.1, -0.1, -0.1]), np.array([0.4, 0.1, -0.1, -0.2])
+  kernel = jnp.asarray(np.stack([restless, others], -1), jnp.float32)
+  params = {'student': {'conv': {'kernel': kernel}}}
+  transform = freezing.freeze_oscillations(optax.sgd(1.0), {'student/conv': quantizer}, 0.5, 0.4)
+  state = transform.init(params)
+  known = state.tracks['student']['conv']
+  code = known.code.at[:, 0].set(jnp.array([7, 7, 0, 0], jnp.int16)).at[1, 1].add(jnp.int16(1))
+  known = known._replace(code=code, frozen=jnp.ones(kernel.shape, bool).at[0, 1].set(False))
+  state = state._replace(tracks={'student': {'conv': known}})
+  updates, _ = transform.update(jax.tree.map(jnp.zeros_like, params), state, params)
+  moved = np.asarray(optax.apply_updates(params, updates)['student']['conv']['kernel'])
+  np.testing.assert_array_equal(moved[:, 0], kernel[:, 0])
+  assert moved[1, 1] != kernel[1, 1] and quantizer.quantize(moved).codes[1, 1] == code[1, 1]
+
+
 def make_config(**fields):
   config = config_lib.default()
   config.update_from_flattened_dict(
