@@ -20,7 +20,7 @@ import jax
 
 from cmtkd_jax.cli import commands, flags, interrupts, output
 from cmtkd_jax.errors import UserError, one_line
-from cmtkd_jax.runtime import allocator, distributed, peers, preemption, silencers
+from cmtkd_jax.runtime import allocator, distributed, peers, preemption, silencers, standard_error
 
 _READER_LEFT = 141  # as of a program that SIGPIPE ends
 _RESUMING = ('train', 'table')
@@ -79,6 +79,7 @@ def _end(status, line):
 def run():
   """Runs the command line of this process and ends it with the exit status; the command `cmtkd-jax`."""
   output.open_closed()
+  sys.stderr = standard_error.Forgiving(sys.stderr)
   output.show_warnings()
   allocator.keep_memory()
   if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:

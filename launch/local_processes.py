@@ -129,6 +129,8 @@ def main():
   started = start(options.arguments, options.processes, options.devices, options.gpus)
   forward = lambda number, frame: [process.send_signal(number) for process, _ in started if process.poll() is None]
   signal.signal(signal.SIGTERM, forward)
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGHUP, forward)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all of them
   status = wait(started)
   return 128 - status if status < 0 else status

@@ -66,6 +66,7 @@ def main():
         'metrics': {k: float(v) for k, v in metrics.items()},
         'results': results,
         'processes': jax.process_count(),
+        'texts': distributed.texts_of_all('é' * me),
         'devices': jax.device_count(),
       }
     )

@@ -11,6 +11,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import output
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain
+from cmtkd_jax.runtime import preemption
 from cmtkd_jax.training import evaluate
 
 CONFIG_MISSING = '--config is missing; give a config file, e.g. --config=configs/digits_resnet8.py'
@@ -30,6 +31,7 @@ def run_evaluate(command):
   """Evaluates a checkpoint, by default the newest, and prints one JSON object."""
   if command.integer and jax.process_count() > 1:
     raise UserError('--integer compares in one process; start it again without the other processes')
+  preemption.end_at_once()  # there is nothing to save
   results = evaluate.evaluate_run(command.workdir, command.config, command.step)
   if command.integer:
     from cmtkd_jax.export import compare

@@ -1,5 +1,6 @@
 """Ctrl-C: the first one ends the command after the computation in flight, the second one at once."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -31,7 +32,8 @@ def _answer(read_end):
     interrupted = True
     with _writing:
       if not _silent.is_set():
-        os.write(2, _FIRST)
+        with contextlib.suppress(OSError):  # the terminal may be closed
+          os.write(2, _FIRST)
 
 
 def silence():

@@ -43,13 +43,16 @@ class Activation(base.Quantizer):
 
       x_hat = s round(clip((f(x) - o) / s, 0, n)) + o,  n = 2^b - 1
 
-  function: f, the activation function itself, which other quantizers are: 'relu', 'swish' or 'identity'.
+  function: f, the activation function itself, which other quantizers are: 'relu', 'swish' or 'identity'. Swish falls
+    until x = -1.28; with about 3 bits and more its codes do, too, and the network cannot be exported.
   Gradients: dx_hat/ds as in LSQ with f(x) - o, dx_hat/do = 1[outside], both times 1 / sqrt(features n);
   dx_hat/df = 1[inside]. Step and offset start from the least squared error on a sample of the first batch, among 50
   ends of the levels and 11 offsets. Source: LSQ+ eqs. (3)-(6).
   """
 
-  function: str = option('relu', 'f, the activation function itself', choices=tuple(FUNCTIONS))
+  function: str = option(
+    'relu', "f, the activation function itself; 'swish' cannot be exported from about 3 bits", choices=tuple(FUNCTIONS)
+  )
   learned = ('step', 'offset')
 
   def init(self, x):

@@ -30,6 +30,12 @@ _DISK_TEXTS = (
 _RETRY_SECONDS = (1, 4, 15)  # between attempts to read from an object store
 
 
+class _Manager(ocp.CheckpointManager):
+  def reached_preemption(self, step):
+    """Asks nothing: processes agree on one of the numbers of `runtime.preemption`, which are not steps."""
+    return False
+
+
 class Checkpoints(contextlib.AbstractContextManager):
   """The checkpoints of one directory; each is complete or invisible. Close it, or use it in `with`.
 
@@ -49,7 +55,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     if best_metric:
       _drop_damaged_metrics(self.directory)  # in all processes, which wait for each other
       policies.append(ocp.checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
         cleanup_tmp_directories=True,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -9,7 +10,7 @@ import warnings
 
 from etils import epath
 
-from cmtkd_jax.errors import UserError
+from cmtkd_jax.errors import UserError, one_line
 from cmtkd_jax.runs import event_files
 from cmtkd_jax.runtime import distributed, local_file, silencers, tensorflow_host
 
@@ -66,21 +67,31 @@ class MetricLog:
     self._file.flush()
     with contextlib.suppress(OSError):  # some file systems have no such call
       os.fsync(self._file.fileno())
-    if self._clu is not None:
-      self._clu.write_scalars(int(step), scalars)
+    self._to_tensorboard(lambda writer: writer.write_scalars(int(step), scalars))
 
   def write_text(self, step, key, text):
     """Shows a text, such as a table of bits, in TensorBoard; it does not enter `metrics.jsonl`."""
-    if self._clu is not None:
-      self._clu.write_texts(int(step), {key: text})
+    self._to_tensorboard(lambda writer: writer.write_texts(int(step), {key: text}))
 
   def close(self):
     """Writes what is pending and closes the files."""
+    self._to_tensorboard(lambda writer: writer.close())
+    self._clu = None
     if self._file is not None:
       self._file.close()
-    if self._clu is not None:
-      self._clu.close()
-    self._file = self._clu = None
+    self._file = None
+
+  def _to_tensorboard(self, write):
+    """Calls `write(writer)`, if there is a writer; one that fails is used no more, with a warning."""
+    if self._clu is None:
+      return
+    try:
+      write(self._clu)
+    except Exception as error:  # clu raises what its thread has met, and TensorFlow has types of its own
+      self._clu = None
+      logging.getLogger(__name__).warning(
+        'TensorBoard files cannot be written any more (%s); %s has all metrics', one_line(error, 150), FILE
+      )
 
   def __enter__(self):
     return self

@@ -3,12 +3,15 @@
 JAX's coordination service ends a process by abort() when it loses another one. `install` replaces what abort() does.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
 import time
+
+from cmtkd_jax.runtime import standard_error
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 LOST = 'error: another process of this run ended; start the same command again in all processes to resume'
@@ -33,7 +36,7 @@ def install():
   sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1)
   sys.stderr.flush()
   _terminal = os.dup(2)
-  sys.stderr = os.fdopen(os.dup(_terminal), 'w', buffering=1)
+  sys.stderr = standard_error.Forgiving(os.fdopen(os.dup(_terminal), 'w', errors='backslashreplace'))
   read_end, write_end = os.pipe()
   os.dup2(write_end, 1)
   os.dup2(write_end, 2)
@@ -59,7 +62,8 @@ def leave(status):
   """Ends this process after its own error, which it has printed: a regular end would wait for the other processes."""
   global _line, _status
   _line, _status = '', status
-  sys.stdout.flush()
+  with contextlib.suppress(OSError):
+    sys.stdout.flush()
   sys.stderr.flush()
   time.sleep(_GRACE_SECONDS)
   os._exit(status)
@@ -67,7 +71,7 @@ def leave(status):
 
 def _on_abort(number):
   if _line:
-    os.write(_terminal, f'{_line}\n'.encode())
+    _write(f'{_line}\n'.encode())
   os._exit(_status)
 
 
@@ -81,4 +85,9 @@ def _forward(read_end):
     for line in lines:
       fatal = fatal or (line[:1] == b'F' and line[1:5].isdigit())  # the log format: F, then month and day
       if not fatal and not line.startswith(b'[Gloo]'):
-        os.write(_terminal, line)
+        _write(line)
+
+
+def _write(data):
+  with contextlib.suppress(OSError):  # the terminal may be closed
+    os.write(_terminal, data)

@@ -8,7 +8,9 @@ import warnings
 
 
 def _is_worth_printing(record):
-  """Whether to print a log record. Orbax logs a dozen for each save, and also logs errors that it raises."""
+  """Whether to print a log record. Orbax logs a dozen for each save; it and clu also log errors that they raise."""
+  if 'Error in producer thread' in str(record.msg):  # clu's
+    return False
   return 'orbax' not in record.pathname or (
     record.levelno > logging.INFO
     and not record.exc_info
@@ -17,7 +19,7 @@ def _is_worth_printing(record):
 
 
 def install():
-  """Installs filters for Orbax, TensorStore and Pillow."""
+  """Installs filters for Orbax, TensorStore, clu and Pillow."""
   # A damaged image ends the run or is counted, so Pillow need not warn of it.
   warnings.filterwarnings('ignore', module=r'PIL\.')
   logging.getLogger('absl').addFilter(_is_worth_printing)

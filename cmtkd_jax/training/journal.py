@@ -74,7 +74,7 @@ class Journal:
 
   def trained(self, step, window, state):
     """Writes and prints the `window.Summary` of the steps up to `step`."""
-    plan, broken = self._plan, self._plan.dataset.train.broken
+    plan, broken = self._plan, self._plan.dataset.train.broken()
     summary = plan.method.summary(state.params)
     self._log.write(
       step,

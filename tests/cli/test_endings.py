@@ -19,7 +19,8 @@ from absl.testing import flagsaver
 from cmtkd_jax import main
 from cmtkd_jax.cli import commands, interrupts, output
 from cmtkd_jax.errors import UserError
-from cmtkd_jax.runtime import peers, preemption
+from cmtkd_jax.runs import checkpoint
+from cmtkd_jax.runtime import peers, preemption, standard_error
 from cmtkd_jax.runtime.preemption import Preemption
 from tests import compiling
 
@@ -217,6 +218,28 @@ def test_signals_that_ask_to_stop(number):
     assert signal.getsignal(number) == signal.SIG_DFL
   finally:
     signal.signal(number, before)
+
+
+@pytest.mark.skipif(not pathlib.Path('/dev/full').exists(), reason='the system has no /dev/full')
+def test_what_standard_error_does_not_take_is_dropped():
+  with open('/dev/full', 'w') as full, Preemption() as asking:
+    stream = standard_error.Forgiving(full)
+    print('x', file=stream)
+    stream.flush()
+    assert stream.fileno() == full.fileno() and not asking.requested()
+
+
+def test_a_run_whose_terminal_is_gone_is_saved(tmp_path):
+  """Here the reader of a pipe: writing to it fails, as it does to a closed terminal."""
+  endless = ['--config.duration=100000 steps', '--config.optimizer.decay_at=', '--config.eval_every=']
+  process = start(
+    ['-m', 'tests.tiny_main', *SINGLE, f'--workdir={tmp_path}/run', *endless, '--config.checkpoint_every=']
+  )
+  while 'compiled' not in process.stderr.readline():
+    assert process.poll() is None
+  process.stderr.close()
+  assert process.wait(timeout=60) == preemption.EXIT_STATUS
+  assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')
 
 
 def test_processes_agree_on_numbers_that_rise_through_all_runs(monkeypatch):

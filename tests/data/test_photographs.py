@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from cmtkd_jax.data import sampling
-from cmtkd_jax.data.loading import host_reader
+from cmtkd_jax.data.loading import host_reader, streaming
 from cmtkd_jax.data.loading import worker_pool as workers
 from cmtkd_jax.data.sources import base, npy
 from cmtkd_jax.data.transforms import crop_boxes, decode_pil
@@ -239,7 +239,7 @@ def test_the_tensorflow_decoder_streams_resumes_and_counts_broken_images(photos)
   load_with = functools.partial(load, f'folder:{photos}', decoder='tensorflow', max_corrupt_fraction=0.1)
   dataset = load_with()
   whole = take(dataset.train, 0, 6)
-  assert dict(dataset.train.broken) == {7: f'file {path} (the data of the JPEG are cut short or damaged)'}
+  assert dict(dataset.train.broken()) == {7: f'file {path} (the data of the JPEG are cut short or damaged)'}
   assert_equal(whole[4:], take(load_with(num_workers=0, devices=1).train, 4, 2))
   assert_equal(whole, take(load_with(workers='processes').train, 0, 6))
 
@@ -276,7 +276,7 @@ def test_processes_give_what_threads_give(photos):
   processes = load(name, max_corrupt_fraction=0.1, workers='processes')
   assert_equal(threads, take(processes.train, 3, 4))
   assert_equal(evaluated, jax.device_get(list(processes.evals['test'].batches())))
-  assert dataset.train.broken == processes.train.broken and list(dataset.train.broken) == [7]
+  assert dataset.train.broken() == processes.train.broken() and list(dataset.train.broken()) == [7]
   alone = load(name, max_corrupt_fraction=0.1, workers='processes', num_workers=1, devices=1)
   assert_equal(threads[2:], take(alone.train, 5, 2))
   (photos / 'test' / 'bee' / '03.jpg').write_bytes(b'no image')
@@ -396,8 +396,8 @@ def test_broken_training_images_are_replaced_by_the_next(photos):
   dataset = load(name, max_corrupt_fraction=0.1)
   (photos / 'train' / 'bee' / '18.jpg').unlink()  # Record 38, after the folder was read.
   damaged = take(dataset.train, 0, 10)
-  assert dataset.train.broken.keys() == {3, 38, 39}
-  assert dataset.train.broken[38] == f'file {photos}/train/bee/18.jpg (No such file or directory)'
+  assert dataset.train.broken().keys() == {3, 38, 39}
+  assert dataset.train.broken()[38] == f'file {photos}/train/bee/18.jpg (No such file or directory)'
   transform = decode_pil.Transform('inception_crop_flip', size=56, resize=64, channels=3, seed=0)
   replaced = {3: 4, 38: 0, 39: 0}  # The next one; after the last comes the first.
   seen = 0
@@ -430,6 +430,28 @@ def test_too_many_broken_images_stop_the_run(photos):
   assert '\n' not in str(e.value)
 
 
+def test_broken_images_of_all_processes_are_counted(photos, monkeypatch):
+  """Each process reads its own rows, and may meet the same image at another epoch."""
+  name = f'folder:{photos}'
+  for i in range(2):
+    (photos / 'train' / 'ant' / f'{i:02}.jpg').write_bytes(b'no image')
+  texts = []
+
+  def all_texts(text):
+    texts.append(text)
+    return [text, '[[1, "the same"], [9, "another"]]']
+
+  monkeypatch.setattr(streaming.distributed, 'texts_of_all', all_texts)
+  train = load(name, max_corrupt_fraction=0.075).train
+  take(train, 0, 5)
+  assert set(train.broken()) == {0, 1, 9} and set(train.broken()) == {0, 1, 9}
+  assert sorted(record for record, _ in json.loads(texts[0])) == [0, 1] and texts[1] == '[]'  # each is sent once
+  strict = load(name, max_corrupt_fraction=0.06).train  # 2 of 40
+  take(strict, 0, 5)
+  with pytest.raises(UserError, match='3 training images cannot be decoded'):
+    strict.broken()
+
+
 @pytest.fixture
 def small(tmp_path):
   """A folder set of 40 + 4 PNGs of one size, each of one color, which is 5 times its record number."""
@@ -454,10 +476,10 @@ def test_on_device_sets_replace_broken_images_as_streams_do(small, first):
   assert is_on_device(on_device) and not is_on_device(streamed)
   reasons = {first: 'it is not an image', first + 1: 'it is not an image', 21: 'image file is truncated'}
   reasons[39] = 'it is not an image'
-  assert on_device.train.broken == {record: f'file {paths[record]} ({why})' for record, why in reasons.items()}
+  assert on_device.train.broken() == {record: f'file {paths[record]} ({why})' for record, why in reasons.items()}
   drawn = take(on_device.train, 0, 5)
   assert_equal(drawn, take(streamed.train, 0, 5))
-  assert on_device.train.broken == streamed.train.broken
+  assert on_device.train.broken() == streamed.train.broken()
   replaced = {first: first + 2, first + 1: first + 2, 21: 22, 39: 2 if first == 0 else 0}
   for step, batch in enumerate(drawn):
     records = np.array([replaced.get(r, r) for r in on_device.train.indices(step).tolist()])
@@ -475,7 +497,7 @@ def test_held_out_images_are_neither_replaced_nor_stand_in(small, on_device):
   asked = np.concatenate([dataset.train.indices(step) for step in range(10)])
   given = np.concatenate([batch['image'][:, 0, 0, 0] // 5 for batch in take(dataset.train, 0, 10)])
   np.testing.assert_array_equal(given, np.where(asked == before - 1, before + 1, asked))
-  assert before - 1 in asked and set(dataset.train.broken) == {before - 1}
+  assert before - 1 in asked and set(dataset.train.broken()) == {before - 1}
   next(iter(dataset.evals['minival'].batches()))
   paths[before].write_bytes(b'no image')
   with pytest.raises(UserError, match=f'{paths[before]} cannot be decoded.*repair or remove it'):

@@ -507,7 +507,7 @@ def test_a_link_to_nothing_is_a_broken_image(tmp_path):
   name = save_folder(tmp_path)
   (tmp_path / 'train' / 'ant' / '5.png').symlink_to(tmp_path / 'nothing.png')
   dataset = load(**rgb(name=name, max_corrupt_fraction=0.2))
-  assert list(dataset.train.broken) == [4] and dataset.num_examples['train'] == 9
+  assert list(dataset.train.broken()) == [4] and dataset.num_examples['train'] == 9
 
 
 @pytest.mark.parametrize(

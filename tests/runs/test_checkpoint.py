@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax.core import freeze
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cmtkd_jax.errors import UserError
@@ -99,6 +100,15 @@ def test_restored_arrays_can_be_donated(tmp_path, devices):
     np.testing.assert_array_equal(np.asarray(shard.data), kernel[shard.index] + 1 + 1 + 1)
   for shard in arrays['step'].addressable_shards:
     assert int(shard.data) == 10
+
+
+def test_saving_asks_for_no_preemption(tmp_path, monkeypatch):
+  """JAX would take the step for one of the numbers that processes agree on, see `runtime.preemption`."""
+  asked = []
+  monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', lambda step: asked.append(step) or False)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(7, make_state(1), {})
+  assert steps(tmp_path) == [7] and not asked
 
 
 def test_state_may_be_donated_while_it_is_being_saved(tmp_path):

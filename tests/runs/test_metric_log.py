@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+import unittest.mock
 
 import jax
 import pytest
@@ -109,6 +110,23 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     log.write_text(1, 'bits', 'table')
     assert not log.tensorboard
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('fails', ['write_scalars', 'write_texts', 'close'])
+def test_a_writer_that_fails_is_left_and_the_rows_go_on(tmp_path, monkeypatch, caplog, fails):
+  """As on a full disk, where clu raises what its thread has met before."""
+  writer = unittest.mock.Mock()
+  getattr(writer, fails).side_effect = RuntimeError('No space left\non device')
+  monkeypatch.setattr(metric_log, '_clu_writer', lambda workdir: writer)
+  with MetricLog(tmp_path) as log:
+    log.write_text(0, 'bits', 'x')
+    for step in (1, 2):
+      log.write(step, {'a': step})
+  assert steps_of(tmp_path) == [1, 2]
+  assert [record.getMessage() for record in caplog.records] == [
+    'TensorBoard files cannot be written any more (No space left on device); metrics.jsonl has all metrics'
+  ]
+  assert getattr(writer, fails).call_count == 1
 
 
 def run_python(code):

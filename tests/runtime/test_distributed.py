@@ -51,6 +51,7 @@ def test_two_processes_read_the_batches_of_one(probes):
   """Row by row, over the border of an epoch, from memory and streamed; each process holds its own half."""
   _, (one,), two = probes
   assert [p['processes'] for p in two] == [2, 2] and one['devices'] == two[0]['devices'] == 4
+  assert one['texts'] == [''] and [p['texts'] for p in two] == [['', 'é']] * 2
   for on_device in ('yes', 'no'):
     for batch in range(2):
       rows = [dict(map(tuple_of, p['labels'][on_device][batch])) for p in two]

@@ -26,6 +26,13 @@ class Reader(Protocol):
     Record -1 stands for padding: its image and label are arbitrary.
     """
 
+  def share_broken(self):
+    """Adds what other processes have met to `broken`; all processes call it together.
+
+    Raises:
+      UserError: these are more images than the configuration allows.
+    """
+
 
 def batch_spec(batch_size: int, shape, sharding) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the specification of a batch: 'image' uint8 [batch_size, *shape], 'label' int32 [batch_size]."""
@@ -51,9 +58,13 @@ class TrainLoader:
     # Two, since reader threads straddle the border of two epochs.
     self._order = functools.lru_cache(maxsize=2)(functools.partial(sampling.epoch_permutation, len(records), seed))
 
-  @property
   def broken(self) -> Mapping[int, str]:
-    """The images that this process met, could not decode and replaced: record -> its name."""
+    """Returns the images that could not be decoded and were replaced: record -> its name; all processes call it.
+
+    Raises:
+      UserError: these are more images than the configuration allows.
+    """
+    self._reader.share_broken()
     return self._reader.broken
 
   @property

@@ -112,6 +112,9 @@ class Reader:
 
     self._gather = jax.jit(gather, out_shardings=self.sharding)
 
+  def share_broken(self):
+    """See `loaders.Reader`; every process has read all images."""
+
   def stream(self, rows: Callable[[int], np.ndarray], start: int, stop: int | None) -> Iterator[loaders.Batch]:
     """See `loaders.Reader`."""
     for step in itertools.count(start) if stop is None else range(start, stop):

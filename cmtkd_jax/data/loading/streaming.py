@@ -2,6 +2,8 @@
 
 import collections
 import functools
+import itertools
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
@@ -15,6 +17,7 @@ from cmtkd_jax.data import broken as broken_lib
 from cmtkd_jax.data.loading import loaders
 from cmtkd_jax.data.loading.host_reader import HostReader
 from cmtkd_jax.data.loading.worker_pool import Workers
+from cmtkd_jax.runtime import distributed
 
 _BATCHES_IN_FLIGHT = 2
 # Rows that one thread reads at a time: enough to amortize a task's cost, few enough to share out a batch.
@@ -55,7 +58,8 @@ class Reader:
     mesh: devices with an axis 'data'.
 
   Attributes:
-    broken: the images that this process has met so far and cannot decode: record -> its name and the reason.
+    broken: the images that cannot be decoded: record -> its name and the reason. Those that this process has met, and
+      at the last `share_broken` other processes.
   """
 
   def __init__(
@@ -64,6 +68,7 @@ class Reader:
     self.sharding, self.shape = NamedSharding(mesh, P('data')), host.shape
     self.read = functools.partial(workers.read, host) if workers else host.read
     self.broken: Mapping[int, str] = {}
+    self._shared: Mapping[int, str] = {}  # what all processes know
     self._num_workers, self._max_broken = num_workers, max_broken
 
   def stream(self, rows: Callable[[int], np.ndarray], start: int, stop: int | None) -> Iterator[loaders.Batch]:
@@ -86,6 +91,14 @@ class Reader:
       yield from ready
     finally:
       iterator.close()
+
+  def share_broken(self):
+    """See `loaders.Reader`."""
+    own = [(int(record), name) for record, name in self.broken.items() if record not in self._shared]
+    found = itertools.chain.from_iterable(map(json.loads, distributed.texts_of_all(json.dumps(own))))
+    self._shared = {**self._shared, **dict(found)}
+    self.broken = self._shared
+    broken_lib.check_count(self.broken, self._max_broken)
 
   def _count(self, broken):
     self.broken = functools.reduce(dict.__or__, broken, self.broken)
