@@ -26,9 +26,6 @@ class MetricLog:
     resume_step: drop the rows and events after this step first, because they will be logged again; None drops none.
     tensorboard: also write TensorBoard event files, when clu and TensorFlow are installed.
 
-  Attributes:
-    tensorboard: whether event files are being written.
-
   Raises:
     UserError: `metrics.jsonl` has a damaged line other than the last.
   """
@@ -44,7 +41,11 @@ class MetricLog:
         event_files.drop_after(workdir, resume_step)
       self._file = (workdir / FILE).open('a')
       self._clu = _clu_writer(workdir) if tensorboard else None
-    self.tensorboard = self._clu is not None
+
+  @property
+  def tensorboard(self):
+    """Whether event files are being written."""
+    return self._clu is not None
 
   def write(self, step, scalars):
     """Logs one row, on disk when this returns.
