@@ -23,7 +23,7 @@ def parse(text: str) -> dict[str, str]:
   """Returns `{network: work directory}` of 'student=DIR,teacher1_4bit=DIR', or `{'': DIR}` for one directory.
 
   Raises:
-    UserError: a network has no directory.
+    UserError: a network has no directory, or two.
   """
   if not re.match(_NETWORK, text):  # a path may hold a '=' further on
     return {'': os.path.expanduser(text)}
@@ -31,4 +31,7 @@ def parse(text: str) -> dict[str, str]:
   for _, _, directory in pairs:
     if not directory.strip():
       raise UserError(f"config.init_from: {text!r} is neither a work directory nor 'network=DIR,network=DIR'")
-  return {name.strip(): os.path.expanduser(directory.strip()) for name, _, directory in pairs}
+  names = [name.strip() for name, _, _ in pairs]
+  if twice := next((name for name in names if names.count(name) > 1), ''):
+    raise UserError(f'config.init_from: {text!r} names {twice!r} twice; give each network one directory')
+  return {name: os.path.expanduser(directory.strip()) for name, (_, _, directory) in zip(names, pairs)}

@@ -2,11 +2,13 @@
 
 import functools
 import operator
+import re
 
 from cmtkd_jax.config import sections, validation
 from cmtkd_jax.config.defaults import flat
 
 _LOSSES = ('feature_loss', 'logit_loss')
+_SEED_IN_TABLE = re.compile(r'(table\.runs\.[^.]+\.)?seed')
 
 
 def find(config, fields):
@@ -22,8 +24,11 @@ def find(config, fields):
   changes = _changes(values)
   runs = [values, *(values | changed for changed in changes.values())]
   found = {}
+  has_table = any(run.startswith('table.runs.') for run in changes)
   for field in fields:
-    if run := validation.run_of(field):
+    if has_table and _SEED_IN_TABLE.fullmatch(field):
+      found[field] = 'the runs of a table have config.table.seeds'
+    elif run := validation.run_of(field):
       # A run of a row's own chain also has the row's changes.
       of_run = [changed for prefix, changed in sorted(changes.items()) if run.startswith(prefix)]
       why = reason(field.removeprefix(run), functools.reduce(operator.or_, of_run, values))

@@ -178,5 +178,7 @@ def _train(config, workdir, root, report):
     summary = loop.train_and_evaluate(config, workdir, root)
   else:
     report(f'{workdir} is finished; its data were not looked at again')
+    for directory, change in teachers.trained_again(config, workdir, root):
+      report(f'note: it learned from an earlier {directory} ({change}); delete {workdir} to train it again')
   report(run_summary.closing_table(summary))
   return summary

@@ -101,7 +101,7 @@ def collect(config, workdir, failures=None):
     failures: `{run: {seed: why it could not be trained}}`.
 
   Returns:
-    list of JSON-able dicts, one a line.
+    list of JSON-able dicts, one a line; a run that could not be trained and that no line prints has a last one.
 
   Raises:
     UserError: the configuration has no table, the directory does not exist, or a summary cannot be used.
@@ -111,7 +111,10 @@ def collect(config, workdir, failures=None):
     raise UserError(f'workdir: there is no directory {workdir}; train the table first')
   table = config.table
   baseline = _results(_summaries(workdir, table.baseline), table.baseline, table.split, STUDENT)
-  return [_row(config, line, workdir, baseline, failures or {}) for line in lines]
+  failures = failures or {}
+  printed = {line.run for line in lines}
+  lines += [Line(run, '-', run, STUDENT, (None, None)) for run in failures if run not in printed]
+  return [_row(config, line, workdir, baseline, failures) for line in lines]
 
 
 def _summaries(workdir, run):
@@ -199,7 +202,9 @@ def _note(config, line, workdir, found, baseline, failures):
     seed, reason = next(iter(reasons.items()))
     return reason if len(reasons) == len(config.table.seeds) else f'seed {seed}: {reason}'
   if missing := [seed for seed in config.table.seeds if seed not in found]:
-    started = any((workdir / line.run / f'seed{seed}' / run_files.CONFIG).exists() for seed in missing)
+    of_seed = ('', *config.table.runs[line.run].get('prerequisites', {}))  # its own come first
+    runs = [workdir / line.run / f'seed{seed}' / name for seed in missing for name in of_seed]
+    started = any((run / run_files.CONFIG).exists() for run in runs)
     return 'not finished' if started else f'{len(missing)} seed{"s" * (len(missing) > 1)} not run'
   if differing := _differing(found):
     return f'seeds differ in {", ".join(differing)}'

@@ -53,7 +53,8 @@ def find(images):
     elif os.path.exists(path):
       found.append(path)
     else:
-      found += sorted(glob.glob(path, recursive=True)) or [path]
+      matches = sorted(glob.glob(path, recursive=True))
+      found += dict.fromkeys(find(matches)) if matches else [path]  # '**' matches folders and what is in them
   return found
 
 

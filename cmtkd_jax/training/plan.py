@@ -1,5 +1,6 @@
 """The parts of one training run, made of its configuration before anything is written."""
 
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -83,6 +84,8 @@ def create(config, workdir):
   teachers.check_compatible(trained, config, dataset.class_names)
   if not run_files.has_checkpoint(workdir):  # or it has what it started from
     for field, directory in init_from.trained_runs(config):
+      if os.path.abspath(directory) == os.path.abspath(workdir):
+        raise UserError(f'config.{field}: {directory} is the directory of this run itself; name that of another run')
       compatibility.check_held_out(f'config.{field}', directory, config, dataset)
       if field == 'init_from':  # teachers are asked about images of this run alone
         compatibility.check_minival(directory, config)

@@ -11,7 +11,7 @@ from flax import traverse_util
 from cmtkd_jax import config as config_lib
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import STUDENT
-from cmtkd_jax.runs import checkpoint, json_file, run_files, run_summary
+from cmtkd_jax.runs import checkpoint, compatibility, json_file, run_files, run_summary
 
 FILE = 'teachers.json'
 # What a teacher's training and this one must share: its logits are for the same classes, its images the same numbers.
@@ -47,6 +47,18 @@ def open_all(config, workdir):
     return tuple(Teacher(entry['directory'], config_lib.from_json(json.dumps(entry['config']))) for entry in entries)
   workdirs = map(os.path.expanduser, config.teacher_workdirs)
   return tuple(Teacher(workdir, run_files.read_config(workdir, 'config.teacher_workdirs')) for workdir in workdirs)
+
+
+def trained_again(config, workdir, root=''):
+  """Yields (directory, what is different) of the teachers of a finished run that have been trained again since.
+
+  root: as in `config.difference`. Teachers that are not there any more are left out.
+  """
+  for teacher, directory in zip(open_all(config, workdir), config.teacher_workdirs):
+    if (epath.Path(os.path.expanduser(directory)) / run_files.CONFIG).exists():
+      now = run_files.read_config(os.path.expanduser(directory), 'config.teacher_workdirs')
+      if changed := config_lib.difference(teacher.config, now, compatibility.MUTABLE_FIELDS, root):
+        yield directory, changed[0]
 
 
 def check_compatible(teachers, config, class_names):

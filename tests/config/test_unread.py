@@ -98,12 +98,16 @@ def test_a_field_of_one_run_is_judged_by_that_run():
     'table.runs.kd.method.kd.beta': '',
     'table.runs.kd.method.cmtkd.beta': "in this run config.method.name is 'kd'",
     f'table.runs.kd.prerequisites.first.{PER_CHANNEL}': '',
+    'seed': 'the runs of a table have config.table.seeds',
+    'table.runs.kd.seed': 'the runs of a table have config.table.seeds',
+    'table.runs.kd.prerequisites.first.seed': '',
   }
   assert find(config, found) == {field: why for field, why in found.items() if why}
 
 
 def test_a_run_of_the_chain_or_table_may_read_it():
   config = config_lib.default()
+  assert find(config, ['seed']) == {}
   config.method.name = 'kd'
   config.prerequisites = {'teacher': {'method': {'name': 'cmtkd'}, 'quantizer': {'name': 'lsq'}}}
   assert find(config, [PER_CHANNEL, 'method.cmtkd.beta', 'feature_loss.name']) == {}

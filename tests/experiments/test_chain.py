@@ -59,6 +59,15 @@ def test_kd_trains_its_teacher_first_keeps_it_and_can_be_evaluated_without_it(tm
   (tmp_path / 'kd').rename(tmp_path / 'moved')  # with all of its runs: they are the same ones
   assert chain.train_chain(config, tmp_path / 'moved', report=reported.append)['results'] == summary['results']
   assert sum('is finished' in text for text in reported) == 4
+  # A teacher that has been trained again since is named.
+  assert not any('learned from an earlier' in text for text in reported)
+  described = tmp_path / 'moved' / 'teacher' / run_files.CONFIG
+  there = json.loads(described.read_text())
+  described.write_text(json.dumps(there | {'seed': 7}))
+  chain.train_chain(config, tmp_path / 'moved', report=reported.append)
+  (note,) = [text for text in reported if 'learned from an earlier' in text]
+  assert note.startswith(f'note: it learned from an earlier {tmp_path}/moved/teacher (seed: 0 -> 7); delete ')
+  described.write_text(json.dumps(there))
   (tmp_path / 'moved' / 'summary.json').unlink()
   assert chain.train_chain(config, tmp_path / 'moved')['results'] == summary['results']
   (tmp_path / 'moved' / 'teacher').rename(tmp_path / 'elsewhere')

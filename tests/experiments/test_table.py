@@ -11,6 +11,7 @@ from cmtkd_jax import config as config_lib
 from cmtkd_jax.cli import commands
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.experiments import chain, table, table_text
+from cmtkd_jax.runs import run_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RANDOM = 'these accuracies mean nothing'
@@ -344,6 +345,24 @@ def test_a_table_without_lines_is_refused(config, tmp_path):
   config.table.lines = ()
   with pytest.raises(UserError, match='config.table.lines is empty; give a line for each run'):
     table.train_table(config, tmp_path)
+
+
+def test_a_run_that_fails_and_that_no_line_prints_is_said(config, tmp_path):
+  finish(tmp_path, 'single')
+  config.data.name, config.table.only = 'npy:/nowhere', ('hidden',)
+  config.table.runs.hidden = {}
+  (row,) = table.train_table(config, tmp_path)
+  assert row['run'] == 'hidden' and not row['is_complete'] and '/nowhere' in row['note']
+  assert '/nowhere' in (tmp_path / 'table.md').read_text()
+
+
+def test_a_run_has_begun_once_one_that_comes_first_has(config, tmp_path):
+  config.table.runs.later = dict(prerequisites=dict(first={}))
+  note = lambda: table.collect(config, tmp_path)[3]['note']
+  (tmp_path / 'later' / 'seed0' / 'first').mkdir(parents=True)
+  assert note() == '2 seeds not run'
+  (tmp_path / 'later' / 'seed0' / 'first' / run_files.CONFIG).touch()
+  assert note() == 'not finished'
 
 
 def test_a_column_that_no_row_fills_is_left_out(config, tmp_path):

@@ -47,6 +47,8 @@ def test_files_folders_and_patterns(tmp_path):
   assert predict.find([str(tmp_path / 'in')]) == [a, b, deep]
   assert predict.find([str(tmp_path / 'in' / '*.png'), star]) == [b, star]
   assert predict.find([str(tmp_path / '**' / '*.jpg')]) == [deep]
+  assert predict.find([str(tmp_path / 'i*')]) == [a, b, deep]  # as a shell would have it
+  assert sorted(predict.find([str(tmp_path / 'in' / '**')])) == sorted([a, b, deep, str(tmp_path / 'in' / 'notes.txt')])
   assert predict.find(['/absent.png']) == ['/absent.png']
 
 

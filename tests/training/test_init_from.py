@@ -8,14 +8,15 @@ import pytest
 from flax import traverse_util
 
 from cmtkd_jax import config as config_lib
+from cmtkd_jax.config import init_from
 from cmtkd_jax.errors import UserError
 from cmtkd_jax.models import bit_table, pytorch_weights
 from cmtkd_jax.quantizers import lsq
 from cmtkd_jax.runs import provenance, run_files
 from cmtkd_jax.runs.checkpoint import Checkpoints
-from cmtkd_jax.training import build, initialize, optimizer
+from cmtkd_jax.training import build, initialize, optimizer, plan
 from cmtkd_jax.training.step import TrainState, initial_state
-from tests import networks
+from tests import networks, small_run
 
 CLASSES = 5
 TEACHERS = {'teacher1_4bit': 4, 'teacher2_8bit': 8}
@@ -215,6 +216,15 @@ def test_a_network_prefers_its_namesake(tmp_path):
     loaded['params']['student']['head']['classifier']['bias'],
     variables['params']['student']['head']['classifier']['bias'],
   )
+
+
+def test_a_network_named_twice_and_the_run_itself_are_refused(tmp_path):
+  with pytest.raises(UserError, match="config.init_from: 'student=a, student=b' names 'student' twice"):
+    init_from.parse('student=a, student=b')
+  config = small_run.make_config()
+  config.init_from = f'student={tmp_path}/./run'
+  with pytest.raises(UserError, match='config.init_from: .*/run is the directory of this run itself'):
+    plan.create(config, tmp_path / 'run')
 
 
 def test_other_width_is_refused(source):
