@@ -1124,6 +1124,7 @@ def test_files_are_opened_only_after_a_look_at_what_they_are():
     'local_file.py': 1,
     'silencers.py': 1,
     'output.py': 1,
+    'standard_error.py': 1,  # the stream of this process
     'distributed.py': 1,  # the null device
     'lock.py': 1,  # the lock, without waiting
     'metric_log.py': 1,
