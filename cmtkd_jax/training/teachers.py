@@ -35,10 +35,9 @@ def open_all(config, workdir):
   Raises:
     UserError: a directory holds no run.
   """
-  path = epath.Path(workdir) / FILE
-  if path.exists() and run_files.has_checkpoint(workdir):
+  if _knows_its_teachers(workdir):
     entries = json_file.read(
-      path,
+      epath.Path(workdir) / FILE,
       list,
       valid=lambda entries: all(
         isinstance(entry['directory'], str) and isinstance(entry['config'], dict) for entry in entries
@@ -49,11 +48,17 @@ def open_all(config, workdir):
   return tuple(Teacher(workdir, run_files.read_config(workdir, 'config.teacher_workdirs')) for workdir in workdirs)
 
 
+def _knows_its_teachers(workdir):
+  return (epath.Path(workdir) / FILE).exists() and run_files.has_checkpoint(workdir)
+
+
 def trained_again(config, workdir, root=''):
   """Yields (directory, what is different) of the teachers of a finished run that have been trained again since.
 
-  root: as in `config.difference`. Teachers that are not there any more are left out.
+  root: as in `config.difference`. Teachers that are not there any more, or that the run does not know, are left out.
   """
+  if not _knows_its_teachers(workdir):
+    return
   for teacher, directory in zip(open_all(config, workdir), config.teacher_workdirs):
     if (epath.Path(os.path.expanduser(directory)) / run_files.CONFIG).exists():
       now = run_files.read_config(os.path.expanduser(directory), 'config.teacher_workdirs')

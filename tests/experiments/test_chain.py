@@ -73,6 +73,10 @@ def test_kd_trains_its_teacher_first_keeps_it_and_can_be_evaluated_without_it(tm
   (tmp_path / 'moved' / 'teacher').rename(tmp_path / 'elsewhere')
   results = evaluate.evaluate_run(tmp_path / 'moved')
   assert results['test/teacher/top1'] == summary['results']['test/teacher']['last']['top1']
+  # To save space: a finished run is finished without its checkpoints and its teacher, too.
+  shutil.rmtree(tmp_path / 'moved' / run_files.CHECKPOINTS)
+  alone = config_lib.derive(config, {'teacher_workdirs': (f'{tmp_path}/moved/teacher',), 'prerequisites': {}})
+  assert chain.train_chain(alone, tmp_path / 'moved')['results'] == summary['results']
 
 
 def _leaves(tree, path=()):
